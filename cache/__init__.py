@@ -1,0 +1,30 @@
+"""A durable store of generated images under the digest of what decided their pixels.
+
+Knows nothing of diffusion or training: NumPy, LMDB and Pillow, no torch and no pickle. The format
+is in `docs/CACHE.md`.
+"""
+
+from cache.claims import Owner
+from cache.contents import Status
+from cache.errors import CacheError, CacheFullError, CorruptRecordError
+from cache.key import KEY_BYTES, Scalar, canonical_bytes, decode_fields, request_key
+from cache.record import Entry, Record
+from cache.store import Store
+from cache.verify import VerifyReport
+
+__all__ = [
+    "KEY_BYTES",
+    "CacheError",
+    "CacheFullError",
+    "CorruptRecordError",
+    "Entry",
+    "Owner",
+    "Record",
+    "Scalar",
+    "Status",
+    "Store",
+    "VerifyReport",
+    "canonical_bytes",
+    "decode_fields",
+    "request_key",
+]

@@ -1,0 +1,153 @@
+"""Who is making what: claims with an owner and a lease, and requests that were given up."""
+
+import os
+import socket
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from cache.errors import CorruptRecordError
+from cache.key import canonical_bytes, decode_fields
+from cache.tables import Tables, Transaction, add_number
+
+_PROC = Path("/proc")
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, told apart from a later one that was given the same number."""
+
+    host: str
+    """Machine, its boot and the namespace that numbers its processes."""
+    pid: int
+    started: int
+    """Start of the process, clock ticks after boot; 0 where the system does not tell."""
+
+    @classmethod
+    def current(cls) -> Self:
+        """The calling process."""
+        pid = os.getpid()
+        return cls(host=_host(), pid=pid, started=_started(pid) or 0)
+
+    def is_gone(self) -> bool:
+        """Whether it is certain that the process has ended; unknown for other hosts."""
+        if self.host != _host() or not self.started:
+            return False
+        return _started(self.pid) != self.started
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right of `owner` to make one key until `expires`, Unix time in s."""
+
+    owner: Owner
+    expires: float
+
+    def to_bytes(self) -> bytes:
+        """Its encoding in the cache."""
+        owner = self.owner
+        return canonical_bytes(
+            {
+                "host": owner.host,
+                "pid": owner.pid,
+                "started": owner.started,
+                "expires": self.expires,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The claim that was encoded.
+
+        Raises:
+            CorruptRecordError: If it is none.
+        """
+        match decode_fields(data):
+            case {"host": str(host), "pid": int(pid), "started": int(started), "expires": float(t)}:
+                return cls(Owner(host, pid, started), t)
+        raise CorruptRecordError("claim must name host, pid, started and expires")
+
+
+class Claims:
+    """The claims as one transaction sees them at one moment."""
+
+    def __init__(self, txn: Transaction, tables: Tables, now: float) -> None:
+        """Look at the claims of `tables` at Unix time `now`."""
+        self._txn, self._tables, self._now = txn, tables, now
+        self._is_gone = cache(Owner.is_gone)  # one look at /proc for each owner
+
+    def living(self, key: bytes) -> Claim | None:
+        """The claim on `key` unless its lease ran out or its owner is gone."""
+        raw = self._txn.get(key, db=self._tables.claims)
+        return None if raw is None else self._living(raw)
+
+    def write(self, key: bytes, claim: Claim) -> None:
+        """Put `claim` on `key`, in place of any other."""
+        self._txn.put(key, claim.to_bytes(), db=self._tables.claims)
+
+    def drop(self, key: bytes, owner: Owner | None = None) -> None:
+        """Take the claim off `key`; with `owner`, only one of theirs."""
+        raw = self._txn.get(key, db=self._tables.claims)
+        if raw is not None and (owner is None or Claim.from_bytes(raw).owner == owner):
+            self._txn.delete(key, db=self._tables.claims)
+
+    def count(self) -> tuple[int, int]:
+        """How many live, how many are dead and not yet taken over."""
+        with self._txn.cursor(self._tables.claims) as cursor:
+            alive = [self._living(raw) is not None for raw in cursor.iternext(keys=False)]
+        return sum(alive), len(alive) - sum(alive)
+
+    def _living(self, raw: bytes) -> Claim | None:
+        claim = Claim.from_bytes(raw)
+        is_dead = claim.expires <= self._now or self._is_gone(claim.owner)
+        return None if is_dead else claim
+
+
+def reject(txn: Transaction, tables: Tables, key: bytes, request: bytes, reason: str) -> None:
+    """Note that `key` is not to be made again; the last reason counts."""
+    restore(txn, tables, key)
+    encoded = canonical_bytes({"reason": reason})
+    value = len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded + request
+    txn.put(key, value, db=tables.rejected)
+    add_number(txn, tables, f"rejected/{reason}", 1)
+
+
+def restore(txn: Transaction, tables: Tables, key: bytes) -> None:
+    """Take back the rejection of `key`, if there is one."""
+    raw = txn.pop(key, db=tables.rejected)
+    if raw is not None:
+        add_number(txn, tables, f"rejected/{_reason(raw)}", -1)
+
+
+def is_rejected(txn: Transaction, tables: Tables, key: bytes) -> bool:
+    """Whether `key` was rejected."""
+    return txn.get(key, db=tables.rejected) is not None
+
+
+def _reason(raw: bytes) -> str:
+    length = int.from_bytes(raw[:_LENGTH_BYTES], "big")
+    match decode_fields(raw[_LENGTH_BYTES : _LENGTH_BYTES + length]):
+        case {"reason": str(reason)}:
+            return reason
+    raise CorruptRecordError("rejection must give a reason")
+
+
+def _host() -> str:
+    name = socket.gethostname()
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{name}/{boot}/{(_PROC / 'self/ns/pid').readlink()}"
+    except OSError:
+        return name
+
+
+def _started(pid: int) -> int | None:
+    try:
+        raw = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    # The name in parentheses may hold anything; behind it stand state (field 3) and start (22).
+    state, *rest = raw[raw.rindex(b")") + 1 :].split()
+    return None if state in (b"Z", b"X") else int(rest[18])

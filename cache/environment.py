@@ -1,0 +1,197 @@
+"""LMDB in this process: one environment a directory, opened late, never carried over a fork.
+
+An environment inherited by `fork` reads and writes wrong data without an error, and LMDB refuses a
+second one on the same files. So all stores of a directory share one, every transaction passes a
+gate, and a fork first waits at that gate and closes what is open; parent and child open anew when
+they next need it.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from cache.errors import CacheError
+from cache.handle import begin, open_handle, probe, worded
+from cache.location import LOCK, check_local, check_readable, is_started, make_writable
+from cache.tables import Tables, Transaction, create_tables, open_tables
+
+FORK_PATIENCE_S = 30.0
+"""How long a fork waits for the transactions of other threads."""
+
+_gate = threading.Condition()
+_environments: dict[Path, "Environment"] = {}
+_forks = 0
+"""Threads that are about to fork."""
+
+
+class Environment:
+    """The LMDB environment of one directory in this process, shared by its stores and threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Note the path; nothing is opened or made."""
+        self.path = path
+        self.users = 0
+        self.wants_writing = False
+        self._handle: lmdb.Environment | None = None
+        self._tables: Tables | None = None
+        self._is_writable = False
+        self._pid = 0
+        self._running: list[int] = []
+
+    @contextmanager
+    def transaction(self, *, write: bool = False) -> Iterator[tuple[Transaction, Tables]]:
+        """One short transaction, committed at the end, undone by an exception.
+
+        Inside it no code of a caller, no import and no logging runs: a fork in another thread may
+        be waiting for it with those locks held.
+
+        Raises:
+            CacheError: If the directory cannot be used or LMDB fails.
+            CacheFullError: If the disk is full.
+        """
+        try:
+            with self._admitted(write) as (handle, tables):
+                txn = begin(handle, write)
+                try:
+                    yield txn, tables
+                    txn.commit()
+                finally:
+                    txn.abort()  # nothing after a commit
+        except lmdb.Error as error:
+            raise worded(self.path, error) from error
+
+    def open(self) -> None:
+        """Open the environment now, so that a path that cannot be used is said at once."""
+        try:
+            with self._admitted(write=self.wants_writing):
+                pass
+        except lmdb.Error as error:
+            raise worded(self.path, error) from error
+
+    def close(self) -> None:
+        """Close it when no transaction runs; the next one opens it again."""
+        with _gate:
+            _gate.wait_for(lambda: not self._running)
+            self._shut()
+
+    @contextmanager
+    def _admitted(self, write: bool) -> Iterator[tuple[lmdb.Environment, Tables]]:
+        thread = threading.get_ident()
+        with _gate:
+            _gate.wait_for(lambda: not _forks and self._can_admit(write))
+            opened = self._opened(write)
+            self._running.append(thread)
+        try:
+            yield opened
+        finally:
+            with _gate:
+                if thread in self._running:  # not in a child that was forked right here
+                    self._running.remove(thread)
+                _gate.notify_all()
+
+    def _can_admit(self, write: bool) -> bool:
+        # Writing through what was opened for reading needs another handle: first let readers end.
+        return self._is_writable or not write or not self._running
+
+    def _opened(self, write: bool) -> tuple[lmdb.Environment, Tables]:
+        if self._handle is not None and self._pid != os.getpid():
+            raise CacheError(
+                f"cache {self.path} was in use while this process was forked from another; "
+                "start worker processes by spawn or forkserver"
+            )
+        if write and not self._is_writable:
+            self._shut()
+        if self._handle is None or self._tables is None:
+            self._open()
+        assert self._handle is not None
+        assert self._tables is not None
+        return self._handle, self._tables
+
+    def _open(self) -> None:
+        check_local(self.path)
+        writable = self.wants_writing
+        if writable:
+            make_writable(self.path)
+        else:
+            check_readable(self.path)
+        if is_started(self.path) and not (self.path / LOCK).exists():
+            probe(self.path)
+        handle = open_handle(self.path, readonly=not writable)
+        try:
+            handle.reader_check()
+            tables = (create_tables if writable else open_tables)(handle, self.path)
+        except BaseException:
+            handle.close()
+            raise
+        self._handle, self._tables = handle, tables
+        self._is_writable, self._pid = writable, os.getpid()
+
+    def _shut(self) -> None:
+        # An inherited one stays untouched: closing it would free the reader slots of the parent.
+        if self._handle is not None and self._pid == os.getpid():
+            self._handle.close()
+            self._handle = self._tables = None
+            self._is_writable = False
+
+    def _shut_for_fork(self, deadline: float) -> None:
+        thread = threading.get_ident()
+        _gate.wait_for(
+            lambda: all(running == thread for running in self._running),
+            timeout=max(0.0, deadline - time.monotonic()),
+        )
+        if not self._running:
+            self._shut()
+
+
+def attach(path: Path, *, writable: bool) -> Environment:
+    """The environment of that directory in this process, counted as used once more."""
+    with _gate:
+        environment = _environments.setdefault(path, Environment(path))
+        environment.users += 1
+        environment.wants_writing |= writable
+        return environment
+
+
+def detach(environment: Environment) -> None:
+    """Count one user less; the last one closes it."""
+    with _gate:
+        environment.users -= 1
+        if environment.users == 0:
+            _environments.pop(environment.path, None)
+            environment.close()
+
+
+def _before_fork() -> None:
+    global _forks
+    _gate.acquire()
+    _forks += 1
+    deadline = time.monotonic() + FORK_PATIENCE_S
+    for environment in list(_environments.values()):
+        environment._shut_for_fork(deadline)
+
+
+def _after_fork_in_parent() -> None:
+    global _forks
+    _forks -= 1
+    _gate.notify_all()
+    _gate.release()
+
+
+def _after_fork_in_child() -> None:
+    global _gate, _forks
+    _gate = threading.Condition()  # the threads that waited at the old one are not in this process
+    _forks = 0
+    for environment in list(_environments.values()):
+        environment._running.clear()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

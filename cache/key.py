@@ -1,0 +1,159 @@
+"""From a request to its key: a canonical encoding of named scalars, and its digest.
+
+`docs/CACHE.md` gives the encoding byte by byte, with test vectors, for other programs.
+"""
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from cache.errors import CacheError, CorruptRecordError
+
+Scalar: TypeAlias = None | bool | int | float | str
+
+KEY_BYTES = 32
+"""Length of every key."""
+
+_PERSON = b"online-aug key 1"
+_FIELD = struct.Struct(">H")
+_VALUE = struct.Struct(">cI")
+_FLOAT = struct.Struct(">d")
+_MAX_NAME_BYTES = 2**16 - 1
+_MAX_VALUE_BYTES = 2**20
+_MAX_DIGITS = 100
+
+
+def canonical_bytes(fields: Mapping[str, Scalar]) -> bytes:
+    """The one encoding of `fields`, whatever their order: different fields, different bytes.
+
+    Types count: `True`, `1` and `1.0` differ. `-0.0` is written as `0.0`, its equal.
+
+    Raises:
+        CacheError: If a name is no string or a value is no scalar, is not a number, or is too long.
+    """
+    encoded = [_encode_field(name, value) for name, value in fields.items()]
+    return b"".join(name + value for name, value in sorted(encoded, key=_by_name))
+
+
+def decode_fields(data: bytes) -> dict[str, Scalar]:
+    """The fields that `canonical_bytes` encoded; accepts nothing that it would not write.
+
+    Raises:
+        CorruptRecordError: If `data` is not a canonical encoding.
+    """
+    fields: dict[str, Scalar] = {}
+    offset = 0
+    try:
+        while offset < len(data):
+            name, value, offset = _decode_field(data, offset)
+            fields[name] = value
+        is_canonical = canonical_bytes(fields) == data
+    except (struct.error, ValueError) as error:
+        raise CorruptRecordError(f"fields must be canonically encoded, got {error}") from error
+    if not is_canonical:
+        raise CorruptRecordError("fields must be sorted, distinct and in their shortest form")
+    return fields
+
+
+def request_key(fields: Mapping[str, Scalar]) -> bytes:
+    """The 32-byte key of a request: BLAKE2b-256 of its canonical encoding.
+
+    Example:
+        >>> request_key({"method": "diff_mix", "variant": 0}).hex()[:16]
+        'd67bf61cbc112055'
+    """
+    return digest_of(canonical_bytes(fields))
+
+
+def digest_of(canonical: bytes) -> bytes:
+    """The key of a request that is already encoded."""
+    return hashlib.blake2b(canonical, digest_size=KEY_BYTES, person=_PERSON).digest()
+
+
+def check_keys(keys: Iterable[bytes]) -> None:
+    """Refuse what cannot be a key.
+
+    Raises:
+        CacheError: If one of `keys` is not 32 bytes.
+    """
+    for key in keys:
+        if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+            raise CacheError(f"key must be {KEY_BYTES} bytes, got {key!r}")
+
+
+def _by_name(encoded: tuple[bytes, bytes]) -> bytes:
+    return encoded[0][_FIELD.size :]
+
+
+def _encode_field(name: str, value: Scalar) -> tuple[bytes, bytes]:
+    if not isinstance(name, str):
+        raise CacheError(f"field names must be strings, got {name!r}")
+    raw_name = _utf8(name, name, _MAX_NAME_BYTES)
+    tag, raw = _encode_value(name, value)
+    return _FIELD.pack(len(raw_name)) + raw_name, _VALUE.pack(tag, len(raw)) + raw
+
+
+def _encode_value(name: str, value: Scalar) -> tuple[bytes, bytes]:
+    if value is None:
+        return b"n", b""
+    if isinstance(value, bool):
+        return b"b", b"\x01" if value else b"\x00"
+    if isinstance(value, int):
+        return b"i", _decimal(name, int(value))
+    if isinstance(value, float):
+        return b"f", _binary64(name, value)
+    if isinstance(value, str):
+        return b"s", _utf8(name, value, _MAX_VALUE_BYTES)
+    raise CacheError(
+        f"field {name!r} must be None, bool, int, float or str, got {type(value).__name__}"
+    )
+
+
+def _decimal(name: str, value: int) -> bytes:
+    if abs(value) >= 10**_MAX_DIGITS:
+        raise CacheError(f"field {name!r} must have at most {_MAX_DIGITS} digits")
+    return str(value).encode()
+
+
+def _binary64(name: str, value: float) -> bytes:
+    if math.isnan(value):
+        raise CacheError(f"field {name!r} must be a number, got nan")
+    return _FLOAT.pack(value + 0.0)  # turns -0.0 into 0.0
+
+
+def _utf8(name: str, text: str, limit: int) -> bytes:
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise CacheError(f"field {name!r} must be encodable as UTF-8") from error
+    if len(raw) > limit:
+        raise CacheError(f"field {name[:40]!r} must be at most {limit} bytes, got {len(raw)}")
+    return raw
+
+
+def _decode_field(data: bytes, offset: int) -> tuple[str, Scalar, int]:
+    (length,) = _FIELD.unpack_from(data, offset)
+    offset += _FIELD.size
+    name = data[offset : offset + length].decode()
+    tag, size = _VALUE.unpack_from(data, offset + length)
+    start = offset + length + _VALUE.size
+    if start + size > len(data):
+        raise ValueError(f"a field of {size} bytes where {len(data) - start} are left")
+    return name, _decode_value(tag, data[start : start + size]), start + size
+
+
+def _decode_value(tag: bytes, raw: bytes) -> Scalar:
+    match tag:
+        case b"n":
+            return None
+        case b"b":
+            return raw == b"\x01"
+        case b"i" if len(raw) <= _MAX_DIGITS + 1:
+            return int(raw)
+        case b"f":
+            return float(_FLOAT.unpack(raw)[0])
+        case b"s":
+            return raw.decode()
+    raise ValueError(f"the type tag {tag!r}")

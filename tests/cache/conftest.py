@@ -1,0 +1,29 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import Entry, Store
+
+
+@pytest.fixture
+def make_entries() -> Callable[..., list[Entry]]:
+    """Small noise images with distinct requests: `make_entries(count, start=0, side=4)`."""
+
+    def make(count: int, start: int = 0, side: int = 4) -> list[Entry]:
+        entries = []
+        for variant in range(start, start + count):
+            rng = np.random.default_rng(variant)
+            image = rng.integers(0, 256, (side, side + 1, 3), dtype=np.uint8)
+            request = {"method": "demo", "variant": variant, "strength": 0.5, "prompt": "a bird"}
+            entries.append(Entry(request, image, {"confidence": 0.25}))
+        return entries
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "cache") as opened:
+        yield opened

@@ -1,0 +1,117 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import Entry, request_key
+from cache.cli import main
+
+
+@pytest.fixture
+def filled(store, make_entries):
+    store.put_many(make_entries(30))
+    store.reject(request_key({"x": 1}), {"x": 1}, "blank")
+    store.close()
+    return store
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_stats_are_the_stores_own_as_json(filled, capsys):
+    status, out, err = run(capsys, "stats", filled.path, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == filled.stats()
+
+
+def test_stats_are_readable(filled, capsys):
+    status, out, _ = run(capsys, "stats", filled.path)
+    assert status == 0
+    assert "by demo" in out
+    assert "rejected blank" in out
+
+
+def test_list_ends_with_the_newest(filled, capsys):
+    _, out, _ = run(capsys, "list", filled.path, "--json")
+    rows = json.loads(out)
+    assert [row["position"] for row in rows] == list(range(11, 31))
+    assert rows[-1]["request"]["variant"] == 29
+    assert (rows[-1]["width"], rows[-1]["height"], rows[-1]["codec"]) == (5, 4, "png")
+
+
+def test_list_starts_where_it_is_told(filled, capsys):
+    _, out, _ = run(capsys, "list", filled.path, "--after", 3, "--limit", 2, "--json")
+    assert [row["position"] for row in json.loads(out)] == [4, 5]
+
+
+def test_list_lets_no_request_steer_the_terminal(store, capsys):
+    store.put_many([Entry({"prompt": "[red]a\x1b[2Jb"}, np.zeros((4, 4, 3), np.uint8))])
+    _, out, _ = run(capsys, "list", store.path)
+    assert "\x1b" not in out
+    assert "[red]a" in out
+
+
+def test_verify_of_a_whole_cache_succeeds(filled, capsys):
+    status, out, _ = run(capsys, "verify", filled.path)
+    assert status == 0
+    assert out.startswith("30 records")
+    assert out.endswith("all well\n")
+
+
+def test_verify_of_a_broken_cache_fails_and_says_where(filled, capsys, monkeypatch):
+    monkeypatch.setattr("cache.record._PERSON", b"another checksum")
+    status, out, _ = run(capsys, "verify", filled.path)
+    assert status == 1
+    assert out.count("is corrupt: its checksum does not match\n") == 20
+    assert "and 10 more" in out
+    status, out, _ = run(capsys, "verify", filled.path, "--json")
+    assert status == 1
+    assert len(json.loads(out)["problems"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["polish", "x"], "invalid choice: 'polish'"),
+        (["stats"], "the following arguments are required: PATH"),
+        (["list", "x", "--limit", "-1"], "must be a whole number from 0, got '-1'"),
+        (["stats", "x", "--jsno"], "unrecognized arguments: --jsno"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_status_two(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "list"])
+def test_a_path_that_is_no_cache_is_one_line_and_status_two(command, tmp_path, capsys):
+    status, out, err = run(capsys, command, tmp_path)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: cache path must be a directory with a cache")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_runs_as_a_module_and_loads_no_torch(filled):
+    command = [sys.executable, "-X", "importtime", "-m", "cache", "stats", str(filled.path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert "entries" in done.stdout
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()
+    }
+    assert {"cache", "lmdb"} <= loaded
+    assert not loaded & {"online_aug", "torch"}

@@ -1,0 +1,185 @@
+import multiprocessing
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from cache import CacheError, Store, location
+from cache.location import check_local, filesystem_of
+
+MOUNTS = """/dev/sda1 / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+/dev/sdb1 /home/me/disk xfs rw 0 0
+server:/a\\040b /mnt/a\\040b cifs rw 0 0
+me@server: /mnt/far fuse.sshfs rw 0 0
+pool /mnt/pool fuse.mergerfs rw 0 0
+"""
+
+
+@pytest.fixture
+def mounts(tmp_path):
+    path = tmp_path / "mounts"
+    path.write_text(MOUNTS)
+    return path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def assert_refused(folder, message, **arguments):
+    """Refused with one line, and every byte in the folder is as before."""
+    before = contents(folder)
+    with pytest.raises(CacheError, match=message) as caught:
+        Store(folder, **arguments).open()
+    assert "\n" not in str(caught.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/cache", "ext4"),
+        ("/home/me/cache", "nfs4"),
+        ("/home/me/disk/cache", "xfs"),
+        ("/homework", "ext4"),
+        ("/mnt/a b/c", "cifs"),
+        ("/mnt/far", "fuse.sshfs"),
+    ],
+)
+def test_the_deepest_mount_point_decides(mounts, path, kind):
+    assert filesystem_of(Path(path), mounts) == kind
+
+
+@pytest.mark.parametrize("path", ["/home/me/cache", "/mnt/a b/c", "/mnt/far/cache"])
+def test_a_network_file_system_is_refused(mounts, path):
+    with pytest.raises(CacheError, match="must be on a local disk.*use a local path"):
+        check_local(Path(path), mounts)
+
+
+@pytest.mark.parametrize("path", ["/var/cache", "/home/me/disk/cache", "/mnt/pool/cache"])
+def test_a_local_file_system_is_taken(mounts, path):
+    check_local(Path(path), mounts)
+
+
+def test_a_system_that_lists_no_mounts_is_trusted(tmp_path):
+    check_local(Path("/home"), tmp_path / "missing")
+
+
+def test_a_store_on_a_network_file_system_does_not_open(tmp_path, monkeypatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"server:/ {tmp_path.resolve()} nfs rw 0 0\n")
+    monkeypatch.setattr(location, "MOUNTS", mounts)
+    with pytest.raises(CacheError, match="on nfs"):
+        Store(tmp_path / "cache").open()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_empty_or_missing_directory_becomes_a_cache(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "a/b/c"):
+        Store(tmp_path / name).open()
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"data.mdb", "lock.mdb"}
+
+
+def test_a_cache_whose_maker_was_killed_at_once_is_made_anew(tmp_path):
+    (tmp_path / "data.mdb").touch()
+    (tmp_path / "lock.mdb").touch()
+    assert len(Store(tmp_path)) == 0
+
+
+def test_a_cache_without_its_lock_file_opens(tmp_path):
+    store = Store(tmp_path).open()
+    store.close()
+    (tmp_path / "lock.mdb").unlink()
+    assert len(store) == 0
+
+
+def test_other_files_beside_a_cache_do_no_harm(tmp_path):
+    Store(tmp_path).open().close()
+    (tmp_path / "README").write_text("mine")
+    assert len(Store(tmp_path)) == 0
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"photo")
+    assert_refused(tmp_path, "must be new, empty or a cache.*photo.jpg")
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("data", [b"text" * 5000, b"short"])
+def test_a_file_that_is_no_lmdb_is_refused(tmp_path, data, readonly):
+    (tmp_path / "data.mdb").write_bytes(data)
+    assert_refused(tmp_path, "must hold a cache", readonly=readonly)
+
+
+@pytest.mark.parametrize("with_lock", [True, False])
+@pytest.mark.parametrize("table", [None, b"meta", b"train"])
+def test_the_lmdb_of_another_program_is_refused(tmp_path, table, with_lock):
+    with lmdb.open(str(tmp_path), max_dbs=2, lib_version=0) as foreign:
+        handle = foreign.open_db(table)
+        with foreign.begin(write=True) as txn:
+            txn.put(b"key", b"value", db=handle)
+    if not with_lock:
+        (tmp_path / "lock.mdb").unlink()
+    before = contents(tmp_path).keys(), (tmp_path / "data.mdb").read_bytes()
+    for readonly in (True, False):
+        with pytest.raises(CacheError, match="another program's LMDB"):
+            Store(tmp_path, readonly=readonly).open()
+    assert (contents(tmp_path).keys(), (tmp_path / "data.mdb").read_bytes()) == before
+
+
+def test_lmdbs_newer_file_format_is_refused(tmp_path):
+    lmdb.open(str(tmp_path), lib_version=1).close()
+    (tmp_path / "lock.mdb").unlink()
+    assert_refused(tmp_path, "must hold a cache")
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_newer_schema_is_refused(tmp_path, readonly):
+    Store(tmp_path).open().close()
+    with lmdb.open(str(tmp_path), max_dbs=8, map_size=2**30, lib_version=0) as newer:
+        meta = newer.open_db(b"meta")
+        with newer.begin(write=True) as txn:
+            txn.put(b"n:schema", (2).to_bytes(8, "big"), db=meta)
+    with pytest.raises(CacheError, match="cache schema must be 1, got 2 at .*use the version"):
+        Store(tmp_path, readonly=readonly).open()
+
+
+def test_a_readonly_store_makes_no_cache(tmp_path):
+    assert_refused(tmp_path, "must be a directory with a cache", readonly=True)
+    with pytest.raises(CacheError, match="must be a directory with a cache"):
+        len(Store(tmp_path / "missing", readonly=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_is_or_leads_through_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for path in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(CacheError, match="must be a directory that can be made"):
+            Store(path).open()
+
+
+def test_a_directory_without_permission_to_write_is_refused():
+    folder = Path(tempfile.mkdtemp())  # pytest's own are closed to other users
+
+    def try_to_open():
+        if os.getuid() == 0:
+            os.setuid(65534)  # permissions do not bind root
+        for path in (folder, folder / "below"):
+            with pytest.raises(CacheError, match=r"Permission denied"):
+                Store(path).open()
+
+    try:
+        folder.chmod(0o555)
+        process = multiprocessing.get_context("fork").Process(target=try_to_open)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert list(folder.iterdir()) == []
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
