@@ -1,0 +1,3 @@
+"""Training-time diffusion augmentation for image classifiers."""
+
+__version__ = "0.1.0"

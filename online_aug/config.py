@@ -1,0 +1,239 @@
+"""The configuration: frozen, strict, and the only home of a default.
+
+Every field states its meaning, unit and range; `--help`, the JSON schema beside the YAML files and
+the error messages are made from these statements.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from online_aug.config_types import (
+    Count,
+    Devices,
+    Exponent,
+    Fraction,
+    NotNegative,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+    Strengths,
+)
+
+
+class RunConfig(Section):
+    """The run itself."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run directory; null takes the name of the YAML file and the seed."""
+    dir: Path = Path("runs")
+    """Folder that holds the run directories."""
+    seed: Seed = 0
+    """Seed of classifier weights, order, mixing and transforms; never of the generated images."""
+    epochs: Count = 20
+    """Passes over the training set."""
+    resume: bool = True
+    """Go on from the newest checkpoint of this run directory where there is one."""
+    checkpoint_epochs: Count = 5
+    """Epochs between two checkpoints; the last epoch and an interrupt always write one."""
+
+
+class DataConfig(Section):
+    """The real images."""
+
+    source: str = "digits"
+    """`digits`, `pocket_birds`, an image folder, or a timm data set such as `torch/cifar10`."""
+    root: Path = Path("data")
+    """Folder in which embedded sets are written and timm data sets are looked for."""
+    image_size: Pixels = 64
+    """Side of the square the classifier sees, px."""
+    metaclass: str = ""
+    """Word for all classes together in the prompt, such as `bird`."""
+    examples_per_class: Count | None = None
+    """Few-shot: keep this many training images of each class, drawn by `data.seed`."""
+    imbalance_factor: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
+    """Long tail: size of the smallest class over the largest, (0, 1]; Diff-Mix's formula."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.1
+    """Share of a single folder (or of train where there is no val) kept for validation."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.2
+    """Share of a single folder kept for the test."""
+    seed: Seed = 0
+    """Seed of the split and of the few-shot and long-tail cuts."""
+    epoch_repeats: Count = 1
+    """How often an epoch walks through the training set; larger for few-shot sets."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An unreadable file ends the start with its name, or is left out and counted."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes a rank; null chooses from the cores."""
+    shift: Fraction = 0.1
+    """Training transform: largest shift, as a fraction of the side."""
+    rotate_degrees: Annotated[float, Field(ge=0, le=180), Exponent] = 10.0
+    """Training transform: largest rotation, degrees."""
+    scale: tuple[Positive, Positive] = (0.9, 1.1)
+    """Training transform: smallest and largest zoom."""
+    hflip: Fraction = 0.0
+    """Training transform: probability of a horizontal flip."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "DataConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"data.scale must be smallest then largest, got {list(self.scale)}")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "data.val_fraction + data.test_fraction must be below 1, got "
+                f"{self.val_fraction} + {self.test_fraction}: nothing is left to train on"
+            )
+        return self
+
+
+class MethodConfig(Section):
+    """What is generated."""
+
+    name: Literal["diff_mix", "diff_aug"] = "diff_mix"
+    """`diff_mix`: towards any class; `diff_aug`: towards the image's own class."""
+    strength: Strengths = (0.5, 0.7, 0.9)
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
+    gamma: Positive = 0.8
+    """Exponent of the soft label `(1 - s^gamma) y_source + s^gamma y_target`, above 0."""
+
+
+class MixingConfig(Section):
+    """How real and synthetic samples share a batch."""
+
+    policy: Literal["global"] = "global"
+    """`global`: a synthetic sample is drawn from the whole pool (Diff-Mix)."""
+    synthetic_probability: Fraction = 0.3
+    """Probability that a slot of the batch takes a synthetic sample, [0, 1]."""
+    starvation: Literal["substitute", "wait"] = "substitute"
+    """No synthetic sample ready: serve the real one and count it, or wait for the generator."""
+    max_times_sampled: Count | None = None
+    """Times one generated image may be served in a run; null is no limit."""
+
+
+class GenerationConfig(Section):
+    """How images are made."""
+
+    model: str = "embedded"
+    """`embedded`, a Stable Diffusion 1.x/2.x directory in diffusers' format, or a hub name."""
+    revision: str | None = None
+    """Revision of a hub name."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Steps of the whole trajectory; `int(steps * strength)` are run."""
+    guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5
+    """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
+    scheduler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    """Solver of the denoising steps."""
+    resolution: Annotated[Pixels, Field(multiple_of=8)] = 512
+    """Side of the generated square, px, a multiple of 8."""
+    slots: Count = 8
+    """Images denoised together."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """Attention kernels; `auto` takes PyTorch's own on a CPU and measures on a GPU."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the generator; `auto` is float32 on a CPU, float16 on a GPU."""
+    max_ahead: Count = 256
+    """Generated images not yet served at which the generator pauses."""
+    variants_per_image: Count = 5
+    """Images made from each source (Diff-Mix's multiplier)."""
+    seed: Seed = 0
+    """Seed of the plan and the noise; part of the request: another seed makes other images."""
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
+
+    enabled: bool = True
+    """Fine-tune before training where no result for these images and settings is found."""
+    path: Path = Path("runs/finetuned")
+    """Folder of results, one sub-folder for each fingerprint."""
+    steps: Count = 2000
+    """Optimizer steps."""
+    batch_size: Count = 8
+    """Images a step."""
+    lr: Positive = 5e-5
+    """Learning rate of the LoRA weights."""
+    token_lr: Positive = 5e-4
+    """Learning rate of the class tokens."""
+    rank: Count = 10
+    """Rank of the LoRA matrices."""
+    seed: Seed = 0
+    """Seed of the order, noise and initial LoRA weights."""
+
+
+class CacheConfig(Section):
+    """Where generated images are kept."""
+
+    path: Path = Path("runs/cache")
+    """Directory of the LMDB cache, shared by runs and seeds."""
+    max_gib: Positive | None = None
+    """Generation stops when the images in the cache take this many GiB; null is no limit."""
+    codec: Literal["png", "jpeg", "raw"] = "png"
+    """How images are stored; png and raw are lossless."""
+
+
+class DevicesConfig(Section):
+    """Who computes where."""
+
+    train: Literal["auto"] | Devices = "auto"
+    """`auto`, or a list such as `[cuda:0, cuda:1]` or `[cpu, cpu]`: one rank each."""
+    generate: str = "auto"
+    """`auto`, `none` (serve the cache only), `cpu`, or a device such as `cuda:1`."""
+
+
+class ClassifierConfig(Section):
+    """The classifier being trained."""
+
+    name: str = "resnet50"
+    """Any timm model name."""
+    pretrained: bool = False
+    """Start from timm's weights for this name (hub or local cache)."""
+    checkpoint: Path | None = None
+    """Start from this file of weights instead."""
+    drop_rate: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.0
+    """Dropout before the head."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed settings merged under ours, such as `{zero_optimization: {stage: 1}}`."""
+
+
+class OptimConfig(Section):
+    """How the classifier is trained."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
+    lr: Positive = 0.05
+    """Peak learning rate."""
+    weight_decay: NotNegative = 5e-4
+    """Weight decay, not applied to biases and norms."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD (Nesterov)."""
+    batch_size: Count = 64
+    """Images an optimizer step over all ranks together."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.1
+    """Mass moved from every label to the uniform distribution."""
+    mixup: NotNegative | None = None
+    """Beta parameter of Mixup (timm) over soft labels; null is off."""
+    cutmix: NotNegative | None = None
+    """Beta parameter of CutMix (timm) over soft labels; null is off."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_epochs: NotNegative = 1.0
+    """Epochs of linear warm-up."""
+    ema: Annotated[float, Field(gt=0, lt=1), Exponent] | None = None
+    """Decay of an average of the weights, which is then what is evaluated; null is off."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    method: MethodConfig = MethodConfig()
+    mixing: MixingConfig = MixingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    cache: CacheConfig = CacheConfig()
+    devices: DevicesConfig = DevicesConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    optim: OptimConfig = OptimConfig()

@@ -1,0 +1,44 @@
+"""The kinds of values a configuration holds: what a YAML file may say, and in which range."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _exponent(value: Any) -> Any:
+    # YAML 1.1 wants a dot and a sign in 1.0e-4, so PyYAML reads 1e-4 as text.
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+# Last in the annotation of every float, so that the range is checked after it.
+Exponent = BeforeValidator(_exponent)
+
+Fraction = Annotated[float, Field(ge=0, le=1), Exponent]
+NotNegative = Annotated[float, Field(ge=0), Exponent]
+Positive = Annotated[float, Field(gt=0), Exponent]
+Strength = Annotated[float, Field(gt=0, le=1), Exponent]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+_Strengths = Annotated[tuple[Strength, ...], Field(min_length=1)]
+Strengths = Annotated[
+    _Strengths, BeforeValidator(_as_tuple, json_schema_input_type=Strength | _Strengths)
+]
+_Devices = Annotated[tuple[str, ...], Field(min_length=1)]
+Devices = Annotated[_Devices, BeforeValidator(_as_tuple, json_schema_input_type=str | _Devices)]
+
+
+class Section(BaseModel):
+    """One part of the configuration; unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
