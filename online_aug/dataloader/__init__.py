@@ -1,0 +1,1 @@
+"""Serving it: real and synthetic images, transforms, mixing, and the loader."""

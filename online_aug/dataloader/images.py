@@ -1,0 +1,122 @@
+"""Image files to uint8 RGB, whatever their mode; a broken or hostile file is one clear error."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from jaxtyping import UInt8
+
+from online_aug.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
+    + (".tif", ".tiff", ".webp")
+)
+"""File names that count as images, in lower case."""
+MAX_PIXELS = 64 * 2**20
+"""Largest image that is decoded; 192 MiB as RGB."""
+# Bounded decoders only: left to itself, PIL would hand an EPS file to Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+class BadImageError(UserError):
+    """An image that cannot be read; names the file and the reason."""
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image file, upright (EXIF rotation applied), first frame only.
+
+    Raises:
+        BadImageError: If the file is missing, broken, too large or of a mode without a known range.
+    """
+    return decode_image(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        BadImageError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _bad(str(path), error) from error
+
+
+def decode_image(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an encoded image, as `read_image` gives them; errors call it `name`.
+
+    Raises:
+        BadImageError: As `read_image`.
+    """
+    # A damaged file makes PIL's decoders raise nearly anything: OSError, SyntaxError, struct.error,
+    # zlib.error, IndexError, ... All of them mean the same here.
+    try:
+        with _opened(io.BytesIO(content)) as image:
+            return to_rgb(PIL.ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise _bad(name, error) from error
+
+
+def check_header(path: Path) -> None:
+    """Read only the header of an image file: format and size, no pixels.
+
+    Raises:
+        BadImageError: If it is no image, or has more than `MAX_PIXELS`.
+    """
+    try:
+        with _opened(path):
+            pass
+    except Exception as error:  # as in decode_image
+        raise _bad(str(path), error) from error
+
+
+def to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels as uint8 RGB: transparency composited on white, 16 bits scaled to 8, never clipped.
+
+    Raises:
+        ValueError: If the mode has no known range: floats, or integers beyond 16 bits.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            "floating-point pixels have no known range; convert the file to 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
+        return _from_16_bit(np.asarray(image))
+    if image.has_transparency_data:
+        # PIL converts premultiplied grey (La) to LA only.
+        straight = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        white = PIL.Image.new("RGBA", straight.size, "white")
+        image = PIL.Image.alpha_composite(white, straight)
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bit(pixels: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(
+            f"grey values must lie in [0, 65535], got {pixels.min()} to {pixels.max()}; "
+            "convert the file to 8 or 16 bits"
+        )
+    grey = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _opened(file: Path | io.BytesIO) -> PIL.Image.Image:
+    image = PIL.Image.open(file, formats=_FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+    return image
+
+
+def _bad(name: str, error: Exception) -> BadImageError:
+    if isinstance(error, PIL.UnidentifiedImageError):
+        reason = "it is not an image of a known format"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = str(error) or type(error).__name__
+    return BadImageError(f"image {name} cannot be read: {' '.join(reason.split())}")

@@ -1,0 +1,223 @@
+"""OnlineAugLoader: a DataLoader that owns the generation process and mixes what it makes."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from cache import Store
+from online_aug.dataloader.mixed_dataset import MixedDataset, collate
+from online_aug.dataloader.mixing import Kind, MixingSampler, Slot
+from online_aug.errors import UserError
+from online_aug.records import Batch, Served
+
+_POLL_S = 0.05
+_LEDGER = np.dtype([("index", "<u4"), ("kind", "u1"), ("number", "<i4")])
+
+
+class GeneratorStatus(Protocol):
+    """Where the generation process stands, counted over its restarts."""
+
+    @property
+    def state(self) -> str:
+        """Such as `generating` or `paused`."""
+
+    @property
+    def generated(self) -> int:
+        """Images put into the cache."""
+
+    @property
+    def rejected(self) -> int:
+        """Images refused by the gate."""
+
+    @property
+    def images_per_s(self) -> float:
+        """While generating."""
+
+
+class GeneratorProcess(Protocol):
+    """What the loader asks of the supervisor."""
+
+    restarts: int
+
+    @property
+    def status(self) -> GeneratorStatus:
+        """Where it stands."""
+
+    def start(self) -> None:
+        """Start the process."""
+
+    def check(self) -> None:
+        """Restart it if it died; raise if that does not help."""
+
+    def served(self, fresh: int) -> None:
+        """Tell how many fresh images were served."""
+
+    def stop(self) -> None:
+        """End the process."""
+
+
+class OnlineAugLoader(DataLoader[Batch]):
+    """Batches of real, fresh and cached samples for one rank.
+
+    The generation process starts with the first iteration and ends with `close` or the `with`.
+    `state_dict` tells which batches the training loop has received, not which were prefetched.
+    """
+
+    def __init__(
+        self,
+        dataset: MixedDataset,
+        sampler: MixingSampler,
+        *,
+        workers: int,
+        pin_memory: bool,
+        generator: GeneratorProcess | None,
+        ledger: Path | None,
+    ) -> None:
+        """Serve `dataset` in the order of `sampler`.
+
+        Args:
+            dataset: Samples by slot.
+            sampler: Decides the slots; the loader tells it where to begin.
+            workers: Processes that read and decode; 0 does it in this one.
+            pin_memory: Prepare batches for a quick copy to a GPU.
+            generator: None where another rank owns the process, or nothing is generated.
+            ledger: Folder that gets what each slot was filled with, a file an epoch and rank.
+        """
+        super().__init__(
+            dataset,  # type: ignore[arg-type]  # collation makes batches of its samples
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+        )
+        self._mixing = sampler
+        self._process = generator
+        self._is_started = False
+        self._served_before = 0
+        self._ledger = ledger
+        self._times: Counter[int] = Counter()
+        self.totals = Served()
+        self.step = 0
+        """Batches of this epoch that the training loop has received."""
+
+    def __enter__(self) -> "OnlineAugLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if self._process and not self._is_started:
+            self._process.start()
+            self._is_started = True
+            self._served_before = self.totals.fresh
+        sampler = self._mixing
+        self.step = sampler.first_step
+        part = f"epoch{sampler.epoch:04d}-rank{sampler.rank}-step{sampler.first_step}"
+        rows: list[tuple[int, Kind, int]] = []
+        try:
+            for batch, kinds in super().__iter__():
+                slots = sampler.planned.popleft()
+                rows += map(_ledger_row, slots, kinds)
+                self._account(slots, batch.served)
+                yield batch
+        finally:  # also when the training loop ends in the middle of the epoch
+            self._write_ledger(part, rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration serves, from its first batch."""
+        if epoch != self._mixing.epoch:
+            self._mixing.epoch, self._mixing.first_step, self.step = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this rank is in the run: plain numbers only."""
+        return {
+            "epoch": self._mixing.epoch,
+            "step": self.step,
+            "position_at_start": self._mixing.supply.position_at_start,
+            "times_sampled": dict(self._times),
+            "totals": vars(self.totals).copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the last batch that the training loop had received."""
+        self._mixing.epoch, self._mixing.first_step = state["epoch"], state["step"]
+        self.step = state["step"]
+        self._times = Counter(state["times_sampled"])
+        self.totals = Served(**state["totals"])
+        self._mixing.supply.start(state["position_at_start"], self._times)
+
+    @property
+    def process(self) -> GeneratorProcess | None:
+        """The generation process this rank owns."""
+        return self._process
+
+    def reused(self) -> set[int]:
+        """Requests of the plan this rank served whose image was in the cache before the run."""
+        return set(self._times).difference(self._mixing.supply.made_in_run)
+
+    def close(self) -> None:
+        """End the generation process; may be called twice."""
+        if self._process and self._is_started:
+            self._process.stop()
+            self._is_started = False
+
+    def _account(self, slots: list[Slot], served: Served) -> None:
+        self.step += 1
+        self._times.update(slot.number for slot in slots if slot.number >= 0)
+        self.totals += served
+        if self._process:
+            self._process.check()
+            if served.fresh:
+                # The process works for all ranks, and each is served its share.
+                fresh = self.totals.fresh - self._served_before
+                self._process.served(fresh * self._mixing.world_size)
+
+    def _write_ledger(self, part: str, rows: list[tuple[int, Kind, int]]) -> None:
+        if self._ledger is not None and rows:
+            self._ledger.mkdir(parents=True, exist_ok=True)
+            np.save(self._ledger / f"{part}.npy", np.array(rows, dtype=_LEDGER))
+
+
+def _ledger_row(slot: Slot, kind: Kind) -> tuple[int, Kind, int]:
+    """What the slot got: real image, kind, and request unless it was the real image after all."""
+    return slot.index, kind, -1 if kind is Kind.STARVED else slot.number
+
+
+class WaitFor:
+    """Blocks until the request of a number is made; False if it was rejected."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: list[bytes],
+        generator: GeneratorProcess | None,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self._store, self._keys = store, keys
+        self._generator, self._timeout_s = generator, timeout_s
+
+    def __call__(self, number: int) -> bool:
+        """Wait for one request.
+
+        Raises:
+            UserError: If it does not come in time.
+        """
+        until = time.monotonic() + self._timeout_s
+        while time.monotonic() < until:
+            status = self._store.status([self._keys[number]])[0]
+            if status in ("present", "rejected"):
+                return status == "present"
+            if self._generator:
+                self._generator.check()
+            time.sleep(_POLL_S)
+        raise UserError(
+            f"mixing.starvation: wait has waited {self._timeout_s:.0f} s for image {number} of the "
+            "plan; is anything generating into this cache?"
+        )

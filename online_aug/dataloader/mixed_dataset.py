@@ -1,0 +1,112 @@
+"""One decode a sample: the real image or the generated one, composed, transformed, labelled."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cache import CacheError, Store
+from online_aug.dataloader.image_sets import ImageSet
+from online_aug.dataloader.images import BadImageError
+from online_aug.dataloader.mixing import Kind, Slot
+from online_aug.records import Batch, GenerationRequest, Served
+from online_aug.seeding import numpy_rng, torch_rng
+
+_log = logging.getLogger(__name__)
+Image = UInt8[np.ndarray, "h w 3"]
+Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3 s s"]]
+Compose = Callable[[Callable[[], Image], Image, GenerationRequest], tuple[Image, Tensor]]
+"""Source image (read only if called), generated image, request: what is served, its label."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What collation takes: image, soft label, and how the slot was filled in the end."""
+
+    image: UInt8[Tensor, "3 s s"]
+    label: Float[Tensor, " k"]
+    kind: Kind
+
+
+class Collated(NamedTuple):
+    """A batch, and how each of its slots was filled in the end."""
+
+    batch: Batch
+    kinds: list[Kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedDataset(Dataset[Sample]):
+    """Samples by slot. Pickles to worker processes, each of which opens the cache for itself."""
+
+    images: ImageSet
+    plan: Sequence[GenerationRequest]
+    compose: Compose | None
+    """None where nothing synthetic is served."""
+    store: Store
+    transform: Transform
+    seed: int
+    skips_bad_images: bool
+
+    def __len__(self) -> int:
+        """Real images."""
+        return len(self.images)
+
+    def __getitem__(self, slot: Slot) -> Sample:
+        """The sample of one slot; the real image where the planned record cannot be read."""
+        image, label, kind = self._content(slot)
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        seed = int(numpy_rng("transform", self.seed, slot.epoch, slot.position).integers(2**62))
+        return Sample(self.transform(pixels, torch_rng(seed)), label, kind)
+
+    def _content(self, slot: Slot) -> tuple[Image, Tensor, Kind]:
+        if slot.number < 0 or self.compose is None:
+            return *self._real(slot.index), slot.kind
+        request = self.plan[slot.number]
+        try:
+            record = self.store.get(request.key)
+        except CacheError as error:
+            _log.warning("a cached image cannot be used, the real one is served: %s", error)
+            record = None
+        if record is None:
+            return *self._real(slot.index), Kind.STARVED
+        image, label = self.compose(lambda: self._real(slot.index)[0], record.image, request)
+        return image, label, slot.kind
+
+    def _real(self, index: int) -> tuple[Image, Tensor]:
+        """The image at `index`; with `data.on_bad_image: skip` the next one that can be read."""
+        for candidate in range(index, index + len(self.images)):
+            place = candidate % len(self.images)
+            try:
+                image = self.images.load(place)
+            except BadImageError as error:
+                if not self.skips_bad_images:
+                    raise
+                _log.warning("skipped: %s", error)
+                continue
+            label = torch.tensor(int(self.images.labels[place]))
+            return image, F.one_hot(label, len(self.images.class_names)).float()
+        raise BadImageError("no image of the training set can be read")
+
+
+def collate(samples: Sequence[Sample]) -> Collated:
+    """Stack samples and count how their slots were filled."""
+    kinds = [sample.kind for sample in samples]
+    batch = Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        labels=torch.stack([sample.label for sample in samples]),
+        served=Served(
+            real=kinds.count(Kind.REAL),
+            fresh=kinds.count(Kind.FRESH),
+            cached=kinds.count(Kind.CACHED),
+            starved=kinds.count(Kind.STARVED),
+        ),
+    )
+    return Collated(batch, kinds)
