@@ -1,0 +1,1 @@
+"""The classifier: its timm model, its DeepSpeed engine, evaluation and checkpoints."""

@@ -1,0 +1,76 @@
+"""Checkpoint folders: which are whole, which is newest, which may go."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from online_aug.errors import UserError
+from online_aug.reporting.atomic import write_atomically
+
+KEPT = 2
+MARKER = "complete.json"
+"""Written last: a folder without it was interrupted."""
+
+MadeWith = Mapping[str, str | int | bool]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimizer steps lies."""
+    return folder / f"step_{step:08d}"
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the newest whole checkpoint, None if there is none."""
+    steps = [_step(path) for path in folder.glob("step_*") if (path / MARKER).is_file()]
+    return max(steps, default=None)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint; its marker first, so that it never looks whole while it goes."""
+    (path / MARKER).unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def seal(path: Path, made_with: MadeWith) -> None:
+    """Declare a checkpoint whole: on disk, marked, named by `latest`; older ones than KEPT go."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    write_atomically(path / MARKER, json.dumps(made_with, indent=2) + "\n")
+    _flush(path)
+    write_atomically(path.parent / "latest", path.name)
+    whole = sorted((p for p in path.parent.glob("step_*") if (p / MARKER).is_file()), key=_step)
+    for other in path.parent.glob("step_*"):
+        if other not in whole[-KEPT:]:
+            discard(other)
+
+
+def check_made_with(path: Path, now: MadeWith) -> None:
+    """Refuse a checkpoint that another classifier or another number of ranks made.
+
+    Raises:
+        UserError: If a value differs; names all that do.
+    """
+    then = json.loads((path / MARKER).read_text())
+    differ = [key for key in now if then.get(key) != now[key]]
+    if differ:
+        named = ", ".join(f"{key} ({then.get(key)} there, {now[key]} now)" for key in differ)
+        raise UserError(
+            f"checkpoint {path} must be of the same training to be resumed, differs in {named}: "
+            "choose another run.name or set run.resume=false"
+        )
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

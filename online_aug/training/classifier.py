@@ -1,0 +1,141 @@
+"""The timm model that is trained."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from online_aug.config import ClassifierConfig
+from online_aug.errors import UserError
+from online_aug.seeding import torch_global_state
+
+SHOWN_NAMES = 3
+
+
+def build_classifier(
+    config: ClassifierConfig, num_classes: int, *, image_size: int | None = None, seed: int = 0
+) -> nn.Module:
+    """A timm classifier on the CPU with a new head, or with the weights the configuration names.
+
+    Args:
+        config: Name, weights and dropout.
+        num_classes: Outputs of the head.
+        image_size: Side of the images it will see, px; only models that fix it at construction
+            (most vision transformers) take notice.
+        seed: Of the initial weights; PyTorch's global state is left as it was.
+
+    Raises:
+        UserError: If timm does not know the name, or the weights cannot be had or do not fit.
+    """
+    check_name(config.name)
+    with torch_global_state(seed):
+        classifier = _create(config, num_classes, image_size)
+    if config.checkpoint is not None:
+        _load_checkpoint(classifier, config.checkpoint, config.name)
+    return classifier
+
+
+def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel that the model expects, for values in [0, 1]."""
+    found = resolve_model_data_config(classifier)
+    return tuple(found["mean"]), tuple(found["std"])
+
+
+def check_name(name: str) -> None:
+    architecture = name.split(".")[0]
+    if ":" in name or timm.is_model(architecture):
+        return
+    nearest = difflib.get_close_matches(architecture, timm.list_models(), SHOWN_NAMES)
+    hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    raise UserError(f"classifier.name must be a timm model, got {name!r}{hint}")
+
+
+def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
+    # Weights of our own make a download pointless.
+    pretrained = config.pretrained and config.checkpoint is None
+    try:
+        classifier: nn.Module = timm.create_model(
+            config.name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            drop_rate=config.drop_rate,
+            **_size_option(config.name, image_size),
+        )
+        return classifier
+    except OSError as error:
+        raise UserError(
+            f"classifier.pretrained must be false where the weights of {config.name} cannot be "
+            f"downloaded ({first_line(error)}): give a file of weights as classifier.checkpoint"
+        ) from None
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"classifier.name must be a timm model that can be built with these settings, got "
+            f"{config.name!r}: {first_line(error)}"
+        ) from None
+
+
+def _size_option(name: str, image_size: int | None) -> dict[str, int]:
+    cfg = None if ":" in name else timm.get_pretrained_cfg(name)
+    is_fixed = cfg is not None and cfg.fixed_input_size
+    return {"img_size": image_size} if is_fixed and image_size is not None else {}
+
+
+def _load_checkpoint(classifier: nn.Module, path: Path, name: str) -> None:
+    weights = _read_weights(path)
+    expected = classifier.state_dict()
+    problems = [
+        *_listed("lacks", sorted(expected.keys() - weights.keys())),
+        *_listed("has unknown", sorted(weights.keys() - expected.keys())),
+        *_listed("differs in shape in", _other_shapes(expected, weights)),
+    ]
+    if problems:
+        raise UserError(
+            f"classifier.checkpoint must hold the weights of {name} with "
+            f"{getattr(classifier, 'num_classes', '?')} classes, {path} {' and '.join(problems)}"
+        )
+    classifier.load_state_dict(weights)
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"classifier.checkpoint must be a file of weights, got {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own kind of failure
+        raise UserError(
+            f"classifier.checkpoint must be safetensors or a torch.save of plain tensors, "
+            f"cannot read {path}: {first_line(error)}"
+        ) from None
+    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
+        weights = weights["state_dict"]
+    if isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values()):
+        return weights
+    raise UserError(f"classifier.checkpoint must hold named tensors, {path} holds something else")
+
+
+def _other_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} ({tuple(weights[name].shape)}, needs {tuple(expected[name].shape)})"
+        for name in expected
+        if name in weights and weights[name].shape != expected[name].shape
+    ]
+
+
+def _listed(verb: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return [f"{verb} {', '.join(names[:SHOWN_NAMES])}{more}"]
+
+
+def first_line(error: Exception) -> str:
+    """What a library said, cut to a line of our own message."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

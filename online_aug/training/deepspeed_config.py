@@ -1,0 +1,73 @@
+"""DeepSpeed's configuration: ours, with the person's settings merged under it."""
+
+from typing import Any
+
+from online_aug.config import Config
+from online_aug.errors import UserError
+
+# Keys that would contradict settings of ours, and what to set instead.
+OWNED = {
+    "train_batch_size": "set optim.batch_size",
+    "train_micro_batch_size_per_gpu": "set optim.batch_size and devices.train",
+    "gradient_accumulation_steps": "an optimizer step takes one batch of optim.batch_size images",
+    "optimizer": "set optim.name, optim.lr, optim.weight_decay, optim.momentum",
+    "scheduler": "set optim.schedule and optim.warmup_epochs",
+    "bf16": "set torch_autocast: {enabled: true, dtype: bfloat16}, which keeps weights in float32",
+    "bfloat16": "set torch_autocast: {enabled: true, dtype: bfloat16}",
+    "fp16": "set torch_autocast: {enabled: true, dtype: bfloat16}",
+    "amp": "set torch_autocast: {enabled: true, dtype: bfloat16}",
+    "checkpoint": "checkpoints are written to the run directory",
+}
+DEFAULTS: dict[str, Any] = {
+    "zero_optimization": {"stage": 0},
+    "zero_allow_untested_optimizer": True,  # a torch optimizer is one to DeepSpeed
+    "steps_per_print": None,
+}
+STAGES = (0, 1, 2)
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets: our defaults, `classifier.deepspeed`, our own keys.
+
+    Raises:
+        UserError: If the batch cannot be divided between the ranks, or a setting is not allowed.
+    """
+    per_rank = rank_batch_size(config, world_size)
+    given = config.classifier.deepspeed
+    for key in given:
+        if key in OWNED:
+            raise UserError(
+                f"classifier.deepspeed.{key} must not be set, got {given[key]!r}: {OWNED[key]}"
+            )
+    merged = {**DEFAULTS, **given}
+    _check_stage(merged["zero_optimization"])
+    return {**merged, "train_batch_size": per_rank * world_size,
+            "train_micro_batch_size_per_gpu": per_rank}  # fmt: skip
+
+
+def rank_batch_size(config: Config, world_size: int) -> int:
+    """Images a step on each rank.
+
+    Raises:
+        UserError: If `optim.batch_size` is not a multiple of the number of ranks.
+    """
+    if config.optim.batch_size % world_size:
+        raise UserError(
+            f"optim.batch_size must be a multiple of the {world_size} training devices, "
+            f"got {config.optim.batch_size}"
+        )
+    return config.optim.batch_size // world_size
+
+
+def zero_stage(config: Config) -> int:
+    """How much of the training state is divided between the ranks."""
+    return int(config.classifier.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+
+def _check_stage(zero: Any) -> None:
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    if stage not in STAGES:
+        raise UserError(
+            f"classifier.deepspeed.zero_optimization must be {{stage: 0, 1 or 2}}, got {zero!r}: "
+            "evaluation and export need whole weights on a rank"
+        )

@@ -1,0 +1,148 @@
+"""The ranks of a run: DeepSpeed started without a compiler, and what ranks tell one another."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from online_aug.errors import UserError
+from online_aug.training.launcher import RECORD
+
+LAUNCHER_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    control: Any = None
+    """Group for small host-side messages, which never wait for a GPU; None for a single rank."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+
+def rank_device(devices: Sequence[str]) -> str:
+    """The device of this process among the planned training devices.
+
+    Under a launcher that is not ours the ranks are the launcher's: rank n of a node has GPU n.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if "RANK" not in os.environ or RECORD in os.environ:
+        return devices[local_rank]
+    return f"cuda:{local_rank}" if devices[0].startswith("cuda") else "cpu"
+
+
+def start_distributed(device: str) -> World:
+    """Start DeepSpeed in this rank, once a process, before anything else imports it.
+
+    Under a launcher the rank joins the others; without one it is a world of its own and opens no
+    port. None of DeepSpeed's own operators is compiled: there may be no compiler, and a first
+    compilation that is killed leaves a lock on which every later run waits.
+
+    Args:
+        device: `cpu`, or `cuda` with an index as this process sees its GPUs.
+
+    Raises:
+        UserError: If a launcher set only some of its variables.
+    """
+    place = torch.device(device)
+    rank, world_size, local_rank = _ranks()
+    if place.type == "cuda":
+        place = torch.device("cuda", local_rank if place.index is None else place.index)
+        torch.cuda.set_device(place)
+    with set_environment(DS_ACCELERATOR=place.type):
+        import deepspeed.accelerator
+    chosen = deepspeed.accelerator.get_accelerator().device_name()
+    if chosen != place.type:
+        raise RuntimeError(f"deepspeed was imported too early and took {chosen}, not {place.type}")
+    _refuse_to_compile()
+    _start_group(place, rank, world_size)
+    deepspeed.comm.init_distributed(auto_mpi_discovery=False, verbose=False)
+    control = dist.new_group(backend="gloo") if world_size > 1 else None
+    return World(rank, world_size, local_rank, place, control)
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank is here."""
+    agree(world, 0)
+
+
+def agree(world: World, value: int) -> int:
+    """The largest of what the ranks bring: the same answer everywhere, such as "stop now"."""
+    if world.world_size == 1:
+        return value
+    largest = torch.tensor([value])
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=world.control)
+    return int(largest)
+
+
+def total(world: World, values: Sequence[float]) -> list[float]:
+    """Each figure summed over the ranks, in double precision."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    if world.world_size > 1:
+        dist.all_reduce(sums, group=world.control)
+    return [float(value) for value in sums]
+
+
+def end_distributed() -> None:
+    """Leave the group; this process trains no more."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def set_environment(**values: str) -> Iterator[None]:
+    """Set variables for libraries that read nothing else, and take them back for our children."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _ranks() -> tuple[int, int, int]:
+    if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        return 0, 1, 0
+    lacking = [name for name in LAUNCHER_KEYS if name not in os.environ]
+    if lacking:
+        raise UserError(
+            f"a launcher must set {', '.join(LAUNCHER_KEYS)}, {', '.join(lacking)} missing: "
+            "unset RANK and LOCAL_RANK to train without one"
+        )
+    rank, world_size, local_rank = (int(os.environ[name]) for name in LAUNCHER_KEYS[:3])
+    return rank, world_size, local_rank
+
+
+def _refuse_to_compile() -> None:
+    # DeepSpeed builds an operator only if this table, made on first use by running compilers, calls
+    # it compatible. Set beforehand, it is neither made nor says yes to anything.
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+def _start_group(device: torch.device, rank: int, world_size: int) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size == 1 and "RANK" not in os.environ:
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        return
+    # NCCL otherwise guesses the GPU from the rank.
+    bound = device if backend == "nccl" and world_size > 1 else None
+    dist.init_process_group(backend, rank=rank, world_size=world_size, device_id=bound)

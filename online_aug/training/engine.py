@@ -1,0 +1,226 @@
+"""One optimizer step after another on a DeepSpeed engine, and the state to go on later."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from online_aug.config import Config, OptimConfig
+from online_aug.dataloader.transforms import normalise
+from online_aug.errors import UserError
+from online_aug.labels import smooth
+from online_aug.records import Batch
+from online_aug.reporting.atomic import write_atomically
+from online_aug.seeding import numpy_rng, torch_global_state
+from online_aug.training import checkpoints
+from online_aug.training.classifier import first_line, input_statistics
+from online_aug.training.deepspeed_config import deepspeed_config, zero_stage
+from online_aug.training.distributed import World, agree, barrier, set_environment
+from online_aug.training.mixing import mix_batch
+from online_aug.training.schedule import learning_rate
+
+AVERAGE_FILE = "average.pt"
+
+
+class TrainingEngine:
+    """Trains a classifier; mixing and dropout are functions of seed, rank and step alone."""
+
+    def __init__(
+        self, classifier: nn.Module, config: Config, world: World, *, steps_per_epoch: int
+    ) -> None:
+        """Move the classifier to the rank's device and hand it to DeepSpeed.
+
+        Raises:
+            UserError: If the batch size or `classifier.deepspeed` cannot be used.
+        """
+        self._config, self._world = config, world
+        self._steps_per_epoch = steps_per_epoch
+        self._mean, self._std = input_statistics(classifier)
+        classifier.to(world.device).train()
+        ema = config.optim.ema
+        self._average = None if ema is None else ModelEmaV3(classifier, decay=ema)
+        self._engine = _initialize(classifier, config, world)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self._engine.global_steps)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return learning_rate(
+            self._config.optim,
+            self.step,
+            total_steps=self._config.run.epochs * self._steps_per_epoch,
+            steps_per_epoch=self._steps_per_epoch,
+        )
+
+    def train_step(self, batch: Batch) -> Float[Tensor, ""]:
+        """Do one optimizer step; the loss of this rank's batch, on the device, not waited for."""
+        optim, device = self._config.optim, self._world.device
+        images = normalise(batch.images.to(device, non_blocking=True), self._mean, self._std)
+        labels = batch.labels.to(device, non_blocking=True)
+        images, labels = mix_batch(images, labels, optim, numpy_rng("mixup", *self._entropy()))
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.lr
+        seed = int(numpy_rng("dropout", *self._entropy()).integers(2**63))
+        with torch_global_state(seed, device):
+            logits = self._engine(images)
+            loss = F.cross_entropy(logits.float(), smooth(labels, optim.label_smoothing))
+            self._engine.backward(loss)
+        self._engine.step()
+        if self._average is not None:
+            self._average.update(self._engine.module, step=self.step)
+        return loss.detach()
+
+    def evaluated_model(self) -> nn.Module:
+        """The classifier to judge and to export: the average of the weights where there is one."""
+        if self._average is not None:
+            return cast(nn.Module, self._average.module)
+        return cast(nn.Module, self._engine.module)
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write a checkpoint of this step; called by all ranks, the newest two are kept.
+
+        Args:
+            folder: Of all checkpoints of the run.
+            client_state: This rank's own state: plain values, containers and tensors.
+
+        Raises:
+            TypeError: If `client_state` holds anything else, which could not be read back.
+        """
+        path = checkpoints.checkpoint_path(folder, self.step)
+        if self._world.is_first:
+            checkpoints.discard(path)
+        barrier(self._world)
+        self._engine.save_checkpoint(str(folder), tag=path.name, save_latest=False)
+        _save_plain(client_state, self._rank_file(path))
+        if self._world.is_first and self._average is not None:
+            torch.save(self._average.module.state_dict(), path / AVERAGE_FILE)
+        barrier(self._world)
+        if self._world.is_first:
+            checkpoints.seal(path, self._made_with())
+        barrier(self._world)
+
+    def load(self, folder: Path) -> dict[str, Any] | None:
+        """Go on from the newest whole checkpoint: what this rank saved with it, None without one.
+
+        Raises:
+            UserError: If it is of another classifier or number of ranks, or cannot be read.
+        """
+        found = checkpoints.newest_step(folder)
+        step = agree(self._world, -1 if found is None else found)
+        if step < 0:
+            return None
+        path = checkpoints.checkpoint_path(folder, step)
+        if not (path / checkpoints.MARKER).is_file():
+            raise UserError(f"checkpoint {path} must be visible to every rank, missing here")
+        checkpoints.check_made_with(path, self._made_with())
+        try:
+            return self._restore(path)
+        except Exception as error:  # whatever a damaged file makes torch or DeepSpeed raise
+            raise UserError(
+                f"checkpoint {path} cannot be read ({first_line(error)}): "
+                "remove this folder to go on from the one before"
+            ) from error
+
+    def export(self, path: Path) -> None:
+        """Write the evaluated weights as safetensors, which timm loads; the first rank does it."""
+        if self._world.is_first:
+            weights = self.evaluated_model().state_dict()
+            whole = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            write_atomically(path, safetensors.torch.save(whole, metadata={"format": "pt"}))
+
+    def _entropy(self) -> tuple[int, int, int]:
+        return self._config.run.seed, self._world.rank, self.step
+
+    def _rank_file(self, path: Path) -> Path:
+        return path / f"rank_{self._world.rank:04d}.pt"
+
+    def _restore(self, path: Path) -> dict[str, Any]:
+        self._engine.load_checkpoint(str(path.parent), tag=path.name)
+        if self._average is not None:
+            device = self._world.device
+            average = torch.load(path / AVERAGE_FILE, map_location=device, weights_only=True)
+            self._average.module.load_state_dict(average)
+        state: dict[str, Any] = torch.load(self._rank_file(path), weights_only=True)
+        return state
+
+    def _made_with(self) -> checkpoints.MadeWith:
+        return {
+            "classifier.name": self._config.classifier.name,
+            "number of classes": int(self._engine.module.num_classes),
+            "number of training devices": self._world.world_size,
+            "ZeRO stage": zero_stage(self._config),
+            "optim.name": self._config.optim.name,
+            "average of weights": self._average is not None,
+        }
+
+
+def _initialize(classifier: nn.Module, config: Config, world: World) -> Any:
+    import deepspeed
+
+    settings = deepspeed_config(config, world.world_size)
+    # DeepSpeed takes the device from here and insists on the launcher's variable.
+    place = SimpleNamespace(device_rank=world.device.index or 0)
+    with set_environment(LOCAL_RANK=str(world.local_rank)):
+        _check_settings(settings)
+        engine, *_ = deepspeed.initialize(
+            args=place,
+            model=classifier,
+            optimizer=_optimizer(classifier, config.optim),
+            config=settings,
+            dist_init_required=False,
+        )
+    engine.checkpoint_engine.load = _load_plain
+    return engine
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    import deepspeed
+
+    try:
+        deepspeed.DeepSpeedConfig(settings)
+    except (ValueError, AssertionError, TypeError, deepspeed.DeepSpeedConfigError) as error:
+        said = "; ".join(line.strip() for line in str(error).splitlines())
+        raise UserError(f"classifier.deepspeed must be settings of DeepSpeed: {said}") from None
+
+
+def _optimizer(classifier: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    # timm's "sgd" is Nesterov's, which PyTorch refuses without momentum.
+    is_plain = optim.name == "sgd" and optim.momentum == 0
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        classifier,
+        opt="momentum" if is_plain else optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+    )
+    return optimizer
+
+
+def _save_plain(state: dict[str, Any], path: Path) -> None:
+    torch.save(state, path)
+    try:
+        torch.load(path, weights_only=True)
+    except Exception as error:
+        raise TypeError(f"client_state must hold plain values and tensors only: {error}") from None
+
+
+def _load_plain(path: str, map_location: Any = None) -> Any:
+    """Stands in for DeepSpeed's loader, which would run whatever code a file brings."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(known):
+        return torch.load(path, map_location=map_location, weights_only=True)

@@ -1,0 +1,177 @@
+"""DeepSpeed's launcher, owned: signals reach the ranks, their status comes back, nothing is left.
+
+On its own the launcher turns signals into kills, hides which rank failed first, and leaves
+processes behind. Here it is a child in a session of its own, between this process and the ranks
+(`rank.py`).
+"""
+
+import base64
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from online_aug.training import orphans
+
+LAUNCHER_PID = "ONLINE_AUG_LAUNCHER_PID"
+RECORD = "ONLINE_AUG_LAUNCH"
+"""Set in ranks: a folder in which the first that fails notes its status."""
+VISIBLE_DEVICES = "ONLINE_AUG_VISIBLE_DEVICES"
+FIRST_FAILURE = "first_failure"
+PATIENCE = 2
+"""Signals that are passed on; the next one ends everything."""
+
+_LOWEST_SIGNAL_STATUS = 256 - 64
+
+
+def needs_launcher(devices: Sequence[str]) -> bool:
+    """Whether this process should `launch`: several training devices, and not a rank itself."""
+    return len(devices) > 1 and "RANK" not in os.environ and "LOCAL_RANK" not in os.environ
+
+
+def launch(
+    argv: Sequence[str],
+    devices: Sequence[str],
+    *,
+    script: Path | None = None,
+    threads: int | None = None,
+) -> int:
+    """Run a script in one rank for each device and wait; main thread only.
+
+    SIGINT and SIGTERM are passed on to the ranks, which decide when to stop; the third one kills.
+
+    Args:
+        argv: Arguments of the script.
+        devices: All GPUs or all `cpu`; their order is that of the ranks.
+        script: What to run; the running program if None.
+        threads: CPU threads of each rank; the cores divided by the ranks if None.
+
+    Returns:
+        0 if all ranks succeeded, else the status of the first that failed: its exit status, or
+        128 plus the signal that killed it.
+    """
+    script = (script or Path(sys.argv[0])).resolve()
+    others = {child.pid for child in psutil.Process().children()}
+    with tempfile.TemporaryDirectory(prefix="online_aug_") as record:
+        environment = _environment(devices, threads, record)
+        orphans.adopt_orphans(True)
+        # A session of its own: a terminal's Ctrl-C then comes to this process alone.
+        process = subprocess.Popen(
+            _command(script, argv, len(devices)), env=environment, start_new_session=True
+        )
+        try:
+            with _passing_on(process, len(devices)) as received:
+                _wait(process)
+        finally:
+            # Nothing to the dead; an exception may have left it alive. Popen.kill would reap it.
+            os.kill(process.pid, signal.SIGKILL)
+            _wait(process)
+            orphans.end_descendants(others | {process.pid})
+            orphans.adopt_orphans(False)
+        return _status(process.wait(), Path(record), received)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    # Not reaped yet: its process id stays ours while the rest is cleared away.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def _command(script: Path, argv: Sequence[str], ranks: int) -> list[str]:
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": [*range(ranks)]}).encode()).decode()
+    return [
+        *(sys.executable, "-m", "online_aug.training.launcher"),
+        *(f"--world_info={world}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"),
+        *("--log_level=critical", "--no_local_rank", "--module", "online_aug.training.rank"),
+        *(str(script), *argv),
+    ]
+
+
+def _environment(devices: Sequence[str], threads: int | None, record: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    packages = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, packages))
+    environment[LAUNCHER_PID] = str(os.getpid())
+    environment[RECORD] = record
+    # The launcher renumbers GPUs; the ranks undo that, so that all processes count alike.
+    environment.pop(VISIBLE_DEVICES, None)
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        environment[VISIBLE_DEVICES] = environment["CUDA_VISIBLE_DEVICES"]
+    environment["DS_ACCELERATOR"] = devices[0].split(":")[0]
+    share = threads or max(1, len(os.sched_getaffinity(0)) // len(devices))
+    environment.setdefault("OMP_NUM_THREADS", str(share))
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one node; its name may not resolve
+    return environment
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen[bytes], ranks: int) -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > PATIENCE:
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            _send(number, process, ranks)
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in watched]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(watched, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _send(number: int, process: subprocess.Popen[bytes], ranks: int) -> None:
+    try:
+        found = psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return
+    if len(found) < ranks:
+        os.kill(process.pid, signal.SIGTERM)  # still starting: nothing to save yet
+        return
+    for rank in found:
+        try:
+            rank.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _status(returncode: int, record: Path, received: list[int]) -> int:
+    noted = record / FIRST_FAILURE
+    if returncode < 0 and not received:
+        return 128 - returncode  # the launcher itself was killed
+    if returncode >= _LOWEST_SIGNAL_STATUS and not noted.exists():
+        return 128 + 256 - returncode  # it exits with minus the signal that ended a rank
+    if noted.exists():
+        return int(noted.read_text())
+    return 128 + received[0] if returncode and received else abs(returncode)
+
+
+def _be_the_launcher() -> None:
+    orphans.die_with_parent(signal.SIGTERM)
+    if os.getppid() != int(os.environ[LAUNCHER_PID]):
+        sys.exit(1)  # it died before the request
+    runpy.run_module("deepspeed.launcher.launch", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _be_the_launcher()

@@ -1,0 +1,58 @@
+"""What the launcher starts for each rank: the script, tied to its life and accounted for.
+
+Imports nothing heavy, so that a rank is tied before it does anything.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from online_aug.training import orphans
+from online_aug.training.launcher import FIRST_FAILURE, LAUNCHER_PID, RECORD, VISIBLE_DEVICES
+
+
+def main() -> int:
+    """Run the script named by the arguments as the main program; its exit status."""
+    orphans.die_with_parent(signal.SIGTERM)
+    if os.getppid() in (1, int(os.environ[LAUNCHER_PID])):
+        return 1  # the launcher died before the request, and this process was adopted
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if VISIBLE_DEVICES in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    status = _run(sys.argv[0])
+    if status:
+        _note(status)
+    return status
+
+
+def _run(script: str) -> int:
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _note(status: int) -> None:
+    try:
+        with (Path(os.environ[RECORD]) / FIRST_FAILURE).open("x") as file:
+            file.write(str(status))
+    except FileExistsError:
+        return  # another rank failed before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""A world of one rank for all tests of a process: DeepSpeed starts only once."""
+
+import pytest
+from classifier_samples import CLASSES, make_config
+
+from online_aug.training.classifier import build_classifier
+from online_aug.training.distributed import start_distributed
+from online_aug.training.engine import TrainingEngine
+
+
+@pytest.fixture(scope="session")
+def world():
+    return start_distributed("cpu")
+
+
+@pytest.fixture
+def make_engine(world):
+    def make(*, steps_per_epoch=4, num_classes=CLASSES, **sections):
+        config = make_config(**sections)
+        classifier = build_classifier(config.classifier, num_classes, seed=config.run.seed)
+        return TrainingEngine(classifier, config, world, steps_per_epoch=steps_per_epoch)
+
+    return make

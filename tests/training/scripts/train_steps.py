@@ -1,0 +1,21 @@
+"""A rank that trains: `train_steps.py FOLDER` leaves the losses there."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from classifier_samples import train_and_resume
+
+from online_aug.training.distributed import agree, end_distributed, rank_device, start_distributed
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    ranks = start_distributed(rank_device(["cpu"] * int(os.environ["WORLD_SIZE"])))
+    assert agree(ranks, ranks.rank) == ranks.world_size - 1
+    found = train_and_resume(ranks, place)
+    if ranks.is_first:
+        (place / "losses.json").write_text(json.dumps(found))
+    end_distributed()
