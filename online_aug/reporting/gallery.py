@@ -1,0 +1,232 @@
+"""The gallery: what was made from what, and with which label it is trained on."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from online_aug.reporting.atomic import write_atomically
+
+SMALLEST_PX, LARGEST_PX = 96, 192
+"""Sides between which a picture is shown; smaller ones grow by a whole factor, pixels kept."""
+
+PAPER, INK, FAINT, LINE, TRACK = "#ffffff", "#1f2430", "#7a8190", "#e3e6ec", "#eef0f4"
+SOURCE_COLOUR, TARGET_COLOUR, OTHER_COLOUR = "#4c78a8", "#f28e2b", "#a5abb8"
+
+MARGIN, GAP, ROW_GAP, CAPTION = 28, 28, 18, 24
+TITLE_HEIGHT, HEAD_HEIGHT = 54, 34
+STRENGTH_WIDTH, BAR_WIDTH, NUMBER_WIDTH = 110, 160, 48
+NARROWEST_NAME, WIDEST_NAME = 90, 230
+BAR_HEIGHT, BAR_PITCH, LABEL_BARS = 14, 25, 4
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """One generated image beside what it came from."""
+
+    source: UInt8[np.ndarray, "h w 3"]
+    generated: UInt8[np.ndarray, "h2 w2 3"]
+    source_name: str
+    """Class of the source image."""
+    target_name: str
+    """Class named in the prompt."""
+    strength: float
+    soft_label: Mapping[str, float]
+    """Mass of each class; classes without any may be left out."""
+
+
+def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
+    """Write a PNG with a row for each generated image: source, image, target, strength, label.
+
+    Tiny pictures are enlarged without smoothing, so that every pixel stays what it was.
+
+    Raises:
+        ValueError: If `rows` is empty.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one generated image, got none")
+    pictures = [(_shown(row.source), _shown(row.generated)) for row in rows]
+    cell = max(side for pair in pictures for picture in pair for side in picture.size)
+    columns = _columns(rows, cell)
+    top = TITLE_HEIGHT + HEAD_HEIGHT
+    height = top + len(rows) * (cell + CAPTION + ROW_GAP) + MARGIN
+    sheet = Image.new("RGB", (columns.end + MARGIN, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _draw_heads(draw, columns, title)
+    for number, (row, pair) in enumerate(zip(rows, pictures, strict=True)):
+        y = top + number * (cell + CAPTION + ROW_GAP)
+        draw.line((MARGIN, y, columns.end, y), LINE)
+        middle = y + (ROW_GAP + cell) // 2
+        _draw_pictures(sheet, columns, middle, pair)
+        _draw_source_name(draw, columns, middle + pair[0].height // 2 + 5, row)
+        _draw_words(draw, columns, middle, row)
+    _save(sheet, path)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    cell: int
+    target_width: int
+    name_width: int
+
+    @property
+    def source(self) -> int:
+        return MARGIN
+
+    @property
+    def generated(self) -> int:
+        return self.source + self.cell + 2 * GAP
+
+    @property
+    def target(self) -> int:
+        return self.generated + self.cell + GAP
+
+    @property
+    def strength(self) -> int:
+        return self.target + self.target_width + GAP
+
+    @property
+    def label(self) -> int:
+        return self.strength + STRENGTH_WIDTH + GAP
+
+    @property
+    def end(self) -> int:
+        return self.label + self.name_width + BAR_WIDTH + NUMBER_WIDTH
+
+
+def _columns(rows: Sequence[GalleryRow], cell: int) -> _Columns:
+    names = [name for row in rows for name, _ in _heaviest(row.soft_label)]
+    return _Columns(
+        cell=cell,
+        target_width=_width([row.target_name for row in rows], 20),
+        name_width=12 + _width(names, 15, narrowest=0),
+    )
+
+
+def _width(names: list[str], size: int, narrowest: int = NARROWEST_NAME) -> int:
+    longest = max((_font(size).getlength(name) for name in names), default=0)
+    return min(max(round(longest) + 1, narrowest), WIDEST_NAME)
+
+
+def _shown(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    longest = max(picture.size)
+    if longest > LARGEST_PX:
+        picture.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+        return picture
+    factor = -(-SMALLEST_PX // longest)
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _draw_heads(draw: ImageDraw.ImageDraw, columns: _Columns, title: str) -> None:
+    draw.text((MARGIN, 18), _cut(title, 22, columns.end - MARGIN), INK, _font(22))
+    heads = {
+        "source": columns.source,
+        "generated": columns.generated,
+        "target class": columns.target,
+        "strength": columns.strength,
+        "soft label": columns.label,
+    }
+    for name, x in heads.items():
+        draw.text((x, TITLE_HEIGHT + 8), name, FAINT, _font(15))
+
+
+def _draw_pictures(
+    sheet: Image.Image, columns: _Columns, middle: int, pair: tuple[Image.Image, Image.Image]
+) -> None:
+    draw = ImageDraw.Draw(sheet)
+    for x, picture in zip((columns.source, columns.generated), pair, strict=True):
+        above = middle - picture.height // 2
+        sheet.paste(picture, (x, above))
+        frame = (x - 1, above - 1, x + picture.width, above + picture.height)
+        draw.rectangle(frame, outline=LINE)
+    start, tip = columns.source + columns.cell + 16, columns.generated - 14
+    draw.line((start, middle, tip - 6, middle), FAINT, 2)
+    draw.polygon([(tip, middle), (tip - 8, middle - 5), (tip - 8, middle + 5)], FAINT)
+
+
+def _draw_source_name(
+    draw: ImageDraw.ImageDraw, columns: _Columns, y: int, row: GalleryRow
+) -> None:
+    is_same = row.source_name == row.target_name
+    caption = _cut(row.source_name, 15, columns.cell + 2 * GAP)
+    colour = TARGET_COLOUR if is_same else SOURCE_COLOUR
+    draw.text((columns.source, y), caption, colour, _font(15))
+
+
+def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: GalleryRow) -> None:
+    target = _cut(row.target_name, 20, columns.target_width)
+    draw.text((columns.target, middle), target, TARGET_COLOUR, _font(20), anchor="lm")
+    _draw_strength(draw, columns.strength, middle, row.strength)
+    colours = {row.source_name: SOURCE_COLOUR, row.target_name: TARGET_COLOUR}
+    bars = _heaviest(row.soft_label)
+    for number, (name, mass) in enumerate(bars):
+        bar_y = middle + round((number - (len(bars) - 1) / 2) * BAR_PITCH)
+        _draw_bar(draw, columns, bar_y, _Bar(name, mass, colours.get(name, OTHER_COLOUR)))
+
+
+def _draw_strength(draw: ImageDraw.ImageDraw, x: int, middle: int, strength: float) -> None:
+    draw.text((x, middle - 6), f"{strength:.2f}", INK, _font(20), anchor="lm")
+    gauge = (x, middle + 10, x + STRENGTH_WIDTH, middle + 15)
+    draw.rounded_rectangle(gauge, 2, TRACK)
+    draw.rounded_rectangle((*gauge[:2], x + round(STRENGTH_WIDTH * strength), gauge[3]), 2, INK)
+
+
+def _heaviest(soft_label: Mapping[str, float]) -> list[tuple[str, float]]:
+    ordered = sorted(soft_label.items(), key=lambda entry: -entry[1])
+    bars = [(name, mass) for name, mass in ordered if mass >= 0.005]
+    if len(bars) <= LABEL_BARS:
+        return bars
+    kept = bars[: LABEL_BARS - 1]
+    return [*kept, (f"{len(bars) - len(kept)} others", sum(mass for _, mass in bars[len(kept) :]))]
+
+
+@dataclass(frozen=True)
+class _Bar:
+    name: str
+    mass: float
+    colour: str
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, columns: _Columns, y: int, bar: _Bar) -> None:
+    name = _cut(bar.name, 15, columns.name_width - 12)
+    draw.text((columns.label, y), name, INK, _font(15), anchor="lm")
+    left, above, below = (
+        columns.label + columns.name_width,
+        y - BAR_HEIGHT // 2,
+        y + BAR_HEIGHT // 2,
+    )
+    draw.rounded_rectangle((left, above, left + BAR_WIDTH, below), 3, TRACK)
+    filled = max(2, round(BAR_WIDTH * min(bar.mass, 1.0)))
+    draw.rounded_rectangle((left, above, left + filled, below), 3, bar.colour)
+    draw.text((columns.end, y), f"{bar.mass:.2f}", INK, _font(15), anchor="rm")
+
+
+def _cut(text: str, size: int, width: int) -> str:
+    if _font(size).getlength(text) <= width:
+        return text
+    kept = text
+    while kept and _font(size).getlength(kept + "...") > width:
+        kept = kept[:-1]
+    return kept.rstrip() + "..."
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own face: the same sheet on every machine.
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow must be built with FreeType to draw a gallery; reinstall pillow")
+    return font
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    png = io.BytesIO()
+    sheet.save(png, "PNG", optimize=True)
+    write_atomically(path, png.getvalue())

@@ -1,0 +1,146 @@
+"""What a person sees while training runs: a row an epoch, and below them what happens now."""
+
+import time
+from types import TracebackType
+from typing import Self, SupportsFloat
+
+from rich.console import Console
+from rich.live import Live
+
+from online_aug.records import Served
+from online_aug.reporting.epoch_table import epoch_heads, epoch_line, epoch_row
+from online_aug.reporting.metrics import EpochMetrics
+from online_aug.reporting.pace import Pace
+from online_aug.reporting.panel import GeneratorView, Now, draw_panel, panel_line
+from online_aug.reporting.summary_table import print_summary
+from online_aug.reporting.terminal import is_watched, open_console, print_line
+
+__all__ = ["GeneratorView", "LiveReport", "print_summary"]
+
+REDRAW_EVERY_S = 0.25
+LINE_EVERY_S = 30.0
+HEADS_EVERY_ROWS = 25
+
+
+class LiveReport:
+    """Shows a run in a terminal, or in plain lines where nobody watches; a context manager.
+
+    It has no thread, because loader workers may be forked while it is open: what is on screen
+    changes when one of its methods is called. What other code prints appears above the panel.
+    """
+
+    def __init__(
+        self,
+        total_epochs: int,
+        steps_per_epoch: int,
+        enabled: bool,
+        *,
+        ranks: int = 1,
+        console: Console | None = None,
+    ) -> None:
+        """Show nothing yet.
+
+        Args:
+            total_epochs: Of the whole run, those before a resume included.
+            steps_per_epoch: Optimizer steps.
+            enabled: True on the first rank only; elsewhere nothing is shown.
+            ranks: Number of ranks that train as fast as this one; multiplies the speed shown.
+            console: Where; standard output by default.
+        """
+        self._total_epochs, self._steps_per_epoch, self._ranks = (
+            total_epochs,
+            steps_per_epoch,
+            ranks,
+        )
+        self._console = (console or open_console()) if enabled else None
+        self._live: Live | None = None
+        self._pace = Pace(total_epochs * steps_per_epoch)
+        self._read_s = self._shown_s = float("-inf")
+        self._rows = 0
+        self._best = float("-inf")
+
+    def __enter__(self) -> Self:
+        """Take the screen."""
+        if self._console is not None and is_watched(self._console):
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        else:
+            self._shown_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the screen back, whatever happened; rows and messages stay."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def message(self, text: str) -> None:
+        """Show one line that stays, such as `generator: ready in 4.1 s`."""
+        if self._console is not None:
+            print_line(self._console, text)
+
+    def step(
+        self,
+        epoch: int,
+        step_in_epoch: int,
+        loss: SupportsFloat,
+        served: Served,
+        generator: GeneratorView | None,
+    ) -> None:
+        """Show where training is; call it after every step, most calls only look at the clock.
+
+        Args:
+            epoch: From 0.
+            step_in_epoch: Steps of this epoch that are done, from 1.
+            loss: Of this step; a tensor is only read (and its device waited for) when it is shown.
+            served: By this rank since the start of this epoch.
+            generator: None where no generation process runs.
+        """
+        now_s = time.monotonic()
+        is_last = step_in_epoch == self._steps_per_epoch
+        if self._console is None or not (is_last or now_s - self._read_s >= REDRAW_EVERY_S):
+            return
+        self._read_s = now_s
+        images = served.real + served.fresh + served.cached + served.starved
+        steps = epoch * self._steps_per_epoch + step_in_epoch
+        self._pace.read(now_s, epoch, steps, images * self._ranks)
+        if self._live is None and now_s - self._shown_s < LINE_EVERY_S:
+            return
+        self._shown_s = now_s
+        self._show(
+            Now(
+                epoch=epoch,
+                total_epochs=self._total_epochs,
+                step_in_epoch=step_in_epoch,
+                steps_per_epoch=self._steps_per_epoch,
+                loss=float(loss),
+                images_per_s=self._pace.images_per_s,
+                left_s=self._pace.left_s,
+                served=served,
+                generator=generator,
+            )
+        )
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Show a finished epoch; it stays on the screen."""
+        if self._console is None:
+            return
+        is_best, self._best = metrics.val_top1 > self._best, max(metrics.val_top1, self._best)
+        if self._live is None:
+            print_line(self._console, epoch_line(metrics, self._total_epochs))
+            return
+        if self._rows % HEADS_EVERY_ROWS == 0:
+            self._console.print(epoch_heads())
+        self._rows += 1
+        self._console.print(epoch_row(metrics, self._total_epochs, is_best=is_best))
+
+    def _show(self, now: Now) -> None:
+        if self._live is not None:
+            self._live.update(draw_panel(now), refresh=True)
+        elif self._console is not None:
+            print_line(self._console, panel_line(now))

@@ -1,0 +1,169 @@
+"""The run directory: who may write into it, and what stands in it from the first second on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from online_aug.errors import UserError
+from online_aug.reporting.atomic import write_atomically
+from online_aug.reporting.environment import describe_environment
+from online_aug.reporting.json_records import from_json, to_json
+from online_aug.reporting.metrics import Summary
+
+CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
+
+MAY_DIFFER = frozenset(
+    {
+        "run.name", "run.dir", "run.epochs", "run.resume", "run.checkpoint_epochs",
+        "data.root", "data.workers", "finetune.path", "cache.path", "cache.max_gib",
+        "devices.train", "devices.generate",
+        "generation.slots", "generation.attention", "generation.max_ahead",
+    }
+)  # fmt: skip
+"""Keys that say how far, where or how fast, not what is computed: a run resumes under others."""
+
+
+def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path | None:
+    """Make `path` the directory of this run, with `config.yaml` and `environment.json` in it.
+
+    A directory of the same run is kept and its two files are renewed; earlier launches stay listed
+    in `environment.json`. With `resume` false a run that lies there is moved aside first.
+
+    Args:
+        path: The run directory; its parents are made.
+        resolved_yaml: The whole configuration, defaults included.
+        digest: Of the configuration, for the record.
+        resume: Go on with the run that lies there.
+
+    Returns:
+        Where the older run was moved, None if there was none to move.
+
+    Raises:
+        UserError: If the directory holds another run or something else, or cannot be written.
+    """
+    try:
+        moved = _make_room(path, resolved_yaml, resume)
+        path.mkdir(parents=True, exist_ok=True)
+        environment = _environment(path / ENVIRONMENT_FILE, digest)
+        write_atomically(path / CONFIG_FILE, resolved_yaml)
+        write_atomically(path / ENVIRONMENT_FILE, environment)
+    except OSError as error:
+        raise UserError(
+            f"run directory {path} must be writable, got: {error.strerror}; choose another run.dir"
+        ) from None
+    return moved
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run in `path` has its summary and all epochs it is now asked for.
+
+    Ask after `prepare`, which writes how many those are.
+    """
+    if not (path / SUMMARY_FILE).exists():
+        return False
+    epochs = _flat(path / CONFIG_FILE, (path / CONFIG_FILE).read_text())["run.epochs"]
+    return bool(read_summary(path).epochs >= epochs)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write `summary.json` into the run directory `path`; from then on the run is finished."""
+    write_atomically(path / SUMMARY_FILE, to_json(summary, indent=2) + "\n")
+
+
+def read_summary(path: Path) -> Summary:
+    """The summary of the finished run in `path`.
+
+    Raises:
+        UserError: If the run is not finished or another version wrote it.
+    """
+    file = path / SUMMARY_FILE
+    if not file.exists():
+        raise UserError(f"{file} is missing: the run has not finished; start it again to resume it")
+    return from_json(Summary, file.read_text(), str(file))
+
+
+def _make_room(path: Path, resolved_yaml: str, resume: bool) -> Path | None:
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            f"run directory {path} must be a folder, got a file; choose another run.name"
+        )
+    if not _is_occupied(path):
+        return None
+    if not (path / CONFIG_FILE).exists():
+        raise UserError(
+            f"run directory {path} must be new, empty or an earlier run, got a folder without "
+            f"{CONFIG_FILE}; choose another run.name"
+        )
+    if not resume:
+        return _move_aside(path)
+    _check_same_run(path, resolved_yaml)
+    return None
+
+
+def _is_occupied(path: Path) -> bool:
+    # Dot files are what a crash may leave before config.yaml has its name.
+    return path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
+
+
+def _check_same_run(path: Path, resolved_yaml: str) -> None:
+    old = _flat(path / CONFIG_FILE, (path / CONFIG_FILE).read_text())
+    new = _flat(path / CONFIG_FILE, resolved_yaml)
+    way_out = (
+        "choose another run.name, or set run.resume=false, which moves the old run "
+        f"to {_free_name(path)}"
+    )
+    differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    if refused := [key for key in differ if key not in MAY_DIFFER]:
+        named = ", ".join(f"{k} ({_shown(old, k)} there, {_shown(new, k)} now)" for k in refused)
+        raise UserError(
+            f"run directory {path} must hold the same configuration to be resumed, "
+            f"differs in {named}; {way_out}"
+        )
+    if (path / SUMMARY_FILE).exists() and new["run.epochs"] < (done := read_summary(path).epochs):
+        raise UserError(
+            f"run.epochs must be at least {done}, which {path} has already done, "
+            f"got {new['run.epochs']}; {way_out}"
+        )
+
+
+def _move_aside(path: Path) -> Path:
+    return path.rename(_free_name(path))
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (name := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return name
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], default=str) if key in values else "nothing"
+
+
+def _flat(path: Path, text: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be the configuration of a run, got something unreadable")
+    return dict(_leaves("", values))
+
+
+def _leaves(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        deeper = isinstance(value, dict)
+        found += _leaves(f"{prefix}{key}.", value) if deeper else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _environment(file: Path, digest: str) -> str:
+    now = {"config_digest": digest, **describe_environment(), "earlier_launches": []}
+    if file.exists():
+        before = json.loads(file.read_text())
+        now["earlier_launches"] = [*before.pop("earlier_launches", []), before]
+    return json.dumps(now, indent=2, ensure_ascii=False) + "\n"

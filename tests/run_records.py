@@ -1,0 +1,47 @@
+"""Records of an invented run."""
+
+from dataclasses import replace
+
+from online_aug.reporting.metrics import EpochMetrics, Summary
+
+
+def epoch(number: int, **changes: float) -> EpochMetrics:
+    metrics = EpochMetrics(
+        epoch=number,
+        step=10 * (number + 1),
+        train_loss=1.5,
+        val_top1=0.25,
+        lr=0.1,
+        images_per_s=100.0,
+        loader_wait_s=0.5,
+        served_real=60,
+        served_fresh=20,
+        served_cached=15,
+        starved=5,
+        generated=30,
+        generated_per_s=2.0,
+        rejected=1,
+        cache_entries=90,
+        cache_bytes=4096,
+    )
+    return replace(metrics, **changes)
+
+
+def summary(epochs: int = 3) -> Summary:
+    return Summary(
+        top1=0.9,
+        top1_best_val=0.91,
+        best_val_epoch=1,
+        per_class={"null": 0.8, "Möwe": 1.0},
+        epochs=epochs,
+        wall_s=12.5,
+        first_step_s=0.5,
+        served_real=70,
+        served_fresh=20,
+        served_cached=10,
+        starved=0,
+        generated=20,
+        reused=5,
+        generator_restarts=0,
+        config_digest="d1",
+    )
