@@ -1,0 +1,74 @@
+"""Diff-Mix (arXiv:2403.19600): translate an image towards another class, label it in between."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from online_aug.labels import translation_label
+from online_aug.methods.contract import MethodContext, Source
+from online_aug.records import GenerationRequest
+
+
+@dataclass(frozen=True)
+class DiffMix:
+    """Image-to-image translation with the prompt of the target class.
+
+    `diff_mix` draws the target uniformly over all classes, the image's own included, as the paper's
+    code does; `diff_aug`, the paper's intra-class baseline, keeps the source's class.
+    """
+
+    name: str
+    is_between_classes: bool
+    version: ClassVar[int] = 1
+
+    def plan(
+        self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
+    ) -> GenerationRequest:
+        """Draw target class, strength and noise."""
+        target = int(rng.integers(context.num_classes))
+        if not self.is_between_classes:
+            target = source.label
+        return GenerationRequest(
+            method=self.name,
+            method_version=self.version,
+            source_digest=source.digest,
+            source_label=source.label,
+            target_label=target,
+            prompt=context.prompts[target],
+            strength=float(context.strengths[int(rng.integers(len(context.strengths)))]),
+            guidance_scale=context.guidance_scale,
+            num_inference_steps=context.num_inference_steps,
+            scheduler=context.scheduler,
+            resolution=context.resolution,
+            variant=variant,
+            noise_seed=int(rng.integers(2**63)),
+            generator_fingerprint=context.generator_fingerprint,
+        )
+
+    def prepare(
+        self, images: UInt8[Tensor, "b 3 h w"], requests: Sequence[GenerationRequest]
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """The source images as they are."""
+        return images
+
+    def compose(
+        self,
+        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
+        generated: UInt8[np.ndarray, "h2 w2 3"],
+        request: GenerationRequest,
+        context: MethodContext,
+    ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Float[Tensor, " k"]]:
+        """The generated image with Diff-Mix's soft label."""
+        label = translation_label(
+            torch.tensor([request.source_label]),
+            torch.tensor([request.target_label]),
+            torch.tensor([request.strength]),
+            num_classes=context.num_classes,
+            gamma=context.gamma,
+        )
+        return generated, label[0]
