@@ -1,0 +1,1 @@
+"""How the embedded diffusion model is made: pictures, captions that name no class, training."""

@@ -1,0 +1,226 @@
+"""Two small training loops, autoencoder and denoiser, that save, resume and say where they are."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from online_aug.generation.tiny import (
+    MAX_TOKENS,
+    new_autoencoder,
+    new_scheduler,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    save_pipeline,
+)
+from online_aug.pretraining.corpus import Corpus, to_model
+from online_aug.seeding import numpy_rng
+
+SAVE_STEPS = 250
+AUTOENCODER_DIGITS, DENOISER_DIGITS = 0.15, 0.4
+"""Share of digits in a batch: the autoencoder finds them easy."""
+UNCONDITIONAL = 0.1
+"""Share of captions replaced by the empty prompt, for classifier-free guidance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the result, beside the code."""
+
+    work: Path
+    steps: int
+    vae_steps: int
+    batch_size: int
+    lr: float
+    digits: int
+    birds: int
+    seed: int
+    device: str
+
+
+def train_autoencoder(corpus: Corpus, settings: Settings) -> AutoencoderKL:
+    """An autoencoder whose latents have zero mean and unit variance in every channel."""
+    vae = new_autoencoder().to(settings.device)
+    done = settings.work / "autoencoder.safetensors"
+    if done.exists():
+        vae.load_state_dict(load_file(done))
+        return vae.eval()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
+    for step in _steps("autoencoder", vae, optimizer, settings, settings.vae_steps, 2e-3):
+        rng = numpy_rng("autoencoder", settings.seed, step.number)
+        indices, _ = corpus.draw(settings.batch_size // 2, AUTOENCODER_DIGITS, rng)
+        images = to_model(corpus.images[indices]).to(settings.device)
+        noise_rng = torch.Generator(settings.device).manual_seed(int(rng.integers(2**31)))
+        posterior = vae.encode(images).latent_dist
+        output = vae.decode(posterior.sample(noise_rng)).sample
+        step.finish(_reconstruction(output, images) + 1e-4 * posterior.kl().mean() / 1024)
+    vae.eval()
+    _normalise_latents(vae, encode(vae, corpus, settings.device, limit=2048))
+    save_file(vae.state_dict(), done)
+    return vae
+
+
+def train_denoiser(corpus: Corpus, vae: AutoencoderKL, settings: Settings, out: Path) -> None:
+    """Train U-Net and text encoder together on velocity, and save the averaged weights."""
+    latents = _latents(corpus, vae, settings)
+    tokenizer = new_tokenizer(caption for captions in corpus.captions for caption in captions)
+    torch.manual_seed(settings.seed)
+    model = torch.nn.ModuleDict({"unet": new_unet(), "text": new_text_encoder(tokenizer)})
+    model.to(settings.device).train()
+    scheduler = new_scheduler()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-2)
+    average = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    parts = {"model": model, "optimizer": optimizer, "average": average}
+    for step in _steps("denoiser", parts, optimizer, settings, settings.steps, settings.lr):
+        rng = numpy_rng("denoiser", settings.seed, step.number)
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        indices, captions = corpus.draw(settings.batch_size, DENOISER_DIGITS, rng)
+        captions = ["" if rng.random() < UNCONDITIONAL else caption for caption in captions]
+        tokens = tokenizer(
+            captions,
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        )
+        clean = latents[indices]
+        noise = torch.randn(clean.shape, generator=torch_rng)
+        times = torch.randint(0, 1000, (len(clean),), generator=torch_rng)
+        noisy = scheduler.add_noise(clean, noise, times).to(settings.device)
+        velocity = scheduler.get_velocity(clean, noise, times).to(settings.device)
+        words = model["text"](tokens.input_ids.to(settings.device))[0]
+        output = model["unet"](noisy, times.to(settings.device), words).sample
+        step.finish(F.mse_loss(output, velocity))
+        average.step(model.parameters())
+    average.copy_to(model.parameters())
+    save_pipeline(out, vae=vae, unet=model["unet"], text_encoder=model["text"], tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def encode(
+    vae: AutoencoderKL, corpus: Corpus, device: str, limit: int | None = None
+) -> Float[Tensor, "n 4 16 16"]:
+    """Mean latents of the corpus; of `limit` pictures spread over it where given."""
+    images = corpus.images
+    if limit is not None and limit < len(images):
+        images = images[torch.linspace(0, len(images) - 1, limit).long()]
+    batches = tqdm(images.split(64), desc="encode", unit="batch")
+    return torch.cat(
+        [vae.encode(to_model(batch).to(device)).latent_dist.mean.cpu() for batch in batches]
+    )
+
+
+def _latents(corpus: Corpus, vae: AutoencoderKL, settings: Settings) -> Tensor:
+    done = settings.work / "latents.safetensors"
+    if not done.exists():
+        save_file({"latents": encode(vae, corpus, settings.device).contiguous()}, done)
+    return load_file(done)["latents"]
+
+
+def _reconstruction(output: Tensor, images: Tensor) -> Tensor:
+    """Absolute error of values and of differences between neighbours, which keeps edges sharp."""
+    loss = F.l1_loss(output, images)
+    for axis in (2, 3):
+        loss = loss + 0.5 * F.l1_loss(output.diff(dim=axis), images.diff(dim=axis))
+    return loss
+
+
+@torch.no_grad()
+def _normalise_latents(vae: AutoencoderKL, latents: Tensor) -> None:
+    """Fold mean and spread of the latents into the 1x1 convolutions around them.
+
+    Stable Diffusion has a single `scaling_factor`; with the statistics in the weights it is 1.
+    """
+    device = vae.device
+    mean, std = latents.mean((0, 2, 3)).to(device), latents.std((0, 2, 3)).to(device)
+    inner, outer = vae.post_quant_conv, vae.quant_conv
+    inner.bias += (inner.weight[:, :, 0, 0] * mean).sum(1)
+    inner.weight *= std[None, :, None, None]
+    channels = len(mean)
+    outer.weight[:channels] /= std[:, None, None, None]
+    outer.bias[:channels] = (outer.bias[:channels] - mean) / std
+    outer.bias[channels:] -= 2 * std.log()
+    # the log-variance shares no weights with the mean, so only its bias moves
+
+
+class _Step:
+    """One optimizer step: `finish(loss)` does the backward pass and the update."""
+
+    def __init__(self, number: int, optimizer: torch.optim.Optimizer) -> None:
+        self.number = number
+        self.loss = math.nan
+        self._optimizer = optimizer
+
+    def finish(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        self._optimizer.step()
+        self.loss = float(loss.detach())
+
+
+def _steps(
+    name: str,
+    parts: Any,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    total: int,
+    lr: float,
+) -> Iterator[_Step]:
+    """Numbered steps with learning rate, checkpoints, losses on disk and a progress bar."""
+    if not isinstance(parts, dict):
+        parts = {"model": parts, "optimizer": optimizer}
+    checkpoint = settings.work / f"{name}.pt"
+    first = _resume(checkpoint, parts)
+    losses: list[float] = []
+    started = time.monotonic()
+    for number in (bar := tqdm(range(first, total), desc=name, initial=first, total=total)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * _warm_cosine(number / total)
+        step = _Step(number, optimizer)
+        yield step
+        losses.append(step.loss)
+        if (number + 1) % SAVE_STEPS == 0 or number + 1 == total:
+            _log(settings.work, name, number + 1, losses, time.monotonic() - started)
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+            losses, started = [], time.monotonic()
+            _save(checkpoint, parts, number + 1)
+
+
+def _warm_cosine(share: float) -> float:
+    return min(1.0, share / 0.03) * (0.5 + 0.5 * math.cos(math.pi * share))
+
+
+def _save(path: Path, parts: dict[str, Any], step: int) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({"step": step, **{k: part.state_dict() for k, part in parts.items()}}, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, parts: dict[str, Any]) -> int:
+    if not path.exists():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return int(saved["step"])
+
+
+def _log(work: Path, name: str, step: int, losses: list[float], seconds: float) -> None:
+    line = {"part": name, "step": step, "loss": sum(losses) / len(losses), "seconds": seconds}
+    with (work / "losses.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
