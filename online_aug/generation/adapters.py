@@ -1,0 +1,46 @@
+"""What fine-tuning adds to a model: class tokens and LoRA, in diffusers' own file formats.
+
+A folder holds `pytorch_lora_weights.safetensors` (diffusers' LoRA format), `tokens_emb.safetensors`
+(one tensor `clip_l` of n x d, the format of diffusers' pivotal tuning), and `concepts.json` (class,
+token and prompt of each row). Stock diffusers loads the first two.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from jaxtyping import Float
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from online_aug.generation.concepts import CONCEPTS_FILE, Concept
+
+TOKENS_FILE = "tokens_emb.safetensors"
+
+
+def save_adapters(
+    folder: Path,
+    pipeline: StableDiffusionImg2ImgPipeline,
+    embeddings: Float[Tensor, "n d"],
+    concepts: Sequence[Concept],
+) -> None:
+    """Write tokens, LoRA and concepts into an existing folder."""
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+    save_file({"clip_l": embeddings.float().cpu().contiguous()}, folder / TOKENS_FILE)
+    (folder / CONCEPTS_FILE).write_text(json.dumps([asdict(c) for c in concepts], indent=1))
+
+
+def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, folder: Path) -> None:
+    """Add the tokens to the text encoder and merge the LoRA into the U-Net's weights."""
+    concepts = json.loads((folder / CONCEPTS_FILE).read_text())
+    embeddings = load_file(folder / TOKENS_FILE)["clip_l"].to(pipeline.text_encoder.dtype)
+    tokens = [concept["token"] for concept in concepts]
+    pipeline.load_textual_inversion(embeddings, token=tokens)
+    pipeline.load_lora_weights(folder)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()

@@ -1,0 +1,94 @@
+"""Which image generator this is, told without loading it: the fingerprint in every request."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from online_aug.config import FinetuneConfig, GenerationConfig
+from online_aug.errors import UserError
+
+EMBEDDED = Path(str(files("online_aug"))) / "assets" / "tiny_stable_diffusion"
+_CONTENT = {".safetensors", ".json", ".txt", ".bin"}
+
+
+def locate(config: GenerationConfig) -> Path:
+    """The directory of the configured model, downloaded from the hub where it is a hub name.
+
+    Raises:
+        UserError: If there is no such model, or the directory holds something else.
+    """
+    if config.model == "embedded":
+        return EMBEDDED
+    folder = Path(config.model).expanduser()
+    if not folder.is_dir():
+        return _download(config.model, config.revision)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"generation.model must be a diffusers model directory (with model_index.json), "
+            f"got {config.model!r}"
+        )
+    return folder
+
+
+def choose_dtype(name: str, device: str) -> str:
+    """The number format that `auto` stands for on this device; any other name as it is."""
+    if name != "auto":
+        return name
+    return "float32" if device == "cpu" else "float16"
+
+
+def digest_folder(folder: Path) -> str:
+    """BLAKE2b over names and contents of all weights and settings below a folder, hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _CONTENT and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def finetuned_folder(
+    config: FinetuneConfig,
+    model_digest: str,
+    examples: Sequence[tuple[str, int]],
+    settings: Sequence[object],
+) -> Path:
+    """Where the result for these images and settings is kept: one folder a fingerprint.
+
+    Args:
+        config: What decides the training, and the folder of all results.
+        model_digest: Of the base model.
+        examples: Digest and label of every training image, in any order.
+        settings: Whatever else decides the result: resolution, prompts, flips.
+    """
+    decides = config.model_dump(mode="json", exclude={"enabled", "path"})
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(repr([model_digest, sorted(decides.items()), list(settings)]).encode())
+    digest.update(repr(sorted(examples)).encode())
+    return config.path / digest.hexdigest()
+
+
+def fingerprint(model_digest: str, finetuned: Path | None, dtype: str) -> str:
+    """Digest of base weights, adapters and number format, hexadecimal."""
+    adapters = digest_folder(finetuned) if finetuned else "none"
+    text = f"{model_digest}/{adapters}/{dtype}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from diffusers import StableDiffusionImg2ImgPipeline  # slow to import, rarely needed
+
+    try:
+        return Path(
+            StableDiffusionImg2ImgPipeline.download(
+                name, revision=revision, safety_checker=None, requires_safety_checker=False
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"generation.model must be 'embedded', a diffusers model directory, or a hub name that "
+            f"can be reached, got {name!r} ({reason})"
+        ) from error

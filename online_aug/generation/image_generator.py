@@ -1,0 +1,101 @@
+"""From requests to images: batches of diffusers' image-to-image pipeline with one RNG a request."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torchvision.transforms.v2.functional as tvf
+from diffusers import StableDiffusionImg2ImgPipeline
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from online_aug.config import GenerationConfig
+from online_aug.generation.adapters import load_adapters
+from online_aug.generation.models import choose_attention, load_img2img, sampling_scheduler
+from online_aug.records import GenerationRequest
+from online_aug.seeding import torch_rng
+
+Group = tuple[float, float, int, str, int]
+
+
+def group_of(request: GenerationRequest) -> Group:
+    """What requests of one pipeline call must have in common."""
+    return (
+        request.strength,
+        request.guidance_scale,
+        request.num_inference_steps,
+        request.scheduler,
+        request.resolution,
+    )
+
+
+def fit(image: UInt8[Tensor, "3 h w"], resolution: int) -> UInt8[Tensor, "3 r r"]:
+    """The image as a square of the generator's resolution, aspect ignored as Diff-Mix does."""
+    if image.shape[-2:] == (resolution, resolution):
+        return image
+    resized: Tensor = tvf.resize(image, [resolution, resolution], antialias=True)
+    return resized
+
+
+class ImageGenerator:
+    """A loaded pipeline that keeps its prompt embeddings."""
+
+    def __init__(self, pipeline: StableDiffusionImg2ImgPipeline, attention: str) -> None:
+        self.attention = attention
+        self._pipeline = pipeline
+        self._trained_with = dict(pipeline.scheduler.config)
+        self._prompts: dict[str, Float[Tensor, "t d"]] = {}
+
+    @classmethod
+    def load(
+        cls, model: Path, finetuned: Path | None, config: GenerationConfig, dtype: str, device: str
+    ) -> "ImageGenerator":
+        """Load model and adapters onto a device.
+
+        Raises:
+            UserError: If the directory holds no Stable Diffusion, or the attention cannot run here.
+        """
+        pipeline = load_img2img(model, dtype)
+        if finetuned:
+            load_adapters(pipeline, finetuned)
+        pipeline.to(device)
+        attention = choose_attention(config.attention, pipeline, torch.device(device))
+        return cls(pipeline, attention)
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[GenerationRequest], images: UInt8[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 r r"]:
+        """Images in [0, 1], NaN where the model made NaN, for requests of one group.
+
+        Noise comes from each request's own seed, so an image does not depend on its neighbours
+        beyond the rounding of batched arithmetic.
+
+        Raises:
+            ValueError: If the requests differ in what a pipeline call shares.
+        """
+        groups = {group_of(request) for request in requests}
+        if len(groups) != 1:
+            raise ValueError(f"requests must be of one group, got {len(groups)}")
+        strength, guidance_scale, steps, scheduler, resolution = groups.pop()
+        self._pipeline.scheduler = sampling_scheduler(scheduler, self._trained_with)
+        started = torch.stack([fit(image, resolution) for image in images])
+        finished: Tensor = self._pipeline(
+            image=started.float() / 255,
+            prompt_embeds=torch.stack([self._embedding(r.prompt) for r in requests]),
+            negative_prompt_embeds=self._embedding("").expand(len(requests), -1, -1),
+            strength=strength,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=[torch_rng(request.noise_seed) for request in requests],
+            output_type="pt",
+        ).images
+        return finished.cpu()
+
+    def _embedding(self, prompt: str) -> Float[Tensor, "t d"]:
+        if prompt not in self._prompts:
+            embedding, _ = self._pipeline.encode_prompt(
+                prompt, self._pipeline.device, 1, do_classifier_free_guidance=False
+            )
+            self._prompts[prompt] = embedding[0]
+        return self._prompts[prompt]

@@ -1,0 +1,68 @@
+"""What trainer and generation process tell each other: typed JSON lines, nothing is unpickled."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    protocol: Literal[1] = 1
+
+
+class ServedCount(_Message):
+    """Trainer: so many fresh images have been served in this run."""
+
+    type: Literal["served"] = "served"
+    fresh: int
+
+
+class Stop(_Message):
+    """Trainer: finish the batch and end."""
+
+    type: Literal["stop"] = "stop"
+
+
+class Status(_Message):
+    """Generator: where it stands; sent after every batch and at least every two seconds."""
+
+    type: Literal["status"] = "status"
+    state: Literal["loading", "generating", "paused", "waiting", "finished", "full"]
+    generated: int = 0
+    """Images put into the cache by this process."""
+    rejected: int = 0
+    reused: int = 0
+    """Requests of the plan that were in the cache already or made by another process."""
+    images_per_s: float = 0.0
+    """Over the time spent generating, pauses left out."""
+
+
+class Failed(_Message):
+    """Generator: it ends, and why; `is_final` where a restart cannot help."""
+
+    type: Literal["failed"] = "failed"
+    reason: str
+    is_final: bool
+
+
+ToGenerator = Annotated[ServedCount | Stop, Field(discriminator="type")]
+ToTrainer = Annotated[Status | Failed, Field(discriminator="type")]
+_to_generator: TypeAdapter[ServedCount | Stop] = TypeAdapter(ToGenerator)
+_to_trainer: TypeAdapter[Status | Failed] = TypeAdapter(ToTrainer)
+
+
+def read_by_generator(line: bytes) -> ServedCount | Stop:
+    """The trainer's message.
+
+    Raises:
+        ValueError: If the line is none.
+    """
+    return _to_generator.validate_json(line)
+
+
+def read_by_trainer(line: bytes) -> Status | Failed | None:
+    """The generator's message, or None for a line that is none (a library printed it)."""
+    try:
+        return _to_trainer.validate_json(line)
+    except ValidationError:
+        return None

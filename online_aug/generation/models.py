@@ -1,0 +1,118 @@
+"""Loading a Stable Diffusion and choosing how it samples."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from online_aug.errors import UserError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SCHEDULERS: Mapping[str, tuple[type, dict[str, Any]]] = {
+    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+}
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+
+def load_img2img(folder: Path, dtype: str) -> StableDiffusionImg2ImgPipeline:
+    """The image-to-image pipeline of a directory, on the CPU, without a safety checker.
+
+    Raises:
+        UserError: If the directory holds no Stable Diffusion that diffusers can load.
+    """
+    try:
+        pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"generation.model {folder} cannot be loaded: {reason}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return cast(StableDiffusionImg2ImgPipeline, pipeline)
+
+
+def sampling_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
+    """The solver by our name, with the noise schedule the model was trained with.
+
+    Latents have unit variance and leave [-1, 1], so a solver that clips its prediction there ruins
+    the image; `clip_sample` is therefore off whatever the model's directory says.
+    """
+    kind, settings = SCHEDULERS[name]
+    return kind.from_config(dict(trained_with), **settings)  # type: ignore[attr-defined]
+
+
+def training_scheduler(trained_with: Mapping[str, Any]) -> DDPMScheduler:
+    """The forward process of the model: noise levels and what its network predicts."""
+    return cast(DDPMScheduler, DDPMScheduler.from_config(dict(trained_with), clip_sample=False))
+
+
+def choose_attention(
+    name: str, pipeline: StableDiffusionImg2ImgPipeline, device: torch.device
+) -> str:
+    """Set the attention kernels; `auto` takes xformers' on a GPU where they are the faster ones.
+
+    Raises:
+        UserError: If xformers is asked for and cannot run on this device.
+    """
+    if name == "sdpa" or (name == "auto" and device.type == "cpu"):
+        return "sdpa"
+    if name == "auto":
+        return _faster_attention(pipeline, device)
+    try:
+        pipeline.enable_xformers_memory_efficient_attention()
+    except (ValueError, ModuleNotFoundError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"generation.attention must be auto or sdpa on {device}, got 'xformers' ({reason})"
+        ) from error
+    return "xformers"
+
+
+def _faster_attention(pipeline: StableDiffusionImg2ImgPipeline, device: torch.device) -> str:
+    import xformers.ops
+
+    side = pipeline.unet.config.sample_size**2
+    shape = (2, side, 8, 40)
+    query = torch.randn(shape, device=device, dtype=pipeline.unet.dtype)
+
+    def sdpa() -> None:
+        q = query.transpose(1, 2)
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    try:
+        xformers_ms = _milliseconds(
+            lambda: xformers.ops.memory_efficient_attention(query, query, query)
+        )
+    except (NotImplementedError, ValueError, RuntimeError):
+        return "sdpa"
+    if _milliseconds(sdpa) <= xformers_ms:
+        return "sdpa"
+    pipeline.enable_xformers_memory_efficient_attention()
+    return "xformers"
+
+
+def _milliseconds(function: Any, repeats: int = 20) -> float:
+    function()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / repeats

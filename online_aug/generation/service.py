@@ -1,0 +1,159 @@
+"""The generation process' loop: skip, claim, prepare, denoise, gate, put."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cache import CacheFullError, Entry, Owner, Store
+from online_aug.generation.gate import rejection
+from online_aug.generation.image_generator import Group, group_of
+from online_aug.generation.messages import Status
+from online_aug.records import GenerationRequest
+
+LOOK_AHEAD_BATCHES = 8
+"""Requests claimed together, in batches: enough to fill a batch with one strength."""
+IDLE_S = 0.05
+WAIT_FOR_OTHERS_S = 0.5
+LEASE_S = 300.0
+State = Literal["loading", "generating", "paused", "waiting", "finished", "full"]
+
+
+class Generates(Protocol):
+    """An image generator: requests of one group and their starting images to finished images."""
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], images: UInt8[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 r r"]:
+        """Images in [0, 1]."""
+        ...
+
+
+class Trainer(Protocol):
+    """The other side of the pipe."""
+
+    served: int
+    """Fresh images served in this run so far."""
+    is_stopping: bool
+
+    def tell(self, status: Status) -> None:
+        """Send where the work stands."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be made, and from what."""
+
+    plan: Sequence[GenerationRequest]
+    prepare: Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b 3 r r"]]
+    """Starting images of some requests, at the generator's resolution."""
+    slots: int
+    max_ahead: int
+
+
+class Service:
+    """Works through a plan until all of it is in the cache, at the trainer's pace."""
+
+    def __init__(self, work: Work, store: Store, generator: Generates, trainer: Trainer) -> None:
+        self._work = work
+        self._store = store
+        self._generator = generator
+        self._trainer = trainer
+        self._owner = Owner.current()
+        self._claimed: deque[GenerationRequest] = deque()
+        self._generated = self._rejected = self._reused = 0
+        self._busy_s = 0.0
+
+    def run(self) -> None:
+        """Make what is missing; returns at the end of the plan, of the room, or when stopped."""
+        state: State = "finished"
+        try:
+            for batch in self._batches():
+                self._make(batch)
+                if not self._keep_pace():
+                    break
+        except CacheFullError:
+            state = "full"
+        finally:
+            self._store.release([request.key for request in self._claimed], self._owner)
+        self._tell(state)
+
+    def _batches(self) -> Iterator[list[GenerationRequest]]:
+        """Groups of claimed requests, until nothing of the plan is left to anyone."""
+        left = list(self._work.plan)
+        chunk_size = self._work.slots * LOOK_AHEAD_BATCHES
+        while left and not self._trainer.is_stopping:
+            others: list[GenerationRequest] = []
+            for start in range(0, len(left), chunk_size):
+                others += self._claim(left[start : start + chunk_size])
+                while len(self._claimed) >= chunk_size:
+                    yield self._next_group()
+            while self._claimed:
+                yield self._next_group()
+            left = others
+            if left:
+                self._tell("waiting")
+                time.sleep(WAIT_FOR_OTHERS_S)
+
+    def _claim(self, requests: list[GenerationRequest]) -> list[GenerationRequest]:
+        """Claim what is free; return what another process has claimed."""
+        status = dict(zip(requests, self._store.status([r.key for r in requests]), strict=True))
+        free = [request for request in requests if status[request] == "free"]
+        mine = set(self._store.claim([r.key for r in free], self._owner, LEASE_S))
+        self._claimed.extend(request for request in free if request.key in mine)
+        self._reused += sum(state == "present" for state in status.values())
+        lost = [request for request in free if request.key not in mine]
+        return lost + [request for request in requests if status[request] == "claimed"]
+
+    def _next_group(self) -> list[GenerationRequest]:
+        """The oldest claimed request and others of its kind, at most as many as there are slots."""
+        wanted: Group = group_of(self._claimed[0])
+        batch = [request for request in self._claimed if group_of(request) == wanted]
+        batch = batch[: self._work.slots]
+        taken = set(batch)
+        self._claimed = deque(request for request in self._claimed if request not in taken)
+        return batch
+
+    def _make(self, batch: list[GenerationRequest]) -> None:
+        started = time.monotonic()
+        images = self._generator.generate(batch, self._work.prepare(batch))
+        entries = []
+        for request, image in zip(batch, images, strict=True):
+            if reason := rejection(image):
+                self._store.reject(request.key, request.to_fields(), reason)
+                self._rejected += 1
+                continue
+            pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+            entries.append(Entry(request=request.to_fields(), image=pixels.contiguous().numpy()))
+        self._generated += self._store.put_many(entries)
+        self._busy_s += time.monotonic() - started
+        self._tell("generating")
+
+    def _keep_pace(self) -> bool:
+        """Wait while too far ahead of what was served; False when told to stop."""
+        told_at = 0.0
+        while not self._trainer.is_stopping:
+            if self._generated - self._trainer.served < self._work.max_ahead:
+                return True
+            if time.monotonic() - told_at > 1.0:
+                self._tell("paused")
+                told_at = time.monotonic()
+            time.sleep(IDLE_S)
+        return False
+
+    def _tell(self, state: State) -> None:
+        self._trainer.tell(
+            Status(
+                state=state,
+                generated=self._generated,
+                rejected=self._rejected,
+                reused=self._reused,
+                images_per_s=self._generated / self._busy_s if self._busy_s else 0.0,
+            )
+        )

@@ -1,0 +1,159 @@
+"""The trainer's hold on the generation process: start, listen, restart, stop."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from online_aug.errors import UserError
+from online_aug.generation.messages import Failed, ServedCount, Status, Stop, read_by_trainer
+
+MAX_RESTARTS = 5
+BACK_OFF_S = 1.0
+STOP_TIMEOUT_S = 20.0
+_LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "CROSS_RANK",
+    "CROSS_SIZE",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+)
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One generation process, restarted with back-off when it dies.
+
+    The child holds the reading end of its standard input: when this process ends, however it ends,
+    that pipe closes and the child ends too.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        """Take the command line of the process and where its messages for people go.
+
+        Args:
+            command: Arguments of the Python interpreter.
+            log: File its standard error is appended to.
+            environment: Variables set for the child beside this process' own, such as its device.
+        """
+        self._command = [sys.executable, *command]
+        self._log_path = log
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure: Failed | None = None
+        self._start_at = 0.0
+        self._earlier = Status(state="loading")
+        self._current = Status(state="loading")
+        self.restarts = 0
+
+    @property
+    def status(self) -> Status:
+        """Where the work stands, counted over all restarts."""
+        return self._current.model_copy(
+            update={
+                "generated": self._earlier.generated + self._current.generated,
+                "rejected": self._earlier.rejected + self._current.rejected,
+            }
+        )
+
+    def start(self) -> None:
+        """Start the process; call from the main thread, whose end also ends the child."""
+        environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER_VARIABLES}
+        environment |= self._environment | {"ONLINE_AUG_PARENT": str(os.getpid())}
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+
+    def check(self) -> None:
+        """Notice a dead process and restart it in time; cheap enough for every batch.
+
+        Raises:
+            UserError: If it failed for a reason that a restart does not mend, or too often.
+        """
+        process = self._process
+        if process is None:
+            if time.monotonic() >= self._start_at:
+                self.start()
+            return
+        status = process.poll()
+        if status is None or (status == 0 and self._current.state in {"finished", "full"}):
+            return
+        self._forget(process)
+        reason = self._failure.reason if self._failure else f"exit status {status}"
+        if self._failure and self._failure.is_final:
+            raise UserError(f"generation process: {reason}")
+        if self.restarts >= MAX_RESTARTS:
+            raise UserError(
+                f"generation process died {self.restarts + 1} times, last: {reason}; "
+                f"see {self._log_path}"
+            )
+        self.restarts += 1
+        self._start_at = time.monotonic() + BACK_OFF_S * 2 ** (self.restarts - 1)
+        self._earlier, self._current = self.status, Status(state="loading")
+        self._failure = None
+        _log.warning("generation process ended (%s), restart %d", reason, self.restarts)
+
+    def served(self, fresh: int) -> None:
+        """Tell how many fresh images this run has served so far."""
+        self._send(ServedCount(fresh=max(0, fresh - self._earlier.generated)))
+
+    def stop(self) -> None:
+        """End the process: asked first, then terminated, then killed."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._write(process, Stop())
+        for end in (None, process.terminate, process.kill):
+            if end:
+                end()
+            try:
+                process.wait(STOP_TIMEOUT_S if end is None else 5.0)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self._forget(process)
+
+    def _send(self, message: ServedCount) -> None:
+        if self._process is not None:
+            self._write(self._process, message)
+
+    def _write(self, process: subprocess.Popen[bytes], message: ServedCount | Stop) -> None:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; `check` says so
+            process.stdin.write(message.model_dump_json().encode() + b"\n")
+            process.stdin.flush()
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            message = read_by_trainer(line)
+            if isinstance(message, Status):
+                self._current = message
+            elif isinstance(message, Failed):
+                self._failure = message
+
+    def _forget(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = None
+        with suppress(BrokenPipeError):  # closing flushes what it did not live to read
+            if process.stdin:
+                process.stdin.close()

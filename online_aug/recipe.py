@@ -1,0 +1,159 @@
+"""What the trainer and the generation process agree on: data, model, prompts, plan."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from online_aug.config import Config
+from online_aug.dataloader.sources import ImageSet, Splits
+from online_aug.errors import UserError
+from online_aug.generation.concepts import Concept, class_concepts, is_finetuned, named_prompts
+from online_aug.generation.identity import (
+    choose_dtype,
+    digest_folder,
+    finetuned_folder,
+    fingerprint,
+    locate,
+)
+from online_aug.methods import METHODS, MethodContext, Source, plan_requests
+from online_aug.records import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One configuration with its data, before any model is loaded."""
+
+    config: Config
+    splits: Splits
+    device: str
+    """Of the generator; decides what `generation.dtype: auto` means."""
+
+    @cached_property
+    def model(self) -> Path:
+        """Directory of the base model."""
+        return locate(self.config.generation)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the base model's content."""
+        return digest_folder(self.model)
+
+    @cached_property
+    def dtype(self) -> str:
+        """Number format of the generator."""
+        return choose_dtype(self.config.generation.dtype, self.device)
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """Every training image: digest and label."""
+        train = self.splits.train
+        return [
+            Source(digest=train.digest(index), label=int(label))
+            for index, label in enumerate(train.labels)
+        ]
+
+    @cached_property
+    def concepts(self) -> tuple[Concept, ...]:
+        """Class tokens and their prompts."""
+        return class_concepts(self.splits.train.class_names, self.config.data.metaclass)
+
+    @cached_property
+    def finetuned(self) -> Path | None:
+        """Where this recipe's fine-tuning result is, or will be; None where it is off."""
+        if not self.config.finetune.enabled:
+            return None
+        settings = [
+            self.config.generation.resolution,
+            self.config.data.hflip,
+            *(concept.prompt for concept in self.concepts),
+        ]
+        examples = [(source.digest, source.label) for source in self.sources]
+        return finetuned_folder(self.config.finetune, self.model_digest, examples, settings)
+
+    @property
+    def is_ready(self) -> bool:
+        """Nothing is left to fine-tune."""
+        return self.finetuned is None or is_finetuned(self.finetuned)
+
+    @cached_property
+    def context(self) -> MethodContext:
+        """What all requests share.
+
+        Raises:
+            UserError: If fine-tuning is due: the fingerprint is not known before.
+        """
+        if not self.is_ready:
+            raise UserError(
+                "finetune.path must hold the result for these images and settings, "
+                f"{self.finetuned} is missing; run python -m online_aug.finetune first"
+            )
+        config = self.config
+        names = self.splits.train.class_names
+        tokens = tuple(concept.prompt for concept in self.concepts)
+        return MethodContext(
+            prompts=tokens if self.finetuned else named_prompts(names, config.data.metaclass),
+            strengths=config.method.strength,
+            gamma=config.method.gamma,
+            guidance_scale=config.generation.guidance_scale,
+            num_inference_steps=config.generation.num_inference_steps,
+            scheduler=config.generation.scheduler,
+            resolution=config.generation.resolution,
+            seed=config.generation.seed,
+            generator_fingerprint=fingerprint(self.model_digest, self.finetuned, self.dtype),
+        )
+
+    @cached_property
+    def plan(self) -> list[GenerationRequest]:
+        """Every request, in order; empty where the run serves no synthetic image."""
+        if not self.is_synthetic:
+            return []
+        method = METHODS[self.config.method.name]
+        variants = self.config.generation.variants_per_image
+        return plan_requests(method, self.sources, self.context, variants)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """The run asks for generated images at all."""
+        return self.config.mixing.synthetic_probability > 0
+
+
+@dataclass(frozen=True)
+class BoundCompose:
+    """Every request's own method, with one recipe's context; pickles to worker processes."""
+
+    context: MethodContext
+
+    def __call__(
+        self,
+        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
+        generated: UInt8[np.ndarray, "h2 w2 3"],
+        request: GenerationRequest,
+    ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
+        """Image and soft label of one synthetic sample."""
+        return METHODS[request.method].compose(source, generated, request, self.context)
+
+
+class SourceImages:
+    """Training images by digest, as tensors."""
+
+    def __init__(self, images: ImageSet, sources: Sequence[Source]) -> None:
+        self._images = images
+        self._places = {source.digest: place for place, source in enumerate(sources)}
+
+    def by_digest(self, digest: str) -> UInt8[Tensor, "3 h w"]:
+        """The image with this content.
+
+        Raises:
+            BadImageError: If it cannot be read any more.
+        """
+        return self.by_index(self._places[digest])
+
+    def by_index(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """The image at this place of the training set."""
+        return torch.from_numpy(self._images.load(index).copy()).permute(2, 0, 1)
