@@ -1,0 +1,135 @@
+"""Putting a run together: store, generation process, loader; and saying what it will take."""
+
+import os
+from pathlib import Path
+
+from cache import Store
+from online_aug.config import Config
+from online_aug.dataloader.loader import OnlineAugLoader, WaitFor
+from online_aug.dataloader.mixed_dataset import MixedDataset
+from online_aug.dataloader.mixing import MixingSampler, Order, Supply
+from online_aug.dataloader.transforms import train_transform
+from online_aug.devices import DevicePlan
+from online_aug.generation.supervisor import Supervisor
+from online_aug.recipe import BoundCompose, Recipe
+from online_aug.training.distributed import World
+
+_RAW_BYTES = 3
+
+
+def open_store(config: Config) -> Store:
+    """The cache of a configuration, created where it is missing.
+
+    Raises:
+        CacheError: If the path cannot be a cache.
+    """
+    return Store(config.cache.path, codec=config.cache.codec, max_gib=config.cache.max_gib)
+
+
+def order_of(config: Config, num_images: int) -> Order:
+    """The global batches of every epoch."""
+    return Order(
+        num_images=num_images,
+        batch_size=config.optim.batch_size,
+        repeats=config.data.epoch_repeats,
+        seed=config.run.seed,
+    )
+
+
+def build_loader(
+    recipe: Recipe, devices: DevicePlan, world: World, run_directory: Path
+) -> OnlineAugLoader:
+    """The loader of one rank; on the first rank it owns the generation process."""
+    config = recipe.config
+    store = open_store(config)
+    keys = [request.key for request in recipe.plan]
+    generator = None
+    if world.is_first and devices.generate and recipe.is_synthetic:
+        generator = build_supervisor(devices, run_directory)
+    supply = Supply(
+        keys,
+        store,
+        rank=world.rank,
+        world_size=world.world_size,
+        max_times_sampled=config.mixing.max_times_sampled,
+    )
+    sampler = MixingSampler(
+        order_of(config, len(recipe.splits.train)),
+        supply,
+        config.mixing,
+        WaitFor(store, keys, generator),
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    dataset = MixedDataset(
+        images=recipe.splits.train,
+        plan=recipe.plan,
+        compose=BoundCompose(recipe.context) if recipe.is_synthetic else None,
+        store=store,
+        transform=train_transform(config.data),
+        seed=config.run.seed,
+        skips_bad_images=config.data.on_bad_image == "skip",
+    )
+    return OnlineAugLoader(
+        dataset,
+        sampler,
+        workers=_workers(config, devices),
+        pin_memory=world.device.type == "cuda",
+        generator=generator,
+        ledger=run_directory / "ledger",
+    )
+
+
+def build_supervisor(devices: DevicePlan, run_directory: Path) -> Supervisor:
+    """The generation process of a run directory, on its own device."""
+    device = str(devices.generate)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    environment = {"OMP_NUM_THREADS": str(devices.generate_threads), "CUDA_VISIBLE_DEVICES": ""}
+    if device != "cpu":
+        number = int(device.partition(":")[2])
+        names = [name for name in visible.split(",") if name]
+        environment["CUDA_VISIBLE_DEVICES"] = names[number] if names else str(number)
+        device = "cuda:0"
+    command = ["-m", "online_aug.generate", str(run_directory / "config.yaml"), device]
+    return Supervisor(
+        [*command, str(devices.generate_threads)], run_directory / "generator.log", environment
+    )
+
+
+def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
+    """What `--dry-run` prints: devices, data, requests, disk."""
+    config, splits = recipe.config, recipe.splits
+    order = order_of(config, len(splits.train))
+    unique = len({source.digest for source in recipe.sources})
+    requests = unique * config.generation.variants_per_image if recipe.is_synthetic else 0
+    gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30
+    lines = [
+        f"devices    {devices}",
+        f"data       {len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test"
+        f" images of {len(splits.train.class_names)} classes, {len(splits.skipped)} left out",
+        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}",
+        f"requests   {requests} ({unique} sources x {config.generation.variants_per_image})",
+        f"disk       at most {gib:.2f} GiB of images (uncompressed size)",
+    ]
+    if recipe.is_synthetic and recipe.is_ready:
+        lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")
+    elif recipe.is_synthetic:
+        lines.append(f"fine-tune  {config.finetune.steps} steps, result {recipe.finetuned}")
+    return "\n".join(lines) + "\n"
+
+
+def _present(recipe: Recipe) -> int:
+    """Requests of the plan that the cache holds; a cache that is not there is not made."""
+    path = recipe.config.cache.path
+    if not path.exists():
+        return 0
+    with Store(path, readonly=True) as store:
+        return sum(store.contains([request.key for request in recipe.plan]))
+
+
+def _workers(config: Config, devices: DevicePlan) -> int:
+    """Loader processes: none on a machine so small that they would take the classifier's core."""
+    if config.data.workers is not None:
+        return config.data.workers
+    cores = len(os.sched_getaffinity(0)) // len(devices.train)
+    return 0 if cores <= 2 else min(8, cores - 1)

@@ -1,0 +1,55 @@
+"""The run's gallery: some of the generated images beside what they were made from."""
+
+from pathlib import Path
+
+from cache import CacheError, Store
+from online_aug.recipe import BoundCompose, Recipe, SourceImages
+from online_aug.records import GenerationRequest
+from online_aug.reporting.gallery import GalleryRow, draw_gallery
+from online_aug.seeding import numpy_rng
+
+ROWS = 16
+
+
+def draw_run_gallery(recipe: Recipe, store: Store, path: Path) -> None:
+    """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
+    rows = gallery_rows(recipe, store, ROWS)
+    if rows:
+        config = recipe.config
+        title = f"{config.method.name} on {config.data.source}"
+        draw_gallery(rows, path, title=title)
+
+
+def gallery_rows(recipe: Recipe, store: Store, count: int) -> list[GalleryRow]:
+    """Source, generated image, target, strength and soft label of some records."""
+    keys = [request.key for request in recipe.plan]
+    made = [r for r, there in zip(recipe.plan, store.contains(keys), strict=True) if there]
+    chosen = numpy_rng("gallery").permutation(len(made))[:count]
+    return [
+        row
+        for request in sorted((made[i] for i in chosen), key=lambda r: r.strength)
+        if (row := _row(recipe, store, request)) is not None
+    ]
+
+
+def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow | None:
+    """One row; None where the record cannot be read any more."""
+    try:
+        record = store.get(request.key)
+    except CacheError:
+        return None
+    if record is None:
+        return None
+    source = SourceImages(recipe.splits.train, recipe.sources).by_digest(request.source_digest)
+    pixels = source.permute(1, 2, 0).numpy()
+    image, label = BoundCompose(recipe.context)(lambda: pixels, record.image, request)
+    names = recipe.splits.train.class_names
+    shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
+    return GalleryRow(
+        source=pixels,
+        generated=image,
+        source_name=names[request.source_label],
+        target_name=names[request.target_label],
+        strength=request.strength,
+        soft_label=shares,
+    )
