@@ -1,0 +1,94 @@
+"""Does the generator reach the class it was asked for? A table over strengths.
+
+    python benchmarks/drift.py configs/quickstart.yaml [key=value ...]
+
+Translates training digits towards other classes with the recipe's fine-tuned model and asks an
+independent judge which class each result shows. For digits only: the judge knows nothing else.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from judge import accuracy, classes_seen, train_judge
+
+from online_aug.command_line import parse_command, run_main
+from online_aug.dataloader.sources import load_splits
+from online_aug.devices import plan_devices
+from online_aug.errors import UserError
+from online_aug.finetune import ensure_finetuned
+from online_aug.generation.image_generator import ImageGenerator, fit
+from online_aug.methods import METHODS
+from online_aug.recipe import Recipe, SourceImages
+from online_aug.reporting.progress import progress
+from online_aug.seeding import numpy_rng
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
+IMAGES_PER_STRENGTH = 200
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print, for each strength, how often the judge sees the source and the target class."""
+    command = parse_command(argv, prog="python benchmarks/drift.py", summary="Judge the generator.")
+    config = command.load_config()
+    if config.data.source != "digits":
+        raise UserError(
+            f"data.source must be digits, the judge's only set, got {config.data.source}"
+        )
+    devices = plan_devices(config.devices)
+    recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    ensure_finetuned(recipe)
+    judge = train_judge()
+    sys.stdout.write(f"judge: {accuracy(judge, 'test'):.1%} of real test digits\n\n")
+    sys.stdout.write("| strength | still the source class | target class reached | neither |\n")
+    sys.stdout.write("|---|---|---|---|\n")
+    for strength, (source, target) in _rates(recipe, judge).items():
+        row = f"| {strength} | {source:.0%} | {target:.0%} | {1 - source - target:.0%} |\n"
+        sys.stdout.write(row)
+
+
+def _rates(recipe: Recipe, judge: torch.nn.Module) -> dict[float, tuple[float, float]]:
+    generation = recipe.config.generation
+    generator = ImageGenerator.load(
+        recipe.model, recipe.finetuned, generation, recipe.dtype, recipe.device
+    )
+    images = SourceImages(recipe.splits.train, recipe.sources)
+    rates = {}
+    with progress("generating", len(STRENGTHS) * IMAGES_PER_STRENGTH) as bar:
+        for strength in STRENGTHS:
+            requests = _requests(recipe, strength)
+            made = []
+            for start in range(0, len(requests), generation.slots):
+                batch = requests[start : start + generation.slots]
+                sources = [
+                    fit(images.by_digest(r.source_digest), generation.resolution) for r in batch
+                ]
+                made.append(generator.generate(batch, torch.stack(sources)))
+                bar.advance(len(batch))
+            seen = classes_seen(judge, torch.cat(made) * 255)
+            sources = torch.tensor([r.source_label for r in requests])
+            targets = torch.tensor([r.target_label for r in requests])
+            rates[strength] = (
+                float((seen == sources).float().mean()),
+                float((seen == targets).float().mean()),
+            )
+    return rates
+
+
+def _requests(recipe: Recipe, strength: float) -> list:
+    """Requests from random training images to random other classes, at one strength."""
+    rng = numpy_rng("drift", int(strength * 1000))
+    context = replace(recipe.context, strengths=(strength,))
+    method = METHODS["diff_mix"]
+    requests: list = []
+    while len(requests) < IMAGES_PER_STRENGTH:
+        source = recipe.sources[int(rng.integers(len(recipe.sources)))]
+        request = method.plan(source, len(requests), context, rng)
+        if request.target_label != request.source_label:
+            requests.append(request)
+    return requests
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,136 @@
+"""What holds for every method."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from request_samples import CLASSES, make_context, make_sources
+
+from online_aug.config import MethodConfig
+from online_aug.methods import METHODS
+from online_aug.seeding import numpy_rng
+
+CONTEXT = make_context()
+SOURCES = make_sources(8)
+seeds = st.integers(0, 2**32)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def method(name):
+    return METHODS[name]
+
+
+def plan(method, source, seed, variant=0, context=CONTEXT):
+    return method.plan(source, variant, context, numpy_rng("test", seed))
+
+
+def compose(method, request, *, context=CONTEXT, generated=None):
+    source = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    generated = np.full((6, 8, 3), 9, np.uint8) if generated is None else generated
+    return method.compose(lambda: source, generated, request, context)
+
+
+def test_the_table_of_methods_holds_what_the_configuration_allows():
+    assert set(METHODS) == set(get_args(MethodConfig.model_fields["name"].annotation))
+
+
+@given(seeds, st.integers(0, 7), st.integers(0, 9))
+def test_a_plan_is_a_pure_function_of_its_arguments(method, seed, index, variant):
+    source = SOURCES[index]
+    assert plan(method, source, seed, variant) == plan(method, source, seed, variant)
+
+
+def test_a_plan_depends_on_chance(method):
+    assert len({plan(method, SOURCES[0], seed).key for seed in range(20)}) == 20
+
+
+@given(seeds, st.integers(0, 7), st.integers(0, 9))
+def test_a_request_names_its_method_source_and_variant(name, method, seed, index, variant):
+    request = plan(method, SOURCES[index], seed, variant)
+    assert (request.method, request.method_version) == (name, method.version)
+    assert request.source_digest == SOURCES[index].digest
+    assert request.source_label == SOURCES[index].label
+    assert request.variant == variant
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("guidance_scale", 4.5),
+        ("num_inference_steps", 33),
+        ("scheduler", "dpmsolver++"),
+        ("resolution", 96),
+        ("generator_fingerprint", "f1"),
+    ],
+)
+def test_a_request_carries_the_settings_of_the_recipe(method, setting, value):
+    request = plan(method, SOURCES[0], 0, context=make_context(**{setting: value}))
+    assert getattr(request, setting) == value
+
+
+@given(seeds)
+def test_a_prompt_is_the_one_of_the_target_class(method, seed):
+    request = plan(method, SOURCES[1], seed)
+    assert request.prompt == CONTEXT.prompts[request.target_label]
+
+
+def test_strengths_come_from_the_configured_set_and_all_of_it_is_used(method):
+    drawn = {plan(method, SOURCES[0], seed).strength for seed in range(100)}
+    assert drawn == set(CONTEXT.strengths)
+
+
+def test_noise_seeds_are_such_as_torch_takes(method):
+    for seed in range(50):
+        torch.Generator().manual_seed(plan(method, SOURCES[0], seed).noise_seed)
+
+
+@given(seeds, st.floats(0.1, 3))
+def test_a_label_is_a_distribution_over_the_classes(method, seed, gamma):
+    context = make_context(gamma=gamma)
+    _, label = compose(method, plan(method, SOURCES[2], seed), context=context)
+    assert label.shape == (CLASSES,)
+    assert label.dtype == torch.float32
+    assert float(label.min()) >= 0
+    assert float(label.sum()) == pytest.approx(1, abs=1e-6)
+
+
+@given(seeds, st.integers(0, CLASSES - 1))
+def test_a_label_is_one_hot_where_source_and_target_are_of_one_class(method, seed, label):
+    request = next(
+        request
+        for number in range(200)
+        if (request := plan(method, SOURCES[label], seed + number)).target_label == label
+    )
+    _, soft_label = compose(method, request)
+    assert soft_label.tolist() == [float(k == label) for k in range(CLASSES)]
+
+
+def test_composing_writes_into_no_input(method):
+    generated = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    kept = generated.copy()
+    source = kept[::-1].copy()
+    method.compose(lambda: source, generated, plan(method, SOURCES[0], 0), CONTEXT)
+    np.testing.assert_array_equal(generated, kept)
+    np.testing.assert_array_equal(source, kept[::-1])
+
+
+def test_a_composed_image_has_the_size_of_the_generated_one_also_when_not_square(method):
+    image, _ = compose(method, plan(method, SOURCES[0], 0), generated=np.zeros((6, 8, 3), np.uint8))
+    assert image.shape == (6, 8, 3)
+    assert image.dtype == np.uint8
+
+
+def test_preparing_gives_an_image_a_request_and_writes_into_no_input(method):
+    images = torch.randint(256, (3, 3, 5, 7), dtype=torch.uint8)
+    kept = images.clone()
+    requests = [plan(method, source, 0) for source in SOURCES[:3]]
+    assert method.prepare(images, requests).shape == images.shape
+    assert torch.equal(images, kept)

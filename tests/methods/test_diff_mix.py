@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from request_samples import CLASSES, make_context, make_request, make_sources
+
+from online_aug.methods import METHODS
+from online_aug.seeding import numpy_rng
+
+CONTEXT = make_context()
+SOURCES = make_sources(CLASSES)
+
+
+def targets(name, source, count):
+    method = METHODS[name]
+    plans = (method.plan(source, 0, CONTEXT, numpy_rng("test", seed)) for seed in range(count))
+    return [request.target_label for request in plans]
+
+
+def test_diff_mix_draws_every_class_equally_often_the_own_one_included():
+    counts = np.bincount(targets("diff_mix", SOURCES[1], 1200), minlength=CLASSES)
+    assert (np.abs(counts - 300) < 5 * np.sqrt(300 * 0.75)).all()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_diff_aug_stays_in_the_class_of_the_source(source):
+    assert set(targets("diff_aug", source, 50)) == {source.label}
+
+
+def test_both_methods_draw_strength_and_noise_alike_but_share_no_image():
+    mixed, kept = (
+        METHODS[name].plan(SOURCES[0], 0, CONTEXT, numpy_rng("test", 0))
+        for name in ("diff_mix", "diff_aug")
+    )
+    assert (mixed.strength, mixed.noise_seed) == (kept.strength, kept.noise_seed)
+    assert mixed.key != kept.key
+
+
+@given(st.floats(2**-6, 1, width=32), st.floats(0.1, 3))
+def test_strength_to_the_gamma_of_the_label_is_the_target_s(strength, gamma):
+    request = make_request(source_label=2, target_label=0, strength=strength)
+    context = make_context(gamma=gamma)
+    _, label = METHODS["diff_mix"].compose(_no_source, _IMAGE, request, context)
+    expected = [strength**gamma, 0, 1 - strength**gamma, 0]
+    torch.testing.assert_close(label, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_the_served_image_is_the_generated_one_and_the_source_is_not_read():
+    image, _ = METHODS["diff_mix"].compose(_no_source, _IMAGE, make_request(), CONTEXT)
+    np.testing.assert_array_equal(image, _IMAGE)
+
+
+def test_diffusion_starts_from_the_source_itself():
+    images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(METHODS["diff_mix"].prepare(images, [make_request()] * 2), images)
+
+
+_IMAGE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+
+
+def _no_source():
+    raise AssertionError("the source was read")

@@ -1,0 +1,82 @@
+"""Contexts, sources and requests for tests, small and all of one recipe."""
+
+import hashlib
+
+from hypothesis import strategies as st
+
+from online_aug.methods import MethodContext, Source
+from online_aug.records import GenerationRequest
+
+CLASSES = 4
+
+
+def make_context(**changes):
+    prompts = tuple(f"a photo of a <class_{number}> digit" for number in range(CLASSES))
+    settings = {
+        "prompts": prompts,
+        "strengths": (0.5, 0.7, 0.9),
+        "gamma": 0.8,
+        "guidance_scale": 2.5,
+        "num_inference_steps": 10,
+        "scheduler": "ddim",
+        "resolution": 64,
+        "seed": 0,
+        "generator_fingerprint": "f0",
+    }
+    return MethodContext(**settings | changes)
+
+
+def make_sources(count):
+    """Distinct images; their classes go round."""
+    return [Source(digest=digest_of(number), label=number % CLASSES) for number in range(count)]
+
+
+def digest_of(number):
+    return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
+
+
+def make_request(**changes):
+    fields = {
+        "method": "diff_mix",
+        "method_version": 1,
+        "source_digest": digest_of(0),
+        "source_label": 0,
+        "target_label": 1,
+        "prompt": "a photo of a <class_1> digit",
+        "strength": 0.5,
+        "guidance_scale": 2.5,
+        "num_inference_steps": 10,
+        "scheduler": "ddim",
+        "resolution": 64,
+        "variant": 0,
+        "noise_seed": 7,
+        "generator_fingerprint": "f0",
+    }
+    return GenerationRequest(**fields | changes)
+
+
+_numbers = st.integers(0, 2**63 - 1)
+_positive = st.floats(0.01, 100)
+_texts = st.text(st.characters(codec="utf-8"), max_size=20)
+VALUES = {
+    "method": st.sampled_from(["diff_mix", "diff_aug"]),
+    "method_version": _numbers,
+    "source_digest": _texts,
+    "source_label": _numbers,
+    "target_label": _numbers,
+    "target_digest": st.none() | _texts,
+    "prompt": _texts,
+    "strength": _positive,
+    "guidance_scale": _positive,
+    "image_guidance_scale": st.none() | _positive,
+    "num_inference_steps": _numbers,
+    "scheduler": _texts,
+    "resolution": _numbers,
+    "variant": _numbers,
+    "noise_seed": _numbers,
+    "saliency_version": st.none() | _texts,
+    "generator_fingerprint": _texts,
+}
+"""What each field of a request may hold."""
+
+requests = st.fixed_dictionaries(VALUES).map(lambda fields: GenerationRequest(**fields))

@@ -1,0 +1,109 @@
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.cli import main as cache_main
+from online_aug.command_line import parse_command
+from online_aug.methods.contract import MethodContext, Source
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
+
+
+def commands():
+    lines = "".join(blocks("bash")).splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def check_configuration(argv):
+    if "--help" not in argv:
+        config_path, *_ = argv
+        assert (ROOT / config_path).is_file()
+        command = parse_command(
+            [str(ROOT / config_path), *argv[1:]], prog="x", summary="x", offers_dry_run=True
+        )
+        command.load_config()
+
+
+def check_make(targets):
+    goals = [target for target in targets if "=" not in target]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{goal}:", makefile, re.MULTILINE) for goal in goals)
+
+
+def check_module(argv):
+    module, *rest = argv
+    assert importlib.util.find_spec(module) is not None
+    if module.startswith("online_aug."):
+        check_configuration(rest)
+    else:
+        with pytest.raises(SystemExit, match="^0$"):
+            cache_main([rest[0], "--help"])
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_parses(line):
+    program, *argv = shlex.split(line, comments=True)
+    if program == "make":
+        check_make(argv)
+    elif program == "python" and argv[0] == "-m":
+        check_module(argv[1:])
+    else:
+        assert program in ("python", "deepspeed")
+        assert argv[0] == "train.py"
+        assert (ROOT / "train.py").is_file()
+        check_configuration(argv[1:])
+
+
+def test_the_first_command_stands_in_the_first_twenty_lines():
+    assert "make quickstart" in "\n".join(README.splitlines()[:20])
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_every_link_to_a_file_leads_somewhere(target):
+    assert (ROOT / target).is_file()
+
+
+def test_the_files_of_the_map_exist():
+    (tree,) = [block for block in blocks("") if block.startswith("train.py")]
+    folder = ROOT
+    for line in tree.splitlines():
+        if not line.startswith("  "):
+            folder = ROOT
+        names = re.match(r" *(.*?)(  |$)", line)[1].split()
+        assert names, line
+        assert all((folder / name).exists() for name in names), line
+        if names == ["online_aug/"]:
+            folder = ROOT / "online_aug"
+
+
+def test_the_method_of_thirty_lines_plans_and_labels():
+    (source,) = blocks("python")
+    assert len(source.splitlines()) <= 30
+    names = {"__name__": "readme"}
+    exec(compile(source, "README.md", "exec"), names)
+    (method,) = names["METHODS"].values()
+    context = MethodContext(
+        prompts=("a", "b", "c"),
+        strengths=(0.5,),
+        gamma=0.8,
+        guidance_scale=7.5,
+        num_inference_steps=25,
+        scheduler="ddim",
+        resolution=64,
+        seed=0,
+        generator_fingerprint="f",
+    )
+    request = method.plan(Source(digest="d", label=2), 0, context, np.random.default_rng(0))
+    image = np.zeros((8, 8, 3), np.uint8)
+    _, label = method.compose(lambda: image, image, request, context)
+    assert (request.prompt, request.strength, label.tolist()) == ("a", 1.0, [1.0, 0.0, 0.0])
