@@ -7,60 +7,83 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from online_aug.assembly import build_loader, describe_run, open_store
-from online_aug.command_line import parse_command, run_main
+from online_aug.command_line import Command, parse_command, run_main
+from online_aug.config import Config
 from online_aug.config_files import config_digest, resolved_yaml
-from online_aug.dataloader.sources import load_splits
-from online_aug.devices import DevicePlan, plan_devices
-from online_aug.finetune import ensure_finetuned
-from online_aug.recipe import Recipe
-from online_aug.reporting.live import print_summary
-from online_aug.reporting.run_directory import is_finished, prepare, read_summary
-from online_aug.reporting.terminal import open_console
 from online_aug.run_folder import run_folder
-from online_aug.training.classifier import build_classifier, check_name
 from online_aug.training.deepspeed_config import deepspeed_config
-from online_aug.training.distributed import end_distributed, rank_device, start_distributed
 from online_aug.training.interrupts import Interrupt
-from online_aug.training.launcher import launch, needs_launcher
-from online_aug.training_run import TrainingRun
+from online_aug.training.launcher import RECORD, launch, needs_launcher
+
+if TYPE_CHECKING:
+    from online_aug.devices import DevicePlan
+    from online_aug.recipe import Recipe
+
+# What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
+# configuration is to be said before.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check everything, prepare data and generator, then train on one or more ranks."""
+    """Read command and configuration, then run them."""
     command = parse_command(
         argv,
         prog="python train.py",
         summary="Train a classifier while a second process generates augmentations for it.",
         offers_dry_run=True,
     )
-    config = command.load_config()
+    return start(command, command.load_config(), argv)
+
+
+def start(command: Command, config: Config, argv: Sequence[str]) -> int:
+    """Check everything, prepare data and generator, then train on one or more ranks."""
+    from online_aug.assembly import describe_run, open_store
+    from online_aug.dataloader.sources import load_splits
+    from online_aug.devices import plan_devices
+    from online_aug.finetune import ensure_finetuned
+    from online_aug.recipe import Recipe
+    from online_aug.reporting.live import print_summary
+    from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
+    from online_aug.reporting.terminal import open_console
+    from online_aug.training.classifier import check_classifier
+
     devices = plan_devices(config.devices)
-    check_name(config.classifier.name)
     deepspeed_config(config, len(devices.train))
+    check_classifier(config.classifier)
     recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    recipe.check(generates=devices.generate is not None)
     if command.is_dry_run:
         sys.stdout.write(describe_run(recipe, devices))
         return 0
-    open_store(config).open()
     directory = run_folder(config.run, command.config_path)
+    if RECORD in os.environ:  # the process that launched this rank has done the rest
+        return train(recipe, devices, directory)
+    check_room(directory, resolved_yaml(config), config.run.resume)
+    open_store(config).open()
     if is_first_process():
         sys.stdout.write(f"{devices}\n")
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
-        if is_finished(directory):
+    if config.run.resume and is_finished(directory, config.run.epochs):
+        if is_first_process():
             print_summary(read_summary(directory), directory, open_console())
-            return 0
-    ensure_finetuned(recipe)
+        return 0
+    if recipe.is_synthetic:
+        ensure_finetuned(recipe)
     if needs_launcher(devices.train):
         return launch(argv, devices.train, threads=devices.train_threads)
     return train(recipe, devices, directory)
 
 
-def train(recipe: Recipe, devices: DevicePlan, directory: Path) -> int:
+def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
     """Train on this rank; 128 plus the signal where one ended the run early."""
+    import torch
+
+    from online_aug.assembly import build_loader
+    from online_aug.training.classifier import build_classifier
+    from online_aug.training.distributed import end_distributed, rank_device, start_distributed
+    from online_aug.training_run import TrainingRun
+
     config = recipe.config
     torch.set_num_threads(devices.train_threads)
     world = start_distributed(rank_device(devices.train))

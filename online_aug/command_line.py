@@ -5,10 +5,13 @@ standard error and exit status 2.
 """
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from cache import CacheError
@@ -84,16 +87,31 @@ def parse_command(
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main` with the arguments and exit with its status, 0 for None.
 
-    `UserError` and `CacheError` become lines on standard error and status 2, Ctrl-C status 130.
+    `UserError` and `CacheError` become lines on standard error and status 2. Ctrl-C is status 130
+    and SIGTERM 143, both after everything on the way out has cleaned up.
     """
     try:
-        status = main(sys.argv[1:]) or 0
+        with _clean_termination():
+            status = main(sys.argv[1:]) or 0
     except (UserError, CacheError) as error:
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         status = MISUSED
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)
+
+
+@contextmanager
+def _clean_termination() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 class _Parser(argparse.ArgumentParser):

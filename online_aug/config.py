@@ -156,6 +156,8 @@ class FinetuneConfig(Section):
     """Learning rate of the LoRA weights."""
     token_lr: Positive = 5e-4
     """Learning rate of the class tokens."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Both learning rates over the steps: as they are (Diff-Mix), or falling to 0."""
     rank: Count = 10
     """Rank of the LoRA matrices."""
     seed: Seed = 0
@@ -237,3 +239,14 @@ class Config(Section):
     devices: DevicesConfig = DevicesConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _every_strength_runs_a_step(self) -> "Config":
+        steps = self.generation.num_inference_steps
+        for strength in self.method.strength:
+            if int(steps * strength) < 1:
+                raise ValueError(
+                    "method.strength * generation.num_inference_steps must be at least 1, "
+                    f"got {strength:g} * {steps}"
+                )
+        return self

@@ -6,20 +6,21 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cache import CacheError, Store
 from online_aug.config_files import load_config
-from online_aug.dataloader.sources import load_splits
 from online_aug.errors import UserError
-from online_aug.generation.image_generator import ImageGenerator, fit
 from online_aug.generation.lifeline import Lifeline, die_with_parent
 from online_aug.generation.messages import Failed, Status
-from online_aug.generation.service import Service, Work
-from online_aug.methods import METHODS
-from online_aug.recipe import Recipe, SourceImages
-from online_aug.records import GenerationRequest
+
+if TYPE_CHECKING:
+    from online_aug.generation.service import Work
+    from online_aug.recipe import Recipe
+    from online_aug.records import GenerationRequest
+
+# torch and diffusers, whose import takes seconds, come after this process is tied to the trainer,
+# and diffusers only where an image is left to make.
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,41 +28,71 @@ def main(argv: Sequence[str]) -> int:
     die_with_parent()
     lifeline = Lifeline()
     config_path, device, threads = argv
-    torch.set_num_threads(int(threads))
     lifeline.tell(Status(state="loading"))
     try:
-        _service(Path(config_path), device, lifeline).run()
+        serve(Path(config_path), device, int(threads), lifeline)
     except (UserError, CacheError) as error:
         lifeline.tell(Failed(reason=str(error), is_final=True))
         return 2
     except Exception as error:
-        lifeline.tell(Failed(reason=f"{type(error).__name__}: {error}", is_final=False))
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        lifeline.tell(Failed(reason=reason, is_final=False))
         raise  # the traceback goes to the log
     return 0
 
 
-def _service(config_path: Path, device: str, lifeline: Lifeline) -> Service:
-    config = load_config(config_path, [])
+def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> None:
+    """Make what the cache lacks of a run's plan, until it is whole or the trainer says stop.
+
+    Raises:
+        UserError: If model or data cannot be used.
+        CacheError: If the cache cannot.
+    """
+    import torch
+
+    from online_aug.dataloader.sources import load_splits
+    from online_aug.recipe import Recipe
+
+    torch.set_num_threads(threads)
+    config = load_config(config_path)
     recipe = Recipe(config, load_splits(config.data), device)
+    store = Store(config.cache.path, codec=config.cache.codec, max_gib=config.cache.max_gib)
+    if not {"free", "claimed"} & set(store.status([request.key for request in recipe.plan])):
+        lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
+        return
+    from online_aug.generation.image_generator import ImageGenerator
+    from online_aug.generation.service import Service
+
+    generator = ImageGenerator.load(
+        recipe.model, recipe.finetuned, config.generation, recipe.dtype, device
+    )
+    Service(_work(recipe), store, generator, lifeline).run()
+
+
+def _work(recipe: "Recipe") -> "Work":
+    import torch
+
+    from online_aug.generation.image_generator import fit
+    from online_aug.generation.service import Work
+    from online_aug.methods import METHODS
+    from online_aug.recipe import SourceImages
+
+    config = recipe.config
     sources = SourceImages(recipe.splits.train, recipe.sources)
     method = METHODS[config.method.name]
     resolution = config.generation.resolution
 
-    def prepare(requests: Sequence[GenerationRequest]) -> torch.Tensor:
+    def prepare(requests: "Sequence[GenerationRequest]") -> torch.Tensor:
         images = [fit(sources.by_digest(r.source_digest), resolution) for r in requests]
         return method.prepare(torch.stack(images), requests)
 
-    work = Work(
+    return Work(
         plan=recipe.plan,
         prepare=prepare,
         slots=config.generation.slots,
-        max_ahead=config.generation.max_ahead,
+        # A trainer that waits for one image cannot serve the others that would end a pause.
+        max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
     )
-    generator = ImageGenerator.load(
-        recipe.model, recipe.finetuned, config.generation, recipe.dtype, device
-    )
-    store = Store(config.cache.path, codec=config.cache.codec, max_gib=config.cache.max_gib)
-    return Service(work, store, generator, lifeline)
 
 
 if __name__ == "__main__":

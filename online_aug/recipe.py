@@ -15,6 +15,7 @@ from online_aug.dataloader.sources import ImageSet, Splits
 from online_aug.errors import UserError
 from online_aug.generation.concepts import Concept, class_concepts, is_finetuned, named_prompts
 from online_aug.generation.identity import (
+    check_attention,
     choose_dtype,
     digest_folder,
     finetuned_folder,
@@ -33,6 +34,24 @@ class Recipe:
     splits: Splits
     device: str
     """Of the generator; decides what `generation.dtype: auto` means."""
+
+    def check(self, *, generates: bool) -> None:
+        """Refuse a generator that could never run, before anything is started or written.
+
+        Args:
+            generates: Whether this run makes images, or only serves those in the cache.
+
+        Raises:
+            UserError: If the model is none, the attention cannot run on the device, or nothing is
+                to be generated and the generator whose images are to be served is not known.
+        """
+        if not self.is_synthetic:
+            return
+        if generates:
+            check_attention(self.config.generation.attention, self.device)
+            self.model  # noqa: B018 - found, or refused
+        else:
+            self.context  # noqa: B018 - complete, or refused
 
     @cached_property
     def model(self) -> Path:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from online_aug.assembly import open_store
 from online_aug.config_files import config_digest
 from online_aug.dataloader.loader import OnlineAugLoader
+from online_aug.errors import UserError
 from online_aug.pictures import draw_run_gallery
 from online_aug.recipe import Recipe
 from online_aug.records import Batch, Served
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
+from online_aug.reporting.report import write_report
 from online_aug.reporting.run_directory import write_summary
 from online_aug.reporting.terminal import open_console
 from online_aug.training.distributed import World, agree, barrier, total
@@ -106,15 +108,25 @@ class TrainingRun:
         self._log = MetricsLog(self._directory, from_epoch=self.first_epoch)
 
     def train_epoch(self, epoch: int, interrupt: Interrupt) -> int:
-        """Train the rest of an epoch; the signal that ended it early, after a checkpoint, or 0."""
+        """Train the rest of an epoch; the signal that ended it early, after a checkpoint, or 0.
+
+        Raises:
+            UserError: If no batch can be made any more: an image that cannot be read, a generation
+                process that gave up. A run of one rank has then written a checkpoint.
+        """
         self._loader.set_epoch(epoch)
         self._tally = _EpochTally(started=time.monotonic())
-        for batch in self._timed(self._loader):
-            self._step(epoch, batch)
-            if received := agree(self._world, interrupt.received or 0):
+        try:
+            for batch in self._timed(self._loader):
+                self._step(epoch, batch)
+                if received := agree(self._world, interrupt.received or 0):
+                    self.checkpoint(epoch)
+                    self._live.message("interrupted: checkpoint written, the same command goes on")
+                    return received
+        except UserError:
+            if self._world.world_size == 1:  # the other ranks do not know and train on
                 self.checkpoint(epoch)
-                self._live.message("interrupted: checkpoint written, the same command goes on")
-                return received
+            raise
         return 0
 
     def validate(self, epoch: int) -> None:
@@ -174,7 +186,9 @@ class TrainingRun:
             config_digest=config_digest(self._config),
         )
         self._log.close()
-        draw_run_gallery(self._recipe, self._store, self._directory / "gallery.png")
+        gallery = self._directory / "gallery.png"
+        draw_run_gallery(self._recipe, self._store, gallery)
+        write_report(self._directory, summary, gallery)
         write_summary(self._directory, summary)
         self._live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())

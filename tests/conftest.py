@@ -5,9 +5,18 @@ import os
 # Before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A Stable Diffusion directory of the embedded model's architecture with random weights."""
+    from tiny_model import write_tiny_model  # diffusers: slow to import
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

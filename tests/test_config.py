@@ -138,6 +138,14 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused(empty):
     assert line.startswith("data.val_fraction + data.test_fraction must be below 1, got 0.5 + 0.5")
 
 
+def test_a_strength_that_runs_no_step_is_refused(empty):
+    overrides = ["generation.num_inference_steps=4", "method.strength=[0.25, 0.2]"]
+    assert error_lines(empty, *overrides) == [
+        "method.strength * generation.num_inference_steps must be at least 1, got 0.2 * 4"
+    ]
+    assert load_config(empty, [overrides[0], "method.strength=0.25"]).method.strength == (0.25,)
+
+
 @pytest.mark.parametrize("dotted", fields_of_kind("number"))
 def test_every_float_takes_an_exponent_without_a_dot(empty, dotted):
     # PyYAML reads these as text; one of the two is in the range of each of our floats.
@@ -232,7 +240,7 @@ def test_any_text_as_override_is_answered_with_lines_and_no_other_error(empty, t
 @given(
     seed=st.integers(0, 2**32 - 1),
     lr=st.floats(1e-300, 1e300),
-    strengths=st.lists(st.floats(1e-9, 1), min_size=1, max_size=4),
+    strengths=st.lists(st.floats(0.04, 1), min_size=1, max_size=4),  # of 25 steps, at least one
     word=st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Z"))),
 )
 def test_the_resolved_yaml_reads_back_to_the_same_configuration(

@@ -78,7 +78,9 @@ def test_no_package_depends_on_the_script(package):
     assert offenders(package, lambda name: is_within(name, "train")) == []
 
 
-@pytest.mark.parametrize("module", ["online_aug", "cache", "online_aug.command_line"])
+@pytest.mark.parametrize(
+    "module", ["online_aug", "cache", "online_aug.command_line", "online_aug.generate", "train"]
+)
 def test_importing_is_fast_because_torch_stays_out(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -124,8 +124,8 @@ class OnlineAugLoader(DataLoader[Batch]):
         try:
             for batch, kinds in super().__iter__():
                 slots = sampler.planned.popleft()
-                rows += map(_ledger_row, slots, kinds)
                 self._account(slots, batch.served)
+                rows += map(_ledger_row, slots, kinds)
                 yield batch
         finally:  # also when the training loop ends in the middle of the epoch
             self._write_ledger(part, rows)
@@ -169,15 +169,15 @@ class OnlineAugLoader(DataLoader[Batch]):
             self._is_started = False
 
     def _account(self, slots: list[Slot], served: Served) -> None:
+        if self._process:
+            self._process.check()  # may raise: then this batch has not been received
         self.step += 1
         self._times.update(slot.number for slot in slots if slot.number >= 0)
         self.totals += served
-        if self._process:
-            self._process.check()
-            if served.fresh:
-                # The process works for all ranks, and each is served its share.
-                fresh = self.totals.fresh - self._served_before
-                self._process.served(fresh * self._mixing.world_size)
+        if self._process and served.fresh:
+            # The process works for all ranks, and each is served its share.
+            fresh = self.totals.fresh - self._served_before
+            self._process.served(fresh * self._mixing.world_size)
 
     def _write_ledger(self, part: str, rows: list[tuple[int, Kind, int]]) -> None:
         if self._ledger is not None and rows:

@@ -62,7 +62,8 @@ class MixedDataset(Dataset[Sample]):
     def __getitem__(self, slot: Slot) -> Sample:
         """The sample of one slot; the real image where the planned record cannot be read."""
         image, label, kind = self._content(slot)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        # What the cache decodes is read-only, which a tensor cannot be.
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         seed = int(numpy_rng("transform", self.seed, slot.epoch, slot.position).integers(2**62))
         return Sample(self.transform(pixels, torch_rng(seed)), label, kind)
 

@@ -307,7 +307,7 @@ def _noise(rng: np.random.Generator, side: int, cells: int) -> Float[np.ndarray,
 
 def _lit(picture: Float[np.ndarray, "h w 3"], light: str) -> Float[np.ndarray, "h w 3"]:
     if light == "dusk":
-        return np.multiply(picture, (1.0, 0.76, 0.62))
+        return np.asarray(np.multiply(picture, (1.0, 0.76, 0.62)))
     if light == "overcast":
         grey = picture.mean(-1, keepdims=True)
         return np.asarray((0.55 * picture + 0.45 * grey) * 0.82)

@@ -1,7 +1,8 @@
 """From `data.source` to three splits: found, checked, cut and ready to load."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from online_aug.config import DataConfig
 from online_aug.dataloader.embedded import EMBEDDED_SETS, write_embedded
 from online_aug.dataloader.folders import folder_splits
 from online_aug.dataloader.image_sets import FolderSet, ImageSet, Splits, Subset
-from online_aug.dataloader.images import BadImageError, check_header
+from online_aug.dataloader.images import BadImageError, check_header, read_image
 from online_aug.dataloader.progress import Report, terminal_progress
 from online_aug.dataloader.splits import few_shot, long_tail, stratified_split
 from online_aug.dataloader.timm_sets import TimmSet, is_timm_name, timm_splits
@@ -55,10 +56,12 @@ def load_splits(data: DataConfig) -> Splits:
 def check_images(
     images: ImageSet, on_bad_image: Literal["error", "skip"], progress: Report | None = None
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """The set without the files whose header cannot be read, and the names of those files.
+    """The set without the files that cannot be read, and the names of those files.
 
-    Only headers are read, so that large sets start fast: a file broken further in fails in `load`.
-    Sets that are not files are returned as they are.
+    With `error` only headers are read, so that large sets start fast: a file broken further in
+    fails in `load`, with its name. With `skip` each file is read to its end: what is left out now
+    need not be dealt with by all who read images later. Sets that are not files are returned as
+    they are.
 
     Raises:
         BadImageError: If `on_bad_image` is `error` and there is such a file.
@@ -66,9 +69,10 @@ def check_images(
     if not isinstance(images, FolderSet):
         return images, ()
     reasons: dict[int, str] = {}
+    read = read_image if on_bad_image == "skip" else check_header
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
         paths = map(images.path, range(len(images)))
-        for index, reason in enumerate(pool.map(_header_error, paths, chunksize=256)):
+        for index, reason in enumerate(pool.map(partial(_problem, read), paths)):
             if reason is not None:
                 reasons[index] = reason
             if progress:
@@ -98,9 +102,9 @@ def _open(data: DataConfig) -> dict[str, ImageSet]:
     )
 
 
-def _header_error(path: Path) -> str | None:
+def _problem(read: Callable[[Path], object], path: Path) -> str | None:
     try:
-        check_header(path)
+        read(path)
     except BadImageError as error:
         return str(error)
     return None

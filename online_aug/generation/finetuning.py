@@ -4,8 +4,10 @@ One new token a class and low-rank additions to every attention of the U-Net are
 the training images, all classes in one run, with the prompt `a photo of a <class_i> [metaclass]`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from online_aug.seeding import numpy_rng, torch_rng
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 MAX_KEPT_LATENTS = 20_000
+TOKEN_SPREAD = 1.0
+"""How far apart new tokens start, in standard deviations of the known ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,7 @@ def finetune(
     ids = _prompt_ids(pipeline, [concept.prompt for concept in concepts])
     latents = _Latents(pipeline, examples)
     scheduler = training_scheduler(pipeline.scheduler.config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, config))
     for step in range(config.steps):
         rng = numpy_rng("finetune", config.seed, step)
         loss = _loss(pipeline, scheduler, ids, latents.draw(config.batch_size, rng), rng)
@@ -89,8 +94,16 @@ def finetune(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora, 1.0)
         optimizer.step()
+        schedule.step()
         report(step + 1, loss.item())
     save_adapters(folder, pipeline, embedding.new.detach(), concepts)
+
+
+def _rate(config: FinetuneConfig, step: int) -> float:
+    """Factor on both learning rates."""
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 + 0.5 * math.cos(math.pi * step / config.steps)
 
 
 def _loss(
@@ -110,7 +123,8 @@ def _loss(
     times = times.to(clean.device)
     is_velocity = scheduler.config.prediction_type == "v_prediction"
     wanted = scheduler.get_velocity(clean, noise, times) if is_velocity else noise
-    words = pipeline.text_encoder(ids[labels])[0]
+    classes, of_sample = labels.unique(return_inverse=True)
+    words = pipeline.text_encoder(ids[classes])[0][of_sample]
     output = pipeline.unet(scheduler.add_noise(clean, noise, times), times, words).sample
     return F.mse_loss(output, wanted)
 
@@ -148,12 +162,12 @@ class _Latents:
 def _add_tokens(
     pipeline: StableDiffusionImg2ImgPipeline, concepts: Sequence[Concept], seed: int
 ) -> ExtendedEmbedding:
-    """New tokens that start at the mean of the metaclass' words, a little apart."""
+    """New tokens that start around the mean of the metaclass' words."""
     words = concepts[0].prompt.partition(concepts[0].token)[2].strip()
     known = pipeline.text_encoder.get_input_embeddings()
     ids = pipeline.tokenizer(words or "object", add_special_tokens=False).input_ids
     start = known.weight.detach()[ids].mean(0)
-    spread = 0.1 * known.weight.detach().std()
+    spread = TOKEN_SPREAD * known.weight.detach().std()
     noise = torch.randn(len(concepts), len(start), generator=torch_rng(seed)).to(start)
     pipeline.text_encoder.requires_grad_(False)
     pipeline.tokenizer.add_tokens([concept.token for concept in concepts])

@@ -1,6 +1,7 @@
 """Which image generator this is, told without loading it: the fingerprint in every request."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from online_aug.errors import UserError
 
 EMBEDDED = Path(str(files("online_aug"))) / "assets" / "tiny_stable_diffusion"
 _CONTENT = {".safetensors", ".json", ".txt", ".bin"}
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def locate(config: GenerationConfig) -> Path:
@@ -28,7 +30,18 @@ def locate(config: GenerationConfig) -> Path:
             f"generation.model must be a diffusers model directory (with model_index.json), "
             f"got {config.model!r}"
         )
+    _check_parts(folder)
     return folder
+
+
+def check_attention(name: str, device: str) -> None:
+    """Refuse attention kernels that no model runs on this device.
+
+    Raises:
+        UserError: If xformers is asked for on a CPU.
+    """
+    if name == "xformers" and device == "cpu":
+        raise UserError("generation.attention must be auto or sdpa on cpu, got 'xformers'")
 
 
 def choose_dtype(name: str, device: str) -> str:
@@ -75,6 +88,19 @@ def fingerprint(model_digest: str, finetuned: Path | None, dtype: str) -> str:
     adapters = digest_folder(finetuned) if finetuned else "none"
     text = f"{model_digest}/{adapters}/{dtype}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check_parts(folder: Path) -> None:
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"generation.model {folder} cannot be read: {error}") from None
+    lacking = [name for name in _PARTS if name not in index or not (folder / name).is_dir()]
+    if lacking:
+        raise UserError(
+            f"generation.model must be a Stable Diffusion 1.x or 2.x in diffusers' format, "
+            f"{folder} lacks {', '.join(lacking)}"
+        )
 
 
 def _download(name: str, revision: str | None) -> Path:

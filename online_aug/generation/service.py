@@ -54,7 +54,8 @@ class Work:
     prepare: Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b 3 r r"]]
     """Starting images of some requests, at the generator's resolution."""
     slots: int
-    max_ahead: int
+    max_ahead: int | None
+    """Images not yet served at which to pause; None never pauses."""
 
 
 class Service:
@@ -67,6 +68,7 @@ class Service:
         self._trainer = trainer
         self._owner = Owner.current()
         self._claimed: deque[GenerationRequest] = deque()
+        self._lost: list[GenerationRequest] = []
         self._generated = self._rejected = self._reused = 0
         self._busy_s = 0.0
 
@@ -75,50 +77,58 @@ class Service:
         state: State = "finished"
         try:
             for batch in self._batches():
-                self._make(batch)
+                if batch:
+                    self._make(batch)
                 if not self._keep_pace():
                     break
         except CacheFullError:
             state = "full"
         finally:
-            self._store.release([request.key for request in self._claimed], self._owner)
+            self._release()
         self._tell(state)
 
     def _batches(self) -> Iterator[list[GenerationRequest]]:
-        """Groups of claimed requests, until nothing of the plan is left to anyone."""
+        """Groups of claimed requests, some empty, until nothing of the plan is left to anyone."""
         left = list(self._work.plan)
         chunk_size = self._work.slots * LOOK_AHEAD_BATCHES
         while left and not self._trainer.is_stopping:
-            others: list[GenerationRequest] = []
             for start in range(0, len(left), chunk_size):
-                others += self._claim(left[start : start + chunk_size])
+                self._claim(left[start : start + chunk_size])
                 while len(self._claimed) >= chunk_size:
                     yield self._next_group()
             while self._claimed:
                 yield self._next_group()
-            left = others
+            left, self._lost = self._lost, []
             if left:
                 self._tell("waiting")
                 time.sleep(WAIT_FOR_OTHERS_S)
 
-    def _claim(self, requests: list[GenerationRequest]) -> list[GenerationRequest]:
-        """Claim what is free; return what another process has claimed."""
+    def _claim(self, requests: list[GenerationRequest]) -> None:
+        """Claim what is free; what another process has claimed is looked at again later."""
         status = dict(zip(requests, self._store.status([r.key for r in requests]), strict=True))
         free = [request for request in requests if status[request] == "free"]
         mine = set(self._store.claim([r.key for r in free], self._owner, LEASE_S))
         self._claimed.extend(request for request in free if request.key in mine)
         self._reused += sum(state == "present" for state in status.values())
-        lost = [request for request in free if request.key not in mine]
-        return lost + [request for request in requests if status[request] == "claimed"]
+        self._lost += [request for request in free if request.key not in mine]
+        self._lost += [request for request in requests if status[request] == "claimed"]
+
+    def _release(self) -> None:
+        self._store.release([request.key for request in self._claimed], self._owner)
 
     def _next_group(self) -> list[GenerationRequest]:
-        """The oldest claimed request and others of its kind, at most as many as there are slots."""
+        """The oldest claimed request and others of its kind, at most as many as there are slots.
+
+        The claims are made anew: they may have run out, or been released in a pause, since.
+        """
         wanted: Group = group_of(self._claimed[0])
         batch = [request for request in self._claimed if group_of(request) == wanted]
         batch = batch[: self._work.slots]
         taken = set(batch)
         self._claimed = deque(request for request in self._claimed if request not in taken)
-        return batch
+        mine = set(self._store.claim([r.key for r in batch], self._owner, LEASE_S))
+        self._lost += [request for request in batch if request.key not in mine]
+        return [request for request in batch if request.key in mine]
 
     def _make(self, batch: list[GenerationRequest]) -> None:
         started = time.monotonic()
@@ -137,10 +147,12 @@ class Service:
 
     def _keep_pace(self) -> bool:
         """Wait while too far ahead of what was served; False when told to stop."""
-        told_at = 0.0
+        limit, told_at = self._work.max_ahead, 0.0
         while not self._trainer.is_stopping:
-            if self._generated - self._trainer.served < self._work.max_ahead:
+            if limit is None or self._generated - self._trainer.served < limit:
                 return True
+            if not told_at:
+                self._release()  # another process may need them sooner
             if time.monotonic() - told_at > 1.0:
                 self._tell("paused")
                 told_at = time.monotonic()

@@ -16,6 +16,7 @@ from online_aug.generation.messages import Failed, ServedCount, Status, Stop, re
 MAX_RESTARTS = 5
 BACK_OFF_S = 1.0
 STOP_TIMEOUT_S = 20.0
+LAST_WORDS_S = 5.0
 _LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -53,6 +54,7 @@ class Supervisor:
         self._log_path = log
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._listener: threading.Thread | None = None
         self._failure: Failed | None = None
         self._start_at = 0.0
         self._earlier = Status(state="loading")
@@ -82,7 +84,8 @@ class Supervisor:
                 env=environment,
                 start_new_session=True,
             )
-        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        self._listener.start()
 
     def check(self) -> None:
         """Notice a dead process and restart it in time; cheap enough for every batch.
@@ -96,7 +99,10 @@ class Supervisor:
                 self.start()
             return
         status = process.poll()
-        if status is None or (status == 0 and self._current.state in {"finished", "full"}):
+        if status is None:
+            return
+        self._hear_out()
+        if status == 0 and self._current.state in {"finished", "full"}:
             return
         self._forget(process)
         reason = self._failure.reason if self._failure else f"exit status {status}"
@@ -131,6 +137,7 @@ class Supervisor:
                 break
             except subprocess.TimeoutExpired:
                 continue
+        self._hear_out()
         self._forget(process)
 
     def _send(self, message: ServedCount) -> None:
@@ -145,12 +152,18 @@ class Supervisor:
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            message = read_by_trainer(line)
-            if isinstance(message, Status):
-                self._current = message
-            elif isinstance(message, Failed):
-                self._failure = message
+        with process.stdout:
+            for line in process.stdout:
+                message = read_by_trainer(line)
+                if isinstance(message, Status):
+                    self._current = message
+                elif isinstance(message, Failed):
+                    self._failure = message
+
+    def _hear_out(self) -> None:
+        """Take in the last words of a process that has ended: they say how."""
+        if self._listener:
+            self._listener.join(LAST_WORDS_S)
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         self._process = None

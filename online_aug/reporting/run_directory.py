@@ -25,6 +25,27 @@ MAY_DIFFER = frozenset(
 """Keys that say how far, where or how fast, not what is computed: a run resumes under others."""
 
 
+def check_room(path: Path, resolved_yaml: str, resume: bool) -> None:
+    """Refuse a run directory that `prepare` would refuse; writes nothing.
+
+    Raises:
+        UserError: If it holds something else or, with `resume`, another run.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            f"run directory {path} must be a folder, got a file; choose another run.name"
+        )
+    if not _is_occupied(path):
+        return
+    if not (path / CONFIG_FILE).exists():
+        raise UserError(
+            f"run directory {path} must be new, empty or an earlier run, got a folder without "
+            f"{CONFIG_FILE}; choose another run.name"
+        )
+    if resume:
+        _check_same_run(path, resolved_yaml)
+
+
 def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path | None:
     """Make `path` the directory of this run, with `config.yaml` and `environment.json` in it.
 
@@ -44,7 +65,8 @@ def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path |
         UserError: If the directory holds another run or something else, or cannot be written.
     """
     try:
-        moved = _make_room(path, resolved_yaml, resume)
+        check_room(path, resolved_yaml, resume)
+        moved = _move_aside(path) if not resume and _is_occupied(path) else None
         path.mkdir(parents=True, exist_ok=True)
         environment = _environment(path / ENVIRONMENT_FILE, digest)
         write_atomically(path / CONFIG_FILE, resolved_yaml)
@@ -56,15 +78,9 @@ def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path |
     return moved
 
 
-def is_finished(path: Path) -> bool:
-    """Whether the run in `path` has its summary and all epochs it is now asked for.
-
-    Ask after `prepare`, which writes how many those are.
-    """
-    if not (path / SUMMARY_FILE).exists():
-        return False
-    epochs = _flat(path / CONFIG_FILE, (path / CONFIG_FILE).read_text())["run.epochs"]
-    return bool(read_summary(path).epochs >= epochs)
+def is_finished(path: Path, epochs: int) -> bool:
+    """Whether the run in `path` has its summary and all epochs it is now asked for."""
+    return (path / SUMMARY_FILE).exists() and read_summary(path).epochs >= epochs
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -84,31 +100,13 @@ def read_summary(path: Path) -> Summary:
     return from_json(Summary, file.read_text(), str(file))
 
 
-def _make_room(path: Path, resolved_yaml: str, resume: bool) -> Path | None:
-    if path.exists() and not path.is_dir():
-        raise UserError(
-            f"run directory {path} must be a folder, got a file; choose another run.name"
-        )
-    if not _is_occupied(path):
-        return None
-    if not (path / CONFIG_FILE).exists():
-        raise UserError(
-            f"run directory {path} must be new, empty or an earlier run, got a folder without "
-            f"{CONFIG_FILE}; choose another run.name"
-        )
-    if not resume:
-        return _move_aside(path)
-    _check_same_run(path, resolved_yaml)
-    return None
-
-
 def _is_occupied(path: Path) -> bool:
     # Dot files are what a crash may leave before config.yaml has its name.
     return path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _check_same_run(path: Path, resolved_yaml: str) -> None:
-    old = _flat(path / CONFIG_FILE, (path / CONFIG_FILE).read_text())
+    old = _flat(path / CONFIG_FILE, (path / CONFIG_FILE).read_text(errors="replace"))
     new = _flat(path / CONFIG_FILE, resolved_yaml)
     way_out = (
         "choose another run.name, or set run.resume=false, which moves the old run "
@@ -161,9 +159,18 @@ def _leaves(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:
     return found
 
 
+def _described(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} must be what a run wrote there, got {error}; remove the file to go on"
+        ) from None
+
+
 def _environment(file: Path, digest: str) -> str:
     now = {"config_digest": digest, **describe_environment(), "earlier_launches": []}
     if file.exists():
-        before = json.loads(file.read_text())
+        before = _described(file)
         now["earlier_launches"] = [*before.pop("earlier_launches", []), before]
     return json.dumps(now, indent=2, ensure_ascii=False) + "\n"

@@ -46,7 +46,22 @@ def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[fl
     return tuple(found["mean"]), tuple(found["std"])
 
 
+def check_classifier(config: ClassifierConfig) -> None:
+    """Refuse a classifier that cannot be built, as far as that is told without building it.
+
+    Raises:
+        UserError: If timm does not know the name, or the file of weights is missing.
+    """
+    check_name(config.name)
+    _check_checkpoint(config.checkpoint)
+
+
 def check_name(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        UserError: If it does not; says which names are nearest.
+    """
     architecture = name.split(".")[0]
     if ":" in name or timm.is_model(architecture):
         return
@@ -101,9 +116,13 @@ def _load_checkpoint(classifier: nn.Module, path: Path, name: str) -> None:
     classifier.load_state_dict(weights)
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
+def _check_checkpoint(path: Path | None) -> None:
+    if path is not None and not path.is_file():
         raise UserError(f"classifier.checkpoint must be a file of weights, got {path}")
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    _check_checkpoint(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

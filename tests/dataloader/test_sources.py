@@ -181,6 +181,12 @@ def test_a_file_broken_after_its_header_fails_by_name_when_loaded(ready):
         splits_of(ready).train.load(0)
 
 
+def test_a_file_broken_after_its_header_is_left_out_when_asked(ready):
+    path = ready / "train" / "cat" / "000.png"
+    path.write_bytes(path.read_bytes()[:60])
+    assert splits_of(ready, on_bad_image="skip").skipped == (str(path),)
+
+
 def test_checking_reports_every_file(ready):
     seen = []
     images = splits_of(ready).train

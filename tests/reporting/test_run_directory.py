@@ -139,15 +139,14 @@ def test_a_summary_is_read_back_as_written(run: Path) -> None:
 
 
 def test_a_run_is_finished_once_its_summary_stands(run: Path) -> None:
-    assert not is_finished(run)
-    write_summary(run, summary())
-    assert is_finished(run)
+    assert not is_finished(run, epochs=3)
+    write_summary(run, summary(epochs=3))
+    assert is_finished(run, epochs=3)
 
 
 def test_a_finished_run_asked_for_more_epochs_is_not_finished(run: Path) -> None:
-    write_summary(run, summary())
-    prepare(run, CONFIG.replace("epochs: 3", "epochs: 5"), "d1", resume=True)
-    assert not is_finished(run)
+    write_summary(run, summary(epochs=3))
+    assert not is_finished(run, epochs=5)
 
 
 def test_a_finished_run_cannot_be_asked_for_fewer_epochs(run: Path) -> None:

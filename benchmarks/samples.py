@@ -1,0 +1,62 @@
+"""Draw what a model makes from pure noise: a sheet of samples, a row a prompt.
+
+python benchmarks/samples.py MODEL_DIRECTORY OUT.png
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from online_aug.generation.models import load_img2img, sampling_scheduler
+from online_aug.seeding import torch_rng
+
+PROMPTS = (
+    "a photo of a digit",
+    "a photo of a digit thick upright",
+    "a photo of a digit thin leaning right narrow",
+    "a photo of a bird",
+    "a photo of a bird perched facing left in a forest at noon",
+    "a photo of a bird flying facing right over the sea at noon",
+    "a photo of a bird perched facing right in the snow under clouds blue body black wing",
+    "a photo of a bird flying facing left in a desert yellow body two wing bars crest",
+)
+COLUMNS = 12
+STEPS, GUIDANCE_SCALE, ENLARGED = 25, 2.5, 2
+
+
+def main() -> None:
+    """Sample and save."""
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    rows = [sample(folder, prompt) for prompt in PROMPTS]
+    sheet = Image.fromarray(np.concatenate(rows, axis=0))
+    sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST).save(
+        out
+    )
+
+
+@torch.no_grad()
+def sample(folder: Path, prompt: str) -> np.ndarray:
+    """One row: the prompt from `COLUMNS` different noises, pure noise to the start."""
+    pipeline = load_img2img(folder, "float32")
+    pipeline.scheduler = sampling_scheduler("dpmsolver++", pipeline.scheduler.config)
+    side = pipeline.unet.config.sample_size
+    words, empty = pipeline.encode_prompt(prompt, "cpu", 1, True, "")
+    words, empty = (part.expand(COLUMNS, -1, -1) for part in (words, empty))
+    shape = (4, side, side)
+    latents = torch.stack([torch.randn(shape, generator=torch_rng(n)) for n in range(COLUMNS)])
+    pipeline.scheduler.set_timesteps(STEPS)
+    for step in pipeline.scheduler.timesteps:
+        guided = pipeline.unet(latents, step, words).sample
+        free = pipeline.unet(latents, step, empty).sample
+        output = free + GUIDANCE_SCALE * (guided - free)
+        latents = pipeline.scheduler.step(output, step, latents).prev_sample
+    images = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return np.concatenate(list(pixels.permute(0, 2, 3, 1).numpy()), axis=1)
+
+
+if __name__ == "__main__":
+    main()

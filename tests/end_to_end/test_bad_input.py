@@ -1,0 +1,214 @@
+"""What a person can get wrong: one clear line, exit status 2, nothing started, nothing written."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
+
+from online_aug.config_files import load_config, resolved_yaml
+
+SCRIPT = Path(__file__).parent / "scripts" / "forked_commands.py"
+
+# Overrides, and how the one line goes; {place} is a folder with the material of `spoil`.
+CASES = {
+    "unknown key": (["run.sed=1"], r"run\.sed is no known key, got 1; did you mean run\.seed\?"),
+    "wrong type": (["run.epochs=many"], r'run\.epochs must be a whole number >= 1, got "many"'),
+    "strength 0": (["method.strength=0"], r"method\.strength must be a number > 0 and <= 1.* 0$"),
+    "strength 2": (["method.strength=2"], r"method\.strength must be a number > 0 and <= 1.* 2$"),
+    "no step": (["method.strength=0.05"], r"method\.strength \* .* at least 1, got 0\.05 \* 10$"),
+    "resolution": (["generation.resolution=60"], r"must be .* a multiple of 8, got 60$"),
+    "no training device": (["devices.train=[]"], r"devices\.train must be auto, .*got \[\]$"),
+    "unknown device": (["devices.train=[cuda:7]"], r"a device of this machine \(.*'cuda:7'$"),
+    "unknown generating device": (
+        ["devices.generate=cuda:7"],
+        r"devices\.generate must be a device of this machine \(.*'cuda:7'$",
+    ),
+    "unknown classifier": (["classifier.name=resnt50"], r"classifier\.name .* nearest: resnet50"),
+    "no weights": (
+        ["classifier.checkpoint={place}/w.pt"],
+        r"classifier\.checkpoint must be a file",
+    ),
+    "batch and ranks": (
+        ["devices.train=[cpu, cpu]", "optim.batch_size=7"],
+        r"optim\.batch_size must be a multiple of the 2 training devices, got 7$",
+    ),
+    "setting of ours": (
+        ["classifier.deepspeed={{optimizer: 1}}"],
+        r"classifier\.deepspeed\.optimizer must not be set, got 1: set optim\.name",
+    ),
+    "xformers on a cpu": (
+        ["generation.attention=xformers", "devices.generate=cpu"],
+        r"generation\.attention must be auto or sdpa on cpu, got 'xformers'$",
+    ),
+    "missing folder": (["data.source={place}/none"], r"data\.source must be .*, got {place}/none$"),
+    "no class": (["data.source={place}/no_class"], r"must hold a folder for each class"),
+    "one class": (["data.source={place}/one_class"], r"at least two classes, got only 'cat'$"),
+    "empty class": (["data.source={place}/empty_class"], r"class 'dog' in .*empty_class has none$"),
+    "one-image class": (
+        ["data.source={place}/one_image", "data.examples_per_class=null"],
+        r"class 'dog' must have at least 3 training images to cut val and test .*, got 1$",
+    ),
+    "few images": (["data.examples_per_class=1000"], r"must have at least 1000 training images"),
+    "class unknown in val": (
+        ["data.source={place}/stranger"],
+        r"every class of the val split must be in train, 'emu' of .*stranger/val is not$",
+    ),
+    "broken image": (
+        ["data.source={place}/broken_image"],
+        r"broken_image/dog/3\.png cannot be read.*, or set data\.on_bad_image=skip$",
+    ),
+    "model that is none": (
+        ["generation.model={place}/no_class"],
+        r"generation\.model must be a diffusers model directory .*, got '{place}/no_class'$",
+    ),
+    "model of another kind": (
+        ["generation.model={place}/other_model"],
+        r"generation\.model must be a Stable Diffusion .*_model lacks text_encoder, tokenizer$",
+    ),
+    "spoilt model": (
+        ["generation.model={place}/spoilt_model"],
+        r"generation\.model {place}/spoilt_model cannot be read: ",
+    ),
+    "nothing to serve": (
+        ["devices.generate=none"],
+        r"finetune\.path must hold the result .* run python -m online_aug\.finetune first$",
+    ),
+    "cache under a file": (["cache.path={place}/file/cache"], r"cache path must be .*: Not a dir"),
+    "cache in a folder of others": (["cache.path={place}"], r"cache path must be new, empty or a"),
+    "data under a file": (["data.root={place}/file/data"], r"data\.root must be a folder in which"),
+    "run of others": (
+        ["run.dir={place}", "run.name=one_class"],
+        r"run directory {place}/one_class must be new, empty or an earlier run",
+    ),
+    "run of another configuration": (
+        ["run.dir={place}", "run.name=older_run", "run.seed=1"],
+        r"older_run must hold the same .* run\.seed \(0 there, 1 now\); choose another run\.name",
+    ),
+    "spoilt run": (
+        ["run.dir={place}", "run.name=spoilt_run"],
+        r"spoilt_run/config\.yaml must be the configuration of a run",
+    ),
+}
+SKIPPED = ["data.source={place}/broken_image", "data.on_bad_image=skip", "--dry-run"]
+
+
+@dataclass(frozen=True)
+class Said:
+    status: int
+    out: str
+    err: str
+
+
+def write_images(folder, count):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.full((24, 24, 3), 9 * number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def spoil(place, config):
+    """Folders, models and runs as nobody should have them."""
+    (place / "file").write_text("")
+    (place / "no_class").mkdir(parents=True)
+    write_images(place / "one_class" / "cat", 5)
+    for name, dogs in {"empty_class": 0, "one_image": 1, "broken_image": 9}.items():
+        write_images(place / name / "cat", 9)
+        write_images(place / name / "dog", dogs)
+    (place / "broken_image" / "dog" / "3.png").write_bytes(b"no image")
+    for split, name in [("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "emu")]:
+        write_images(place / "stranger" / split / name, 5)
+    for part in ("unet", "vae", "scheduler"):
+        (place / "other_model" / part).mkdir(parents=True)
+    index = {"unet": [], "vae": [], "scheduler": []}
+    (place / "other_model" / "model_index.json").write_text(json.dumps(index))
+    (place / "spoilt_model").mkdir()
+    (place / "spoilt_model" / "model_index.json").write_text("{")
+    for name, text in {"older_run": resolved_yaml(load_config(config)), "spoilt_run": "["}.items():
+        (place / name).mkdir()
+        (place / name / "config.yaml").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("material")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory, place, tiny_model):
+    """What each case said, and where it could have written."""
+    folders = {name: tmp_path_factory.mktemp("case") for name in [*CASES, "skipped"]}
+    configs = {name: write_config(folder, tiny_model) for name, folder in folders.items()}
+    spoil(place, configs["run of another configuration"])
+    overrides = {name: case for name, (case, _) in CASES.items()} | {"skipped": SKIPPED}
+    commands = [
+        [str(configs[name]), f"data.root={place}", *(text.format(place=place) for text in case)]
+        for name, case in overrides.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, SCRIPT],
+        input=json.dumps(commands),
+        cwd=ROOT,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
+    found = [Said(*outcome) for outcome in json.loads(done.stdout)]
+    return dict(zip(configs, zip(found, folders.values(), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_clear_line_and_exit_status_2(name, said, place):
+    found, _ = said[name]
+    assert found.status == 2, found.err
+    (line,) = found.err.splitlines()
+    assert re.search(CASES[name][1].replace("{place}", re.escape(str(place))), line), line
+    assert line.startswith("error: ")
+    assert found.out == ""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_starts_nothing_and_writes_no_result(name, said):
+    _, folder = said[name]
+    assert [path.name for path in folder.iterdir()] == ["tiny.yaml"]
+    assert processes_of(folder) == []
+
+
+def test_a_broken_image_is_left_out_and_counted_when_asked(said):
+    found, folder = said["skipped"]
+    assert found.status == 0, found.err
+    assert re.search(r"^data +\d+ train, .* 1 left out$", found.out, re.MULTILINE)
+    assert [path.name for path in folder.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (
+            [],
+            "error: the following arguments are required: CONFIG.yaml; see python train.py --help",
+        ),
+        (["x.yaml", "--seed", "1"], "unrecognized arguments: --seed"),
+        (["no/such.yaml"], "error: the first argument must be an existing YAML file, got no/such"),
+    ],
+)
+def test_a_wrong_command_is_one_line(argv, line):
+    launch = Launch("train.py", *argv)
+    assert launch.wait() == 2
+    assert line in launch.err
+    assert launch.err.count("\n") == 1
+
+
+def test_a_spoilt_configuration_file_is_one_line_that_says_where(tmp_path):
+    (tmp_path / "spoilt.yaml").write_text("run: {seed: 1\noptim: [")
+    launch = Launch("train.py", tmp_path / "spoilt.yaml")
+    assert launch.wait() == 2
+    assert re.fullmatch(r"error: \S+spoilt\.yaml must be YAML: .* \(line 2.*\)\n", launch.err)

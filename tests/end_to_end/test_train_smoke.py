@@ -1,0 +1,166 @@
+"""A new user's first runs: what they leave, what they share, what is not done twice."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import (
+    EPOCHS,
+    IMAGES_AN_EPOCH,
+    PLANNED,
+    Launch,
+    processes_of,
+    read_metrics,
+    read_summary,
+    run_folder,
+    start,
+)
+
+from cache import Store
+from online_aug.reporting.metrics import TENSORBOARD_TAGS
+
+pytestmark = pytest.mark.slow
+
+SERVED = ("served_real", "served_fresh", "served_cached", "starved")
+
+
+@pytest.fixture(scope="module")
+def folder(pair, config):
+    """The run directory of the first seed."""
+    return run_folder(config, "seed0")
+
+
+def contents(folder):
+    """Every file below with its time, which any write would change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_of_the_process_tree_is_left(pair, config):
+    assert processes_of(config.parent) == []
+
+
+def test_the_configuration_is_there_with_every_default(folder):
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["method"] == {"name": "diff_mix", "strength": [0.5, 0.9], "gamma": 0.8}
+
+
+def test_the_environment_is_there_with_one_launch(folder):
+    written = json.loads((folder / "environment.json").read_text())
+    assert written["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert written["earlier_launches"] == []
+
+
+def test_every_epoch_is_logged_and_accounts_for_every_slot(folder):
+    epochs = read_metrics(folder)
+    assert [epoch["epoch"] for epoch in epochs] == [*range(EPOCHS)]
+    assert [epoch["step"] for epoch in epochs] == [12, 24, 36, 48]
+    assert all(sum(epoch[name] for name in SERVED) == IMAGES_AN_EPOCH for epoch in epochs)
+    assert all(0 <= epoch["val_top1"] <= 1 for epoch in epochs)
+    assert epochs[-1]["cache_entries"] == PLANNED
+    assert epochs[-1]["cache_bytes"] > 0
+    assert epochs[-1]["lr"] < epochs[0]["lr"]
+
+
+def test_tensorboard_has_every_figure_of_every_epoch(folder):
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(TENSORBOARD_TAGS.values())
+    assert [event.step for event in events.Scalars("train/loss")] == [12, 24, 36, 48]
+
+
+def test_the_ledger_tells_how_every_slot_was_filled(folder):
+    parts = [np.load(path) for path in sorted((folder / "ledger").glob("*.npy"))]
+    kinds = np.bincount(np.concatenate(parts)["kind"], minlength=4)
+    summary = read_summary(folder)
+    assert kinds.tolist() == [summary[name] for name in SERVED]
+    assert [len(part) for part in parts] == [IMAGES_AN_EPOCH] * EPOCHS
+
+
+def test_pictures_weights_and_checkpoints_are_there(folder):
+    assert (folder / "gallery.png").stat().st_size > 10_000
+    newest = (folder / "checkpoints" / "latest").read_text()
+    assert (folder / "checkpoints" / newest / "complete.json").is_file()
+    assert (folder / "best.safetensors").is_file()
+
+
+def test_the_summary_says_what_the_run_was_made_of(folder):
+    summary = read_summary(folder)
+    metrics = read_metrics(folder)
+    assert summary["epochs"] == EPOCHS
+    assert sum(summary[name] for name in SERVED) == EPOCHS * IMAGES_AN_EPOCH
+    assert all(summary[name] == sum(epoch[name] for epoch in metrics) for name in SERVED)
+    assert 0 < summary["first_step_s"] < summary["wall_s"]
+    assert len(summary["per_class"]) == 10
+    assert summary["generator_restarts"] == 0
+
+
+def test_fresh_and_cached_are_both_served_and_nothing_starves_that_is_waited_for(folder):
+    summary = read_summary(folder)
+    assert summary["served_fresh"] > 0
+    assert summary["served_cached"] > 0
+    assert summary["starved"] == 0
+
+
+def test_of_two_runs_at_once_none_makes_what_the_other_made(pair, config):
+    with Store(config.parent / "cache", readonly=True) as store:
+        keys = [key for _, key in store.tail()]
+    made = [read_summary(run_folder(config, f"seed{seed}"))["generated"] for seed in (0, 1)]
+    assert len(keys) == len(set(keys)) == sum(made) == PLANNED
+
+
+def test_two_runs_at_once_fine_tune_once(pair, config):
+    said = [launch.out.count("fine-tuning the generator: 2/2") for launch in pair]
+    assert sorted(said) == [0, 1]
+    assert [path.suffix for path in (config.parent / "finetuned").iterdir() if path.is_file()] == [
+        ".lock"
+    ]
+
+
+def test_evaluation_finds_the_accuracy_of_the_summary(folder):
+    found = Launch("-m", "online_aug.evaluate", folder, "--json").succeed()
+    assert json.loads(found.out)["top1"] == read_summary(folder)["top1"]
+
+
+def test_timm_loads_the_model(folder):
+    path = folder / "model.safetensors"
+    model = timm.create_model("test_resnet", num_classes=10, checkpoint_path=str(path))
+    weights = safetensors.torch.load_file(path)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_same_command_again_prints_the_summary_and_does_nothing(folder, config):
+    before = contents(folder)
+    again = start(config, "seed0", "run.seed=0").succeed()
+    changed = {path.name for path, time in contents(folder).items() if before.get(path) != time}
+    assert changed <= {"config.yaml", "environment.json"}
+    assert "Finished" in again.out
+
+
+def test_another_seed_makes_nothing_that_is_there(pair, config):
+    name = "seed2"
+    substitutes = "mixing.starvation=substitute"
+    said = start(config, name, "run.seed=2", "run.epochs=2", substitutes).succeed()
+    summary = read_summary(run_folder(config, name))
+    assert (summary["generated"], summary["served_fresh"], summary["starved"]) == (0, 0, 0)
+    assert summary["served_cached"] > 0
+    assert 0 < summary["reused"] <= PLANNED
+    assert f"0 made, {summary['reused']} reused" in said.out
+
+
+def test_without_a_generating_device_the_cache_is_served(pair, config):
+    start(config, "served", "devices.generate=none", "run.epochs=1").succeed()
+    assert read_summary(run_folder(config, "served"))["served_cached"] > 0
+    assert not (run_folder(config, "served") / "generator.log").exists()
+
+
+def test_a_run_without_synthetic_images_needs_no_generator(config):
+    name, nothing = "vanilla", config.parent / "nothing"
+    overrides = ["mixing.synthetic_probability=0", "run.epochs=1", f"finetune.path={nothing}"]
+    start(config, name, "generation.model=/no/such/model", *overrides).succeed()
+    assert read_summary(run_folder(config, name))["served_real"] == IMAGES_AN_EPOCH
+    assert not nothing.exists()
+    assert not (run_folder(config, name) / "generator.log").exists()

@@ -1,0 +1,16 @@
+"""A trainer that starts the child of a given behaviour and then only sleeps."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from online_aug.generation.supervisor import Supervisor
+
+script, behaviour, folder = sys.argv[1:]
+supervisor = Supervisor([script, behaviour, folder], Path(folder) / "log", {})
+supervisor.start()
+if os.fork() == 0:  # a loader's worker, which inherits the trainer's end of the pipe
+    time.sleep(20)
+    os._exit(0)
+time.sleep(60)

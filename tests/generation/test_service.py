@@ -1,0 +1,296 @@
+"""The generation loop over a real cache, with a stand-in for the diffusion model."""
+
+import itertools
+import multiprocessing
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from request_samples import make_context, make_sources
+
+from cache import Entry, Owner, Store
+from online_aug.generation import service
+from online_aug.generation.image_generator import group_of
+from online_aug.generation.service import Service, Work
+from online_aug.methods import METHODS, plan_requests
+
+SLOTS = 4
+PLAN = plan_requests(METHODS["diff_mix"], make_sources(24), make_context(), 2)
+FORK = multiprocessing.get_context("fork")
+
+
+class Painter:
+    """Stands for `ImageGenerator`: it takes what that takes and gives what that gives.
+
+    An image is a function of its request alone, float in [0, 1], one for each request in order, and
+    requests of several groups are refused. It only paints noise where that denoises.
+    """
+
+    def __init__(self, seconds=0.0, blank=frozenset(), not_finite=frozenset()):
+        self.batches = []
+        self._seconds, self._blank, self._not_finite = seconds, blank, not_finite
+
+    def generate(self, requests, images):
+        if len({group_of(request) for request in requests}) != 1:
+            raise ValueError("requests must be of one group")
+        assert len(images) == len(requests)
+        self.batches.append(list(requests))
+        time.sleep(self._seconds)
+        return torch.stack([self._paint(request) for request in requests])
+
+    def _paint(self, request):
+        rng = torch.Generator().manual_seed(request.noise_seed)
+        image = torch.rand(3, 8, 8, generator=rng)
+        if request in self._blank:
+            image[:] = 1
+        if request in self._not_finite:
+            image[0, 0, 0] = float("nan")
+        return image
+
+    @property
+    def made(self):
+        return [request for batch in self.batches for request in batch]
+
+
+class Listener:
+    """Stands for the lifeline: the trainer's two numbers, and what it is told."""
+
+    def __init__(self, on_tell=None):
+        self.served, self.is_stopping = 0, False
+        self.told = []
+        self._on_tell = on_tell
+
+    def tell(self, status):
+        self.told.append(status)
+        if self._on_tell:
+            self._on_tell(self, status)
+
+    @property
+    def states(self):
+        """States in the order in which they came, repetitions left out."""
+        return [state for state, _ in itertools.groupby(status.state for status in self.told)]
+
+
+def starting_images(requests):
+    return torch.zeros(len(requests), 3, 8, 8, dtype=torch.uint8)
+
+
+def serve(store, painter=None, trainer=None, *, plan=PLAN, max_ahead=10_000):
+    painter, trainer = painter or Painter(), trainer or Listener()
+    work = Work(plan=plan, prepare=starting_images, slots=SLOTS, max_ahead=max_ahead)
+    Service(work, store, painter, trainer).run()
+    return painter, trainer
+
+
+def someone_else():
+    """A process of this machine that lives and is not this one."""
+    return replace(Owner.current(), pid=1, started=0)
+
+
+def entry(request):
+    image = torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()
+    return Entry(request.to_fields(), image)
+
+
+@pytest.fixture(autouse=True)
+def _without_long_waits(monkeypatch):
+    monkeypatch.setattr(service, "IDLE_S", 0.002)
+    monkeypatch.setattr(service, "WAIT_FOR_OTHERS_S", 0.01)
+
+
+def test_all_of_the_plan_is_made_once(store):
+    painter, _ = serve(store)
+    assert Counter(painter.made) == Counter(PLAN)
+    assert all(store.contains([request.key for request in PLAN]))
+
+
+def test_what_is_stored_is_the_image_in_eight_bits_under_its_request(store):
+    serve(store)
+    record = store.get(PLAN[5].key)
+    painted = Painter()._paint(PLAN[5])
+    assert record.request == PLAN[5].to_fields()
+    difference = torch.from_numpy(record.image.copy()).permute(2, 0, 1) / 255 - painted
+    assert difference.abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_batch_holds_requests_of_one_group_at_most_as_many_as_there_are_slots(store):
+    painter, _ = serve(store)
+    assert all(1 <= len(batch) <= SLOTS for batch in painter.batches)
+    assert all(len({group_of(r) for r in batch}) == 1 for batch in painter.batches)
+
+
+def test_nearly_all_batches_are_full_though_strengths_are_drawn_at_random(store):
+    painter, _ = serve(store)
+    assert len(painter.batches) <= len(PLAN) / SLOTS + 3
+
+
+def test_the_order_of_the_plan_is_kept_but_for_a_few_batches(store):
+    painter, _ = serve(store)
+    places = {request: place for place, request in enumerate(PLAN)}
+    shifts = [abs(places[request] - when) for when, request in enumerate(painter.made)]
+    assert max(shifts) <= 2 * SLOTS * service.LOOK_AHEAD_BATCHES
+    assert painter.made[0] == PLAN[0]
+
+
+def test_the_oldest_request_is_never_passed_over(store):
+    painter, _ = serve(store)
+    made, waiting = set(), list(PLAN)
+    for batch in painter.batches:
+        waiting = [request for request in waiting if request not in made]
+        assert waiting[0] in batch
+        made.update(batch)
+
+
+def test_what_is_in_the_cache_is_not_made_again(store):
+    serve(store, plan=PLAN[:30])
+    painter, trainer = serve(store)
+    assert Counter(painter.made) == Counter(PLAN[30:])
+    assert trainer.told[-1].reused == 30
+    assert trainer.told[-1].generated == len(PLAN) - 30
+
+
+def test_the_end_of_the_plan_is_told(store):
+    _, trainer = serve(store)
+    assert trainer.states == ["generating", "finished"]
+    assert [s.generated for s in trainer.told] == sorted(s.generated for s in trainer.told)
+    assert trainer.told[-1].images_per_s > 0
+
+
+def test_images_that_are_none_are_rejected_and_not_tried_again(store):
+    blank, broken = frozenset(PLAN[3:6]), frozenset(PLAN[40:42])
+    _, trainer = serve(store, Painter(blank=blank, not_finite=broken))
+    assert (trainer.told[-1].generated, trainer.told[-1].rejected) == (len(PLAN) - 5, 5)
+    assert store.stats()["rejected_by_reason"] == {"blank": 3, "not finite": 2}
+    assert not any(store.contains([request.key for request in blank | broken]))
+    assert serve(store)[0].made == []
+
+
+def test_the_generator_pauses_when_it_is_far_ahead_and_goes_on_when_images_are_served(store):
+    ahead = []
+
+    def serve_some(trainer, status):
+        ahead.append(status.generated - trainer.served)
+        if status.state == "paused":
+            trainer.served += 7
+
+    painter, trainer = serve(store, trainer=Listener(serve_some), max_ahead=10)
+    assert Counter(painter.made) == Counter(PLAN)
+    assert 10 <= max(ahead) < 10 + SLOTS
+    assert trainer.told[-1].state == "finished"
+
+
+def test_without_a_limit_it_never_pauses(store):
+    painter, trainer = serve(store, max_ahead=None)
+    assert "paused" not in trainer.states
+    assert len(painter.made) == len(PLAN)
+
+
+@pytest.mark.parametrize("state", ["generating", "paused"])
+def test_a_stop_ends_the_work_and_releases_what_was_claimed(store, state):
+    def stop(trainer, status):
+        trainer.is_stopping = status.state == state
+
+    painter, _ = serve(store, trainer=Listener(stop), max_ahead=SLOTS)
+    assert len(painter.batches) == 1
+    assert store.stats()["claims_live"] == 0
+
+
+def test_a_failure_releases_what_was_claimed_and_not_begun(store):
+    class Failing(Painter):
+        def generate(self, requests, images):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        serve(store, Failing())
+    assert store.stats()["claims_live"] <= SLOTS
+
+
+def test_a_full_cache_ends_the_work_and_is_told(tmp_path):
+    with Store(tmp_path / "cache", codec="raw", max_gib=10_000 / 2**30) as store:
+        _, trainer = serve(store)
+        assert trainer.told[-1].state == "full"
+        assert 0 < trainer.told[-1].generated == len(store) < len(PLAN)
+        assert store.stats()["claims_live"] <= SLOTS
+
+
+def test_what_another_process_makes_is_waited_for_and_counted_as_reused(store):
+    theirs = PLAN[:6]
+    store.claim([request.key for request in theirs], someone_else())
+
+    def make_theirs(_, status):
+        if status.state == "waiting":
+            store.put_many([entry(request) for request in theirs])
+
+    painter, trainer = serve(store, trainer=Listener(make_theirs))
+    assert Counter(painter.made) == Counter(PLAN[6:])
+    assert trainer.states[-2:] == ["waiting", "finished"]
+    assert trainer.told[-1].reused == 6
+
+
+def test_what_another_process_gave_up_is_made(store):
+    theirs = [request.key for request in PLAN[:6]]
+    store.claim(theirs, someone_else())
+
+    def give_up(_, status):
+        if status.state == "waiting":
+            store.release(theirs, someone_else())
+
+    painter, _ = serve(store, trainer=Listener(give_up))
+    assert Counter(painter.made) == Counter(PLAN)
+
+
+def test_a_process_that_pauses_leaves_the_rest_to_others_and_makes_nothing_twice(store):
+    theirs = []
+
+    def others_go_on(trainer, status):
+        if status.state == "paused" and not theirs:
+            theirs.extend(store.claim([r.key for r in PLAN], someone_else()))
+        if status.state == "waiting":
+            store.put_many([entry(request) for request in PLAN if request.key in theirs])
+        trainer.served = len(PLAN)
+
+    painter, _ = serve(store, trainer=Listener(others_go_on), max_ahead=1)
+    made = {request.key for request in painter.made}
+    assert len(made) + len(theirs) == len(PLAN)
+    assert not made & set(theirs)
+
+
+def test_a_claim_that_ran_out_while_it_waited_its_turn_is_made_anew(store, monkeypatch):
+    monkeypatch.setattr(service, "LEASE_S", 0.01)
+    theirs = []
+
+    def others_take_over(_, status):
+        time.sleep(0.02)
+        if not theirs:
+            theirs.extend(store.claim([r.key for r in PLAN[20:]], someone_else()))
+        elif status.state == "waiting":
+            store.put_many([entry(request) for request in PLAN if request.key in theirs])
+
+    painter, _ = serve(store, trainer=Listener(others_take_over))
+    made = {request.key for request in painter.made}
+    assert theirs
+    assert not made & set(theirs)
+    assert len(made) == len(painter.made)
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
+    path = tmp_path / "cache"
+    Store(path).open().close()
+
+    def run(sender):
+        with Store(path) as store:
+            painter, _ = serve(store, Painter(seconds=0.005))
+        sender.send([request.key for request in painter.made])
+
+    pipes = [FORK.Pipe(duplex=False) for _ in range(2)]
+    processes = [FORK.Process(target=run, args=(sender,)) for _, sender in pipes]
+    for process in processes:
+        process.start()
+    made = [receiver.recv() for receiver, _ in pipes]
+    for process in processes:
+        process.join()
+    assert Counter(made[0] + made[1]) == Counter(request.key for request in PLAN)
+    assert min(map(len, made)) > 0

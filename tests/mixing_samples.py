@@ -1,0 +1,138 @@
+"""A small data set, plan and loader whose pixels tell which image they are."""
+
+from dataclasses import dataclass, field
+
+import lmdb
+import numpy as np
+import torch
+from request_samples import CLASSES, digest_of, make_context, make_sources
+
+from cache import Entry
+from online_aug.config import MixingConfig
+from online_aug.dataloader.loader import OnlineAugLoader
+from online_aug.dataloader.mixed_dataset import MixedDataset
+from online_aug.dataloader.mixing import MixingSampler, Order, Supply
+from online_aug.methods import METHODS, plan_requests
+from online_aug.recipe import BoundCompose
+
+IMAGES = 24
+CONTEXT = make_context()
+PLAN = plan_requests(METHODS["diff_mix"], make_sources(IMAGES), CONTEXT, 2)
+KEYS = [request.key for request in PLAN]
+
+
+@dataclass(frozen=True)
+class GreyImages:
+    """A set in memory: image n is flat with grey level n."""
+
+    count: int = IMAGES
+    class_names = tuple(f"class {number}" for number in range(CLASSES))
+
+    @property
+    def labels(self):
+        return np.arange(self.count) % CLASSES
+
+    def __len__(self):
+        return self.count
+
+    def load(self, index):
+        return np.full((8, 8, 3), index, np.uint8)
+
+    def digest(self, index):
+        return digest_of(index)
+
+
+def put(store, numbers, plan=PLAN):
+    """Generated images into the cache, one transaction each: request n is (255, n, n)."""
+    for number in numbers:
+        image = np.full((8, 8, 3), (255, number, number), np.uint8)
+        store.put_many([Entry(plan[number].to_fields(), image)])
+
+
+def damage(store, key):
+    """What a failing disk does: the record changes behind the cache's back."""
+    store.close()
+    with lmdb.open(str(store.path), map_size=2**30, max_dbs=16, lib_version=0) as environment:
+        records = environment.open_db(b"records", create=False)
+        with environment.begin(write=True) as txn:
+            value = txn.get(key, db=records)
+            txn.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=records)
+
+
+def as_it_is(image, rng):
+    return image
+
+
+def with_noise(image, rng):
+    """A transform whose chance can be seen in its output."""
+    return (image // 2 + torch.randint(128, image.shape, generator=rng)).to(torch.uint8)
+
+
+def make_supply(store, *, rank=0, world_size=1, limit=None, keys=KEYS):
+    return Supply(keys, store, rank=rank, world_size=world_size, max_times_sampled=limit)
+
+
+def make_order(**changes):
+    settings = {"num_images": IMAGES, "batch_size": 8, "repeats": 2, "seed": 0}
+    return Order(**settings | changes)
+
+
+def never_asked(number):
+    raise AssertionError(f"waited for {number}")
+
+
+@dataclass
+class Setup:
+    """One rank of a run; `loader()` builds it anew, as a restart does."""
+
+    store: object
+    probability: float = 0.5
+    starvation: str = "substitute"
+    limit: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    order: Order = field(default_factory=make_order)
+    wait_for: object = never_asked
+    images: object = GreyImages()
+    skips_bad_images: bool = False
+    transform: object = as_it_is
+
+    def sampler(self):
+        mixing = MixingConfig(
+            synthetic_probability=self.probability,
+            starvation=self.starvation,
+            max_times_sampled=self.limit,
+        )
+        ranks = {"rank": self.rank, "world_size": self.world_size}
+        supply = make_supply(self.store, limit=self.limit, **ranks)
+        return MixingSampler(self.order, supply, mixing, self.wait_for, **ranks)
+
+    def dataset(self):
+        return MixedDataset(
+            images=self.images,
+            plan=PLAN,
+            compose=BoundCompose(CONTEXT),
+            store=self.store,
+            transform=self.transform,
+            seed=self.order.seed,
+            skips_bad_images=self.skips_bad_images,
+        )
+
+    def loader(self, *, workers=0, process=None, ledger=None):
+        return OnlineAugLoader(
+            self.dataset(),
+            self.sampler(),
+            workers=workers,
+            pin_memory=False,
+            generator=process,
+            ledger=ledger,
+        )
+
+
+def epochs(sampler, count):
+    """All batches of some epochs."""
+    batches = []
+    for epoch in range(count):
+        sampler.epoch = epoch
+        batches += list(sampler)
+    return batches

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from online_aug.config import DevicesConfig
+from online_aug.devices import plan_devices
+from online_aug.errors import UserError
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """Make the plan of a machine with some GPUs and cores."""
+
+    def make(gpus, cores=8, **devices):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        return plan_devices(DevicesConfig(**devices), cores)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("gpus", "train", "generate"),
+    [
+        (0, ("cpu",), "cpu"),
+        (1, ("cuda:0",), "cuda:0"),
+        (2, ("cuda:0",), "cuda:1"),
+        (4, ("cuda:0", "cuda:1", "cuda:2"), "cuda:3"),
+    ],
+)
+def test_auto_gives_the_last_gpu_to_the_generator_and_shares_the_only_one(
+    plan, gpus, train, generate
+):
+    found = plan(gpus)
+    assert (found.train, found.generate) == (train, generate)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "generate", "train"),
+    [
+        (2, "none", ("cuda:0", "cuda:1")),
+        (2, "cpu", ("cuda:0", "cuda:1")),
+        (2, "cuda:0", ("cuda:1",)),
+        (1, "cuda:0", ("cuda:0",)),
+        (0, "none", ("cpu",)),
+    ],
+)
+def test_training_takes_what_a_chosen_generator_leaves(plan, gpus, generate, train):
+    found = plan(gpus, generate=generate)
+    assert found.train == train
+    assert found.generate == (None if generate == "none" else generate)
+
+
+def test_chosen_devices_are_taken_as_they_are(plan):
+    found = plan(3, train=["cuda:2", "cuda:0"], generate="cuda:1")
+    assert (found.train, found.generate) == (("cuda:2", "cuda:0"), "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "train", "generate", "threads"),
+    [
+        (0, 2, "auto", "auto", (1, 1)),
+        (0, 8, "auto", "auto", (4, 4)),
+        (0, 7, "auto", "auto", (3, 4)),
+        (0, 1, "auto", "auto", (1, 1)),
+        (0, 8, "auto", "none", (8, 1)),
+        (0, 9, ["cpu", "cpu"], "cpu", (3, 3)),
+        (0, 2, ["cpu", "cpu"], "cpu", (1, 1)),
+        (2, 8, "auto", "auto", (8, 1)),
+        (1, 8, "auto", "cpu", (4, 4)),
+    ],
+)
+def test_cores_are_divided_between_those_that_compute_on_them(
+    plan, gpus, cores, train, generate, threads
+):
+    found = plan(gpus, cores, train=train, generate=generate)
+    assert (found.train_threads, found.generate_threads) == threads
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices", "message"),
+    [
+        (0, {"train": "cuda:0"}, r"devices.train must be a device .* \(cpu\), got 'cuda:0'"),
+        (1, {"generate": "cuda:1"}, r"devices.generate must be .* \(cpu, cuda:0\), got 'cuda:1'"),
+        (1, {"generate": "gpu"}, r"devices.generate must be .* \(cpu, cuda:0\), got 'gpu'"),
+        (1, {"train": ["cuda:0", "cpu"]}, "must be all GPUs or all cpu, got cuda:0, cpu"),
+    ],
+)
+def test_devices_that_are_not_there_are_one_clear_line(plan, gpus, devices, message):
+    with pytest.raises(UserError, match=message) as caught:
+        plan(gpus, **devices)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_training_device_at_all_is_refused_by_the_configuration():
+    with pytest.raises(ValueError, match="at least 1 item"):
+        DevicesConfig(train=[])
+
+
+def test_a_plan_says_who_computes_where(plan):
+    assert str(plan(2)) == "train on cuda:0 (8 threads each); generate on cuda:1"
+    assert str(plan(0, generate="none")) == (
+        "train on cpu (8 threads each); no generation (cache only)"
+    )

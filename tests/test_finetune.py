@@ -1,0 +1,106 @@
+"""Fine-tuning as `train.py` asks for it: once, kept whole, and shared by processes."""
+
+import fcntl
+import threading
+
+import pytest
+from recipe_samples import make_recipe
+
+from online_aug import finetune
+from online_aug.errors import UserError
+from online_aug.finetune import ensure_finetuned
+from online_aug.generation.concepts import CONCEPTS_FILE
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model):
+    return make_recipe(tmp_path, tiny_model)
+
+
+@pytest.fixture
+def is_not_run(monkeypatch):
+    def run(recipe, folder):
+        raise AssertionError("fine-tuned again")
+
+    monkeypatch.setattr(finetune, "_finetune", run)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Results that only say they are whole, and how many were made."""
+    made = []
+
+    def run(recipe, folder):
+        made.append(folder)
+        folder.mkdir()
+        (folder / CONCEPTS_FILE).write_text("[]")
+
+    monkeypatch.setattr(finetune, "_finetune", run)
+    return made
+
+
+def test_a_result_is_made_and_leaves_nothing_else_behind(recipe):
+    ensure_finetuned(recipe)
+    assert recipe.is_ready
+    names = {path.name for path in recipe.finetuned.parent.iterdir()}
+    assert names == {recipe.finetuned.name, f"{recipe.finetuned.name}.lock"}
+    assert recipe.context.generator_fingerprint
+
+
+def test_a_result_is_found_again(recipe, fakes, tmp_path, tiny_model):
+    ensure_finetuned(recipe)
+    ensure_finetuned(recipe)
+    ensure_finetuned(make_recipe(tmp_path, tiny_model, run={"seed": 9}))
+    assert len(fakes) == 1
+
+
+def test_nothing_is_done_where_it_is_off(tmp_path, tiny_model, is_not_run):
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False})
+    ensure_finetuned(recipe)
+    assert not (tmp_path / "finetuned").exists()
+
+
+def test_a_second_process_waits_and_takes_the_result(recipe, is_not_run):
+    folder = recipe.finetuned
+    folder.parent.mkdir()
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the first process holds it
+        second = threading.Thread(target=ensure_finetuned, args=(recipe,))
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        folder.mkdir()
+        (folder / CONCEPTS_FILE).write_text("[]")
+    second.join(10)
+    assert not second.is_alive()
+
+
+def test_a_second_process_does_it_when_the_first_one_was_killed(recipe, fakes):
+    folder = recipe.finetuned
+    folder.parent.mkdir()
+    (folder.parent / ".partial-abc").mkdir()
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threading.Thread(target=ensure_finetuned, args=(recipe,))
+        second.start()
+    second.join(10)  # the kernel has freed the lock
+    assert fakes == [folder]
+
+
+def test_a_failure_leaves_no_half_result(recipe, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("online_aug.generation.finetuning.finetune", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ensure_finetuned(recipe)
+    assert not recipe.is_ready
+    assert [path.suffix for path in recipe.finetuned.parent.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, tiny_model):
+    (tmp_path / "file").touch()
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"path": tmp_path / "file" / "below"})
+    with pytest.raises(UserError, match="^finetune.path must be a writable folder, got") as caught:
+        ensure_finetuned(recipe)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,96 @@
+"""The generation process' work, done in this process."""
+
+import pytest
+import torch
+from recipe_samples import make_recipe
+
+from cache import Store
+from online_aug.config_files import resolved_yaml
+from online_aug.errors import UserError
+from online_aug.generate import serve
+from online_aug.generation.image_generator import ImageGenerator, fit
+from online_aug.recipe import SourceImages
+
+
+class Trainer:
+    """Stands for the lifeline: what is told is kept, and nothing was served yet."""
+
+    served, is_stopping = 0, False
+
+    def __init__(self):
+        self.told = []
+
+    def tell(self, status):
+        self.told.append(status)
+
+
+@pytest.fixture
+def recipe_of(tmp_path, tiny_model):
+    def make(**sections):
+        return make_recipe(tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections)
+
+    return make
+
+
+def generate(recipe, folder):
+    path = folder / "config.yaml"
+    path.write_text(resolved_yaml(recipe.config))
+    trainer = Trainer()
+    serve(path, "cpu", 1, trainer)
+    return trainer
+
+
+def test_the_plan_of_the_trainer_is_what_gets_made(recipe_of, tmp_path):
+    recipe = recipe_of()
+    trainer = generate(recipe, tmp_path)
+    assert (trainer.told[-1].state, trainer.told[-1].generated) == ("finished", len(recipe.plan))
+    with Store(recipe.config.cache.path) as store:
+        assert all(store.contains([request.key for request in recipe.plan]))
+
+
+def test_a_stored_image_is_made_from_its_own_source(recipe_of, tmp_path):
+    recipe = recipe_of()
+    generate(recipe, tmp_path)
+    request = recipe.plan[5]
+    sources = SourceImages(recipe.splits.train, recipe.sources)
+    source = fit(sources.by_digest(request.source_digest), 64)
+    generator = ImageGenerator.load(
+        recipe.model, None, recipe.config.generation, recipe.dtype, "cpu"
+    )
+    expected = generator.generate([request], source.unsqueeze(0))[0]
+    with Store(recipe.config.cache.path) as store:
+        stored = torch.from_numpy(store.get(request.key).image.copy()).permute(2, 0, 1)
+    assert (stored / 255 - expected).abs().max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_whole_plan_is_noticed_without_loading_a_model(recipe_of, tmp_path, monkeypatch):
+    recipe = recipe_of()
+    generate(recipe, tmp_path)
+    monkeypatch.delattr(ImageGenerator, "load")
+    (status,) = generate(recipe_of(run={"seed": 3}), tmp_path).told
+    assert (status.state, status.generated, status.reused) == ("finished", 0, len(recipe.plan))
+
+
+@pytest.mark.parametrize(("starvation", "pauses"), [("substitute", True), ("wait", False)])
+def test_it_pauses_when_far_ahead_unless_the_trainer_waits_for_each_image(
+    recipe_of, tmp_path, starvation, pauses
+):
+    base = recipe_of().config.generation.model_dump()
+    recipe = recipe_of(generation=base | {"max_ahead": 4}, mixing={"starvation": starvation})
+    trainer = Trainer()
+    trainer.tell = lambda status: stop_when_paused(trainer, status)
+    path = tmp_path / "config.yaml"
+    path.write_text(resolved_yaml(recipe.config))
+    serve(path, "cpu", 1, trainer)
+    assert ("paused" in [status.state for status in trainer.told]) is pauses
+
+
+def stop_when_paused(trainer, status):
+    trainer.told.append(status)
+    trainer.is_stopping = status.state == "paused"
+
+
+def test_a_missing_fine_tuning_result_is_one_clear_line(tmp_path, tiny_model):
+    recipe = make_recipe(tmp_path, tiny_model)
+    with pytest.raises(UserError, match="^finetune.path must hold the result"):
+        generate(recipe, tmp_path)

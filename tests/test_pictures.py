@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from PIL import Image
+from recipe_samples import CLASS_NAMES, make_recipe
+
+from cache import Entry, Store
+from online_aug.pictures import draw_run_gallery, gallery_rows
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model):
+    return make_recipe(tmp_path, tiny_model, finetune={"enabled": False})
+
+
+@pytest.fixture
+def store(recipe):
+    with Store(recipe.config.cache.path).open() as opened:
+        yield opened
+
+
+def put(store, requests):
+    image = np.full((64, 64, 3), 200, np.uint8)
+    store.put_many([Entry(request.to_fields(), image) for request in requests])
+
+
+def test_a_row_shows_source_generated_image_and_what_was_asked_for(recipe, store):
+    request = recipe.plan[3]
+    put(store, [request])
+    (row,) = gallery_rows(recipe, store, 5)
+    index = [source.digest for source in recipe.sources].index(request.source_digest)
+    np.testing.assert_array_equal(row.source, recipe.splits.train.load(index))
+    assert (row.generated == 200).all()
+    assert row.source_name == CLASS_NAMES[request.source_label]
+    assert row.target_name == CLASS_NAMES[request.target_label]
+    assert row.strength == request.strength
+    assert sum(row.soft_label.values()) == pytest.approx(1, abs=1e-6)
+    assert set(row.soft_label) == {row.source_name, row.target_name}
+
+
+def test_there_are_at_most_as_many_rows_as_asked_for_by_strength(recipe, store):
+    put(store, recipe.plan)
+    rows = gallery_rows(recipe, store, 6)
+    assert len(rows) == 6
+    assert [row.strength for row in rows] == sorted(row.strength for row in rows)
+
+
+def test_images_of_other_recipes_are_not_shown(recipe, store, tmp_path, tiny_model):
+    other = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, method={"gamma": 0.3})
+    put(store, other.plan[:2])  # the same requests: labels do not decide pixels
+    stranger = make_recipe(
+        tmp_path, tiny_model, finetune={"enabled": False}, method={"name": "diff_aug"}
+    )
+    put(store, stranger.plan[:2])
+    assert len(gallery_rows(recipe, store, 9)) == 2
+
+
+def test_the_gallery_is_a_picture(recipe, store, tmp_path):
+    put(store, recipe.plan[:4])
+    draw_run_gallery(recipe, store, tmp_path / "gallery.png")
+    with Image.open(tmp_path / "gallery.png") as image:
+        assert min(image.size) > 64
+
+
+def test_without_any_image_there_is_no_gallery(recipe, store, tmp_path):
+    draw_run_gallery(recipe, store, tmp_path / "gallery.png")
+    assert not (tmp_path / "gallery.png").exists()

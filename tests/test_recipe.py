@@ -1,0 +1,179 @@
+"""What trainer and generation process must agree on, and what seeds and runs share."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from recipe_samples import CLASS_NAMES, make_recipe
+from tiny_model import copy_with
+
+from online_aug.errors import UserError
+from online_aug.generation.concepts import CONCEPTS_FILE
+from online_aug.recipe import BoundCompose, SourceImages
+
+NO_FINETUNING = {"finetune": {"enabled": False}}
+
+
+def keys(recipe):
+    return [request.key for request in recipe.plan]
+
+
+@pytest.fixture
+def recipe_of(tmp_path, tiny_model):
+    """Recipes without fine-tuning, which need no model to be loaded."""
+
+    def make(model=tiny_model, **sections):
+        return make_recipe(tmp_path, model, **NO_FINETUNING | sections)
+
+    return make
+
+
+def with_section(recipe_of, sections):
+    """A recipe with some values changed and the rest of each section as it was."""
+    base = recipe_of().config.model_dump(mode="json")
+    return recipe_of(**{name: base[name] | values for name, values in sections.items()})
+
+
+def finish_finetuning(recipe):
+    recipe.finetuned.mkdir(parents=True)
+    (recipe.finetuned / CONCEPTS_FILE).write_text("[]")
+
+
+def test_a_plan_covers_every_training_image_in_every_variant(recipe_of):
+    recipe = recipe_of()
+    assert len(set(keys(recipe))) == len(recipe.plan) == 8 * 2
+    train = recipe.splits.train
+    assert {r.source_digest for r in recipe.plan} == {train.digest(i) for i in range(8)}
+
+
+def test_two_processes_make_the_same_plan_from_one_configuration(recipe_of):
+    assert recipe_of().plan == recipe_of().plan
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"run": {"seed": 5, "epochs": 9, "name": "other"}},
+        {"mixing": {"synthetic_probability": 0.9, "starvation": "wait"}},
+        {"method": {"gamma": 0.2}},
+        {"optim": {"batch_size": 2, "lr": 0.3}},
+        {"generation": {"slots": 2, "max_ahead": 3}},
+        {"cache": {"codec": "jpeg"}},
+        {"data": {"image_size": 32, "epoch_repeats": 3}},
+        {"classifier": {"drop_rate": 0.1}},
+    ],
+)
+def test_what_does_not_decide_pixels_asks_for_the_same_images(recipe_of, sections):
+    assert set(keys(with_section(recipe_of, sections))) == set(keys(recipe_of()))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"generation": {"seed": 1}},
+        {"generation": {"num_inference_steps": 5}},
+        {"generation": {"guidance_scale": 3.0}},
+        {"generation": {"scheduler": "dpmsolver++"}},
+        {"generation": {"resolution": 72}},
+        {"generation": {"dtype": "float16"}},
+        {"method": {"name": "diff_aug"}},
+        {"data": {"metaclass": "digit"}},
+    ],
+)
+def test_what_decides_pixels_asks_for_other_images(recipe_of, sections):
+    assert not set(keys(with_section(recipe_of, sections))) & set(keys(recipe_of()))
+
+
+def test_another_model_asks_for_other_images(recipe_of, tiny_model, tmp_path):
+    other = copy_with(tiny_model, tmp_path / "other", "scheduler", prediction_type="epsilon")
+    assert not set(keys(recipe_of(other))) & set(keys(recipe_of()))
+
+
+def test_fewer_images_ask_for_a_part_of_the_same(recipe_of):
+    fewer = with_section(recipe_of, {"data": {"examples_per_class": 2}})
+    assert len(fewer.plan) == 2 * 2 * 2
+    assert set(keys(fewer)) < set(keys(recipe_of()))
+
+
+def test_a_run_without_synthetic_images_plans_none_and_needs_no_model(recipe_of):
+    recipe = recipe_of("/no/such/model", mixing={"synthetic_probability": 0})
+    assert recipe.plan == []
+
+
+def test_without_fine_tuning_prompts_hold_the_names(recipe_of):
+    recipe = recipe_of()
+    assert recipe.finetuned is None
+    assert recipe.is_ready
+    assert recipe.context.prompts == tuple(f"a photo of a {name} bird" for name in CLASS_NAMES)
+
+
+def test_a_plan_before_fine_tuning_is_one_clear_line_with_the_way_out(tmp_path, tiny_model):
+    recipe = make_recipe(tmp_path, tiny_model)
+    assert not recipe.is_ready
+    with pytest.raises(UserError, match="run python -m online_aug.finetune") as caught:
+        _ = recipe.plan
+    assert "\n" not in str(caught.value)
+
+
+def test_after_fine_tuning_prompts_hold_tokens_and_keys_the_result(tmp_path, tiny_model, recipe_of):
+    recipe = make_recipe(tmp_path, tiny_model)
+    finish_finetuning(recipe)
+    assert recipe.context.prompts[1] == "a photo of a <class_1> bird"
+    plain = recipe_of().context.generator_fingerprint
+    assert recipe.context.generator_fingerprint != plain
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"examples_per_class": 2}},
+        {"data": {"metaclass": "digit"}},
+        {"data": {"hflip": 0.5}},
+        {"generation": {"resolution": 72}},
+        {"finetune": {"steps": 3}},
+    ],
+)
+def test_other_images_prompts_or_settings_have_a_fine_tuning_of_their_own(
+    tmp_path, tiny_model, sections
+):
+    def recipe_with(**changed):
+        return make_recipe(tmp_path, tiny_model, **changed)
+
+    base = recipe_with()
+    assert with_section(recipe_with, sections).finetuned != base.finetuned
+    assert recipe_with(run={"seed": 3}).finetuned == base.finetuned
+
+
+def test_source_images_are_found_by_their_content(recipe_of):
+    recipe = recipe_of()
+    images = SourceImages(recipe.splits.train, recipe.sources)
+    for index, source in enumerate(recipe.sources):
+        expected = torch.from_numpy(recipe.splits.train.load(index)).permute(2, 0, 1)
+        assert torch.equal(images.by_digest(source.digest), expected)
+        assert torch.equal(images.by_index(index), expected)
+
+
+def test_composing_pickles_to_worker_processes(recipe_of):
+    recipe = recipe_of()
+    compose = BoundCompose(recipe.context)
+    image = np.zeros((4, 4, 3), np.uint8)
+    _, label = pickle.loads(pickle.dumps(compose))(lambda: image, image, recipe.plan[0])
+    assert torch.equal(label, compose(lambda: image, image, recipe.plan[0])[1])
+
+
+@pytest.mark.parametrize("generates", [True, False])
+def test_a_usable_generator_passes_the_check(recipe_of, generates):
+    recipe_of().check(generates=generates)
+
+
+def test_a_model_that_is_none_is_refused_before_anything_starts(recipe_of, tmp_path):
+    with pytest.raises(UserError, match="generation.model must be a diffusers model directory"):
+        recipe_of(tmp_path).check(generates=True)
+
+
+def test_serving_the_cache_of_a_generator_that_is_not_known_is_refused(tmp_path, tiny_model):
+    recipe = make_recipe(tmp_path, tiny_model)
+    recipe.check(generates=True)
+    with pytest.raises(UserError, match="run python -m online_aug.finetune"):
+        recipe.check(generates=False)

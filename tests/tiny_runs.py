@@ -1,0 +1,140 @@
+"""Runs of `train.py` with a tiny random Stable Diffusion: started, watched, and read afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from cache import Store
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 600
+SOURCES, VARIANTS = 40, 2
+PLANNED = SOURCES * VARIANTS
+EPOCHS = 4
+IMAGES_AN_EPOCH = 120
+
+
+def write_config(folder, model):
+    """A configuration that keeps everything below `folder`, in which every wish is waited for."""
+    content = {
+        "run": {"dir": str(folder / "runs"), "epochs": EPOCHS, "checkpoint_epochs": 1},
+        "data": {
+            "source": "digits",
+            "root": str(folder / "data"),
+            "image_size": 32,
+            "examples_per_class": 4,
+            "epoch_repeats": 3,
+            "metaclass": "digit",
+        },
+        "method": {"strength": [0.5, 0.9]},
+        "mixing": {"starvation": "wait", "synthetic_probability": 0.4},
+        "generation": {
+            "model": str(model),
+            "resolution": 32,
+            "num_inference_steps": 10,
+            "guidance_scale": 2,
+            "variants_per_image": VARIANTS,
+            "max_ahead": 1,  # less than is waited for: this must not block
+        },
+        "finetune": {"steps": 2, "batch_size": 4, "path": str(folder / "finetuned")},
+        "cache": {"path": str(folder / "cache")},
+        "classifier": {"name": "test_resnet"},
+        "optim": {"batch_size": 10},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def environment():
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launched}
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+class Launch:
+    """A command of ours in a process of its own."""
+
+    def __init__(self, *command):
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.out = self.err = ""
+
+    def wait(self):
+        """The exit status; then `out` and `err` hold what was said."""
+        self.out, self.err = self.process.communicate(timeout=LIMIT_S)
+        return self.process.returncode
+
+    def succeed(self):
+        """Wait for status 0."""
+        assert self.wait() == 0, f"{self.out}\n{self.err}"
+        return self
+
+
+def start(config, name, *overrides):
+    """`train.py` at work on the run of this name."""
+    return Launch("train.py", config, f"run.name={name}", *overrides)
+
+
+def run_folder(config, name):
+    return config.parent / "runs" / name
+
+
+def read_summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def read_metrics(folder):
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def count_images(cache):
+    """Images in a cache that may not be there yet."""
+    if not (cache / "data.mdb").exists():
+        return 0
+    with Store(cache, readonly=True) as store:
+        return len(store)
+
+
+def processes_of(*words):
+    """Living processes, by id, whose command line holds all words."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (place / "cmdline").read_bytes().decode(errors="replace")
+            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if said and state != "Z" and all(str(word) in said for word in words):
+            found.append(int(place.name))
+    return found
+
+
+def generators_of(folder):
+    """The generation processes of a run directory."""
+    return processes_of("online_aug.generate", folder)
+
+
+def wait_for(condition, launch=None, limit_s=LIMIT_S):
+    """What `condition` gives once it gives something; the launch must not end before."""
+    end = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        if launch is not None and launch.process.poll() is not None:
+            launch.wait()
+            raise AssertionError(f"ended too early:\n{launch.out}\n{launch.err}")
+        time.sleep(0.02)
+    return found
