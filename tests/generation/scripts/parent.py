@@ -7,10 +7,14 @@ from pathlib import Path
 
 from online_aug.generation.supervisor import Supervisor
 
-script, behaviour, folder = sys.argv[1:]
-supervisor = Supervisor([script, behaviour, folder], Path(folder) / "log", {})
-supervisor.start()
-if os.fork() == 0:  # a loader's worker, which inherits the trainer's end of the pipe
-    time.sleep(20)
-    os._exit(0)
-time.sleep(60)
+
+def main(script, behaviour, folder):
+    Supervisor([script, behaviour, folder], Path(folder) / "log", {}).start()
+    if os.fork() == 0:  # a loader's worker, which inherits the trainer's end of the pipe
+        time.sleep(20)
+        os._exit(0)
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
