@@ -24,17 +24,14 @@ PROMPTS = (
     "a photo of a bird flying facing left in a desert yellow body two wing bars crest",
 )
 COLUMNS = 12
-STEPS, GUIDANCE_SCALE, ENLARGED = 25, 2.5, 2
+STEPS, GUIDANCE_SCALE = 25, 2.5
 
 
 def main() -> None:
     """Sample and save."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     rows = [sample(folder, prompt) for prompt in PROMPTS]
-    sheet = Image.fromarray(np.concatenate(rows, axis=0))
-    sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST).save(
-        out
-    )
+    Image.fromarray(np.concatenate(rows, axis=0)).save(out)
 
 
 @torch.no_grad()
