@@ -23,7 +23,7 @@ PROMPTS = (
     "a photo of a bird perched facing right in the snow under clouds blue body black wing",
     "a photo of a bird flying facing left in a desert yellow body two wing bars crest",
 )
-COLUMNS = 12
+COLUMNS = 10
 STEPS, GUIDANCE_SCALE = 25, 2.5
 
 
