@@ -95,7 +95,7 @@ def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
     )
     with (
         Interrupt() as interrupt,
-        build_loader(recipe, devices, world, directory) as loader,
+        build_loader(recipe, devices, world, directory, interrupt) as loader,
         TrainingRun(recipe, classifier, loader, world, directory) as run,
     ):
         run.resume()

@@ -13,6 +13,7 @@ from online_aug.devices import DevicePlan
 from online_aug.generation.supervisor import Supervisor
 from online_aug.recipe import BoundCompose, Recipe
 from online_aug.training.distributed import World
+from online_aug.training.interrupts import Interrupt
 
 _RAW_BYTES = 3
 
@@ -37,15 +38,27 @@ def order_of(config: Config, num_images: int) -> Order:
 
 
 def build_loader(
-    recipe: Recipe, devices: DevicePlan, world: World, run_directory: Path
+    recipe: Recipe,
+    devices: DevicePlan,
+    world: World,
+    run_directory: Path,
+    interrupt: Interrupt | None = None,
 ) -> OnlineAugLoader:
-    """The loader of one rank; on the first rank it owns the generation process."""
+    """The loader of one rank; on the first rank it owns the generation process.
+
+    A single rank that waits for an image gives that up on an interrupt. Of several, each ends the
+    step that the others are in.
+    """
     config = recipe.config
     store = open_store(config)
     keys = [request.key for request in recipe.plan]
     generator = None
     if world.is_first and devices.generate and recipe.is_synthetic:
         generator = build_supervisor(devices, run_directory)
+
+    def is_stopping() -> bool:
+        return interrupt is not None and bool(interrupt.received) and world.world_size == 1
+
     supply = Supply(
         keys,
         store,
@@ -57,7 +70,7 @@ def build_loader(
         order_of(config, len(recipe.splits.train)),
         supply,
         config.mixing,
-        WaitFor(store, keys, generator),
+        WaitFor(store, keys, generator, is_stopping=is_stopping),
         rank=world.rank,
         world_size=world.world_size,
     )

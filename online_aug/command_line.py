@@ -68,7 +68,11 @@ def parse_command(
     )
     parser.add_argument("config_path", metavar="CONFIG.yaml", type=Path, help="what to run")
     parser.add_argument(
-        "overrides", metavar="key.sub=value", nargs="*", help="replaces a value of the file"
+        "overrides",
+        metavar="key.sub=value",
+        nargs="*",
+        default=[],  # without one argparse calls it required when CONFIG.yaml is missing
+        help="replaces a value of the file",
     )
     if offers_dry_run:
         parser.add_argument(

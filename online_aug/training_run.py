@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from online_aug.assembly import open_store
 from online_aug.config_files import config_digest
-from online_aug.dataloader.loader import OnlineAugLoader
+from online_aug.dataloader.loader import OnlineAugLoader, StopWaiting
 from online_aug.errors import UserError
 from online_aug.pictures import draw_run_gallery
 from online_aug.recipe import Recipe
@@ -22,35 +22,11 @@ from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
 from online_aug.reporting.report import write_report
 from online_aug.reporting.run_directory import write_summary
 from online_aug.reporting.terminal import open_console
+from online_aug.run_state import EpochTally, RunState
 from online_aug.training.distributed import World, agree, barrier, total
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.evaluation import Evaluation, evaluate
 from online_aug.training.interrupts import Interrupt
-
-
-@dataclass(kw_only=True)
-class RunState:
-    """What a checkpoint keeps of the run beside weights and loader."""
-
-    wall_s: float = 0.0
-    """Of earlier launches."""
-    first_step_s: float | None = None
-    best_top1: float = -1.0
-    best_epoch: int = -1
-    generated: int = 0
-    """By generation processes of earlier launches."""
-    restarts: int = 0
-
-
-@dataclass(kw_only=True)
-class _EpochTally:
-    """Sums over the epoch in progress."""
-
-    served: Served = Served()
-    loss: Tensor | None = None
-    steps: int = 0
-    wait_s: float = 0.0
-    started: float = 0.0
 
 
 class TrainingRun:
@@ -73,8 +49,7 @@ class TrainingRun:
         self._engine = TrainingEngine(
             classifier, recipe.config, world, steps_per_epoch=self._steps_per_epoch
         )
-        self._state = RunState()
-        self._seen = (0, 0)
+        self._state, self._tally = RunState(), EpochTally()
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self._live = LiveReport(
             recipe.config.run.epochs,
@@ -102,6 +77,7 @@ class TrainingRun:
         saved = self._engine.load(self._directory / "checkpoints")
         if saved is not None:
             self._state = RunState(**saved["run"])
+            self._tally = EpochTally.resumed(saved["tally"])
             self._loader.load_state_dict(saved["loader"])
             self.first_epoch = saved["epoch"]
             self._live.message(f"resumed at epoch {self.first_epoch + 1}, step {self._loader.step}")
@@ -115,14 +91,14 @@ class TrainingRun:
                 process that gave up. A run of one rank has then written a checkpoint.
         """
         self._loader.set_epoch(epoch)
-        self._tally = _EpochTally(started=time.monotonic())
+        self._tally.started = time.monotonic()
         try:
             for batch in self._timed(self._loader):
                 self._step(epoch, batch)
                 if received := agree(self._world, interrupt.received or 0):
-                    self.checkpoint(epoch)
-                    self._live.message("interrupted: checkpoint written, the same command goes on")
-                    return received
+                    return self._stop(epoch, received)
+        except StopWaiting:
+            return self._stop(epoch, interrupt.received or 0)
         except UserError:
             if self._world.world_size == 1:  # the other ranks do not know and train on
                 self.checkpoint(epoch)
@@ -131,18 +107,16 @@ class TrainingRun:
 
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split, report the epoch, keep the best weights."""
-        speed = self._tally.served
-        images = speed.real + speed.fresh + speed.cached + speed.starved
-        train_s = time.monotonic() - self._tally.started
+        rate = self._tally.images * self._world.world_size / self._tally.train_s
         found = self._evaluate(self._recipe.splits.val)
         if found and found.top1 > self._state.best_top1:
             self._state.best_top1, self._state.best_epoch = found.top1, epoch
             self._engine.export(self._best_weights)
         served = self._over_ranks(self._tally.served)
         if found:
-            rate = images * self._world.world_size / train_s
             self._report(epoch, found, served, rate)
         self._loader.set_epoch(epoch + 1)
+        self._tally = EpochTally()
         if self._is_checkpoint_due(epoch):
             self.checkpoint(epoch + 1)
 
@@ -152,10 +126,19 @@ class TrainingRun:
         Args:
             epoch: The one to go on with.
         """
-        state = RunState(**asdict(self._state))
-        state.wall_s += time.monotonic() - self._built
-        state.generated, state.restarts = self._generated, self._restarts
-        content = {"epoch": epoch, "run": asdict(state), "loader": self._loader.state_dict()}
+        state = replace(
+            self._state,
+            wall_s=self._state.wall_s + time.monotonic() - self._built,
+            generated=self._generated,
+            rejected=self._rejected,
+            restarts=self._restarts,
+        )
+        content = {
+            "epoch": epoch,
+            "run": asdict(state),
+            "tally": self._tally.state_dict(),
+            "loader": self._loader.state_dict(),
+        }
         self._engine.save(self._directory / "checkpoints", content)
 
     def finish(self) -> None:
@@ -203,16 +186,25 @@ class TrainingRun:
         return self._state.generated + (process.status.generated if process else 0)
 
     @property
+    def _rejected(self) -> int:
+        process = self._loader.process
+        return self._state.rejected + (process.status.rejected if process else 0)
+
+    @property
     def _restarts(self) -> int:
         process = self._loader.process
         return self._state.restarts + (process.restarts if process else 0)
 
+    def _stop(self, epoch: int, received: int) -> int:
+        """Leave the epoch with a checkpoint; the signal that asked for it."""
+        self.checkpoint(epoch)
+        self._live.message("interrupted: checkpoint written, the same command goes on")
+        return received
+
     def _step(self, epoch: int, batch: Batch) -> None:
         tally = self._tally
         loss = self._engine.train_step(batch)
-        tally.loss = loss if tally.loss is None else tally.loss + loss
-        tally.served += batch.served
-        tally.steps += 1
+        tally.add(loss, batch.served)
         if self._state.first_step_s is None:
             self._state.first_step_s = time.monotonic() - self._built
         self._live.step(epoch, self._loader.step, loss, tally.served, self._view())
@@ -249,12 +241,12 @@ class TrainingRun:
     def _report(self, epoch: int, found: Evaluation, served: Served, images_per_s: float) -> None:
         tally, process = self._tally, self._loader.process
         cache = self._store.stats()
-        before = self._seen
-        self._seen = (process.status.generated, process.status.rejected) if process else (0, 0)
+        before, made = self._state.reported, (self._generated, self._rejected)
+        self._state.reported = made
         metrics = EpochMetrics(
             epoch=epoch,
             step=self._engine.step,
-            train_loss=float(tally.loss / tally.steps) if tally.loss is not None else 0.0,
+            train_loss=tally.mean_loss,
             val_top1=found.top1,
             lr=self._engine.lr,
             images_per_s=images_per_s,
@@ -263,9 +255,9 @@ class TrainingRun:
             served_fresh=served.fresh,
             served_cached=served.cached,
             starved=served.starved,
-            generated=self._seen[0] - before[0],
+            generated=made[0] - before[0],
             generated_per_s=process.status.images_per_s if process else 0.0,
-            rejected=self._seen[1] - before[1],
+            rejected=made[1] - before[1],
             cache_entries=cache["entries"],
             cache_bytes=cache["payload_bytes"],
         )

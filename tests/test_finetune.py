@@ -1,7 +1,7 @@
 """Fine-tuning as `train.py` asks for it: once, kept whole, and shared by processes."""
 
 import fcntl
-import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from recipe_samples import make_recipe
@@ -63,27 +63,26 @@ def test_nothing_is_done_where_it_is_off(tmp_path, tiny_model, is_not_run):
 def test_a_second_process_waits_and_takes_the_result(recipe, is_not_run):
     folder = recipe.finetuned
     folder.parent.mkdir()
-    with folder.with_suffix(".lock").open("w") as lock:
+    with ThreadPoolExecutor() as pool, folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as the first process holds it
-        second = threading.Thread(target=ensure_finetuned, args=(recipe,))
-        second.start()
-        second.join(0.3)
-        assert second.is_alive()
+        second = pool.submit(ensure_finetuned, recipe)
+        assert wait([second], 0.3).done == set()
         folder.mkdir()
         (folder / CONCEPTS_FILE).write_text("[]")
-    second.join(10)
-    assert not second.is_alive()
+        lock.close()
+        second.result(30)
 
 
 def test_a_second_process_does_it_when_the_first_one_was_killed(recipe, fakes):
     folder = recipe.finetuned
     folder.parent.mkdir()
     (folder.parent / ".partial-abc").mkdir()
-    with folder.with_suffix(".lock").open("w") as lock:
+    with ThreadPoolExecutor() as pool, folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        second = threading.Thread(target=ensure_finetuned, args=(recipe,))
-        second.start()
-    second.join(10)  # the kernel has freed the lock
+        second = pool.submit(ensure_finetuned, recipe)
+        assert wait([second], 0.3).done == set()
+        lock.close()  # as the kernel does it
+        second.result(30)
     assert fakes == [folder]
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,6 +190,10 @@ def _ledger_row(slot: Slot, kind: Kind) -> tuple[int, Kind, int]:
     return slot.index, kind, -1 if kind is Kind.STARVED else slot.number
 
 
+class StopWaiting(Exception):
+    """The wait for an image was given up because the run is to stop."""
+
+
 class WaitFor:
     """Blocks until the request of a number is made; False if it was rejected."""
 
@@ -199,15 +203,18 @@ class WaitFor:
         keys: list[bytes],
         generator: GeneratorProcess | None,
         timeout_s: float = 600.0,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store, self._keys = store, keys
         self._generator, self._timeout_s = generator, timeout_s
+        self._is_stopping = is_stopping
 
     def __call__(self, number: int) -> bool:
         """Wait for one request.
 
         Raises:
             UserError: If it does not come in time.
+            StopWaiting: If the run is to stop meanwhile.
         """
         until = time.monotonic() + self._timeout_s
         while time.monotonic() < until:
@@ -216,6 +223,8 @@ class WaitFor:
                 return status == "present"
             if self._generator:
                 self._generator.check()
+            if self._is_stopping():
+                raise StopWaiting
             time.sleep(_POLL_S)
         raise UserError(
             f"mixing.starvation: wait has waited {self._timeout_s:.0f} s for image {number} of the "

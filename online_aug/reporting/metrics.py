@@ -93,7 +93,7 @@ class Summary:
     served_cached: int
     starved: int
     generated: int
-    """Images this run made."""
+    """Images this run made; what was in the making when a launch was stopped is not counted."""
     reused: int
     """Images this run asked for that the cache already held."""
     generator_restarts: int

@@ -18,7 +18,7 @@ from mixing_samples import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from online_aug.dataloader.loader import WaitFor
+from online_aug.dataloader.loader import StopWaiting, WaitFor
 from online_aug.dataloader.mixing import Kind
 from online_aug.errors import UserError
 from online_aug.records import Served
@@ -350,3 +350,8 @@ def test_waiting_for_a_process_that_failed_ends_with_its_reason(store):
 def test_an_epoch_has_as_many_batches_as_the_loader_says(store):
     loader = Setup(store, order=make_order(num_images=21)).loader()
     assert len(list(loader)) == len(loader) == 42 // 8
+
+
+def test_waiting_ends_when_the_run_is_to_stop(store):
+    with pytest.raises(StopWaiting):
+        WaitFor(store, KEYS, None, is_stopping=lambda: True)(3)

@@ -85,6 +85,7 @@ def test_pictures_weights_and_checkpoints_are_there(folder):
     newest = (folder / "checkpoints" / "latest").read_text()
     assert (folder / "checkpoints" / newest / "complete.json").is_file()
     assert (folder / "best.safetensors").is_file()
+    assert "<h1>seed0</h1>" in (folder / "report.html").read_text()
 
 
 def test_the_summary_says_what_the_run_was_made_of(folder):

@@ -279,10 +279,19 @@ def test_a_claim_that_ran_out_while_it_waited_its_turn_is_made_anew(store, monke
 def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
     path = tmp_path / "cache"
     Store(path).open().close()
+    both = FORK.Barrier(2, timeout=60)
+
+    class Meeting(Painter):
+        """Paints its first batch when the other process has one to paint too."""
+
+        def generate(self, requests, images):
+            if not self.batches:
+                both.wait()
+            return super().generate(requests, images)
 
     def run(sender):
         with Store(path) as store:
-            painter, _ = serve(store, Painter(seconds=0.005))
+            painter, _ = serve(store, Meeting(seconds=0.005))
         sender.send([request.key for request in painter.made])
 
     pipes = [FORK.Pipe(duplex=False) for _ in range(2)]
