@@ -50,6 +50,7 @@ class TrainingRun:
             classifier, recipe.config, world, steps_per_epoch=self._steps_per_epoch
         )
         self._state, self._tally = RunState(), EpochTally()
+        self._log: MetricsLog | None = None
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self._live = LiveReport(
             recipe.config.run.epochs,
@@ -70,6 +71,8 @@ class TrainingRun:
         trace: TracebackType | None,
     ) -> None:
         self._live.__exit__(kind, error, trace)
+        if self._log:
+            self._log.close()
         self._store.close()
 
     def resume(self) -> None:
@@ -81,7 +84,8 @@ class TrainingRun:
             self._loader.load_state_dict(saved["loader"])
             self.first_epoch = saved["epoch"]
             self._live.message(f"resumed at epoch {self.first_epoch + 1}, step {self._loader.step}")
-        self._log = MetricsLog(self._directory, from_epoch=self.first_epoch)
+        if self._world.is_first:
+            self._log = MetricsLog(self._directory, from_epoch=self.first_epoch)
 
     def train_epoch(self, epoch: int, interrupt: Interrupt) -> int:
         """Train the rest of an epoch; the signal that ended it early, after a checkpoint, or 0.
@@ -168,7 +172,6 @@ class TrainingRun:
             generator_restarts=self._restarts,
             config_digest=config_digest(self._config),
         )
-        self._log.close()
         gallery = self._directory / "gallery.png"
         draw_run_gallery(self._recipe, self._store, gallery)
         write_report(self._directory, summary, gallery)
@@ -261,6 +264,7 @@ class TrainingRun:
             cache_entries=cache["entries"],
             cache_bytes=cache["payload_bytes"],
         )
+        assert self._log  # the first rank's, and only it found something to report
         self._log.append(metrics)
         self._live.epoch(metrics)
 

@@ -40,8 +40,11 @@ def fit(image: UInt8[Tensor, "3 h w"], resolution: int) -> UInt8[Tensor, "3 r r"
 class ImageGenerator:
     """A loaded pipeline that keeps its prompt embeddings."""
 
-    def __init__(self, pipeline: StableDiffusionImg2ImgPipeline, attention: str) -> None:
+    def __init__(
+        self, pipeline: StableDiffusionImg2ImgPipeline, attention: str, batch_size: int
+    ) -> None:
         self.attention = attention
+        self._batch_size = batch_size
         self._pipeline = pipeline
         self._trained_with = dict(pipeline.scheduler.config)
         self._prompts: dict[str, Float[Tensor, "t d"]] = {}
@@ -60,7 +63,7 @@ class ImageGenerator:
             load_adapters(pipeline, finetuned)
         pipeline.to(device)
         attention = choose_attention(config.attention, pipeline, torch.device(device))
-        return cls(pipeline, attention)
+        return cls(pipeline, attention, config.slots)
 
     @torch.no_grad()
     def generate(
@@ -68,8 +71,9 @@ class ImageGenerator:
     ) -> Float[Tensor, "b 3 r r"]:
         """Images in [0, 1], NaN where the model made NaN, for requests of one group.
 
-        Noise comes from each request's own seed, so an image does not depend on its neighbours
-        beyond the rounding of batched arithmetic.
+        Noise comes from each request's own seed, and a smaller batch than there are slots is filled
+        up: in a batch of another size the arithmetic rounds otherwise, and an image would depend on
+        how many happened to be made with it.
 
         Raises:
             ValueError: If the requests differ in what a pipeline call shares.
@@ -79,18 +83,21 @@ class ImageGenerator:
             raise ValueError(f"requests must be of one group, got {len(groups)}")
         strength, guidance_scale, steps, scheduler, resolution = groups.pop()
         self._pipeline.scheduler = sampling_scheduler(scheduler, self._trained_with)
+        missing = max(0, self._batch_size - len(requests))
+        filled = [*requests, *[requests[-1]] * missing]
         started = torch.stack([fit(image, resolution) for image in images])
+        started = torch.cat([started, started[-1:].expand(missing, -1, -1, -1)])
         finished: Tensor = self._pipeline(
             image=started.float() / 255,
-            prompt_embeds=torch.stack([self._embedding(r.prompt) for r in requests]),
-            negative_prompt_embeds=self._embedding("").expand(len(requests), -1, -1),
+            prompt_embeds=torch.stack([self._embedding(r.prompt) for r in filled]),
+            negative_prompt_embeds=self._embedding("").expand(len(filled), -1, -1),
             strength=strength,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
-            generator=[torch_rng(request.noise_seed) for request in requests],
+            generator=[torch_rng(request.noise_seed) for request in filled],
             output_type="pt",
         ).images
-        return finished.cpu()
+        return finished[: len(requests)].cpu()
 
     def _embedding(self, prompt: str) -> Float[Tensor, "t d"]:
         if prompt not in self._prompts:

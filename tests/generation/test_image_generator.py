@@ -87,9 +87,9 @@ def test_an_image_does_not_depend_on_its_batch(generator, scheduler):
     together = generator.generate(requests, images)
     backwards = generator.generate(requests[::-1], images.flip(0)).flip(0)
     alone = [generator.generate([requests[i]], images[i : i + 1])[0] for i in (0, 3)]
-    torch.testing.assert_close(backwards, together, rtol=0, atol=1e-4)
-    torch.testing.assert_close(alone[0], together[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(alone[1], together[3], rtol=0, atol=1e-4)
+    assert torch.equal(backwards, together)
+    assert torch.equal(alone[0], together[0])
+    assert torch.equal(alone[1], together[3])
 
 
 @pytest.mark.parametrize(
