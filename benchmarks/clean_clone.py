@@ -11,7 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,8 +38,7 @@ def main() -> None:
             f"{summary['reused']} reused |\n"
         )
     sys.stdout.write(f"| keys made twice by seeds 2 and 3 | {_made_twice(folder)} |\n")
-    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
-    sys.stdout.write(f"| processes left | {len(left.split())} |\n")
+    sys.stdout.write(f"| processes left | {_processes_in(folder)} |\n")
 
 
 def _timed(folder: Path, *command: str) -> float:
@@ -56,6 +58,15 @@ def _two_at_once(folder: Path) -> float:
     if any(run.wait() for run in runs):
         raise SystemExit("a run failed")
     return time.monotonic() - started
+
+
+def _processes_in(folder: Path) -> int:
+    """Processes that work in the clone."""
+    count = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            count += Path(process.cwd()).is_relative_to(folder.resolve())
+    return count
 
 
 def _made_twice(folder: Path) -> int:
