@@ -49,7 +49,12 @@ def serve_epochs(loader, count):
 
 
 def children():
-    return psutil.Process(os.getpid()).children(recursive=True)
+    """Generation processes of ours; earlier tests may have left helpers of multiprocessing."""
+    return [
+        child
+        for child in psutil.Process(os.getpid()).children(recursive=True)
+        if "online_aug.generate" in child.cmdline()
+    ]
 
 
 @pytest.mark.slow
