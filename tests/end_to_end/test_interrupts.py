@@ -41,7 +41,7 @@ class Story:
         """Note how a launch ended, and what it left."""
         self.statuses.append(launch.wait())
         self.said.append(launch.out + launch.err)
-        self.left.append(processes_of(self.folder.name))
+        self.left.append(processes_of(self.folder.parents[1], self.folder.name))
 
     def has_images(self, count):
         return lambda: count_images(self.cache) >= count
@@ -136,6 +136,19 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
     assert story.statuses == [128 + signal.SIGTERM]
     assert story.left == [[]]
     assert (story.folder / "checkpoints" / "latest").read_text() == "step_00000000"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_fine_tuning_leaves_nothing_half_done(config, number):
+    story = Story(run_folder(config, f"tuning{number}"), config.parent / "unused_cache")
+    place = config.parent / f"tuned{number}"
+    wishes = ["finetune.steps=100000", f"finetune.path={place}", f"cache.path={story.cache}"]
+    launch = start(config, story.folder.name, *wishes)
+    wait_for(lambda: list(place.glob(".partial-*")), launch)
+    stop(story, launch, number)
+    assert story.statuses == [128 + number]
+    assert "Traceback" not in story.said[0]
+    assert [path.suffix for path in place.iterdir()] == [".lock"]
 
 
 @pytest.fixture(scope="module")
