@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 RESOLUTION_PX = 64
@@ -52,7 +53,7 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A two-layer CLIP text encoder over the tokenizer's vocabulary."""
-    return CLIPTextModel(
+    model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
@@ -66,6 +67,19 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    positions = model.get_parameter("embeddings.position_embedding.weight")
+    positions.data.copy_(0.05 * _sinusoids(*positions.shape))
+    return model
+
+
+def _sinusoids(length: int, width: int) -> Tensor:
+    """Positions as in "Attention is all you need" 3.5: the word before is one rotation away.
+
+    From random positions the encoder would have to learn place by place which colour stands
+    before which part.
+    """
+    angles = torch.arange(length)[:, None] / 100 ** (torch.arange(0, width, 2) / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def new_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
@@ -107,6 +121,8 @@ def new_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
 def new_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule with velocity prediction, as in its 2.x models.
 
+    Rescaled to zero terminal SNR (arXiv:2305.08891): small latents are so smooth that their mean
+    shows through the original schedule's last step, and samples from pure noise come out grey.
     `clip_sample` is off: the default would clip latents of unit variance and ruin sampling.
     """
     return DDIMScheduler(
@@ -114,6 +130,7 @@ def new_scheduler() -> DDIMScheduler:
         beta_start=0.00085,
         beta_end=0.012,
         prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,

@@ -29,10 +29,15 @@ def _parse() -> tuple[Settings, Path, int]:
     parser.add_argument("--work", type=Path, default=Path("runs/pretraining"), help="checkpoints")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the denoiser")
     parser.add_argument("--vae-steps", type=int, default=1_500, help="steps of the autoencoder")
+    parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        help="take the autoencoder of this model instead of training one",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--digits", type=int, default=10_000, help="digits in the corpus")
-    parser.add_argument("--birds", type=int, default=16_000, help="birds in the corpus")
+    parser.add_argument("--birds", type=int, default=40_000, help="birds in the corpus")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

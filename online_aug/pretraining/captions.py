@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from online_aug.dataloader.pocket_birds import Scene, Species
 
 PREFIX = "a photo of a"
-WORD_DROPOUT = 0.2
+WORD_DROPOUT = 0.1
 """Probability that a phrase is left out, so that each works without the others."""
 _ROWS = ("top", "middle", "bottom")
 _COLUMNS = ("left", "center", "right")

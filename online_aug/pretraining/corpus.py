@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tvf
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -22,6 +23,8 @@ class Corpus:
     """Pictures with several captions each; `is_digit` tells the two domains apart."""
 
     images: UInt8[Tensor, "n 3 64 64"]
+    coverage: Float[Tensor, "n 1 16 16"]
+    """Share of each latent's 4 x 4 pixels that lies on the bird; 0 for digits."""
     captions: list[list[str]]
     is_digit: np.ndarray
 
@@ -39,18 +42,21 @@ class Corpus:
 def build_corpus(num_digits: int, num_birds: int, seed: int) -> Corpus:
     """Digits of the training split, moved and turned a little, and birds of random species."""
     rng = numpy_rng("corpus", seed)
-    images, captions = [], []
+    images, masks, captions = [], [], []
     originals, _ = digits_arrays("train")
     for number in tqdm(range(num_digits), desc="digits", unit="img"):
         image = _moved(originals[number % len(originals)], rng)
         images.append(image)
+        masks.append(np.zeros(image.shape[:2], np.uint8))
         captions.append([digit_caption(image, rng) for _ in range(CAPTIONS_PER_IMAGE)])
     for _ in tqdm(range(num_birds), desc="birds", unit="img"):
         species, scene = random_species(rng), random_scene(rng)
-        images.append(render(species, scene)[0])
+        for made, kept in zip(render(species, scene), (images, masks), strict=True):
+            kept.append(made)
         captions.append([bird_caption(species, scene, rng) for _ in range(CAPTIONS_PER_IMAGE)])
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Corpus(stacked, captions, np.arange(len(images)) < num_digits)
+    coverage = F.avg_pool2d(torch.from_numpy(np.stack(masks))[:, None] / 255, 4)
+    return Corpus(stacked, coverage, captions, np.arange(len(images)) < num_digits)
 
 
 def to_model(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
