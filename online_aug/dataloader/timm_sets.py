@@ -1,7 +1,7 @@
 """Data sets `timm.data.create_dataset` opens: torchvision's and those of the Hugging Face hub."""
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,11 @@ from jaxtyping import Int, UInt8
 from online_aug.dataloader.folders import folder_splits, refuse_unknown_classes
 from online_aug.dataloader.image_sets import FolderSet, ImageSet, content_digest, pixel_digest
 from online_aug.dataloader.images import BadImageError, decode_image, to_rgb
+from online_aug.dataloader.streams import STREAMS, write_stream
 from online_aug.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 _PREFIXES = ("torch", "hfds")
-_STREAMS = ("hfids", "tfds", "wds")
 _FOLDERS = ("folder", "image_folder")
 # Asked for a split that a torchvision set lacks, timm returns another one: the test split for
 # `validation`. So only what each set really has is asked for.
@@ -28,23 +28,21 @@ _TRAIN_VAL = ("imagenet", "places365", "inaturalist", "inat")
 def is_timm_name(source: str) -> bool:
     """Whether `source` has the form of a timm data set name, such as `torch/cifar10`."""
     prefix, _, name = source.partition("/")
-    return bool(name) and prefix.lower() in _PREFIXES + _STREAMS
+    return bool(name) and prefix.lower() in _PREFIXES + STREAMS
 
 
 def timm_splits(source: str, root: Path) -> dict[str, ImageSet]:
     """The labelled splits of a timm data set: always `train`, `val` and `test` where it has them.
 
-    Nothing is downloaded for `torch/` names; `hfds/` names come from the hub or its cache.
+    Nothing is downloaded for `torch/` names; `hfds/` names come from the hub or its cache. Streams
+    (`wds/`, `tfds/`, `hfids/`) are copied into an image folder under `root` when first asked for.
 
     Raises:
-        UserError: If the name is unknown, files or a package are missing, or the set is a stream.
+        UserError: If the name is unknown, or files or a package are missing.
     """
     prefix, _, name = source.partition("/")
-    if prefix.lower() in _STREAMS:
-        raise UserError(
-            f"data.source must be a data set with random access, got {source}, which is a stream; "
-            "use hfds/ where it is on the hub, or write it as an image folder"
-        )
+    if prefix.lower() in STREAMS:
+        return dict(folder_splits(_copied(source, root)))
     if prefix.lower() == "torch" and name.lower() in _FOLDERS:
         return dict(folder_splits(root))
     train = _create(source, root, "train")
@@ -163,10 +161,22 @@ def _other_splits(source: str, train: Any) -> dict[str, str]:
         return {"test": "test"}
     if name in _TRAIN_VAL:
         return {"val": "validation"}
-    known = train.reader.dataset.info.splits or {}
+    return _val_and_test(train.reader.dataset.info.splits or {})
+
+
+def _val_and_test(known: Container[str]) -> dict[str, str]:
     val = next((split for split in ("validation", "valid", "val") if split in known), None)
     found = {"val": val, "test": "test" if "test" in known else None}
     return {split: there for split, there in found.items() if there}
+
+
+def _copied(source: str, root: Path) -> Path:
+    train = _create(source, root, "train")
+    builder = getattr(train.reader, "builder", None)  # tfds and hfids
+    known = train.reader.info.get("splits", {}) if builder is None else builder.info.splits or {}
+    others = _val_and_test(known).items()
+    splits = {split: _create(source, root, timm_split) for split, timm_split in others}
+    return write_stream(source, root, {"train": train, **splits})
 
 
 def _names_by_value(dataset: Any, source: str) -> dict[Hashable, str]:

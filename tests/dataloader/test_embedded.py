@@ -10,9 +10,10 @@ import pytest
 from online_aug.config import DataConfig
 from online_aug.dataloader import embedded
 from online_aug.dataloader.digits import digits_arrays
-from online_aug.dataloader.embedded import MARKER, write_embedded
+from online_aug.dataloader.embedded import write_embedded
 from online_aug.dataloader.images import read_image
 from online_aug.dataloader.sources import load_splits
+from online_aug.dataloader.written import MARKER
 from online_aug.errors import UserError
 
 
@@ -127,7 +128,7 @@ def test_a_set_of_another_format_is_written_anew(tmp_path, tiny, monkeypatch):
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match="must be free for the embedded data set digits"):
+    with pytest.raises(UserError, match="must be free for the data set digits"):
         write_embedded("digits", tmp_path)
     assert (tmp_path / "digits" / "mine.png").read_bytes() == b"mine"
 

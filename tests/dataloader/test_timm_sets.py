@@ -199,9 +199,3 @@ def test_what_timm_cannot_open_is_one_line_with_its_reason(tmp_path, source, rea
     with pytest.raises(UserError, match=f"timm can open, got {source} .*{reason}") as caught:
         open_set(source, tmp_path)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("source", ["tfds/cifar10", "wds/pets", "hfids/pets"])
-def test_a_stream_is_refused_with_the_way_out(tmp_path, source):
-    with pytest.raises(UserError, match=f"random access, got {source}, which is a stream; use"):
-        open_set(source, tmp_path)
