@@ -1,6 +1,7 @@
 """Randomness as a function of what it is for: no global state, no sums of seeds."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,12 +10,13 @@ import torch
 
 
 def numpy_rng(*entropy: int | str) -> np.random.Generator:
-    """A generator that depends on every part of `entropy`, in order.
+    """A generator that depends on every part of `entropy`, in order, by a digest of them all.
 
-    Strings enter by a digest, so that `("plan", 3)` and `("noise", 3)` are unrelated streams. One
-    purpose keeps one number of parts: to NumPy `("plan", 3)` and `("plan", 3, 0)` are the same.
+    NumPy's own list of seeds would not do: to it `[3]` and `[3, 0]` are the same.
     """
-    return np.random.default_rng([_word(part) for part in entropy])
+    parts = json.dumps([part if isinstance(part, str) else int(part) for part in entropy])
+    digest = hashlib.blake2b(parts.encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def torch_rng(seed: int) -> torch.Generator:
@@ -46,9 +48,3 @@ def torch_global_state(seed: int, device: torch.device | None = None) -> Iterato
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def _word(part: int | str) -> int:
-    if isinstance(part, int):
-        return part
-    return int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")

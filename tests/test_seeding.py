@@ -28,8 +28,13 @@ def test_two_purposes_have_unrelated_streams(seed, one, other):
     assert (draw(one, seed) == draw(other, seed)) == (one == other)
 
 
+@given(parts, st.sampled_from([0, "0", ""]))
+def test_one_more_part_is_another_stream(entropy, more):
+    assert draw(*entropy) != draw(*entropy, more)
+
+
 def test_a_stream_is_the_same_on_every_machine():
-    assert draw("plan", 0, 1)[0] == 226326152835669168
+    assert draw("plan", 0, 1)[0] == 1408101758175133386
     assert int(torch.randint(2**62, (), generator=torch_rng(7))) == 1407639518939636932
 
 

@@ -9,7 +9,7 @@ from online_aug.dataloader.progress import Report
 from online_aug.dataloader.written import written_once
 
 EMBEDDED_SETS = ("digits", "pocket_birds")
-FORMATS = {"digits": 1, "pocket_birds": 1}
+FORMATS = {"digits": 1, "pocket_birds": 2}
 """Raised when what is written changes: a folder of another format is written anew."""
 
 
