@@ -18,10 +18,12 @@ PROMPTS = (
     "a photo of a digit thick upright",
     "a photo of a digit thin leaning right narrow",
     "a photo of a bird",
-    "a photo of a bird perched facing left in a forest at noon",
-    "a photo of a bird flying facing right over the sea at noon",
-    "a photo of a bird perched facing right in the snow under clouds blue body black wing",
-    "a photo of a bird flying facing left in a desert yellow body two wing bars crest",
+    "a photo of a bird perched in a forest at noon",
+    "a photo of a bird flying over the sea at noon",
+    "a photo of a bird perched in the snow under clouds blue body black wing white belly black cap "
+    "short orange beak long tail",
+    "a photo of a bird flying in a desert at noon yellow body brown wing white belly red cap "
+    "short black beak short tail two wing bars",
 )
 COLUMNS = 10
 STEPS, GUIDANCE_SCALE = 25, 2.5

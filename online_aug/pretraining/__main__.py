@@ -34,6 +34,7 @@ def _parse() -> tuple[Settings, Path, int]:
         type=Path,
         help="take the autoencoder of this model instead of training one",
     )
+    parser.add_argument("--start", type=Path, help="train this model's denoiser and words on")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--digits", type=int, default=10_000, help="digits in the corpus")

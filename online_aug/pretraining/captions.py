@@ -32,10 +32,8 @@ def bird_caption(species: Species, scene: Scene, rng: np.random.Generator) -> st
     if species.wing_bars:
         parts.append("one wing bar" if species.wing_bars == 1 else "two wing bars")
     parts += ["crest"] * species.has_crest + ["spots"] * species.has_spots
-    side = "left" if scene.faces_left else "right"
     setting = [
         scene.pose,
-        f"facing {side}",
         places.get(scene.habitat, "in the snow"),
         {"noon": "at noon", "dusk": "at dusk"}.get(scene.light, "under clouds"),
     ]

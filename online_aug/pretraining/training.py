@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
 from online_aug.generation.tiny import (
     MAX_TOKENS,
@@ -30,7 +31,7 @@ from online_aug.pretraining.corpus import Corpus, to_model
 from online_aug.seeding import numpy_rng
 
 SAVE_STEPS = 250
-AUTOENCODER_DIGITS, DENOISER_DIGITS = 0.15, 0.4
+AUTOENCODER_DIGITS, DENOISER_DIGITS = 0.15, 0.25
 """Share of digits in a batch: the autoencoder finds them easy."""
 UNCONDITIONAL = 0.1
 """Share of captions replaced by the empty prompt, for classifier-free guidance."""
@@ -55,6 +56,8 @@ class Settings:
     device: str
     autoencoder: Path | None = None
     """A model directory whose trained autoencoder is taken as it is."""
+    start: Path | None = None
+    """A model directory whose denoiser and words are trained on."""
 
 
 def train_autoencoder(corpus: Corpus, settings: Settings) -> AutoencoderKL:
@@ -85,9 +88,7 @@ def train_autoencoder(corpus: Corpus, settings: Settings) -> AutoencoderKL:
 def train_denoiser(corpus: Corpus, vae: AutoencoderKL, settings: Settings, out: Path) -> None:
     """Train U-Net and text encoder together on velocity, and save the averaged weights."""
     latents = _latents(corpus, vae, settings)
-    tokenizer = new_tokenizer(caption for captions in corpus.captions for caption in captions)
-    torch.manual_seed(settings.seed)
-    model = torch.nn.ModuleDict({"unet": new_unet(), "text": new_text_encoder(tokenizer)})
+    tokenizer, model = _first_model(corpus, settings)
     model.to(settings.device).train()
     scheduler = new_scheduler()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-2)
@@ -125,6 +126,17 @@ def _times(count: int, rng: torch.Generator) -> Int[Tensor, " count"]:
     anywhere = torch.rand(count, generator=rng)
     is_uniform = torch.rand(count, generator=rng) < UNIFORM_TIMES
     return (1000 * torch.where(is_uniform, anywhere, middle)).long().clamp(max=999)
+
+
+def _first_model(corpus: Corpus, settings: Settings) -> tuple[CLIPTokenizer, torch.nn.ModuleDict]:
+    if settings.start is not None:
+        trained = StableDiffusionPipeline.from_pretrained(settings.start, torch_dtype=torch.float32)
+        parts = {"unet": trained.unet, "text": trained.text_encoder}
+        return trained.tokenizer, torch.nn.ModuleDict(parts)
+    tokenizer = new_tokenizer(caption for captions in corpus.captions for caption in captions)
+    torch.manual_seed(settings.seed)
+    parts = {"unet": new_unet(), "text": new_text_encoder(tokenizer)}
+    return tokenizer, torch.nn.ModuleDict(parts)
 
 
 @torch.no_grad()
