@@ -4,11 +4,14 @@ Knows nothing of diffusion or training: NumPy, LMDB and Pillow, no torch and no 
 is in `docs/CACHE.md`.
 """
 
+from cache.accounting import Recipe
 from cache.claims import Owner
 from cache.contents import Status
 from cache.errors import CacheError, CacheFullError, CorruptRecordError
+from cache.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
+from cache.facts import recipe_of
 from cache.key import KEY_BYTES, Scalar, canonical_bytes, decode_fields, request_key
-from cache.record import Entry, Record
+from cache.record import Entry, Record, Stored
 from cache.store import Store
 from cache.verify import VerifyReport
 
@@ -18,13 +21,21 @@ __all__ = [
     "CacheFullError",
     "CorruptRecordError",
     "Entry",
+    "Keys",
+    "Oldest",
     "Owner",
+    "Policy",
+    "Recipe",
+    "RecipeFirst",
     "Record",
     "Scalar",
+    "ServedFirst",
     "Status",
     "Store",
+    "Stored",
     "VerifyReport",
     "canonical_bytes",
     "decode_fields",
+    "recipe_of",
     "request_key",
 ]

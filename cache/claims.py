@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Self
 
 from cache.errors import CorruptRecordError
 from cache.key import canonical_bytes, decode_fields
-from cache.tables import Tables, Transaction, add_number
+from cache.tables import Tables, Transaction, add_number, clear_numbers
 
 _PROC = Path("/proc")
 _LENGTH_BYTES = 4
@@ -70,18 +71,33 @@ class Claim:
         raise CorruptRecordError("claim must name host, pid, started and expires")
 
 
+class Leases:
+    """Tells living claims from dead ones at one moment, with one look at each owner."""
+
+    def __init__(self, now: float) -> None:
+        """Judge leases by Unix time `now`."""
+        self._now = now
+        self._is_gone = cache(Owner.is_gone)
+
+    def living(self, raw: bytes | None) -> Claim | None:
+        """The encoded claim unless its lease ran out or its owner is gone."""
+        if raw is None:
+            return None
+        claim = Claim.from_bytes(raw)
+        is_dead = claim.expires <= self._now or self._is_gone(claim.owner)
+        return None if is_dead else claim
+
+
 class Claims:
     """The claims as one transaction sees them at one moment."""
 
     def __init__(self, txn: Transaction, tables: Tables, now: float) -> None:
         """Look at the claims of `tables` at Unix time `now`."""
-        self._txn, self._tables, self._now = txn, tables, now
-        self._is_gone = cache(Owner.is_gone)  # one look at /proc for each owner
+        self._txn, self._tables, self._leases = txn, tables, Leases(now)
 
     def living(self, key: bytes) -> Claim | None:
         """The claim on `key` unless its lease ran out or its owner is gone."""
-        raw = self._txn.get(key, db=self._tables.claims)
-        return None if raw is None else self._living(raw)
+        return self._leases.living(self._txn.get(key, db=self._tables.claims))
 
     def write(self, key: bytes, claim: Claim) -> None:
         """Put `claim` on `key`, in place of any other."""
@@ -93,16 +109,11 @@ class Claims:
         if raw is not None and (owner is None or Claim.from_bytes(raw).owner == owner):
             self._txn.delete(key, db=self._tables.claims)
 
-    def count(self) -> tuple[int, int]:
-        """How many live, how many are dead and not yet taken over."""
+    def holders(self) -> Counter[Owner | None]:
+        """How many claims each living owner holds; under None those that are dead."""
         with self._txn.cursor(self._tables.claims) as cursor:
-            alive = [self._living(raw) is not None for raw in cursor.iternext(keys=False)]
-        return sum(alive), len(alive) - sum(alive)
-
-    def _living(self, raw: bytes) -> Claim | None:
-        claim = Claim.from_bytes(raw)
-        is_dead = claim.expires <= self._now or self._is_gone(claim.owner)
-        return None if is_dead else claim
+            claims = [self._leases.living(raw) for raw in cursor.iternext(keys=False)]
+        return Counter(None if claim is None else claim.owner for claim in claims)
 
 
 def reject(txn: Transaction, tables: Tables, key: bytes, request: bytes, reason: str) -> None:
@@ -124,6 +135,32 @@ def restore(txn: Transaction, tables: Tables, key: bytes) -> None:
 def is_rejected(txn: Transaction, tables: Tables, key: bytes) -> bool:
     """Whether `key` was rejected."""
     return txn.get(key, db=tables.rejected) is not None
+
+
+def recount(txn: Transaction, tables: Tables) -> None:
+    """Count the rejections anew, and take out claims, pins and rejections that are unreadable."""
+    for _, key in unreadable(txn, tables):
+        for table in (tables.claims, tables.pins, tables.rejected):
+            txn.delete(key, db=table)
+    clear_numbers(txn, tables, "rejected/")
+    with txn.cursor(tables.rejected) as cursor:
+        reasons = Counter(_reason(raw) for raw in cursor.iternext(keys=False))
+    for reason, count in reasons.items():
+        add_number(txn, tables, f"rejected/{reason}", count)
+
+
+def unreadable(txn: Transaction, tables: Tables) -> list[tuple[str, bytes]]:
+    """Claims, pins and rejections that cannot be read: what is wrong, and under which key."""
+    found = []
+    checks = ((tables.claims, Claim.from_bytes), (tables.pins, Claim.from_bytes))
+    for table, check in (*checks, (tables.rejected, _reason)):
+        with txn.cursor(table) as cursor:
+            for key, raw in cursor:
+                try:
+                    check(raw)
+                except CorruptRecordError as error:
+                    found.append((str(error), key))
+    return found
 
 
 def _reason(raw: bytes) -> str:

@@ -3,26 +3,74 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
-from cache import claims, log
-from cache.claims import Claim, Claims
-from cache.errors import CacheFullError
-from cache.record import SCHEMA_VERSION, Draft
-from cache.tables import Tables, Transaction, add_number, get_number, numbers
+from cache import claims, log, record
+from cache.accounting import COUNTERS, Tally
+from cache.claims import Claim, Claims, Owner
+from cache.errors import CorruptRecordError
+from cache.facts import Facts, facts_of
+from cache.index import Index
+from cache.log import Row
+from cache.pins import Pins
+from cache.record import Draft, glimpse
+from cache.schema import SCHEMA_VERSION
+from cache.tables import (
+    Tables,
+    Transaction,
+    get_number,
+    numbers,
+    put_number,
+)
 
 Status: TypeAlias = Literal["present", "rejected", "claimed", "free"]
 
-_GIB = 2**30
+_HOUR_S = 3600.0
 
 
-def append(txn: Transaction, tables: Tables, drafts: Sequence[Draft]) -> None:
-    """Write records, their places in the log and the accounting; none of the keys is there yet."""
-    start = log.last_position(txn, tables) + 1
-    for position, draft in enumerate(drafts, start):
+def append(txn: Transaction, tables: Tables, drafts: Sequence[Draft], now: float) -> None:
+    """Write records, their rows in the log, the indexes and the accounting.
+
+    None of their keys is there yet. They arrive at Unix time `now`, or with the record before
+    them where that is later: the log's own time never goes back.
+    """
+    newest = log.last_row(txn, tables)
+    arrived = max(now, newest.arrived) if newest else now
+    index, tally = Index(txn, tables), Tally()
+    first = log.last_position(txn, tables) + 1
+    for position, draft in enumerate(drafts, first):
+        facts = draft.facts
         txn.put(draft.key, draft.seal(position), db=tables.records)
-        log.append(txn, tables, position, draft.key)
+        row = Row(draft.key, facts.recipe_id, facts.source_id, arrived, draft.size, 0, 0, 0)
+        index.add(position, row)
+        tally.add(facts, draft.size)
         claims.restore(txn, tables, draft.key)
-        add_number(txn, tables, f"method/{draft.method}", 1)
-    add_number(txn, tables, "payload_bytes", sum(map(len, drafts)))
+    put_number(txn, tables, "position", first + len(drafts) - 1)
+    tally.write(txn, tables)
+
+
+def remove(txn: Transaction, tables: Tables, positions: Sequence[int], now: float) -> None:
+    """Take out the records at these positions with all that leads to them, and their dead pins."""
+    index, tally, pins = Index(txn, tables), Tally(), Pins(txn, tables, now)
+    for position in positions:
+        row = index.remove(position)
+        tally.remove(row.recipe_id, row.size, _facts(row.key, txn.pop(row.key, db=tables.records)))
+        pins.sweep(row.key)
+    tally.write(txn, tables)
+
+
+def position_of(txn: Transaction, tables: Tables, key: bytes) -> int | None:
+    """Where the record under `key` is in the log, None if there is none.
+
+    Raises:
+        CorruptRecordError: If record and log do not agree.
+    """
+    value = txn.get(key, db=tables.records)
+    if value is None:
+        return None
+    position = record.position_of(value)
+    row = None if position is None else log.row_at(txn, tables, position)
+    if row is None or row.key != key:
+        raise CorruptRecordError(f"record {key.hex()} is corrupt: it is not where it says")
+    return position
 
 
 def is_present(txn: Transaction, tables: Tables, key: bytes) -> bool:
@@ -56,31 +104,38 @@ def claim_free(
     return claimed
 
 
-def check_room(txn: Transaction, tables: Tables, size: int, max_gib: float | None) -> None:
-    """Refuse `size` more bytes of records where they would pass `max_gib`.
-
-    Raises:
-        CacheFullError: If they would.
-    """
-    used = get_number(txn, tables, "payload_bytes")
-    if size and max_gib is not None and used + size > max_gib * _GIB:
-        raise CacheFullError(
-            f"cache.max_gib must leave room: {used} bytes of {max_gib} GiB are used and {size} "
-            "more came; raise it or use another cache"
-        )
-
-
 def statistics(txn: Transaction, tables: Tables, now: float) -> dict[str, Any]:
     """Counts and sizes; takes as long however many records there are."""
-    live, dead = Claims(txn, tables, now).count()
+    holders = Claims(txn, tables, now).holders()
+    dead = holders.pop(None, 0)
     return {
         "schema": SCHEMA_VERSION,
         "entries": txn.stat(tables.records)["entries"],
         "position": log.last_position(txn, tables),
         "payload_bytes": get_number(txn, tables, "payload_bytes"),
-        "by_method": numbers(txn, tables, "method/"),
+        "stored_bytes": get_number(txn, tables, "stored_bytes"),
+        "recipes": txn.stat(tables.recipes)["entries"],
+        **{f"by_{prefix[:-1]}": numbers(txn, tables, prefix) for prefix in COUNTERS},
+        "made_last_hour": log.arrivals_since(txn, tables, now - _HOUR_S),
+        "evicted": get_number(txn, tables, "evicted"),
+        "corrupt": get_number(txn, tables, "corrupt"),
         "rejected": txn.stat(tables.rejected)["entries"],
         "rejected_by_reason": numbers(txn, tables, "rejected/"),
-        "claims_live": live,
+        "claims_live": holders.total(),
         "claims_dead": dead,
+        "owners": [_owner_fields(owner, count) for owner, count in holders.items() if owner],
+        "pins_live": Pins(txn, tables, now).count(),
+        "saliency_maps": txn.stat(tables.saliency)["entries"],
+        "saliency_bytes": get_number(txn, tables, "saliency_bytes"),
     }
+
+
+def _owner_fields(owner: Owner, claims: int) -> dict[str, Any]:
+    return {"host": owner.host.partition("/")[0], "pid": owner.pid, "claims": claims}
+
+
+def _facts(key: bytes, value: bytes | None) -> Facts | None:
+    try:
+        return None if value is None else facts_of(glimpse(key, value).request)
+    except CorruptRecordError:
+        return None

@@ -18,7 +18,8 @@ import lmdb
 from cache.errors import CacheError
 from cache.handle import begin, open_handle, probe, worded
 from cache.location import LOCK, check_local, check_readable, is_started, make_writable
-from cache.tables import Tables, Transaction, create_tables, open_tables
+from cache.schema import create_tables, open_tables
+from cache.tables import Tables, Transaction
 
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import lmdb
 
 from cache.errors import CacheError, CacheFullError
-from cache.tables import Tables, Transaction, open_tables
+from cache.schema import recognise
+from cache.tables import Tables, Transaction
 
 MAP_BYTES = 2**40
 """Address space, not disk: the same everywhere, so that no process meets a map that grew."""
@@ -42,10 +43,7 @@ def probe(path: Path) -> None:
     """
     handle = open_handle(path, readonly=True, lock=False)
     try:
-        with handle.begin() as txn:
-            is_new = txn.stat()["entries"] == 0
-        if not is_new:
-            open_tables(handle, path)
+        recognise(handle, path)
     finally:
         handle.close()
 

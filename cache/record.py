@@ -4,6 +4,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from cache.codec import (
     MAX_IMAGE_BYTES,
@@ -13,16 +14,17 @@ from cache.codec import (
     codec_numbered,
 )
 from cache.errors import CacheError, CorruptRecordError
+from cache.facts import facts_of
 from cache.key import Scalar, canonical_bytes, decode_fields, digest_of
 
 MAGIC = b"OARC"
-SCHEMA_VERSION = 1
-"""Of the records and of the tables they are kept in; a newer one is refused."""
+RECORD_VERSION = 1
+"""Of the bytes of a record, apart from the schema of the tables it is kept in."""
 
-# magic, schema, codec, zero, height, width, created, position, lengths of request/scores/image
+# magic, version, codec, zero, height, width, created, position, lengths of request/scores/image
 _HEADER = struct.Struct(">4sHBBIIdQIII")
 _CHECKSUM_BYTES = 16
-_METHOD_CHARACTERS = 64
+_BODY = _HEADER.size + _CHECKSUM_BYTES
 _PERSON = b"online-aug rec 1"
 
 
@@ -85,7 +87,7 @@ class Stored:
 
 
 class Draft:
-    """An entry, encoded and nearly digested before any lock is taken; only its position is open."""
+    """A record, encoded and nearly digested before any lock is taken; only its position is open."""
 
     def __init__(self, entry: Entry, codec: Codec, created: float) -> None:
         """Encode `entry`.
@@ -94,21 +96,40 @@ class Draft:
             CacheError: If its image, request or scores cannot be stored.
         """
         image = checked_image(entry.image)
-        request = canonical_bytes(entry.request)
-        scores = canonical_bytes({name: float(score) for name, score in entry.scores.items()})
         data = codec.encode(image)
         if len(data) > MAX_IMAGE_BYTES:
             raise CacheError(f"image must encode to at most {MAX_IMAGE_BYTES} bytes")
-        self.key = digest_of(request)
-        self.method = method_of(entry.request)
-        self._fixed = (MAGIC, SCHEMA_VERSION, codec.number, 0, *image.shape[:2], created)
-        self._lengths = (len(request), len(scores), len(data))
-        self._body = request + scores + data
+        height, width, _ = image.shape
+        self._prepare(entry.request, entry.scores, data, (codec.number, 0, height, width, created))
+
+    @classmethod
+    def copy(cls, stored: Stored) -> Self:
+        """The same record for another place or cache, its image not encoded again."""
+        draft = cls.__new__(cls)
+        fixed = (stored.codec.number, 0, stored.height, stored.width, stored.created)
+        draft._prepare(stored.request, stored.scores, stored.image_bytes, fixed)
+        return draft
+
+    def _prepare(
+        self,
+        request: Mapping[str, Scalar],
+        scores: Mapping[str, float],
+        data: bytes,
+        fixed: tuple[float, ...],
+    ) -> None:
+        encoded = canonical_bytes(request)
+        measured = canonical_bytes({name: float(score) for name, score in scores.items()})
+        self.key = digest_of(encoded)
+        self.facts = facts_of(request)
+        self._fixed = (MAGIC, RECORD_VERSION, *fixed)
+        self._lengths = (len(encoded), len(measured), len(data))
+        self._body = encoded + measured + data
         self._hasher = _hasher(self._body)
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         """Bytes of the sealed record."""
-        return _HEADER.size + _CHECKSUM_BYTES + len(self._body)
+        return _BODY + len(self._body)
 
     def seal(self, position: int) -> bytes:
         """The bytes to store for an entry at that place of the log."""
@@ -124,16 +145,11 @@ def parse(key: bytes, value: bytes) -> Stored:
     Raises:
         CorruptRecordError: If a byte of it is not what was written.
     """
-    start = _HEADER.size + _CHECKSUM_BYTES
-    if len(value) < start:
-        raise _corrupt(key, f"it has {len(value)} bytes, a header has {start}")
-    header, body = value[: _HEADER.size], value[start:]
-    magic, schema, codec, zero, height, width, created, position, *lengths = _HEADER.unpack(header)
-    if magic != MAGIC or schema != SCHEMA_VERSION or zero or sum(lengths) != len(body):
-        raise _corrupt(key, "its header is not one of this version's")
+    header, body = value[: _HEADER.size], value[_BODY:]
+    codec, height, width, created, position, lengths = _unpack(key, value)
     hasher = _hasher(body)
     hasher.update(header)
-    if hasher.digest() != value[_HEADER.size : start]:
+    if hasher.digest() != value[_HEADER.size : _BODY]:
         raise _corrupt(key, "its checksum does not match")
     request, scores, image = _split(body, lengths)
     if digest_of(request) != key:
@@ -151,15 +167,42 @@ def parse(key: bytes, value: bytes) -> Stored:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What the indexes need of a record; its image was not looked at."""
+
+    request: dict[str, Scalar]
+    created: float
+    position: int
+
+
+def glimpse(key: bytes, value: bytes) -> Glimpse:
+    """The part of a record that its own key vouches for: the request; and its header, unchecked.
+
+    Raises:
+        CorruptRecordError: If the request is not what was written.
+    """
+    _, _, _, created, position, lengths = _unpack(key, value)
+    request = value[_BODY : _BODY + lengths[0]]
+    if digest_of(request) != key:
+        raise _corrupt(key, "its request belongs to another key")
+    return Glimpse(decode_fields(request), created, position)
+
+
 def position_of(value: bytes) -> int | None:
     """The log position a record names, unchecked; None where there is no whole header."""
     return None if len(value) < _HEADER.size else int(_HEADER.unpack_from(value)[7])
 
 
-def method_of(request: Mapping[str, Scalar]) -> str:
-    """The method a request names, "" where it names none: what entries are counted by."""
-    method = request.get("method")
-    return method[:_METHOD_CHARACTERS] if isinstance(method, str) else ""
+def _unpack(key: bytes, value: bytes) -> tuple[int, int, int, float, int, list[int]]:
+    if len(value) < _BODY:
+        raise _corrupt(key, f"it has {len(value)} bytes, a header has {_BODY}")
+    magic, version, codec, zero, height, width, created, position, *lengths = _HEADER.unpack_from(
+        value
+    )
+    if magic != MAGIC or version != RECORD_VERSION or zero or sum(lengths) != len(value) - _BODY:
+        raise _corrupt(key, "its header is not one of this version's")
+    return codec, height, width, created, position, lengths
 
 
 def _hasher(body: bytes) -> "hashlib.blake2b":

@@ -2,27 +2,30 @@
 
 import math
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from cache import claims, contents, log
+from cache import claims, contents, saliency
+from cache.accounting import stored_size
 from cache.claims import Claim, Claims, Owner
-from cache.codec import codec_named
-from cache.contents import Status
-from cache.environment import attach, detach
+from cache.contents import is_present
 from cache.errors import CacheError
+from cache.eviction import Policy, Quota, evictable, let_go, used_bytes
+from cache.index import Index
 from cache.key import Scalar, canonical_bytes, check_keys, digest_of, request_key
-from cache.location import DATA
-from cache.record import Draft, Entry, Record, Stored, parse
-from cache.verify import VerifyReport, verify
+from cache.pins import Pins
+from cache.reading import Reader
+from cache.record import Draft, Entry, Stored
+from cache.repair import drop_if_broken
+from cache.repair import repair as mend
+from cache.verify import Progress, VerifyReport, verify
+
+_GIB = 2**30
+_EVICTED_AT_ONCE = 256
+"""Records in one transaction of `evict`, so that other writers need not wait for long."""
 
 
-class Store:
+class Store(Reader):
     """Generated images under the digest of their request, shared by any number of processes.
 
     A store holds no open file until it is used, survives `fork`, and pickles as its arguments. Its
@@ -37,99 +40,16 @@ class Store:
         (1, (8, 8, 3))
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        *,
-        codec: str = "png",
-        max_gib: float | None = None,
-        readonly: bool = False,
-    ) -> None:
-        """Check the arguments; `open` or the first use looks at the directory.
-
-        Args:
-            path: Directory on a local disk, made by the first writer.
-            codec: How images are written: `png` or `raw` (lossless) or `jpeg` (quality 95, 4:4:4).
-                Each record names its own, so any of them is read.
-            max_gib: Size of all records at which `put_many` refuses more, GiB; None is no limit.
-            readonly: Never create or change anything.
-
-        Raises:
-            CacheError: If `codec` is unknown or `max_gib` is no positive number.
-        """
-        if max_gib is not None and not (max_gib > 0 and math.isfinite(max_gib)):
-            raise CacheError(f"max_gib must be positive or None, got {max_gib}")
-        self.path = Path(path).expanduser().resolve()
-        self.codec, self.max_gib, self.readonly = codec, max_gib, readonly
-        self._codec = codec_named(codec)
-        self._environment = attach(self.path, writable=not readonly)
-        weakref.finalize(self, detach, self._environment)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the arguments: an environment must not leave its process."""
-        make = partial(Store, codec=self.codec, max_gib=self.max_gib, readonly=self.readonly)
-        return make, (self.path,)
-
-    def open(self) -> Self:
-        """Open the cache now, and make it where it is missing, so that a bad path is said early.
-
-        Raises:
-            CacheError: If the path is no cache and cannot become one.
-        """
-        self._environment.open()
-        return self
-
-    def close(self) -> None:
-        """Give the files back; the next use opens them again."""
-        self._environment.close()
-
-    def __enter__(self) -> Self:
-        """The store itself; nothing is opened."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
-
-    def __len__(self) -> int:
-        """Number of records."""
-        with self._environment.transaction() as (txn, tables):
-            return int(txn.stat(tables.records)["entries"])
-
-    def get(self, key: bytes) -> Record | None:
-        """The record under `key`, None if there is none.
-
-        Raises:
-            CorruptRecordError: If its bytes are not what was written.
-        """
-        stored = self.inspect(key)
-        return None if stored is None else stored.decode()
-
-    def get_request(self, key: bytes) -> dict[str, Scalar] | None:
-        """The request of the record under `key`, its image not decoded; None if there is none."""
-        stored = self.inspect(key)
-        return None if stored is None else stored.request
-
-    def inspect(self, key: bytes) -> Stored | None:
-        """All about the record under `key`, its image still encoded; None if there is none.
-
-        Raises:
-            CorruptRecordError: If its bytes are not what was written.
-        """
-        check_keys([key])
-        with self._environment.transaction() as (txn, tables):
-            value = txn.get(key, db=tables.records)
-        return None if value is None else parse(key, value)
-
     def put_many(self, entries: Sequence[Entry]) -> int:
         """Store what is not there yet and return how many that were.
 
-        All of one call goes into one transaction: records, log, accounting, and the end of the
-        claims on its keys, whoever held them. When it has returned, power may fail.
+        All of one call goes into one transaction: records, log, indexes, accounting, what is
+        evicted for them, and the end of the claims on their keys, whoever held them. When it has
+        returned, power may fail (with the default `durability`).
 
         Raises:
             CacheError: If an entry cannot be stored; then none of the call is.
-            CacheFullError: If `max_gib` would be passed or the disk is full; then none is.
+            CacheFullError: If there is no room under `max_gib` or on the disk; then none is.
         """
         self._check_writable()
         offered: dict[bytes, Entry] = {}
@@ -138,41 +58,114 @@ class Store:
         keys, created = list(offered), time.time()
         missing = (key for key, there in zip(keys, self.contains(keys), strict=True) if not there)
         drafts = [Draft(offered[key], self._codec, created) for key in missing]
+        return self._put(keys, drafts)
+
+    def put_stored(self, records: Sequence[Stored]) -> int:
+        """As `put_many`, with records of another cache: encoded once and never again.
+
+        Raises:
+            CacheError: As `put_many`.
+            CacheFullError: As `put_many`.
+        """
+        self._check_writable()
+        offered = {stored.key: stored for stored in reversed(records)}
+        return self._put(list(offered), [Draft.copy(stored) for stored in offered.values()])
+
+    def _put(self, keys: list[bytes], drafts: list[Draft]) -> int:
+        now = time.time()
         with self._environment.transaction(write=True) as (txn, tables):
-            fresh = [draft for draft in drafts if not contents.is_present(txn, tables, draft.key)]
-            contents.check_room(txn, tables, sum(map(len, fresh)), self.max_gib)
-            contents.append(txn, tables, fresh)
-            held = Claims(txn, tables, created)
+            fresh = [draft for draft in drafts if not is_present(txn, tables, draft.key)]
+            if self.max_gib is not None:
+                quota = Quota(self.max_gib * _GIB, self.policy)
+                sizes = [draft.size for draft in fresh]
+                quota.make_room(txn, tables, sizes, set(keys), now)
+            contents.append(txn, tables, fresh, now)
+            held = Claims(txn, tables, now)
             for key in keys:
                 held.drop(key)
         return len(fresh)
 
-    def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        """Whether each of `keys` has a record, all seen at one moment."""
+    def evict(self, policy: Policy, *, count: int | None = None, to_gib: float = 0.0) -> int:
+        """Let records go in the order of `policy` and return how many that were.
+
+        What is pinned stays. It works in short transactions: others read and write meanwhile.
+
+        Args:
+            policy: Decides what goes first, and what not at all.
+            count: At most so many; None is no limit.
+            to_gib: Stop when the cache takes no more than this.
+        """
+        self._check_writable()
+        gone, wanted = 0, math.inf if count is None else count
+        while gone < wanted:
+            with self._environment.transaction(write=True) as (txn, tables):
+                used = used_bytes(txn, tables)
+                positions: list[int] = []
+                for position, size in evictable(txn, tables, policy, set(), time.time()):
+                    if used <= to_gib * _GIB or len(positions) >= min(
+                        _EVICTED_AT_ONCE, wanted - gone
+                    ):
+                        break
+                    positions.append(position)
+                    used -= stored_size(size)
+                let_go(txn, tables, positions, time.time())
+            gone += len(positions)
+            if not positions:
+                break
+        return gone
+
+    def note_served(self, keys: Sequence[bytes]) -> None:
+        """Count records as served, once for each time they are named; unknown keys are left out.
+
+        One transaction: give it many keys at once.
+        """
+        self._check_writable()
         check_keys(keys)
-        with self._environment.transaction() as (txn, tables):
-            return [contents.is_present(txn, tables, key) for key in keys]
+        with self._environment.transaction(write=True) as (txn, tables):
+            index = Index(txn, tables)
+            for key, times in Counter(keys).items():
+                position = contents.position_of(txn, tables, key)
+                if position is not None:
+                    index.add_served(position, times)
 
-    def status(self, keys: Sequence[bytes]) -> list[Status]:
-        """What became of each of `keys`, all seen at one moment; a dead claim counts as free."""
+    def pin(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> None:
+        """Keep the records under `keys` from eviction while `owner` and the lease live.
+
+        Pinning again renews the lease. A key may be pinned before it has a record.
+
+        Raises:
+            CacheError: If `lease_s` is not positive.
+        """
+        claim = self._lease(keys, owner, lease_s)
+        with self._environment.transaction(write=True) as (txn, tables):
+            Pins(txn, tables, time.time()).write(keys, claim)
+
+    def unpin(self, keys: Sequence[bytes], owner: Owner) -> None:
+        """End `owner`'s pins on `keys`; those of others stay."""
+        self._check_writable()
         check_keys(keys)
-        with self._environment.transaction() as (txn, tables):
-            held = Claims(txn, tables, time.time())
-            return [contents.status_of(txn, tables, held, key) for key in keys]
+        with self._environment.transaction(write=True) as (txn, tables):
+            Pins(txn, tables, time.time()).drop(keys, owner)
 
-    def tail(self, after: int = 0, limit: int | None = None) -> list[tuple[int, bytes]]:
-        """Positions above `after` with their keys, in the order of arrival, at most `limit`."""
-        return log.read_in_parts(self._environment, after, math.inf if limit is None else limit)
+    def put_saliency(self, version: str, maps: Mapping[str, bytes]) -> None:
+        """Keep saliency maps by source digest, in place of what that version had for them.
 
-    def position(self) -> int:
-        """The last position of the log, 0 when it is empty."""
-        with self._environment.transaction() as (txn, tables):
-            return log.last_position(txn, tables)
+        Raises:
+            CacheError: If one is larger than 16 MiB.
+            CacheFullError: If they do not fit under `max_gib` beside the records, or on the disk.
+        """
+        self._check_writable()
+        saliency.check_maps(maps)
+        with self._environment.transaction(write=True) as (txn, tables):
+            saliency.put(txn, tables, version, maps)
+            if self.max_gib is not None:
+                Quota(self.max_gib * _GIB, None).check(txn, tables)
 
-    def sample(self, rng: np.random.Generator, n: int) -> list[bytes]:
-        """`n` keys drawn uniformly from the log, with replacement; none from an empty cache."""
-        with self._environment.transaction() as (txn, tables):
-            return log.sample_keys(txn, tables, rng, n)
+    def drop_saliency(self, version: str) -> int:
+        """Take out the maps of a version and return how many that were."""
+        self._check_writable()
+        with self._environment.transaction(write=True) as (txn, tables):
+            return saliency.drop(txn, tables, version)
 
     def claim(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> list[bytes]:
         """Those of `keys` that are now `owner`'s to make, in order.
@@ -183,14 +176,9 @@ class Store:
         Raises:
             CacheError: If `lease_s` is not positive.
         """
-        self._check_writable()
-        check_keys(keys)
-        if not lease_s > 0:
-            raise CacheError(f"lease_s must be positive, got {lease_s}")
-        now = time.time()
-        claim = Claim(owner, now + lease_s)
+        claim = self._lease(keys, owner, lease_s)
         with self._environment.transaction(write=True) as (txn, tables):
-            return contents.claim_free(txn, tables, keys, claim, now)
+            return contents.claim_free(txn, tables, keys, claim, time.time())
 
     def release(self, keys: Sequence[bytes], owner: Owner) -> None:
         """End `owner`'s claims on `keys`; those of others stay."""
@@ -218,29 +206,38 @@ class Store:
                 claims.reject(txn, tables, key, encoded, reason)
             Claims(txn, tables, time.time()).drop(key)
 
-    def is_rejected(self, key: bytes) -> bool:
-        """Whether `key` was rejected and has no record."""
-        return self.status([key]) == ["rejected"]
+    def drop_corrupt(self, key: bytes) -> bool:
+        """Take out the record under `key` if it cannot be read, so that it can be made again.
 
-    def stats(self) -> dict[str, Any]:
-        """Counts and sizes, all seen at one moment; takes as long however large the cache is."""
-        with self._environment.transaction() as (txn, tables):
-            found = contents.statistics(txn, tables, time.time())
-        file_bytes = (self.path / DATA).stat().st_size
-        return {
-            "path": str(self.path),
-            "max_gib": self.max_gib,
-            "file_bytes": file_bytes,
-            **found,
-        }
+        Counted in `stats` as `corrupt`. A record that can be read stays, and the answer is False.
+        """
+        self._check_writable()
+        check_keys([key])
+        with self._environment.transaction(write=True) as (txn, tables):
+            return drop_if_broken(txn, tables, key, time.time())
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    def verify(self, progress: Progress | None = None, *, repair: bool = False) -> VerifyReport:
         """Read and decode everything; others may read and write meanwhile.
 
         Args:
             progress: Called with how many of how many records and log positions are done.
+            repair: Then drop what is broken, if anything is, and write log, indexes and accounting
+                anew from the records that are left; others cannot write meanwhile.
         """
-        return verify(self._environment, progress)
+        if repair:
+            self._check_writable()
+        report = verify(self._environment, progress)
+        if repair and not report.is_clean:
+            keys = {problem.key for problem in report.problems if problem.key}
+            report.dropped = mend(self._environment, keys)
+        return report
+
+    def _lease(self, keys: Sequence[bytes], owner: Owner, lease_s: float) -> Claim:
+        self._check_writable()
+        check_keys(keys)
+        if not lease_s > 0:
+            raise CacheError(f"lease_s must be positive, got {lease_s}")
+        return Claim(owner, time.time() + lease_s)
 
     def _check_writable(self) -> None:
         if self.readonly:

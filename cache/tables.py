@@ -1,17 +1,14 @@
-"""The sub-databases of a cache: made once, recognised ever after, and the numbers kept in them."""
+"""The sub-databases of a cache and the numbers kept in them."""
 
 import struct
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import lmdb
 
-from cache.errors import CacheError
-from cache.record import SCHEMA_VERSION
+from cache.errors import CorruptRecordError
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-MAGIC = b"online-aug cache"
 _NUMBER = struct.Struct(">q")
 _MAX_NAME_BYTES = 400
 """Of a counter; LMDB's keys end at 511 bytes."""
@@ -23,56 +20,36 @@ class Tables(NamedTuple):
     records: "lmdb._Database"
     """key -> record."""
     log: "lmdb._Database"
-    """position, 8 bytes big-endian, from 1 -> key, in the order of arrival."""
+    """position, 8 bytes big-endian, from 1 -> key and what the indexes need, by arrival."""
+    members: "lmdb._Database"
+    """recipe and ordinal from 0 -> position; without holes, for drawing at random."""
+    recipes: "lmdb._Database"
+    """recipe -> counts and fields."""
+    by_source: "lmdb._Database"
+    """source and position -> nothing."""
+    served: "lmdb._Database"
+    """how often served and position -> nothing; what was never served is not in it."""
     rejected: "lmdb._Database"
     """key -> reason and request."""
     claims: "lmdb._Database"
     """key -> owner and lease."""
+    pins: "lmdb._Database"
+    """key and owner -> owner and lease."""
+    saliency: "lmdb._Database"
+    """version and source -> checksum and map."""
     meta: "lmdb._Database"
     """Magic, schema version and counters."""
 
 
-def create_tables(environment: lmdb.Environment, path: Path) -> Tables:
-    """The tables of a writable environment, made if LMDB has nothing in it yet.
-
-    Raises:
-        CacheError: If it belongs to another program or a newer version; nothing was changed.
-    """
-    with environment.begin(write=True) as txn:
-        is_new = txn.stat()["entries"] == 0
-        if not is_new:
-            _recognise(environment, txn, path)
-        handles = (environment.open_db(name.encode(), txn=txn) for name in Tables._fields)
-        tables = Tables(*handles)
-        if is_new:
-            txn.put(b"magic", MAGIC, db=tables.meta)
-            put_number(txn, tables, "schema", SCHEMA_VERSION)
-    return tables
-
-
-def open_tables(environment: lmdb.Environment, path: Path) -> Tables:
-    """The tables of a read-only environment; takes no lock that a writer may hold.
-
-    Raises:
-        CacheError: If there are none, or they belong to another program or a newer version.
-    """
-    with environment.begin() as txn:
-        is_new = txn.stat()["entries"] == 0
-    if is_new:
-        raise CacheError(f"cache path must be a directory with a cache, got {path}")
-    _recognise(environment, None, path)
-    return Tables(*(environment.open_db(name.encode(), create=False) for name in Tables._fields))
-
-
 def get_number(txn: Transaction, tables: Tables, name: str) -> int:
     """A number kept in meta, 0 where it was never set."""
-    raw = txn.get(_number_key(name), db=tables.meta)
-    return 0 if raw is None else int(_NUMBER.unpack(raw)[0])
+    raw = txn.get(number_key(name), db=tables.meta)
+    return 0 if raw is None else unpack_number(raw)
 
 
 def put_number(txn: Transaction, tables: Tables, name: str, value: int) -> None:
     """Set a number in meta; it becomes visible with the rest of the transaction."""
-    txn.put(_number_key(name), _NUMBER.pack(value), db=tables.meta)
+    txn.put(number_key(name), _NUMBER.pack(value), db=tables.meta)
 
 
 def add_number(txn: Transaction, tables: Tables, name: str, change: int) -> None:
@@ -82,7 +59,7 @@ def add_number(txn: Transaction, tables: Tables, name: str, change: int) -> None
 
 def numbers(txn: Transaction, tables: Tables, prefix: str) -> dict[str, int]:
     """The numbers other than 0 whose names start with `prefix`, without it."""
-    start = _number_key(prefix)
+    start = number_key(prefix)
     found: dict[str, int] = {}
     with txn.cursor(tables.meta) as cursor:
         if not cursor.set_range(start):
@@ -90,34 +67,27 @@ def numbers(txn: Transaction, tables: Tables, prefix: str) -> dict[str, int]:
         for key, raw in cursor:
             if not key.startswith(start):
                 break
-            found[key[len(start) :].decode(errors="replace")] = _NUMBER.unpack(raw)[0]
+            found[key[len(start) :].decode(errors="replace")] = unpack_number(raw)
     return {name: value for name, value in found.items() if value}
 
 
-def _number_key(name: str) -> bytes:
+def clear_numbers(txn: Transaction, tables: Tables, prefix: str) -> None:
+    """Set the numbers whose names start with `prefix` to 0."""
+    for name in numbers(txn, tables, prefix):
+        txn.delete(number_key(prefix + name), db=tables.meta)
+
+
+def unpack_number(raw: bytes) -> int:
+    """The number with that encoding.
+
+    Raises:
+        CorruptRecordError: If it is none.
+    """
+    if len(raw) != _NUMBER.size:
+        raise CorruptRecordError(f"number must have {_NUMBER.size} bytes, got {len(raw)}")
+    return int(_NUMBER.unpack(raw)[0])
+
+
+def number_key(name: str) -> bytes:
+    """Where a number is kept in meta."""
     return b"n:" + name.encode(errors="replace")[:_MAX_NAME_BYTES]
-
-
-def _recognise(environment: lmdb.Environment, txn: "Transaction | None", path: Path) -> None:
-    foreign = CacheError(f"cache path must hold a cache, got {path} with another program's LMDB")
-    try:
-        meta = environment.open_db(b"meta", txn=txn, create=False)
-    except lmdb.Error as error:
-        raise foreign from error
-    if txn is None:
-        with environment.begin() as reading:
-            magic, schema = _read_identity(reading, meta)
-    else:
-        magic, schema = _read_identity(txn, meta)
-    if magic != MAGIC or schema is None or len(schema) != _NUMBER.size:
-        raise foreign
-    (version,) = _NUMBER.unpack(schema)
-    if version != SCHEMA_VERSION:
-        raise CacheError(
-            f"cache schema must be {SCHEMA_VERSION}, got {version} at {path}; "
-            "use the version of online-aug that made it, or another directory"
-        )
-
-
-def _read_identity(txn: Transaction, meta: "lmdb._Database") -> tuple[bytes | None, bytes | None]:
-    return txn.get(b"magic", db=meta), txn.get(_number_key("schema"), db=meta)

@@ -16,7 +16,7 @@ ELSEWHERE = Owner(host="elsewhere", pid=1, started=1)
 def clock(monkeypatch):
     """The time claims are judged by, moved by hand."""
     moment = SimpleNamespace(now=1e9)
-    monkeypatch.setattr("cache.store.time", SimpleNamespace(time=lambda: moment.now))
+    monkeypatch.setattr("time.time", lambda: moment.now)
     return moment
 
 

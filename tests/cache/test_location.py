@@ -141,11 +141,13 @@ def test_lmdbs_newer_file_format_is_refused(tmp_path):
 @pytest.mark.parametrize("readonly", [False, True])
 def test_a_newer_schema_is_refused(tmp_path, readonly):
     Store(tmp_path).open().close()
-    with lmdb.open(str(tmp_path), max_dbs=8, map_size=2**30, lib_version=0) as newer:
+    with lmdb.open(str(tmp_path), max_dbs=16, map_size=2**30, lib_version=0) as newer:
         meta = newer.open_db(b"meta")
         with newer.begin(write=True) as txn:
-            txn.put(b"n:schema", (2).to_bytes(8, "big"), db=meta)
-    with pytest.raises(CacheError, match="cache schema must be 1, got 2 at .*use the version"):
+            txn.put(b"n:schema", (3).to_bytes(8, "big"), db=meta)
+    with pytest.raises(
+        CacheError, match="cache schema must be at most 2, got 3 at .*use the version"
+    ):
         Store(tmp_path, readonly=readonly).open()
 
 

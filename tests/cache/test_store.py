@@ -72,7 +72,7 @@ def test_the_log_gives_the_order_of_arrival(store, make_entries):
 
 
 def test_a_long_log_is_read_whole_in_parts(store, make_entries, monkeypatch):
-    monkeypatch.setattr("cache.log._PART", 3)
+    monkeypatch.setattr("cache.reading._PART", 3)
     keys = keys_of(make_entries(10))
     store.put_many(make_entries(10))
     assert [key for _, key in store.tail()] == keys
@@ -95,9 +95,9 @@ def test_a_sample_of_an_empty_cache_is_empty(store):
 
 def test_put_refuses_what_would_pass_the_limit_and_keeps_the_rest(tmp_path, make_entries):
     entries = make_entries(8, side=32)
-    store = Store(tmp_path, codec="raw", max_gib=20_000 / 2**30)
+    store = Store(tmp_path, codec="raw", max_gib=20_000 / 2**30, policy=None)
     assert store.put_many(entries[:4]) == 4
-    with pytest.raises(CacheFullError, match=r"cache.max_gib must leave room"):
+    with pytest.raises(CacheFullError, match="cache.max_gib must leave room"):
         store.put_many(entries[4:])
     assert store.contains(keys_of(entries)) == [True] * 4 + [False] * 4
     assert store.verify().is_clean

@@ -36,7 +36,7 @@ def test_verify_names_what_is_broken(store, make_entries):
     assert store.verify().is_clean
     store.close()
     overwrite(store.path, b"records", one, lambda old: old[::-1])
-    overwrite(store.path, b"log", (2).to_bytes(8, "big"), lambda _: bytes(32))
+    overwrite(store.path, b"log", (2).to_bytes(8, "big"), lambda row: bytes(32) + row[32:])
     problems = {(problem.what, problem.key) for problem in store.verify().problems}
     assert ("record is not in the log", other) in problems
     assert ("log names a missing record", bytes(32)) in problems

@@ -1,0 +1,191 @@
+"""Ways into the log: by recipe, by source, by how often served, and at random."""
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+
+from cache import log
+from cache.accounting import entries_of, recipes
+from cache.errors import CorruptRecordError
+from cache.facts import ID_BYTES, NO_SOURCE
+from cache.key import Scalar, canonical_bytes
+from cache.log import Row, pack_position, unpack_position
+from cache.tables import Tables, Transaction
+
+EVERYTHING = bytes(ID_BYTES)
+"""Where a recipe's digest stands in `members`, this one has all records for members."""
+
+_ORDINAL = struct.Struct(">Q")
+_TIMES = struct.Struct(">I")
+_MOST_TIMES = 2**32 - 1
+
+
+class Index:
+    """Puts rows into the log and its indexes and takes them out again, in one transaction.
+
+    The members of everything and of each recipe are numbered from 0 without holes: the last one
+    takes the number of one that leaves, so that drawing a number is drawing a record.
+    """
+
+    def __init__(self, txn: Transaction, tables: Tables) -> None:
+        """Work on `tables`, whose recipes must not be counted anew before the work is done."""
+        self._txn, self._tables = txn, tables
+        self._counts = {EVERYTHING: int(txn.stat(tables.log)["entries"])}
+
+    def add(self, position: int, row: Row) -> None:
+        """Write `row`, whose ordinals are given to it here, at a new highest position."""
+        place = pack_position(position)
+        row = replace(
+            row,
+            ordinal=self._enter(EVERYTHING, place),
+            recipe_ordinal=self._enter(row.recipe_id, place),
+        )
+        log.append(self._txn, self._tables, position, row)
+        if row.source_id != NO_SOURCE:
+            self._txn.put(row.source_id + place, b"", db=self._tables.by_source)
+        if row.served:
+            self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
+
+    def remove(self, position: int) -> Row:
+        """Take out the row at `position`.
+
+        Raises:
+            CorruptRecordError: If there is none, or the indexes do not fit it.
+        """
+        row, place = self._row(position), pack_position(position)
+        self._leave(EVERYTHING, row.ordinal)
+        self._leave(row.recipe_id, row.recipe_ordinal)
+        self._txn.delete(row.source_id + place, db=self._tables.by_source)
+        self._txn.delete(_TIMES.pack(row.served) + place, db=self._tables.served)
+        self._txn.delete(place, db=self._tables.log)
+        return row
+
+    def add_served(self, position: int, times: int) -> None:
+        """Note that the record at `position` was served so many times more."""
+        row, place = self._row(position), pack_position(position)
+        self._txn.delete(_TIMES.pack(row.served) + place, db=self._tables.served)
+        row = replace(row, served=min(row.served + times, _MOST_TIMES))
+        self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
+        log.write(self._txn, self._tables, position, row)
+
+    def _row(self, position: int) -> Row:
+        row = log.row_at(self._txn, self._tables, position)
+        if row is None:
+            raise _damaged(f"the log has no position {position}")
+        return row
+
+    def _count(self, group: bytes) -> int:
+        if group not in self._counts:
+            self._counts[group] = entries_of(self._txn, self._tables, group)
+        return self._counts[group]
+
+    def _enter(self, group: bytes, place: bytes) -> int:
+        ordinal = self._count(group)
+        self._txn.put(group + _ORDINAL.pack(ordinal), place, db=self._tables.members)
+        self._counts[group] = ordinal + 1
+        return ordinal
+
+    def _leave(self, group: bytes, ordinal: int) -> None:
+        last = self._counts[group] = self._count(group) - 1
+        if ordinal != last:
+            position = member(self._txn, self._tables, group, last)
+            place = pack_position(position)
+            self._txn.put(group + _ORDINAL.pack(ordinal), place, db=self._tables.members)
+            row, is_all = self._row(position), group == EVERYTHING
+            row = replace(row, ordinal=ordinal) if is_all else replace(row, recipe_ordinal=ordinal)
+            log.write(self._txn, self._tables, position, row)
+        self._txn.delete(group + _ORDINAL.pack(last), db=self._tables.members)
+
+
+def member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> int:
+    """The position of one member of a recipe or of everything.
+
+    Raises:
+        CorruptRecordError: If it has none of that number.
+    """
+    raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
+    if raw is None:
+        raise _damaged(f"{group.hex()} has no member {ordinal}")
+    return unpack_position(raw)
+
+
+def sample(
+    txn: Transaction,
+    tables: Tables,
+    rng: np.random.Generator,
+    count: int,
+    recipe: Mapping[str, Scalar] | None,
+) -> list[bytes]:
+    """`count` keys, each uniform over all records or those that match, drawn with replacement."""
+    groups = _matching(txn, tables, recipe)
+    ends = list(accumulate(entries for _, entries in groups))
+    if not ends or not ends[-1]:
+        return []
+    keys = []
+    for drawn in rng.integers(ends[-1], size=count).tolist():
+        which = bisect_right(ends, drawn)
+        ordinal = drawn - (ends[which - 1] if which else 0)
+        row = log.row_at(txn, tables, member(txn, tables, groups[which][0], ordinal))
+        if row is None:
+            raise _damaged(f"member {ordinal} of {groups[which][0].hex()} is not in the log")
+        keys.append(row.key)
+    return keys
+
+
+def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> list[int]:
+    """Where the records made from one source are in the log, ascending."""
+    found = []
+    with txn.cursor(tables.by_source) as cursor:
+        is_there = cursor.set_range(source_id)
+        while is_there and cursor.key().startswith(source_id):
+            found.append(unpack_position(cursor.key()[ID_BYTES:]))
+            is_there = cursor.next()
+    return found
+
+
+def positions_served(txn: Transaction, tables: Tables, times: int) -> Iterator[int]:
+    """Positions of records served at least `times`, by how often they were, then by age."""
+    with txn.cursor(tables.served) as cursor:
+        is_there = cursor.set_range(_TIMES.pack(min(times, _MOST_TIMES)))
+        while is_there:
+            yield unpack_position(cursor.key()[_TIMES.size :])
+            is_there = cursor.next()
+
+
+def missing(txn: Transaction, tables: Tables, position: int, row: Row) -> list[str]:
+    """Which indexes do not lead to the row at `position`."""
+    place = pack_position(position)
+    members, everything = tables.members, EVERYTHING + _ORDINAL.pack(row.ordinal)
+    names = []
+    if txn.get(everything, db=members) != place:
+        names.append("record is not among all members")
+    if txn.get(row.recipe_id + _ORDINAL.pack(row.recipe_ordinal), db=members) != place:
+        names.append("record is not among the members of its recipe")
+    if row.source_id != NO_SOURCE and txn.get(row.source_id + place, db=tables.by_source) is None:
+        names.append("record is not in the index of sources")
+    if row.served and txn.get(_TIMES.pack(row.served) + place, db=tables.served) is None:
+        names.append("record is not in the index of what was served")
+    return names
+
+
+def _matching(
+    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
+) -> list[tuple[bytes, int]]:
+    if recipe is None:
+        return [(EVERYTHING, int(txn.stat(tables.log)["entries"]))]
+    wanted = _encoded(recipe)
+    known = recipes(txn, tables)
+    return [(found.id, found.entries) for found in known if wanted <= _encoded(found.fields)]
+
+
+def _encoded(fields: Mapping[str, Scalar]) -> set[bytes]:
+    # Compared as bytes, since in Python 1, 1.0 and True are equal.
+    return {canonical_bytes({name: value}) for name, value in fields.items()}
+
+
+def _damaged(what: str) -> CorruptRecordError:
+    return CorruptRecordError(f"cache index is damaged: {what}; verify --repair writes it anew")

@@ -1,0 +1,202 @@
+"""The reading half of a store."""
+
+import math
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from cache import accounting, contents, index, log, saliency
+from cache.accounting import Recipe
+from cache.claims import Claims
+from cache.codec import codec_named
+from cache.contents import Status
+from cache.environment import attach, detach
+from cache.errors import CacheError
+from cache.eviction import Oldest, Policy
+from cache.facts import source_id
+from cache.key import Scalar, check_keys
+from cache.location import DATA
+from cache.record import Record, Stored, parse
+
+_PART = 8192
+"""Log positions read in one transaction."""
+
+
+_OLDEST = Oldest()
+
+
+class Reader:
+    """What every store can do; `Store` adds what changes a cache."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        codec: str = "png",
+        max_gib: float | None = None,
+        policy: Policy | None = _OLDEST,
+        readonly: bool = False,
+    ) -> None:
+        """Check the arguments; `open` or the first use looks at the directory.
+
+        Args:
+            path: Directory on a local disk, made by the first writer.
+            codec: How images are written: `png` or `raw` (lossless) or `jpeg` (quality 95, 4:4:4).
+                Each record names its own, so any of them is read.
+            max_gib: What all records may take of the disk, GiB; None is no limit.
+            policy: What `put_many` evicts where they would take more; None refuses more.
+            readonly: Never create or change anything.
+
+        Raises:
+            CacheError: If `codec` is unknown or `max_gib` is no positive number.
+        """
+        if max_gib is not None and not (max_gib > 0 and math.isfinite(max_gib)):
+            raise CacheError(f"max_gib must be positive or None, got {max_gib}")
+        self.path = Path(path).expanduser().resolve()
+        self.codec, self.max_gib, self.policy, self.readonly = codec, max_gib, policy, readonly
+        self._codec = codec_named(codec)
+        self._environment = attach(self.path, writable=not readonly)
+        weakref.finalize(self, detach, self._environment)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the arguments: an environment must not leave its process."""
+        options = {name: getattr(self, name) for name in ("codec", "max_gib", "policy", "readonly")}
+        return partial(type(self), **options), (self.path,)
+
+    def open(self) -> Self:
+        """Open the cache now, and make it where it is missing, so that a bad path is said early.
+
+        Raises:
+            CacheError: If the path is no cache and cannot become one.
+        """
+        self._environment.open()
+        return self
+
+    def close(self) -> None:
+        """Give the files back; the next use opens them again."""
+        self._environment.close()
+
+    def __enter__(self) -> Self:
+        """The store itself; nothing is opened."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __len__(self) -> int:
+        """Number of records."""
+        with self._environment.transaction() as (txn, tables):
+            return int(txn.stat(tables.records)["entries"])
+
+    def get(self, key: bytes) -> Record | None:
+        """The record under `key`, None if there is none.
+
+        Raises:
+            CorruptRecordError: If its bytes are not what was written.
+        """
+        stored = self.inspect(key)
+        return None if stored is None else stored.decode()
+
+    def get_request(self, key: bytes) -> dict[str, Scalar] | None:
+        """The request of the record under `key`, its image not decoded; None if there is none."""
+        stored = self.inspect(key)
+        return None if stored is None else stored.request
+
+    def inspect(self, key: bytes) -> Stored | None:
+        """All about the record under `key`, its image still encoded; None if there is none.
+
+        Raises:
+            CorruptRecordError: If its bytes are not what was written.
+        """
+        check_keys([key])
+        with self._environment.transaction() as (txn, tables):
+            value = txn.get(key, db=tables.records)
+        return None if value is None else parse(key, value)
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        """Whether each of `keys` has a record, all seen at one moment."""
+        check_keys(keys)
+        with self._environment.transaction() as (txn, tables):
+            return [contents.is_present(txn, tables, key) for key in keys]
+
+    def status(self, keys: Sequence[bytes]) -> list[Status]:
+        """What became of each of `keys`, all seen at one moment; a dead claim counts as free."""
+        check_keys(keys)
+        with self._environment.transaction() as (txn, tables):
+            held = Claims(txn, tables, time.time())
+            return [contents.status_of(txn, tables, held, key) for key in keys]
+
+    def tail(self, after: int = 0, limit: int | None = None) -> list[tuple[int, bytes]]:
+        """Positions above `after` with their keys, in the order of arrival, at most `limit`."""
+        found: list[tuple[int, bytes]] = []
+        wanted = math.inf if limit is None else limit
+        while len(found) < wanted:
+            size = int(min(_PART, wanted - len(found)))
+            with self._environment.transaction() as (txn, tables):
+                part = log.read_after(txn, tables, found[-1][0] if found else after, size)
+            found += part
+            if len(part) < size:
+                break
+        return found
+
+    def position(self) -> int:
+        """The last position of the log, 0 when it is empty."""
+        with self._environment.transaction() as (txn, tables):
+            return log.last_position(txn, tables)
+
+    def sample(
+        self, rng: np.random.Generator, n: int, recipe: Mapping[str, Scalar] | None = None
+    ) -> list[bytes]:
+        """`n` keys drawn uniformly and with replacement; none where nothing matches.
+
+        Args:
+            rng: Decides the draw, together with what the cache holds and how it came there.
+            n: How many.
+            recipe: Only records whose recipe has these fields with these values, such as
+                `{"method": "diff_mix"}` or all of `recipe_of(request)`; None is every record.
+        """
+        with self._environment.transaction() as (txn, tables):
+            return index.sample(txn, tables, rng, n, recipe)
+
+    def recipes(self) -> list[Recipe]:
+        """Every recipe with how many records of it there are."""
+        with self._environment.transaction() as (txn, tables):
+            return accounting.recipes(txn, tables)
+
+    def by_source(self, source_digest: str) -> list[bytes]:
+        """Keys of the records whose request names that `source_digest`, oldest first."""
+        with self._environment.transaction() as (txn, tables):
+            positions = index.positions_of_source(txn, tables, source_id(source_digest))
+            rows = [log.row_at(txn, tables, position) for position in positions]
+        return [row.key for row in rows if row is not None]
+
+    def get_saliency(self, version: str, source_digest: str) -> bytes | None:
+        """The saliency map of a source image, None if there is none.
+
+        Raises:
+            CorruptRecordError: If its bytes are not what was written.
+        """
+        with self._environment.transaction() as (txn, tables):
+            return saliency.get(txn, tables, version, source_digest)
+
+    def is_rejected(self, key: bytes) -> bool:
+        """Whether `key` was rejected and has no record."""
+        return self.status([key]) == ["rejected"]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes, all seen at one moment; takes as long however large the cache is."""
+        with self._environment.transaction() as (txn, tables):
+            found = contents.statistics(txn, tables, time.time())
+        file_bytes = (self.path / DATA).stat().st_size
+        return {
+            "path": str(self.path),
+            "max_gib": self.max_gib,
+            "file_bytes": file_bytes,
+            **found,
+        }
