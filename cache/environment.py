@@ -17,12 +17,21 @@ import lmdb
 
 from cache.errors import CacheError
 from cache.handle import begin, open_handle, probe, worded
-from cache.location import LOCK, check_local, check_readable, is_started, make_writable
+from cache.location import (
+    LOCK,
+    check_local,
+    check_not_compacting,
+    check_readable,
+    identity,
+    is_started,
+    make_writable,
+)
 from cache.schema import create_tables, open_tables
 from cache.tables import Tables, Transaction
 
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""
+_TRIES = 3
 
 _gate = threading.Condition()
 _environments: dict[Path, "Environment"] = {}
@@ -37,10 +46,10 @@ class Environment:
         """Note the path; nothing is opened or made."""
         self.path = path
         self.users = 0
-        self.wants_writing = False
+        self.wants_writing = self.wants_sync = False
         self._handle: lmdb.Environment | None = None
         self._tables: Tables | None = None
-        self._is_writable = False
+        self._is_writable = self._is_synced = self._is_reserved = False
         self._pid = 0
         self._running: list[int] = []
 
@@ -81,6 +90,20 @@ class Environment:
             self._shut()
 
     @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keeps it closed in this process; transactions of other threads wait for the end."""
+        with _gate:
+            _gate.wait_for(lambda: not (_forks or self._running or self._is_reserved))
+            self._shut()
+            self._is_reserved = True
+        try:
+            yield
+        finally:
+            with _gate:
+                self._is_reserved = False
+                _gate.notify_all()
+
+    @contextmanager
     def _admitted(self, write: bool) -> Iterator[tuple[lmdb.Environment, Tables]]:
         thread = threading.get_ident()
         with _gate:
@@ -96,8 +119,11 @@ class Environment:
                 _gate.notify_all()
 
     def _can_admit(self, write: bool) -> bool:
-        # Writing through what was opened for reading needs another handle: first let readers end.
-        return self._is_writable or not write or not self._running
+        # Another handle is needed to write through what was opened otherwise: let readers end.
+        return not self._is_reserved and (self._suits(write) or not self._running)
+
+    def _suits(self, write: bool) -> bool:
+        return not write or (self._is_writable and self._is_synced >= self.wants_sync)
 
     def _opened(self, write: bool) -> tuple[lmdb.Environment, Tables]:
         if self._handle is not None and self._pid != os.getpid():
@@ -105,7 +131,7 @@ class Environment:
                 f"cache {self.path} was in use while this process was forked from another; "
                 "start worker processes by spawn or forkserver"
             )
-        if write and not self._is_writable:
+        if not self._suits(write):
             self._shut()
         if self._handle is None or self._tables is None:
             self._open()
@@ -122,7 +148,7 @@ class Environment:
             check_readable(self.path)
         if is_started(self.path) and not (self.path / LOCK).exists():
             probe(self.path)
-        handle = open_handle(self.path, readonly=not writable)
+        handle = self._open_current(writable)
         try:
             handle.reader_check()
             tables = (create_tables if writable else open_tables)(handle, self.path)
@@ -130,7 +156,19 @@ class Environment:
             handle.close()
             raise
         self._handle, self._tables = handle, tables
-        self._is_writable, self._pid = writable, os.getpid()
+        self._is_writable, self._is_synced = writable, self.wants_sync
+        self._pid = os.getpid()
+
+    def _open_current(self, writable: bool) -> lmdb.Environment:
+        """LMDB on the file that is there now, not on one that `compact` has just replaced."""
+        for _ in range(_TRIES):
+            check_not_compacting(self.path)
+            before = identity(self.path)
+            handle = open_handle(self.path, readonly=not writable, sync=self.wants_sync)
+            if before in (None, identity(self.path)):
+                return handle
+            handle.close()
+        raise CacheError(f"cache {self.path} was replaced while it was opened; try again")
 
     def _shut(self) -> None:
         # An inherited one stays untouched: closing it would free the reader slots of the parent.
@@ -149,12 +187,16 @@ class Environment:
             self._shut()
 
 
-def attach(path: Path, *, writable: bool) -> Environment:
-    """The environment of that directory in this process, counted as used once more."""
+def attach(path: Path, *, writable: bool, sync: bool = True) -> Environment:
+    """The environment of that directory in this process, counted as used once more.
+
+    Stores share it: if one of them wants commits to wait for the disk, all get that.
+    """
     with _gate:
         environment = _environments.setdefault(path, Environment(path))
         environment.users += 1
         environment.wants_writing |= writable
+        environment.wants_sync |= sync
         return environment
 
 
@@ -189,6 +231,7 @@ def _after_fork_in_child() -> None:
     _forks = 0
     for environment in list(_environments.values()):
         environment._running.clear()
+        environment._is_reserved = False
 
 
 os.register_at_fork(

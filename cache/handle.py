@@ -16,8 +16,13 @@ MAX_READERS = 2048
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # EIO: LMDB's word for a short write
 
 
-def open_handle(path: Path, *, readonly: bool, lock: bool = True) -> lmdb.Environment:
-    """LMDB's environment on that directory, with the settings every process must share."""
+def open_handle(
+    path: Path, *, readonly: bool, lock: bool = True, sync: bool = True
+) -> lmdb.Environment:
+    """LMDB's environment on that directory, with the settings every process must share.
+
+    `sync` alone may differ: it says whether a commit of this process waits for the disk.
+    """
     return lmdb.Environment(
         str(path),
         map_size=MAP_BYTES,
@@ -26,7 +31,7 @@ def open_handle(path: Path, *, readonly: bool, lock: bool = True) -> lmdb.Enviro
         create=not readonly,
         mode=0o666,
         metasync=True,
-        sync=True,
+        sync=sync,
         writemap=False,
         max_readers=MAX_READERS,
         max_dbs=len(Tables._fields) + 8,

@@ -1,13 +1,17 @@
 """Whether a directory can hold a cache: local, writable, empty or already one."""
 
+import fcntl
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from cache.errors import CacheError
+from cache.errors import CacheError, CacheFullError
 
-DATA, LOCK = "data.mdb", "lock.mdb"
+DATA, LOCK, COMPACT = "data.mdb", "lock.mdb", "data.mdb.compact"
 MOUNTS = Path("/proc/mounts")
+MARGIN_BYTES = 2**20
+"""Left free on the disk."""
 
 # LMDB's processes meet in shared memory and fcntl locks, which these do not keep coherent.
 _NETWORK = frozenset(
@@ -59,6 +63,55 @@ def is_started(path: Path) -> bool:
         return (path / DATA).stat().st_size > 0
     except OSError:
         return False
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells the cache's file from another one of that name, None if there is none."""
+    try:
+        found = (path / DATA).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def check_not_compacting(path: Path) -> None:
+    """Refuse a cache whose file is about to be replaced; what a killed one left does no harm.
+
+    Raises:
+        CacheError: If another process is compacting it.
+    """
+    try:
+        file = os.open(path / COMPACT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CacheError(
+            f"cache {path} is being compacted by another process; try again when that is done"
+        ) from error
+    finally:
+        os.close(file)
+
+
+def check_free(path: Path, needed: int, reusable: Callable[[], int]) -> None:
+    """Refuse to write where the disk has no room for it.
+
+    Args:
+        path: The cache.
+        needed: Bytes about to be written; a margin for LMDB's own pages is added.
+        reusable: Tells how many free bytes the file has itself; asked only if it matters.
+
+    Raises:
+        CacheFullError: If there is not enough room.
+    """
+    system = os.statvfs(path)
+    free = system.f_bavail * system.f_frsize
+    if free < needed + MARGIN_BYTES and free + reusable() < needed + MARGIN_BYTES:
+        raise CacheFullError(
+            f"cache {path} needs {needed + MARGIN_BYTES} bytes of disk, {free} are free; "
+            "free space, lower cache.max_gib or use another disk"
+        )
 
 
 def check_readable(path: Path) -> None:

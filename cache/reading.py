@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
@@ -27,6 +27,8 @@ _PART = 8192
 """Log positions read in one transaction."""
 
 
+Durability: TypeAlias = Literal["power", "process"]
+DURABILITIES = get_args(Durability)
 _OLDEST = Oldest()
 
 
@@ -40,6 +42,7 @@ class Reader:
         codec: str = "png",
         max_gib: float | None = None,
         policy: Policy | None = _OLDEST,
+        durability: Durability = "power",
         readonly: bool = False,
     ) -> None:
         """Check the arguments; `open` or the first use looks at the directory.
@@ -50,22 +53,32 @@ class Reader:
                 Each record names its own, so any of them is read.
             max_gib: What all records may take of the disk, GiB; None is no limit.
             policy: What `put_many` evicts where they would take more; None refuses more.
+            durability: What a `put_many` that has returned survives: loss of `power`, or only the
+                death of any `process`, which saves waiting for the disk. Of the stores of a
+                directory in one process the stronger wish counts for all.
             readonly: Never create or change anything.
 
         Raises:
-            CacheError: If `codec` is unknown or `max_gib` is no positive number.
+            CacheError: If `codec` or `durability` is unknown or `max_gib` is no positive number.
         """
+        if durability not in DURABILITIES:
+            raise CacheError(
+                f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}"
+            )
         if max_gib is not None and not (max_gib > 0 and math.isfinite(max_gib)):
             raise CacheError(f"max_gib must be positive or None, got {max_gib}")
         self.path = Path(path).expanduser().resolve()
         self.codec, self.max_gib, self.policy, self.readonly = codec, max_gib, policy, readonly
+        self.durability: Durability = durability
         self._codec = codec_named(codec)
-        self._environment = attach(self.path, writable=not readonly)
+        is_synced = not readonly and durability == "power"
+        self._environment = attach(self.path, writable=not readonly, sync=is_synced)
         weakref.finalize(self, detach, self._environment)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the arguments: an environment must not leave its process."""
-        options = {name: getattr(self, name) for name in ("codec", "max_gib", "policy", "readonly")}
+        names = ("codec", "max_gib", "policy", "durability", "readonly")
+        options = {name: getattr(self, name) for name in names}
         return partial(type(self), **options), (self.path,)
 
     def open(self) -> Self:

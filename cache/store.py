@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from cache import claims, contents, saliency
 from cache.accounting import stored_size
 from cache.claims import Claim, Claims, Owner
+from cache.compaction import compact
 from cache.contents import is_present
 from cache.errors import CacheError
 from cache.eviction import Policy, Quota, evictable, let_go, used_bytes
 from cache.index import Index
 from cache.key import Scalar, canonical_bytes, check_keys, digest_of, request_key
+from cache.location import DATA, check_free
 from cache.pins import Pins
 from cache.reading import Reader
 from cache.record import Draft, Entry, Stored
 from cache.repair import drop_if_broken
 from cache.repair import repair as mend
+from cache.tables import Tables, Transaction, pages_bytes
 from cache.verify import Progress, VerifyReport, verify
 
 _GIB = 2**30
@@ -75,6 +78,8 @@ class Store(Reader):
         now = time.time()
         with self._environment.transaction(write=True) as (txn, tables):
             fresh = [draft for draft in drafts if not is_present(txn, tables, draft.key)]
+            needed = sum(stored_size(draft.size) for draft in fresh)
+            check_free(self.path, needed, lambda: self._reusable(txn, tables))
             if self.max_gib is not None:
                 quota = Quota(self.max_gib * _GIB, self.policy)
                 sizes = [draft.size for draft in fresh]
@@ -231,6 +236,22 @@ class Store(Reader):
             keys = {problem.key for problem in report.problems if problem.key}
             report.dropped = mend(self._environment, keys)
         return report
+
+    def compact(self) -> int:
+        """Write the file anew without its free pages and return how many bytes the disk got back.
+
+        Nobody else may have the cache open, and whoever opens it meanwhile is refused. If it is
+        interrupted, the cache is as before.
+
+        Raises:
+            CacheError: If another process has it open.
+            CacheFullError: If the disk has no room for the copy.
+        """
+        self._check_writable()
+        return compact(self._environment)
+
+    def _reusable(self, txn: Transaction, tables: Tables) -> int:
+        return (self.path / DATA).stat().st_size - pages_bytes(txn, tables)
 
     def _lease(self, keys: Sequence[bytes], owner: Owner, lease_s: float) -> Claim:
         self._check_writable()

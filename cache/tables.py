@@ -41,6 +41,16 @@ class Tables(NamedTuple):
     """Magic, schema version and counters."""
 
 
+def pages_bytes(txn: Transaction, tables: Tables) -> int:
+    """Bytes of the file that the tables fill; what it has beyond that can be written again."""
+    total = 0
+    for table in tables:
+        found = txn.stat(table)
+        pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
+        total += pages * found["psize"]
+    return total
+
+
 def get_number(txn: Transaction, tables: Tables, name: str) -> int:
     """A number kept in meta, 0 where it was never set."""
     raw = txn.get(number_key(name), db=tables.meta)

@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import pickle
 import threading
 
@@ -8,6 +10,7 @@ from cache import (
     CacheError,
     CacheFullError,
     Entry,
+    Oldest,
     Owner,
     Store,
     request_key,
@@ -149,6 +152,7 @@ def test_what_is_no_key_is_refused(store, key):
         ({"codec": "gif"}, "codec must be one of"),
         ({"max_gib": 0}, "max_gib must be positive"),
         ({"max_gib": float("nan")}, "max_gib must be positive"),
+        ({"durability": "none"}, "durability must be one of power, process, got 'none'"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(tmp_path, arguments, message):
@@ -209,9 +213,79 @@ def test_a_readonly_store_changes_nothing(tmp_path, make_entries):
         lambda: reader.claim([bytes(32)], Owner.current()),
         lambda: reader.release([bytes(32)], Owner.current()),
         lambda: reader.reject(request_key({}), {}, "blank"),
+        lambda: reader.evict(Oldest()),
+        lambda: reader.note_served([bytes(32)]),
+        lambda: reader.pin([bytes(32)], Owner.current()),
+        lambda: reader.unpin([bytes(32)], Owner.current()),
+        lambda: reader.drop_corrupt(bytes(32)),
+        lambda: reader.verify(repair=True),
+        lambda: reader.put_saliency("v1", {}),
+        lambda: reader.drop_saliency("v1"),
+        lambda: reader.put_stored([]),
     ):
         with pytest.raises(CacheError, match="store must not be readonly"):
             change()
+
+
+def flags(store):
+    with store._environment._admitted(write=True) as (handle, _):
+        return handle.flags()
+
+
+def test_a_commit_waits_for_the_disk_unless_told_otherwise(tmp_path):
+    power, process = Store(tmp_path / "a"), Store(tmp_path / "b", durability="process")
+    assert (flags(power)["sync"], flags(power)["metasync"]) == (True, True)
+    assert not flags(process)["sync"]
+    assert not flags(power)["writemap"]
+    assert not flags(process)["writemap"]
+
+
+def test_of_two_wishes_for_durability_in_a_process_the_stronger_counts(tmp_path, make_entries):
+    process = Store(tmp_path, durability="process")
+    process.put_many(make_entries(1))
+    assert not flags(process)["sync"]
+    power = Store(tmp_path)
+    assert flags(process)["sync"]
+    assert process.put_many(make_entries(2)) == 1
+    assert len(power) == 2
+
+
+def test_processes_that_differ_in_durability_write_one_cache(tmp_path, make_entries):
+    def write(first, durability):
+        store = Store(tmp_path, durability=durability)
+        for variant in range(first, first + 20):
+            store.put_many(make_entries(1, variant))
+
+    fork = multiprocessing.get_context("fork")
+    jobs = ((0, "power"), (100, "process"), (200, "power"))
+    processes = [fork.Process(target=write, args=job) for job in jobs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(Store(tmp_path)) == 60
+    assert Store(tmp_path).verify().is_clean
+
+
+def test_a_disk_without_room_is_said_so_before_anything_is_written(
+    store, make_entries, monkeypatch
+):
+    store.put_many(make_entries(1))
+    full = os.statvfs_result((4096, 4096, 10, 1, 1, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(CacheFullError, match="needs .* bytes of disk, 4096 are free; free space"):
+        store.put_many(make_entries(2))
+    assert len(store) == 1
+
+
+def test_free_pages_of_the_file_count_as_room(tmp_path, make_entries, monkeypatch):
+    store = Store(tmp_path, codec="raw")
+    store.put_many(make_entries(400, side=40))
+    store.evict(Oldest())
+    full = os.statvfs_result((4096, 4096, 10, 1, 1, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    assert store.put_many(make_entries(3)) == 3
 
 
 def test_a_closed_store_opens_again(store, make_entries):

@@ -14,7 +14,7 @@ def overwrite(path, table, key, value):
     with lmdb.open(str(path), map_size=2**30, max_dbs=16, lib_version=0) as environment:
         handle = environment.open_db(table, create=False)
         with environment.begin(write=True) as txn:
-            old = txn.get(key, db=handle)
+            old = txn.get(key, b"", db=handle)
             txn.put(key, value(old), db=handle)
 
 
