@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     """Check everything, prepare data and generator, then train on one or more ranks."""
-    from online_aug.assembly import describe_run, open_store
+    from online_aug.assembly import describe_run
     from online_aug.dataloader.sources import load_splits
     from online_aug.devices import plan_devices
     from online_aug.finetune import ensure_finetuned
@@ -46,6 +46,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.reporting.live import print_summary
     from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
     from online_aug.reporting.terminal import open_console
+    from online_aug.stores import open_store
     from online_aug.training.classifier import check_classifier
 
     devices = plan_devices(config.devices)

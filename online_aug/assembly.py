@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cache import Store
+from cache import Owner, Store
 from online_aug.config import Config
 from online_aug.dataloader.loader import OnlineAugLoader, WaitFor
 from online_aug.dataloader.mixed_dataset import MixedDataset
@@ -12,19 +12,13 @@ from online_aug.dataloader.transforms import train_transform
 from online_aug.devices import DevicePlan
 from online_aug.generation.supervisor import Supervisor
 from online_aug.recipe import BoundCompose, Recipe
+from online_aug.stores import open_store
 from online_aug.training.distributed import World
 from online_aug.training.interrupts import Interrupt
 
 _RAW_BYTES = 3
-
-
-def open_store(config: Config) -> Store:
-    """The cache of a configuration, created where it is missing.
-
-    Raises:
-        CacheError: If the path cannot be a cache.
-    """
-    return Store(config.cache.path, codec=config.cache.codec, max_gib=config.cache.max_gib)
+_PIN_S = 366 * 86_400.0
+"""Longer than any run; a pin ends with its process."""
 
 
 def order_of(config: Config, num_images: int) -> Order:
@@ -52,6 +46,8 @@ def build_loader(
     config = recipe.config
     store = open_store(config)
     keys = [request.key for request in recipe.plan]
+    if config.mixing.starvation == "wait" and config.cache.max_gib is not None:
+        store.pin(keys, Owner.current(), _PIN_S)  # each will be waited for, again and again
     generator = None
     if world.is_first and devices.generate and recipe.is_synthetic:
         generator = build_supervisor(devices, run_directory)

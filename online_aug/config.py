@@ -170,7 +170,12 @@ class CacheConfig(Section):
     path: Path = Path("runs/cache")
     """Directory of the LMDB cache, shared by runs and seeds."""
     max_gib: Positive | None = None
-    """Generation stops when the images in the cache take this many GiB; null is no limit."""
+    """What the images may take of the disk, GiB; null is no limit."""
+    eviction: Literal["served", "oldest"] | None = "served"
+    """What goes first where `max_gib` is reached: what was served `mixing.max_times_sampled` times
+    (once where that is null), then the oldest; the oldest; null keeps all and stops generation."""
+    durability: Literal["power", "process"] = "power"
+    """What a stored image survives: loss of power, or only the death of any process (faster)."""
     codec: Literal["png", "jpeg", "raw"] = "png"
     """How images are stored; png and raw are lossless."""
 

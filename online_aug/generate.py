@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache import CacheError, Store
+from cache import CacheError
 from online_aug.config_files import load_config
 from online_aug.errors import UserError
 from online_aug.generation.lifeline import Lifeline, die_with_parent
 from online_aug.generation.messages import Failed, Status
+from online_aug.stores import open_store
 
 if TYPE_CHECKING:
     from online_aug.generation.service import Work
@@ -56,7 +57,7 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
     torch.set_num_threads(threads)
     config = load_config(config_path)
     recipe = Recipe(config, load_splits(config.data), device)
-    store = Store(config.cache.path, codec=config.cache.codec, max_gib=config.cache.max_gib)
+    store = open_store(config)
     if not {"free", "claimed"} & set(store.status([request.key for request in recipe.plan])):
         lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
         return

@@ -10,7 +10,6 @@ from typing import Any, Self
 from safetensors.torch import load_file
 from torch import nn
 
-from online_aug.assembly import open_store
 from online_aug.config_files import config_digest
 from online_aug.dataloader.loader import OnlineAugLoader, StopWaiting
 from online_aug.errors import UserError
@@ -23,6 +22,7 @@ from online_aug.reporting.report import write_report
 from online_aug.reporting.run_directory import write_summary
 from online_aug.reporting.terminal import open_console
 from online_aug.run_state import EpochTally, RunState
+from online_aug.stores import open_store
 from online_aug.training.distributed import World, agree, barrier, total
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.evaluation import Evaluation, evaluate

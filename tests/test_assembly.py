@@ -7,13 +7,14 @@ import pytest
 import torch
 from recipe_samples import make_recipe
 
-from cache import Store
+from cache import Oldest, ServedFirst, Store
 from online_aug import assembly
-from online_aug.assembly import build_loader, build_supervisor, describe_run, open_store, order_of
+from online_aug.assembly import build_loader, build_supervisor, describe_run, order_of
 from online_aug.config_files import resolved_yaml
 from online_aug.devices import DevicePlan, plan_devices
 from online_aug.errors import UserError
 from online_aug.records import Served
+from online_aug.stores import open_store
 from online_aug.training.distributed import World
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -186,4 +187,21 @@ def test_the_cache_is_opened_as_configured(recipe_of):
     recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "codec": "raw", "max_gib": 2})
     store = open_store(recipe.config)
     assert isinstance(store, Store)
-    assert (store.codec, store.max_gib) == ("raw", 2)
+    assert (store.codec, store.max_gib, store.durability) == ("raw", 2, "power")
+
+
+@pytest.mark.parametrize(
+    ("eviction", "limit", "policy"),
+    [
+        ("served", None, ServedFirst(1)),
+        ("served", 3, ServedFirst(3)),
+        ("oldest", None, Oldest()),
+        (None, None, None),
+    ],
+)
+def test_what_the_cache_evicts_is_as_configured(recipe_of, eviction, limit, policy):
+    recipe, _ = recipe_of(
+        cache={"path": "/nowhere/cache", "eviction": eviction},
+        mixing={"max_times_sampled": limit},
+    )
+    assert open_store(recipe.config).policy == policy

@@ -130,7 +130,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(empty, override, 
 
 def test_an_unknown_key_is_answered_with_the_keys_of_its_section(empty):
     (line,) = error_lines(empty, "cache.size=3")
-    assert line.endswith("cache takes path, max_gib, codec")
+    assert line.endswith("cache takes path, max_gib, eviction, durability, codec")
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(empty):

@@ -1,5 +1,6 @@
 """OnlineAugLoader: a DataLoader that owns the generation process and mixes what it makes."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,13 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader
 
-from cache import Store
+from cache import CacheError, Store
 from online_aug.dataloader.mixed_dataset import MixedDataset, collate
 from online_aug.dataloader.mixing import Kind, MixingSampler, Slot
 from online_aug.errors import UserError
 from online_aug.records import Batch, Served
 
 _POLL_S = 0.05
+_NOTED_AT_ONCE = 1024
+_SERVED = (Kind.FRESH, Kind.CACHED)
+_log = logging.getLogger(__name__)
 _LEDGER = np.dtype([("index", "<u4"), ("kind", "u1"), ("number", "<i4")])
 
 
@@ -102,6 +106,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._served_before = 0
         self._ledger = ledger
         self._times: Counter[int] = Counter()
+        self._mixed, self._unnoted = dataset, list[bytes]()
         self.totals = Served()
         self.step = 0
         """Batches of this epoch that the training loop has received."""
@@ -126,9 +131,11 @@ class OnlineAugLoader(DataLoader[Batch]):
                 slots = sampler.planned.popleft()
                 self._account(slots, batch.served)
                 rows += map(_ledger_row, slots, kinds)
+                self._count_served(slots, kinds)
                 yield batch
         finally:  # also when the training loop ends in the middle of the epoch
             self._write_ledger(part, rows)
+            self._note_served()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration serves, from its first batch."""
@@ -178,6 +185,21 @@ class OnlineAugLoader(DataLoader[Batch]):
             # The process works for all ranks, and each is served its share.
             fresh = self.totals.fresh - self._served_before
             self._process.served(fresh * self._mixing.world_size)
+
+    def _count_served(self, slots: list[Slot], kinds: list[Kind]) -> None:
+        served = [slot.number for slot, kind in zip(slots, kinds, strict=True) if kind in _SERVED]
+        self._unnoted += [self._mixed.plan[number].key for number in served]
+        if len(self._unnoted) >= _NOTED_AT_ONCE:
+            self._note_served()
+
+    def _note_served(self) -> None:
+        """Tell the cache, which may evict first what was served."""
+        keys, self._unnoted = self._unnoted, []
+        try:
+            if keys:
+                self._mixed.store.note_served(keys)
+        except CacheError as error:
+            _log.warning("what was served is not noted in the cache: %s", error)
 
     def _write_ledger(self, part: str, rows: list[tuple[int, Kind, int]]) -> None:
         if self._ledger is not None and rows:

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache import CacheError, Store
+from cache import CacheError, CorruptRecordError, Record, Store
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.mixing import Kind, Slot
@@ -71,15 +71,27 @@ class MixedDataset(Dataset[Sample]):
         if slot.number < 0 or self.compose is None:
             return *self._real(slot.index), slot.kind
         request = self.plan[slot.number]
-        try:
-            record = self.store.get(request.key)
-        except CacheError as error:
-            _log.warning("a cached image cannot be used, the real one is served: %s", error)
-            record = None
+        record = self._record(request.key)
         if record is None:
             return *self._real(slot.index), Kind.STARVED
         image, label = self.compose(lambda: self._real(slot.index)[0], record.image, request)
         return image, label, slot.kind
+
+    def _record(self, key: bytes) -> Record | None:
+        """What the cache has for a request; a corrupt record leaves it, to be made again."""
+        try:
+            return self.store.get(key)
+        except CacheError as error:
+            _log.warning("a cached image cannot be used, the real one is served: %s", error)
+            if isinstance(error, CorruptRecordError):
+                self._drop(key)
+        return None
+
+    def _drop(self, key: bytes) -> None:
+        try:
+            self.store.drop_corrupt(key)
+        except CacheError as error:
+            _log.warning("a corrupt record stays in the cache: %s", error)
 
     def _real(self, index: int) -> tuple[Image, Tensor]:
         """The image at `index`; with `data.on_bad_image: skip` the next one that can be read."""

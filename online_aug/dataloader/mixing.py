@@ -1,7 +1,7 @@
 """Which image fills which slot: real, fresh or cached, decided in the main process of each rank."""
 
 import math
-from bisect import insort
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +87,7 @@ class Supply:
         max_times_sampled: int | None,
     ) -> None:
         """Look at what the cache holds of the plan's `keys` now."""
+        self._keys = list(keys)
         self._numbers = {key: number for number, key in enumerate(keys)}
         self._store = store
         self._rank, self._world_size = rank, world_size
@@ -128,19 +129,22 @@ class Supply:
 
     def take(self, rng: np.random.Generator) -> tuple[Kind, int] | None:
         """Fresh in the order it was made, else one of the pool; None where there is neither."""
-        if self._fresh:
+        while self._fresh:
             number = self._fresh.popleft()
-            self._times[number] += 1
-            self._offer(number)
-            return Kind.FRESH, number
-        if not self._pool:
-            return None
-        place = int(rng.integers(len(self._pool)))
-        number = self._pool[place]
-        self._times[number] += 1
-        if self._is_used_up(number):
-            del self._pool[place]
-        return Kind.CACHED, number
+            if self._is_there(number):
+                self._times[number] += 1
+                self._offer(number)
+                return Kind.FRESH, number
+        while self._pool:
+            place = int(rng.integers(len(self._pool)))
+            number = self._pool[place]
+            is_there = self._is_there(number)
+            self._times[number] += is_there
+            if not is_there or self._is_used_up(number):
+                del self._pool[place]
+            if is_there:
+                return Kind.CACHED, number
+        return None
 
     def take_number(self, number: int) -> tuple[Kind, int]:
         """One request of the plan that is in the cache."""
@@ -151,8 +155,14 @@ class Supply:
         return (Kind.FRESH if is_first else Kind.CACHED), number
 
     def _offer(self, number: int) -> None:
-        if not self._is_used_up(number):
-            insort(self._pool, number)
+        place = bisect_left(self._pool, number)
+        is_offered = number in self._pool[place : place + 1]  # evicted unnoticed, and made again
+        if not is_offered and not self._is_used_up(number):
+            self._pool.insert(place, number)
+
+    def _is_there(self, number: int) -> bool:
+        """It was not evicted since."""
+        return self._store.contains([self._keys[number]])[0]
 
     def _is_used_up(self, number: int) -> bool:
         """This rank has served its share of the limit; the shares of all ranks add up to it."""

@@ -18,6 +18,7 @@ MAY_DIFFER = frozenset(
     {
         "run.name", "run.dir", "run.epochs", "run.resume", "run.checkpoint_epochs",
         "data.root", "data.workers", "finetune.path", "cache.path", "cache.max_gib",
+        "cache.eviction", "cache.durability",
         "devices.train", "devices.generate",
         "generation.slots", "generation.attention", "generation.max_ahead",
     }

@@ -2,9 +2,9 @@ import logging
 
 import numpy as np
 import pytest
+import schema_1
 
 from cache import CacheError, Owner, Store, request_key
-from tests.cache import schema_1
 
 REQUESTS = [
     {"method": "demo", "variant": v, "source_digest": "ab"[v % 2], "strength": 0.5}

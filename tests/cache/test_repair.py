@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from overwriting import overwrite
 
 from cache import CorruptRecordError, Oldest, Owner, Store, log, request_key
-from tests.cache.test_verify import overwrite
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
+from overwriting import overwrite
 
 from cache import CacheError, CacheFullError, CorruptRecordError, Store
-from tests.cache.test_verify import overwrite
 
 
 def test_a_map_comes_back_under_its_version_and_source(store):

@@ -1,21 +1,12 @@
-import lmdb
 import numpy as np
 import pytest
+from overwriting import overwrite
 
 from cache import CorruptRecordError, Entry, Owner, request_key
 
 
 def keys_of(entries):
     return [request_key(entry.request) for entry in entries]
-
-
-def overwrite(path, table, key, value):
-    """What a failing disk does: bytes change behind the cache's back."""
-    with lmdb.open(str(path), map_size=2**30, max_dbs=16, lib_version=0) as environment:
-        handle = environment.open_db(table, create=False)
-        with environment.begin(write=True) as txn:
-            old = txn.get(key, b"", db=handle)
-            txn.put(key, value(old), db=handle)
 
 
 def test_a_corrupt_record_is_an_error_and_not_an_image(store, make_entries):

@@ -18,6 +18,7 @@ from mixing_samples import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from cache import CacheFullError, log
 from online_aug.dataloader.loader import StopWaiting, WaitFor
 from online_aug.dataloader.mixing import Kind
 from online_aug.errors import UserError
@@ -215,6 +216,32 @@ def test_the_ledger_says_what_each_slot_got(store, tmp_path):
         is_synthetic = row["kind"] in (Kind.FRESH, Kind.CACHED)
         expected = [255, row["number"], row["number"]] if is_synthetic else [row["index"]] * 3
         assert image[:, 0, 0].tolist() == expected
+
+
+def times_served(store):
+    with store._environment.transaction() as (txn, tables):
+        return {row.key: row.served for _, row in log.walk(txn, tables)}
+
+
+def test_the_cache_is_told_how_often_each_image_was_served(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("online_aug.dataloader.loader._NOTED_AT_ONCE", 5)
+    put(store, range(len(PLAN)))
+    loader = Setup(store, probability=0.7).loader(ledger=tmp_path)
+    run(loader, [0, 1])
+    rows = np.concatenate([np.load(path) for path in sorted(tmp_path.glob("*.npy"))])
+    counts = Counter(int(number) for number in rows["number"] if number >= 0)
+    assert times_served(store) == {key: counts[number] for number, key in enumerate(KEYS)}
+
+
+def test_a_cache_that_cannot_be_told_what_was_served_ends_no_run(store, monkeypatch, caplog):
+    def fail(keys):
+        raise CacheFullError("cache /c cannot grow: the disk is full")
+
+    put(store, range(len(PLAN)))
+    loader = Setup(store, probability=1).loader()
+    monkeypatch.setattr(store, "note_served", fail)
+    assert len(run(loader, [0])) == len(loader)
+    assert "what was served is not noted in the cache: cache /c cannot grow" in caplog.text
 
 
 def test_the_ledger_and_the_counters_call_an_unreadable_record_starved(store, tmp_path):

@@ -82,6 +82,8 @@ def test_a_corrupt_record_is_replaced_by_the_real_image_counted_and_said(store, 
     assert (sample.image == 2).all()
     assert sample.kind is Kind.STARVED
     assert f"the real one is served: record {KEYS[9].hex()} is corrupt" in caplog.text
+    assert store.status([KEYS[9]]) == ["free"]
+    assert store.stats()["corrupt"] == 1
 
 
 def test_a_broken_image_ends_the_run_with_its_name(store):

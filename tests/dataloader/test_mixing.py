@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, make_order, make_supply, put
 
-from cache import Store
+from cache import Keys, Oldest, Store
 from online_aug.dataloader.mixing import Kind
 from online_aug.seeding import numpy_rng
 
@@ -252,3 +252,31 @@ def test_waiting_serves_no_image_more_often_than_allowed(store):
     counts = Counter(number for *_, number in served(batches))
     assert counts.pop(-1) == 8 * IMAGES - 2 * len(PLAN)
     assert counts == dict.fromkeys(range(len(PLAN)), 2)
+
+
+def test_an_evicted_image_is_not_served_and_comes_back_when_it_is_made_again(store):
+    put(store, [3])
+    supply = make_supply(store)
+    put(store, [4, 5])
+    supply.refresh()
+    store.evict(Keys((KEYS[3], KEYS[4])))
+    rng = np.random.default_rng(0)
+    taken = [supply.take(rng) for _ in range(6)]
+    assert taken == [(Kind.FRESH, 5)] + [(Kind.CACHED, 5)] * 5
+    store.evict(Oldest())
+    assert supply.take(rng) is None
+    put(store, [3])
+    supply.refresh()
+    assert supply.take(rng) == (Kind.FRESH, 3)
+
+
+def test_an_image_made_again_after_an_unnoticed_eviction_is_not_drawn_twice_as_often(store):
+    put(store, [3, 7])
+    supply = make_supply(store)
+    rng = np.random.default_rng(0)
+    assert supply.take(rng)[0] is Kind.CACHED
+    store.evict(Keys((KEYS[3],)))
+    put(store, [3])
+    supply.refresh()
+    drawn = [number for _, number in (supply.take(rng) for _ in range(2001))]
+    assert 900 < drawn.count(3) < 1100

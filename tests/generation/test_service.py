@@ -208,7 +208,7 @@ def test_a_failure_releases_what_was_claimed_and_not_begun(store):
 
 
 def test_a_full_cache_ends_the_work_and_is_told(tmp_path):
-    with Store(tmp_path / "cache", codec="raw", max_gib=10_000 / 2**30) as store:
+    with Store(tmp_path / "cache", codec="raw", max_gib=10_000 / 2**30, policy=None) as store:
         _, trainer = serve(store)
         assert trainer.told[-1].state == "full"
         assert 0 < trainer.told[-1].generated == len(store) < len(PLAN)
