@@ -59,7 +59,7 @@ class RecipeFirst:
         """Positions of the recipes' members, from the last, then the others."""
         for recipe_id in self.recipe_ids:
             for ordinal in reversed(range(entries_of(txn, tables, recipe_id))):
-                yield member(txn, tables, recipe_id, ordinal)
+                yield member(txn, tables, recipe_id, ordinal)[0]
         yield from _next(self.then, txn, tables)
 
 

@@ -12,7 +12,7 @@ from cache import log
 from cache.accounting import entries_of, recipes
 from cache.errors import CorruptRecordError
 from cache.facts import ID_BYTES, NO_SOURCE
-from cache.key import Scalar, canonical_bytes
+from cache.key import KEY_BYTES, Scalar, canonical_bytes
 from cache.log import Row, pack_position, unpack_position
 from cache.tables import Tables, Transaction
 
@@ -22,6 +22,7 @@ EVERYTHING = bytes(ID_BYTES)
 _ORDINAL = struct.Struct(">Q")
 _TIMES = struct.Struct(">I")
 _MOST_TIMES = 2**32 - 1
+_ENTRY_BYTES = 8 + KEY_BYTES
 
 
 class Index:
@@ -41,8 +42,8 @@ class Index:
         place = pack_position(position)
         row = replace(
             row,
-            ordinal=self._enter(EVERYTHING, place),
-            recipe_ordinal=self._enter(row.recipe_id, place),
+            ordinal=self._enter(EVERYTHING, place + row.key),
+            recipe_ordinal=self._enter(row.recipe_id, place + row.key),
         )
         log.append(self._txn, self._tables, position, row)
         if row.source_id != NO_SOURCE:
@@ -83,34 +84,34 @@ class Index:
             self._counts[group] = entries_of(self._txn, self._tables, group)
         return self._counts[group]
 
-    def _enter(self, group: bytes, place: bytes) -> int:
+    def _enter(self, group: bytes, entry: bytes) -> int:
         ordinal = self._count(group)
-        self._txn.put(group + _ORDINAL.pack(ordinal), place, db=self._tables.members)
+        self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
         self._counts[group] = ordinal + 1
         return ordinal
 
     def _leave(self, group: bytes, ordinal: int) -> None:
         last = self._counts[group] = self._count(group) - 1
         if ordinal != last:
-            position = member(self._txn, self._tables, group, last)
-            place = pack_position(position)
-            self._txn.put(group + _ORDINAL.pack(ordinal), place, db=self._tables.members)
+            position, key = member(self._txn, self._tables, group, last)
+            entry = pack_position(position) + key
+            self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
             row, is_all = self._row(position), group == EVERYTHING
             row = replace(row, ordinal=ordinal) if is_all else replace(row, recipe_ordinal=ordinal)
             log.write(self._txn, self._tables, position, row)
         self._txn.delete(group + _ORDINAL.pack(last), db=self._tables.members)
 
 
-def member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> int:
-    """The position of one member of a recipe or of everything.
+def member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> tuple[int, bytes]:
+    """Position and key of one member of a recipe or of everything.
 
     Raises:
         CorruptRecordError: If it has none of that number.
     """
     raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
-    if raw is None:
+    if raw is None or len(raw) != _ENTRY_BYTES:
         raise _damaged(f"{group.hex()} has no member {ordinal}")
-    return unpack_position(raw)
+    return unpack_position(raw[:-KEY_BYTES]), raw[-KEY_BYTES:]
 
 
 def sample(
@@ -129,10 +130,7 @@ def sample(
     for drawn in rng.integers(ends[-1], size=count).tolist():
         which = bisect_right(ends, drawn)
         ordinal = drawn - (ends[which - 1] if which else 0)
-        row = log.row_at(txn, tables, member(txn, tables, groups[which][0], ordinal))
-        if row is None:
-            raise _damaged(f"member {ordinal} of {groups[which][0].hex()} is not in the log")
-        keys.append(row.key)
+        keys.append(member(txn, tables, groups[which][0], ordinal)[1])
     return keys
 
 
@@ -161,9 +159,9 @@ def missing(txn: Transaction, tables: Tables, position: int, row: Row) -> list[s
     place = pack_position(position)
     members, everything = tables.members, EVERYTHING + _ORDINAL.pack(row.ordinal)
     names = []
-    if txn.get(everything, db=members) != place:
+    if txn.get(everything, db=members) != place + row.key:
         names.append("record is not among all members")
-    if txn.get(row.recipe_id + _ORDINAL.pack(row.recipe_ordinal), db=members) != place:
+    if txn.get(row.recipe_id + _ORDINAL.pack(row.recipe_ordinal), db=members) != place + row.key:
         names.append("record is not among the members of its recipe")
     if row.source_id != NO_SOURCE and txn.get(row.source_id + place, db=tables.by_source) is None:
         names.append("record is not in the index of sources")
