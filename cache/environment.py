@@ -18,6 +18,7 @@ import lmdb
 from cache.errors import CacheError
 from cache.handle import begin, open_handle, probe, worded
 from cache.location import (
+    DATA,
     LOCK,
     check_local,
     check_not_compacting,
@@ -27,6 +28,7 @@ from cache.location import (
     make_writable,
 )
 from cache.schema import create_tables, open_tables
+from cache.soundness import check_sound, note_sound
 from cache.tables import Tables, Transaction
 
 FORK_PATIENCE_S = 30.0
@@ -51,6 +53,8 @@ class Environment:
         self._tables: Tables | None = None
         self._is_writable = self._is_synced = self._is_reserved = False
         self._pid = 0
+        self._data = str(path / DATA)
+        self._seen = (0, 0)
         self._running: list[int] = []
 
     @contextmanager
@@ -72,6 +76,8 @@ class Environment:
                     txn.commit()
                 finally:
                     txn.abort()  # nothing after a commit
+                if write:
+                    note_sound(self.path, durable=self._is_synced)
         except lmdb.Error as error:
             raise worded(self.path, error) from error
 
@@ -135,6 +141,8 @@ class Environment:
             self._shut()
         if self._handle is None or self._tables is None:
             self._open()
+        else:
+            self._check_same_file()
         assert self._handle is not None
         assert self._tables is not None
         return self._handle, self._tables
@@ -146,6 +154,7 @@ class Environment:
             make_writable(self.path)
         else:
             check_readable(self.path)
+        is_to_note = check_sound(self.path)
         if is_started(self.path) and not (self.path / LOCK).exists():
             probe(self.path)
         handle = self._open_current(writable)
@@ -158,6 +167,10 @@ class Environment:
         self._handle, self._tables = handle, tables
         self._is_writable, self._is_synced = writable, self.wants_sync
         self._pid = os.getpid()
+        if is_to_note:
+            note_sound(self.path)
+        found = os.stat(self._data)  # noqa: PTH116
+        self._seen = found.st_ino, found.st_size
 
     def _open_current(self, writable: bool) -> lmdb.Environment:
         """LMDB on the file that is there now, not on one that `compact` has just replaced."""
@@ -169,6 +182,21 @@ class Environment:
                 return handle
             handle.close()
         raise CacheError(f"cache {self.path} was replaced while it was opened; try again")
+
+    def _check_same_file(self) -> None:
+        # What LMDB has mapped must be there: a page cut off kills the process that reads it, and
+        # records written to a removed file are lost.
+        inode, size = self._seen
+        try:
+            found = os.stat(self._data)  # noqa: PTH116  # a Path takes as long again
+        except OSError:
+            found = None
+        if found is None or found.st_ino != inode or found.st_size < size:
+            raise CacheError(
+                f"cache {self.path} was removed, replaced or cut short while it was open; "
+                "put it back, or close the store to start with what is there now"
+            )
+        self._seen = inode, found.st_size
 
     def _shut(self) -> None:
         # An inherited one stays untouched: closing it would free the reader slots of the parent.

@@ -9,6 +9,8 @@ from pathlib import Path
 from cache.errors import CacheError, CacheFullError
 
 DATA, LOCK, COMPACT = "data.mdb", "lock.mdb", "data.mdb.compact"
+NOTE = "sound"
+"""Which data file was last known to be sound; made again where it is missing."""
 MOUNTS = Path("/proc/mounts")
 MARGIN_BYTES = 2**20
 """Left free on the disk."""
@@ -132,7 +134,7 @@ def make_writable(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        others = {item.name for item in path.iterdir()} - {DATA, LOCK}
+        others = {item.name for item in path.iterdir()} - {DATA, LOCK, NOTE}
     except OSError as error:
         raise CacheError(
             f"cache path must be a directory that can be made and read, got {path}: "

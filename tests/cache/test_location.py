@@ -82,7 +82,11 @@ def test_an_empty_or_missing_directory_becomes_a_cache(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "a/b/c"):
         Store(tmp_path / name).open()
-        assert {path.name for path in (tmp_path / name).iterdir()} == {"data.mdb", "lock.mdb"}
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            "data.mdb",
+            "lock.mdb",
+            "sound",
+        }
 
 
 def test_a_cache_whose_maker_was_killed_at_once_is_made_anew(tmp_path):
