@@ -1,0 +1,212 @@
+"""What comes of a cache when one of its bytes is another? A table over every byte of a small one.
+
+    python benchmarks/cache_flips.py [--stride 1] [--first 0] [--seed 0]
+
+Flips bits of one byte of the data file, reads everything, writes on, reads everything again, puts
+the file back and goes on to the next byte. Good ends are a byte that does not matter, a cache that
+is refused when it is opened, and records that are found to be broken. A wrong image, a death, a
+hang, an error without words and a loss that `verify` does not see are bad ones: exit status 1.
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from lmdb.verify import VerifyError, verify
+
+from cache import CacheError, Entry, Owner, Store, request_key, soundness
+from online_aug.reporting.progress import progress
+
+HANG_S = 20
+PAGE_BYTES = 4096
+BAD = ("wrong image", "killed", "hung", "error without words", "loss that verify does not see")
+_FORK = multiprocessing.get_context("fork")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print how often each end was met and where the bad ones were; 1 if there was one."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/cache_flips.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--stride", type=int, default=1, help="flip every so manyth byte")
+    parser.add_argument("--first", type=int, default=0, help="the first byte to flip")
+    parser.add_argument("--seed", type=int, default=0, help="draws the bits that are flipped")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="cache-flips-", dir=_memory()) as folder:
+        whole = _small_cache(Path(folder, "whole"))
+        masks = np.random.default_rng(arguments.seed).integers(1, 256, len(whole))
+        flips = [
+            (at, int(masks[at])) for at in range(arguments.first, len(whole), arguments.stride)
+        ]
+        print(f"{len(flips)} of {len(whole)} bytes, {len(whole) // PAGE_BYTES} pages", flush=True)
+        ends = dict(_ends(whole, flips, Path(folder, "flipped")))
+    return _report(ends)
+
+
+def _report(ends: dict[int, str]) -> int:
+    for end, count in Counter(ends.values()).most_common():
+        print(f"{count:8d}  {end}")
+    bad = {at: end for at, end in ends.items() if end.startswith(BAD)}
+    for at, end in bad.items():
+        print(f"byte {at} (page {at // PAGE_BYTES}, {at % PAGE_BYTES}): {end}")
+    print(f"{len(bad)} bad ends")
+    return int(bool(bad))
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _small_cache(path: Path) -> bytes:
+    with Store(path, codec="raw") as store:
+        for entry in _entries():  # many commits, so that there are free pages
+            store.put_many([entry])
+        for number in range(3):
+            request = {"rejected": number}
+            store.reject(request_key(request), request, "blank")
+        store.claim([request_key({"claimed": number}) for number in range(3)], Owner.current())
+    return (path / "data.mdb").read_bytes()
+
+
+def _entries(first: int = 0) -> list[Entry]:
+    rng = np.random.default_rng(first)
+    sides = [(6, 8)] * 20 + [(40, 50)] * 2  # some in the pages of the tree, some in pages of theirs
+    return [
+        Entry({"method": "demo", "variant": variant}, rng.integers(0, 256, (*side, 3), np.uint8))
+        for variant, side in enumerate(sides, first)
+    ]
+
+
+def _ends(whole: bytes, flips: list[tuple[int, int]], path: Path) -> Iterator[tuple[int, str]]:
+    path.mkdir()
+    with progress("flipping", len(flips)) as bar:
+        done = 0
+        while done < len(flips):
+            receiver, sender = _FORK.Pipe(duplex=False)
+            process = _FORK.Process(target=_work, args=(whole, flips[done:], path, sender))
+            process.start()
+            sender.close()
+            for end in _received(receiver):
+                yield flips[done][0], end
+                done += 1
+                bar.advance(1)
+            process.join()
+            if process.exitcode:
+                is_hung = process.exitcode == -signal.SIGALRM
+                yield flips[done][0], "hung" if is_hung else f"killed by {-process.exitcode}"
+                done += 1
+                bar.advance(1)
+
+
+def _received(receiver: Connection) -> Iterator[str]:
+    while True:
+        try:
+            yield receiver.recv()
+        except EOFError:
+            return
+
+
+def _work(whole: bytes, flips: list[tuple[int, int]], path: Path, sender: Connection) -> None:
+    # What a child process does for each opening; one for each byte would take hours.
+    soundness._examine = _examine
+    for at, mask in flips:
+        broken = bytearray(whole)
+        broken[at] ^= mask
+        shutil.rmtree(path)
+        path.mkdir()
+        (path / "data.mdb").write_bytes(broken)
+        signal.alarm(HANG_S)
+        try:
+            end = _end(path)
+        except Exception as error:
+            end = f"error without words: {type(error).__name__}: {error}"
+        signal.alarm(0)
+        sender.send(end)
+
+
+def _examine(path: Path) -> str:
+    try:
+        return "damaged" if verify(str(path)) else ""
+    except VerifyError:
+        return "damaged"
+
+
+def _end(path: Path) -> str:
+    expected = {request_key(entry.request): entry for entry in _entries()}
+    try:
+        Store(path, readonly=True).open()
+    except CacheError:
+        return "refused when opened"
+    with Store(path, codec="raw", readonly=True) as store:
+        first = _read(store, expected)
+    with Store(path, codec="raw") as store:
+        refusals = _write(store)
+        later = _entries(1000)
+        written = {} if refusals else {request_key(entry.request): entry for entry in later}
+        second = _read(store, expected | written)
+    found = first + second + refusals
+    for end in ("wrong image", "record missing", "record found to be broken", "operation refused"):
+        if end in found and end == "record missing":
+            return "seen by verify" if "verify" in found else "loss that verify does not see"
+        if end in found:
+            return end
+    return "seen by verify" if "verify" in found else "harmless"
+
+
+def _read(store: Store, expected: dict[bytes, Entry]) -> list[str]:
+    found = []
+    for key, entry in expected.items():
+        try:
+            record = store.get(key)
+        except CacheError:
+            found.append("record found to be broken")
+            continue
+        if record is None:
+            found.append("record missing")
+        elif not np.array_equal(record.image, entry.image):
+            found.append("wrong image")
+    keys = list(expected)
+    calls = (
+        store.stats,
+        store.tail,
+        lambda: store.contains(keys),
+        lambda: store.status(keys),
+        lambda: store.sample(np.random.default_rng(0), 5),
+    )
+    found += [end for call in calls for end in _attempt(call)]
+    try:
+        return found if store.verify().is_clean else [*found, "verify"]
+    except CacheError:
+        return [*found, "verify"]
+
+
+def _write(store: Store) -> list[str]:
+    request = {"rejected": "later"}
+    calls = (
+        lambda: store.put_many(_entries(1000)),
+        lambda: store.claim([request_key({"claimed": number}) for number in range(6)], _ME),
+        lambda: store.reject(request_key(request), request, "blank"),
+        lambda: store.release([request_key({"claimed": 0})], _ME),
+    )
+    return [end for call in calls for end in _attempt(call)]
+
+
+def _attempt(call: object) -> list[str]:
+    try:
+        call()
+    except CacheError:
+        return ["operation refused"]
+    return []
+
+
+_ME = Owner.current()
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
