@@ -1,0 +1,24 @@
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(command, *arguments):
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / command, *arguments], capture_output=True, text=True
+    )
+
+
+def test_killed_writers_and_readers_lose_nothing_and_leave_nothing_behind():
+    done = run("cache_torture.py", "--kills", "12", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 lost" in done.stdout
+    assert "verify: clean" in done.stdout
+
+
+def test_a_flipped_byte_is_harmless_or_refused_or_detected():
+    done = run("cache_flips.py", "--stride", "701")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n0 bad ends" in done.stdout
