@@ -1,0 +1,262 @@
+"""Any order of calls leaves a cache in the state that a dictionary would be in."""
+
+import pickle
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import lmdb
+import numpy as np
+import pytest
+from cache_model import DEAD, ELSEWHERE, HERE, Model
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cache import (
+    CacheFullError,
+    CorruptRecordError,
+    Entry,
+    Keys,
+    Oldest,
+    ServedFirst,
+    Store,
+    recipe_of,
+    request_key,
+)
+
+MAX_BYTES = 60_000
+
+
+def entry(number):
+    """One of twenty: of two methods, two recipes of the first, five sources, two sizes."""
+    request = {"method": "ab"[number % 2], "variant": number, "source_digest": f"s{number % 5}"}
+    if number % 4 == 2:
+        request["resolution"] = 64
+    side = 50 if number % 3 else 5
+    return Entry(request, np.full((side, side + 1, 3), number, np.uint8), {"confidence": 0.5})
+
+
+ENTRIES = [entry(number) for number in range(20)]
+KEYS = [request_key(offered.request) for offered in ENTRIES]
+numbers = st.integers(0, len(ENTRIES) - 1)
+some = st.lists(numbers, max_size=8)
+owners = st.sampled_from([HERE, ELSEWHERE, DEAD])
+leases = st.sampled_from([1.0, 50.0, 1000.0])
+recipes = st.sampled_from([None, {}, {"method": "a"}, {"method": "b"}, {"resolution": 64}])
+versions = st.sampled_from(["one", "two"])
+
+
+class CacheMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        self.folder = Path(tempfile.mkdtemp(prefix="cache-machine-", dir=in_memory))
+        self.model = Model()
+        clock = SimpleNamespace(time=lambda: self.model.now)
+        self.patches = [mock.patch(f"cache.{name}.time", clock) for name in ("store", "reading")]
+        for patch in self.patches:
+            patch.start()
+        self.store = self.make().open()
+
+    def make(self, **options):
+        return Store(self.folder / "cache", codec="raw", **options)
+
+    def teardown(self):
+        try:
+            self.repair()
+            assert self.store.verify().is_clean
+        finally:
+            self.store.close()
+            for patch in self.patches:
+                patch.stop()
+            shutil.rmtree(self.folder)
+
+    @rule(chosen=some)
+    def put(self, chosen):
+        offered = [ENTRIES[number] for number in chosen]
+        assert self.store.put_many(offered) == self.model.put(offered)
+
+    @rule(chosen=some, max_times=st.sampled_from([None, 1, 2]))
+    def put_within_a_limit(self, chosen, max_times):
+        policy = Oldest() if max_times is None else ServedFirst(max_times)
+        limited = self.make(max_gib=MAX_BYTES / 2**30, policy=policy)
+        offered = [ENTRIES[number] for number in chosen]
+        try:
+            expected = self.model.put(offered, MAX_BYTES, max_times)
+        except CacheFullError:
+            with pytest.raises(CacheFullError, match="cache.max_gib must leave room"):
+                limited.put_many(offered)
+        else:
+            assert limited.put_many(offered) == expected
+
+    @rule(number=numbers)
+    def get(self, number):
+        kept = self.model.records.get(KEYS[number])
+        if kept is None:
+            assert self.store.get(KEYS[number]) is None
+        elif kept.is_broken:
+            with pytest.raises(CorruptRecordError, match=KEYS[number].hex()):
+                self.store.get(KEYS[number])
+        else:
+            record = self.store.get(KEYS[number])
+            assert np.array_equal(record.image, kept.entry.image)
+            assert (record.request, record.scores) == (kept.entry.request, kept.entry.scores)
+
+    @rule(after=st.integers(0, 12), limit=st.none() | st.integers(0, 5))
+    def tail(self, after, limit):
+        expected = [(at, key) for at, key in self.model.log() if at > after]
+        assert self.store.tail(after, limit) == expected[:limit]
+
+    @rule(seed=st.integers(0, 99), recipe=recipes)
+    def sample(self, seed, recipe):
+        drawn = self.store.sample(np.random.default_rng(seed), 6, recipe)
+        matching = self.model.matching(recipe)
+        assert len(drawn) == (6 if matching else 0)
+        assert set(drawn) <= matching
+
+    @rule(source=st.integers(0, 5))
+    def by_source(self, source):
+        digest = f"s{source}"
+        expected = [
+            key
+            for _, key in self.model.log()
+            if self.model.records[key].entry.request["source_digest"] == digest
+        ]
+        assert self.store.by_source(digest) == expected
+
+    @rule(chosen=some, owner=owners, lease_s=leases)
+    def claim(self, chosen, owner, lease_s):
+        keys = [KEYS[number] for number in chosen]
+        assert self.store.claim(keys, owner, lease_s) == self.model.claim(keys, owner, lease_s)
+
+    @rule(chosen=some, owner=owners)
+    def release(self, chosen, owner):
+        keys = [KEYS[number] for number in chosen]
+        self.store.release(keys, owner)
+        self.model.release(keys, owner)
+
+    @rule(number=numbers, reason=st.sampled_from(["blank", "nan"]))
+    def reject(self, number, reason):
+        self.store.reject(KEYS[number], ENTRIES[number].request, reason)
+        self.model.reject(KEYS[number], reason)
+
+    @rule(chosen=some)
+    def note_served(self, chosen):
+        keys = [KEYS[number] for number in chosen]
+        self.store.note_served(keys)
+        for key in keys:
+            if key in self.model.records:
+                self.model.records[key].served += 1
+
+    @rule(chosen=some, owner=owners, lease_s=leases)
+    def pin(self, chosen, owner, lease_s):
+        keys = [KEYS[number] for number in chosen]
+        self.store.pin(keys, owner, lease_s)
+        self.model.pins.update({(key, owner): self.model.now + lease_s for key in keys})
+
+    @rule(chosen=some, owner=owners)
+    def unpin(self, chosen, owner):
+        keys = [KEYS[number] for number in chosen]
+        self.store.unpin(keys, owner)
+        for key in keys:
+            self.model.pins.pop((key, owner), None)
+
+    @rule(count=st.none() | st.integers(0, 4), max_times=st.sampled_from([None, 1, 2]))
+    def evict_in_order(self, count, max_times):
+        policy = Oldest() if max_times is None else ServedFirst(max_times)
+        free = [key for key in self.model.order(max_times) if not self.model.is_pinned(key)]
+        assert self.store.evict(policy, count=count) == len(free[:count])
+        for key in free[:count]:
+            self.model.evict(key)
+
+    @rule(chosen=some)
+    def evict_by_name(self, chosen):
+        keys = dict.fromkeys(KEYS[number] for number in chosen)
+        gone = [k for k in keys if k in self.model.records and not self.model.is_pinned(k)]
+        assert self.store.evict(Keys(tuple(keys))) == len(gone)
+        for key in gone:
+            self.model.evict(key)
+
+    @rule(version=versions, source=st.integers(0, 3), data=st.binary(max_size=50))
+    def put_saliency(self, version, source, data):
+        self.store.put_saliency(version, {f"s{source}": data})
+        self.model.saliency[version, f"s{source}"] = data
+
+    @rule(version=versions)
+    def drop_saliency(self, version):
+        gone = [name for name in self.model.saliency if name[0] == version]
+        assert self.store.drop_saliency(version) == len(gone)
+        for name in gone:
+            del self.model.saliency[name]
+
+    @rule(passing_s=st.sampled_from([0.5, 20.0, 400.0]))
+    def time_passes(self, passing_s):
+        self.model.now += passing_s
+
+    @precondition(lambda self: self.model.records)
+    @rule(data=st.data())
+    def a_byte_of_a_record_changes(self, data):
+        key = data.draw(st.sampled_from(sorted(self.model.records)))
+        self.store.close()
+        with lmdb.open(str(self.store.path), map_size=2**30, max_dbs=16, lib_version=0) as other:
+            records = other.open_db(b"records", create=False)
+            with other.begin(write=True) as txn:
+                value = txn.get(key, db=records)
+                txn.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=records)
+        kept = self.model.records[key]
+        kept.is_broken = not kept.is_broken
+
+    @rule(number=numbers)
+    def drop_corrupt(self, number):
+        assert self.store.drop_corrupt(KEYS[number]) == self.model.drop_broken(KEYS[number])
+
+    @rule()
+    def repair(self):
+        broken = [key for key, kept in self.model.records.items() if kept.is_broken]
+        report = self.store.verify(repair=True)
+        assert report.is_clean == (not broken)
+        assert sorted(report.dropped) == sorted(broken)
+        for key in broken:
+            self.model.drop_broken(key)
+
+    @rule(readonly=st.booleans())
+    def another_store_sees_the_same(self, readonly):
+        other = pickle.loads(pickle.dumps(self.make(readonly=readonly)))
+        assert other.tail() == self.model.log()
+
+    @rule()
+    def close(self):
+        self.store.close()
+
+    @invariant()
+    def every_key_has_the_status_of_the_model(self):
+        assert self.store.status(KEYS) == [self.model.status(key) for key in KEYS]
+        assert self.store.contains(KEYS) == [key in self.model.records for key in KEYS]
+        assert (len(self.store), self.store.position()) == (
+            len(self.model.records),
+            self.model.position,
+        )
+
+    @invariant()
+    def everything_is_counted(self):
+        model, stats = self.model, self.store.stats()
+        requests = [kept.entry.request for kept in model.records.values()]
+        assert stats["by_method"] == Counter(request["method"] for request in requests)
+        assert stats["rejected_by_reason"] == Counter(model.rejected.values())
+        assert (stats["evicted"], stats["corrupt"]) == (model.evicted, model.corrupt)
+        assert stats["stored_bytes"] == sum(kept.stored for kept in model.records.values())
+        living = [model.lives(*claim) for claim in model.claims.values()]
+        assert (stats["claims_live"], stats["claims_dead"]) == (sum(living), living.count(False))
+        assert stats["pins_live"] == sum(model.lives(o, t) for (_, o), t in model.pins.items())
+        assert stats["saliency_maps"] == len(model.saliency)
+        expected = Counter(tuple(sorted(recipe_of(request).items())) for request in requests)
+        found = {tuple(sorted(r.fields.items())): r.entries for r in self.store.recipes()}
+        assert found == expected
+
+
+CacheMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestCacheMachine = CacheMachine.TestCase
