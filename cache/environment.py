@@ -34,6 +34,8 @@ from cache.tables import Tables, Transaction
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""
 _TRIES = 3
+READERS_CHECKED_EVERY_S = 5.0
+"""How often a writer clears the slots of killed readers, which keep old pages from being reused."""
 
 _gate = threading.Condition()
 _environments: dict[Path, "Environment"] = {}
@@ -55,6 +57,7 @@ class Environment:
         self._pid = 0
         self._data = str(path / DATA)
         self._seen = (0, 0)
+        self._readers_checked = 0.0
         self._running: list[int] = []
 
     @contextmanager
@@ -70,6 +73,8 @@ class Environment:
         """
         try:
             with self._admitted(write) as (handle, tables):
+                if write:
+                    self._clear_dead_readers(handle)
                 txn = begin(handle, write)
                 try:
                     yield txn, tables
@@ -182,6 +187,12 @@ class Environment:
                 return handle
             handle.close()
         raise CacheError(f"cache {self.path} was replaced while it was opened; try again")
+
+    def _clear_dead_readers(self, handle: lmdb.Environment) -> None:
+        now = time.monotonic()
+        if now - self._readers_checked >= READERS_CHECKED_EVERY_S:
+            handle.reader_check()
+            self._readers_checked = now
 
     def _check_same_file(self) -> None:
         # What LMDB has mapped must be there: a page cut off kills the process that reads it, and

@@ -78,7 +78,10 @@ def fingerprint(path: Path) -> str | None:
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether another process has the cache open: every one holds a lock on the first byte."""
+    """Whether another process has the cache open: every one holds a lock on the first byte.
+
+    Not to be asked while this process has it open: closing any file gives up its own lock on it.
+    """
     try:
         lock = os.open(path / LOCK, os.O_RDWR)
     except OSError:

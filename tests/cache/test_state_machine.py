@@ -28,11 +28,11 @@ from cache import (
     request_key,
 )
 
-MAX_BYTES = 60_000
+MAX_BYTES = 40_000
 
 
 def entry(number):
-    """One of twenty: of two methods, two recipes of the first, five sources, two sizes."""
+    """One of twelve: of two methods, two recipes of the first, five sources, two sizes."""
     request = {"method": "ab"[number % 2], "variant": number, "source_digest": f"s{number % 5}"}
     if number % 4 == 2:
         request["resolution"] = 64
@@ -40,10 +40,10 @@ def entry(number):
     return Entry(request, np.full((side, side + 1, 3), number, np.uint8), {"confidence": 0.5})
 
 
-ENTRIES = [entry(number) for number in range(20)]
+ENTRIES = [entry(number) for number in range(12)]
 KEYS = [request_key(offered.request) for offered in ENTRIES]
 numbers = st.integers(0, len(ENTRIES) - 1)
-some = st.lists(numbers, max_size=8)
+some = st.lists(numbers, min_size=1, max_size=8)
 owners = st.sampled_from([HERE, ELSEWHERE, DEAD])
 leases = st.sampled_from([1.0, 50.0, 1000.0])
 recipes = st.sampled_from([None, {}, {"method": "a"}, {"method": "b"}, {"resolution": 64}])

@@ -22,3 +22,9 @@ def test_a_flipped_byte_is_harmless_or_refused_or_detected():
     done = run("cache_flips.py", "--stride", "701")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n0 bad ends" in done.stdout
+
+
+def test_random_and_mutated_bytes_are_refused_in_words():
+    done = run("cache_fuzz.py", "--count", "2000", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n0 bugs" in done.stdout
