@@ -25,10 +25,10 @@ from lmdb.verify import VerifyError, verify
 from cache import CacheError, Entry, Owner, Store, request_key, soundness
 from online_aug.reporting.progress import progress
 
-HANG_S = 20
+HANG_S = 120
 PAGE_BYTES = 4096
 BAD = ("wrong image", "killed", "hung", "error without words", "loss that verify does not see")
-_FORK = multiprocessing.get_context("fork")
+_CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,8 +89,8 @@ def _ends(whole: bytes, flips: list[tuple[int, int]], path: Path) -> Iterator[tu
     with progress("flipping", len(flips)) as bar:
         done = 0
         while done < len(flips):
-            receiver, sender = _FORK.Pipe(duplex=False)
-            process = _FORK.Process(target=_work, args=(whole, flips[done:], path, sender))
+            receiver, sender = _CONTEXT.Pipe(duplex=False)
+            process = _CONTEXT.Process(target=_work, args=(whole, flips[done:], path, sender))
             process.start()
             sender.close()
             for end in _received(receiver):

@@ -25,7 +25,7 @@ import numpy as np
 from cache import Entry, Owner, Store, request_key
 from cache.location import NOTE
 
-HANG_S = 60.0
+HANG_S = 120.0
 MAX_DELAY_S = 0.03
 """A victim lives on for at most so long after a sign of life."""
 BATCH = 8
