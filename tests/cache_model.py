@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from cache import CacheFullError, Owner, recipe_of, request_key
+import numpy as np
+
+from cache import CacheFullError, Entry, Owner, recipe_of, request_key
 from cache.accounting import stored_size
 from cache.codec import CODECS
 from cache.record import Draft
@@ -10,6 +12,19 @@ from cache.record import Draft
 HERE = Owner.current()
 ELSEWHERE = Owner(host="elsewhere", pid=1, started=1)
 DEAD = Owner(host=HERE.host, pid=HERE.pid, started=1)
+
+
+def entry(number):
+    """One of twelve: of two methods, two recipes of the first, five sources, two sizes."""
+    request = {"method": "ab"[number % 2], "variant": number, "source_digest": f"s{number % 5}"}
+    if number % 4 == 2:
+        request["resolution"] = 64
+    side = 50 if number % 3 else 5
+    return Entry(request, np.full((side, side + 1, 3), number, np.uint8), {"confidence": 0.5})
+
+
+ENTRIES = [entry(number) for number in range(12)]
+KEYS = [request_key(offered.request) for offered in ENTRIES]
 
 
 @dataclass

@@ -11,7 +11,7 @@ from unittest import mock
 import lmdb
 import numpy as np
 import pytest
-from cache_model import DEAD, ELSEWHERE, HERE, Model
+from cache_model import DEAD, ELSEWHERE, ENTRIES, HERE, KEYS, Model
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,29 +19,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cache import (
     CacheFullError,
     CorruptRecordError,
-    Entry,
     Keys,
     Oldest,
     ServedFirst,
     Store,
     recipe_of,
-    request_key,
 )
 
 MAX_BYTES = 40_000
 
 
-def entry(number):
-    """One of twelve: of two methods, two recipes of the first, five sources, two sizes."""
-    request = {"method": "ab"[number % 2], "variant": number, "source_digest": f"s{number % 5}"}
-    if number % 4 == 2:
-        request["resolution"] = 64
-    side = 50 if number % 3 else 5
-    return Entry(request, np.full((side, side + 1, 3), number, np.uint8), {"confidence": 0.5})
-
-
-ENTRIES = [entry(number) for number in range(12)]
-KEYS = [request_key(offered.request) for offered in ENTRIES]
 numbers = st.integers(0, len(ENTRIES) - 1)
 some = st.lists(numbers, min_size=1, max_size=8)
 owners = st.sampled_from([HERE, ELSEWHERE, DEAD])
