@@ -20,6 +20,7 @@ from cache.errors import CacheError
 from cache.handle import open_handle, worded
 from cache.location import COMPACT, DATA, LOCK, check_free
 from cache.schema import open_tables
+from cache.soundness import note_sound
 from cache.tables import pages_bytes
 
 
@@ -40,6 +41,7 @@ def compact(environment: Environment) -> int:
             raise worded(path, error) from error
         (path / COMPACT).replace(path / DATA)
         _sync_directory(path)
+        note_sound(path, durable=True)
         # Those who wait for the lock take the lock file as they find it: leave it as for the copy.
         open_handle(path, readonly=False).close()
         return before - (path / DATA).stat().st_size

@@ -50,7 +50,7 @@ def test_compacting_gives_the_disk_back_what_eviction_freed(emptied):
     assert after < before / 5
     assert [key for _, key in emptied.tail()] == keys_of(entries(10, 190))
     assert emptied.verify().is_clean
-    assert {path.name for path in emptied.path.iterdir()} == {"data.mdb", "lock.mdb"}
+    assert {path.name for path in emptied.path.iterdir()} == {"data.mdb", "lock.mdb", "sound"}
 
 
 def test_a_compacted_cache_is_written_on(emptied):
@@ -187,7 +187,7 @@ def test_a_compaction_that_fails_leaves_the_cache_as_it_was(emptied, monkeypatch
         patch.setattr(compaction.os, "fsync", fail)
         with pytest.raises(KeyboardInterrupt):
             emptied.compact()
-    assert {path.name for path in emptied.path.iterdir()} == {"data.mdb", "lock.mdb"}
+    assert {path.name for path in emptied.path.iterdir()} == {"data.mdb", "lock.mdb", "sound"}
     assert len(emptied) == 10
     assert emptied.compact() > 0
 
