@@ -10,7 +10,14 @@ from cache.contents import Status
 from cache.errors import CacheError, CacheFullError, CorruptRecordError
 from cache.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
 from cache.facts import recipe_of
-from cache.key import KEY_BYTES, Scalar, canonical_bytes, decode_fields, request_key
+from cache.key import (
+    KEY_BYTES,
+    Scalar,
+    canonical_bytes,
+    content_digest,
+    decode_fields,
+    request_key,
+)
 from cache.record import Entry, Record, Stored
 from cache.store import Store
 from cache.verify import VerifyReport
@@ -35,6 +42,7 @@ __all__ = [
     "Stored",
     "VerifyReport",
     "canonical_bytes",
+    "content_digest",
     "decode_fields",
     "recipe_of",
     "request_key",

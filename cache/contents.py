@@ -1,6 +1,7 @@
 """What a cache holds, as one transaction sees or changes it across its tables."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice, takewhile
 from typing import Any, Literal, TypeAlias
 
 from cache import claims, log, record
@@ -77,6 +78,19 @@ def is_present(txn: Transaction, tables: Tables, key: bytes) -> bool:
     """Whether there is a record under `key`; its bytes are not read."""
     with txn.cursor(tables.records) as cursor:
         return cursor.set_key(key)
+
+
+def keys_from(
+    txn: Transaction, tables: Tables, first: bytes, prefix: str, limit: int
+) -> list[bytes]:
+    """At most `limit` keys from `first` on while their hexadecimal form starts with `prefix`."""
+    with txn.cursor(tables.records) as cursor:
+        if not cursor.set_range(first):
+            return []
+        following = takewhile(
+            lambda key: key.hex().startswith(prefix), cursor.iternext(values=False)
+        )
+        return list(islice(following, limit))
 
 
 def status_of(txn: Transaction, tables: Tables, held: Claims, key: bytes) -> Status:

@@ -5,6 +5,7 @@
 
 import hashlib
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
@@ -16,6 +17,7 @@ Scalar: TypeAlias = None | bool | int | float | str
 KEY_BYTES = 32
 """Length of every key."""
 
+_CONTENT_DIGEST_BYTES = 16
 _PERSON = b"online-aug key 1"
 _FIELD = struct.Struct(">H")
 _VALUE = struct.Struct(">cI")
@@ -81,6 +83,24 @@ def check_keys(keys: Iterable[bytes]) -> None:
     for key in keys:
         if not isinstance(key, bytes) or len(key) != KEY_BYTES:
             raise CacheError(f"key must be {KEY_BYTES} bytes, got {key!r}")
+
+
+def first_key(prefix: str) -> bytes:
+    """The lowest key whose hexadecimal form starts with `prefix`.
+
+    Raises:
+        CacheError: If `prefix` is not hexadecimal or longer than a key.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{0,64}", prefix):
+        raise CacheError(
+            f"key must be at most {2 * KEY_BYTES} hexadecimal digits, got {prefix[:80]!r}"
+        )
+    return bytes.fromhex(prefix.ljust(2 * KEY_BYTES, "0"))
+
+
+def content_digest(content: bytes) -> str:
+    """Digest by which requests name the file of an image: BLAKE2b, 16 bytes, hexadecimal."""
+    return hashlib.blake2b(content, digest_size=_CONTENT_DIGEST_BYTES).hexdigest()
 
 
 def _by_name(encoded: tuple[bytes, bytes]) -> bytes:

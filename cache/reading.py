@@ -19,7 +19,7 @@ from cache.environment import attach, detach
 from cache.errors import CacheError
 from cache.eviction import Oldest, Policy
 from cache.facts import source_id
-from cache.key import Scalar, check_keys
+from cache.key import Scalar, check_keys, first_key
 from cache.location import DATA
 from cache.record import Record, Stored, parse
 
@@ -131,6 +131,16 @@ class Reader:
         with self._environment.transaction() as (txn, tables):
             value = txn.get(key, db=tables.records)
         return None if value is None else parse(key, value)
+
+    def find(self, prefix: str, limit: int = 2) -> list[bytes]:
+        """At most `limit` keys whose hexadecimal form starts with `prefix`, ascending.
+
+        Raises:
+            CacheError: If `prefix` is not hexadecimal or longer than a key.
+        """
+        first = first_key(prefix)
+        with self._environment.transaction() as (txn, tables):
+            return contents.keys_from(txn, tables, first, prefix.lower(), limit)
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         """Whether each of `keys` has a record, all seen at one moment."""

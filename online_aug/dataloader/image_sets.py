@@ -1,6 +1,5 @@
 """Labelled images by index: the protocol, image folders, and parts of other sets."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from cache import content_digest
 from online_aug.dataloader.images import decode_image, read_bytes
-
-DIGEST_BYTES = 16
 
 
 class ImageSet(Protocol):
@@ -119,11 +117,6 @@ class Splits:
     test: ImageSet
     skipped: tuple[str, ...] = ()
     """Unreadable files that were left out."""
-
-
-def content_digest(content: bytes) -> str:
-    """BLAKE2b of some bytes, 16 bytes, hexadecimal."""
-    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:

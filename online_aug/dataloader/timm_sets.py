@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from cache import content_digest
 from online_aug.dataloader.folders import folder_splits, refuse_unknown_classes
-from online_aug.dataloader.image_sets import FolderSet, ImageSet, content_digest, pixel_digest
+from online_aug.dataloader.image_sets import FolderSet, ImageSet, pixel_digest
 from online_aug.dataloader.images import BadImageError, decode_image, to_rgb
 from online_aug.dataloader.streams import STREAMS, write_stream
 from online_aug.errors import UserError

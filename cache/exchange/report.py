@@ -1,0 +1,40 @@
+"""What became of the records or files that were carried over."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_NAMED = 1000
+
+
+@dataclass
+class Report:
+    """Counts, and the first of the problems by name."""
+
+    done: int = 0
+    """Written to where they were to go."""
+    present: int = 0
+    """Were there before."""
+    broken: int = 0
+    """Left out, each for a reason."""
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of the first thousand that were left out."""
+
+    @property
+    def seen(self) -> int:
+        """All that were looked at."""
+        return self.done + self.present + self.broken
+
+    def leave_out(self, name: str, reason: object) -> None:
+        """Count one that is not carried over."""
+        self.broken += 1
+        if len(self.problems) < _NAMED:
+            self.problems.append((name, str(reason)))
+
+    def to_fields(self) -> dict[str, Any]:
+        """The report for a program."""
+        return {
+            "done": self.done,
+            "present": self.present,
+            "broken": self.broken,
+            "problems": [{"name": name, "problem": reason} for name, reason in self.problems],
+        }
