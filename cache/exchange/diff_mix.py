@@ -18,7 +18,7 @@ from cache.exchange.names import ClassNames
 from cache.exchange.rows import COLUMNS, from_row, label_of, to_row
 from cache.exchange.tables import TableWriter, heads, read_table
 from cache.key import Scalar
-from cache.record import Encoded, Stored
+from cache.record import Stored
 
 TABLE, DATA = "meta.csv", "data"
 _PATH = re.compile(
@@ -102,11 +102,11 @@ def _listed(root: Path) -> Iterator[str]:
         yield row.get("Path", "").replace("\\", "/")
 
 
-def _load_exported(data: Path, row: Mapping[str, str]) -> Encoded:
+def _load_exported(data: Path, row: Mapping[str, str]) -> Stored:
     return from_file(read_inside(data, row.get("Path", "")), from_row(row))
 
 
-def _load_foreign(source: Source, classes: ClassNames, name: str) -> Encoded:
+def _load_foreign(source: Source, classes: ClassNames, name: str) -> Stored:
     content = read_inside(source.root / DATA, name)
     fields = _fields(name, classes)
     return from_file(content, foreign(source.method or "diff_mix", content, fields))

@@ -15,7 +15,7 @@ from cache.exchange.names import ClassNames
 from cache.exchange.rows import COLUMNS, from_row, label_of, to_row
 from cache.exchange.tables import TableWriter, heads, read_table
 from cache.key import Scalar
-from cache.record import Encoded, Stored
+from cache.record import Stored
 
 TABLE = "metadata.csv"
 _UNLABELLED = "unlabelled"
@@ -74,11 +74,11 @@ def is_export(root: Path) -> bool:
     return {"file_name", "key", "request"} <= heads(root / TABLE)
 
 
-def _load_exported(root: Path, name: str, row: dict[str, str]) -> Encoded:
+def _load_exported(root: Path, name: str, row: dict[str, str]) -> Stored:
     return from_file(read_inside(root, name), from_row(row))
 
 
-def _load_classified(source: Source, classes: ClassNames, name: str) -> Encoded:
+def _load_classified(source: Source, classes: ClassNames, name: str) -> Stored:
     folder, _, rest = name.partition("/")
     if not rest:
         raise CacheError("image must lie in the folder of its class")

@@ -10,9 +10,9 @@ from cache.errors import CacheError
 from cache.exchange.images import Description
 from cache.exchange.names import ClassNames, read_class_names
 from cache.key import Scalar, content_digest
-from cache.record import Encoded
+from cache.record import Stored
 
-Found: TypeAlias = tuple[str, Callable[[], Encoded]]
+Found: TypeAlias = tuple[str, Callable[[], Stored]]
 """The name of an image for messages, and what reads it; raises CacheError if it cannot be."""
 
 
@@ -35,7 +35,7 @@ class Source:
         return self.classes or read_class_names(folder)
 
 
-def refuse(reason: str) -> Encoded:
+def refuse(reason: str) -> Stored:
     """No image, for that reason.
 
     Raises:

@@ -10,8 +10,8 @@ import PIL.Image
 
 from cache.codec import CODECS, MAX_SIDE_PX, Codec, Pixels
 from cache.errors import CacheError, CorruptRecordError
-from cache.key import Scalar
-from cache.record import Encoded, Stored
+from cache.key import Scalar, request_key
+from cache.record import Stored
 
 _CODECS = {"PNG": ("png",), "JPEG": ("jpeg",), "WEBP": ("webp_lossless", "webp_lossy")}
 """Codecs whose bytes are files, by Pillow's name of the format."""
@@ -46,7 +46,7 @@ def as_png(stored: Stored) -> bytes:
     return CODECS["png"].encode(stored.decode().image)
 
 
-def from_file(content: bytes, description: Description) -> Encoded:
+def from_file(content: bytes, description: Description) -> Stored:
     """The image of a PNG, JPEG or WebP file under that description.
 
     A still RGB image is kept byte for byte, any other is kept as PNG of its pixels in RGB.
@@ -63,9 +63,11 @@ def from_file(content: bytes, description: Description) -> Encoded:
     except Exception as error:  # a dozen types, by whichever part of the decoder gave up
         reason = str(error).splitlines()[:1] or [type(error).__name__]
         raise CorruptRecordError(f"image must decode: {reason[0][:200]}") from error
-    return Encoded(
-        request=description.request,
-        scores=description.scores,
+    return Stored(
+        key=request_key(description.request),
+        position=0,  # it gets one when it is put
+        request=dict(description.request),
+        scores=dict(description.scores),
         created=description.created,
         codec=codec,
         height=height,

@@ -16,7 +16,7 @@ from cache.exchange.names import ClassNames
 from cache.exchange.rows import from_row, label_of, to_row
 from cache.exchange.tars import Member, read_members, write_end, write_member
 from cache.key import Scalar
-from cache.record import Encoded, Stored
+from cache.record import Stored
 
 RECORDS_A_SHARD = 1000
 _LIMITS = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | {".json": MAX_TEXT_BYTES, ".cls": 100}
@@ -106,7 +106,7 @@ def _suffix(member: Member) -> str:
     return "." + member.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _load(source: Source, parts: dict[str, bytes | CacheError]) -> Encoded:
+def _load(source: Source, parts: dict[str, bytes | CacheError]) -> Stored:
     for part in parts.values():
         if isinstance(part, CacheError):
             raise part
