@@ -71,7 +71,9 @@ class Store(Reader):
             CacheFullError: As `put_many`.
         """
         self._check_writable()
-        offered = {stored.key: stored for stored in reversed(records)}
+        offered: dict[bytes, Stored] = {}
+        for stored in records:
+            offered.setdefault(stored.key, stored)
         return self._put(list(offered), [Draft.copy(stored) for stored in offered.values()])
 
     def _put(self, keys: list[bytes], drafts: list[Draft]) -> int:

@@ -15,6 +15,7 @@ from cache.exchange.files import read_inside, walk_images
 from cache.exchange.found import Found, Source, foreign
 from cache.exchange.images import as_png, from_file
 from cache.exchange.names import ClassNames
+from cache.exchange.report import LeftOutError
 from cache.exchange.rows import COLUMNS, from_row, label_of, to_row
 from cache.exchange.tables import TableWriter, heads, read_table
 from cache.key import Scalar
@@ -42,7 +43,8 @@ class DiffMixWriter:
         """Write one record.
 
         Raises:
-            CacheError: If it names no two classes or no strength, or a class has no name.
+            LeftOutError: If it names no two classes or no strength.
+            CacheError: If a class has no name.
         """
         source, target, strength = self._parts(stored)
         content = as_png(stored)
@@ -69,7 +71,7 @@ class DiffMixWriter:
         source, target = (label_of(stored.request, side) for side in ("source", "target"))
         strength = stored.request.get("strength")
         if source is None or target is None or not isinstance(strength, float):
-            raise CacheError("request must name source_label, target_label and strength")
+            raise LeftOutError("request must name source_label, target_label and strength")
         folders = (self._classes.folder(label).replace(" ", "_") for label in (source, target))
         return (*folders, strength)  # type: ignore[return-value]
 

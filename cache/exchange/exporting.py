@@ -5,12 +5,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
-from cache.errors import CacheError
+from cache.errors import CacheError, CorruptRecordError
 from cache.exchange.diff_mix import DiffMixWriter
 from cache.exchange.folder import FolderWriter
 from cache.exchange.names import ClassNames
 from cache.exchange.parquet import ParquetWriter, check_pyarrow
-from cache.exchange.report import Report
+from cache.exchange.report import LeftOutError, Report
 from cache.exchange.staging import check_free, staged_file, staged_folder, write_manifest
 from cache.exchange.webdataset import WebDatasetWriter
 from cache.record import Stored
@@ -21,7 +21,7 @@ class Writer(Protocol):
     """Takes records one after another."""
 
     def add(self, stored: Stored) -> None:
-        """Write one; CacheError if this format cannot have it."""
+        """Write one; LeftOutError if this format cannot have it."""
 
     def close(self) -> None:
         """Finish; no more follow."""
@@ -59,7 +59,8 @@ def export(
     Records that cannot be read or that the format cannot have are left out and reported.
 
     Raises:
-        CacheError: If there is none to write, or the target is taken or cannot be written.
+        CacheError: If there is none to write, a class has no name, or the target is taken or
+            cannot be written.
     """
     report = Report()
     if format == "parquet":
@@ -84,7 +85,7 @@ def _write(records: Iterable[Stored | Unreadable], writer: Writer, report: Repor
         try:
             writer.add(record)
             report.done += 1
-        except CacheError as error:
+        except (CorruptRecordError, LeftOutError) as error:
             report.leave_out(record.key.hex(), error)
     if not report.done:
         reason = f": {report.problems[0][1]}" if report.problems else ""

@@ -56,11 +56,10 @@ def open_regular(path: Path) -> BufferedReader:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such name"
         raise CacheError(f"file must be a plain one that can be read: {reason}") from error
-    file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise CacheError("file must be a plain one, not a folder, device or pipe")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bounded(file: BufferedReader, limit: int) -> bytes:

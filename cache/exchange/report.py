@@ -3,7 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from cache.errors import CacheError
+
 _NAMED = 1000
+
+
+class LeftOutError(CacheError):
+    """A format cannot have this one record; the others can be carried over."""
 
 
 @dataclass

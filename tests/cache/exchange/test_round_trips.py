@@ -2,6 +2,7 @@ import csv
 import json
 import tarfile
 
+import numpy as np
 import PIL.Image
 import pytest
 from exchange_samples import contents
@@ -181,8 +182,6 @@ def test_only_what_is_asked_for_is_exported(options, matches, birds, tmp_path, r
 
 
 def test_a_request_with_extreme_values_keeps_its_key(tmp_path, run):
-    import numpy as np
-
     request = {
         "method": "x",
         "target_label": 0,

@@ -1,0 +1,221 @@
+"""Files from elsewhere are data: nothing gets out of a folder, nothing breaks the import."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+
+import pytest
+from exchange_samples import assert_refused, bird, contents, write_image
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache import Store
+from cache.exchange.names import ClassNames, safe_name
+
+HOSTILE = ["../../up", "/etc", "..", ".", "", "a/b", "a\\b", "\x00", "con", "x" * 300, "a\nb", "~"]
+
+
+@given(st.text() | st.sampled_from(HOSTILE))
+def test_a_safe_name_is_one_plain_name(name):
+    safe = safe_name(name)
+    assert safe not in ("", ".", "..")
+    assert not set(safe) & set('/\\\0\n:*?"<>|')
+    assert len(safe.encode()) <= 101
+    assert safe.isprintable()
+    assert not safe.startswith(".")
+
+
+@given(st.lists(st.text() | st.sampled_from(["a", "A", "a ", "a/", "a_", "a-1"]), max_size=8))
+def test_classes_never_share_a_folder(names):
+    classes = ClassNames(names)
+    folders = [classes.folder(label).casefold() for label in range(len(names))]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("format", ["folder", "diff-mix", "webdataset"])
+def test_hostile_class_names_cannot_leave_the_target(format, birds, tmp_path, run):
+    names = tmp_path / "names.txt"
+    names.write_text("../../../up\n/etc/passwd\n..\nname\x00\n")
+    before = sorted(tmp_path.parent.rglob("*"))
+    status, _, _ = run("export", birds, tmp_path / "o", "--format", format, "--classes", names)
+    assert status == 0
+    after = sorted(set(tmp_path.parent.rglob("*")) - set(before))
+    assert len(after) > 1
+    assert all(path.is_relative_to(tmp_path / "o") for path in after)
+    assert run("import", tmp_path / "back", tmp_path / "o")[0] == 0
+    assert contents(tmp_path / "back") == contents(birds)
+
+
+def exported(birds, tmp_path, run, edit):
+    """Import of an exported folder whose table was edited by `edit(row)`."""
+    run("export", birds, tmp_path / "o")
+    table = tmp_path / "o/metadata.csv"
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(row | edit(row) if n else row for n, row in enumerate(rows))
+    status, out, err = run("import", tmp_path / "back", tmp_path / "o", "--json")
+    report = json.loads(out)
+    assert (status, report["done"], report["broken"], err) == (1, 1, 23, "")
+    return {problem["problem"] for problem in report["problems"]}
+
+
+@pytest.mark.parametrize("path", ["../../secret.png", "{root}/secret.png", "a/../../secret.png"])
+def test_no_path_of_a_table_leads_out_of_its_folder(path, birds, tmp_path, run):
+    write_image(tmp_path / "secret.png")
+    name = path.format(root=tmp_path)
+    (problem,) = exported(birds, tmp_path, run, lambda row: {"file_name": name})
+    assert problem.startswith("path must stay inside the folder")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"request": "{"}, "request must be JSON"),
+        ({"request": "[" * 100_000}, "request must be JSON"),
+        ({"request": "[1]"}, "request must be a flat JSON object"),
+        ({"request": '{"a": {"b": 1}}'}, "request must be a flat JSON object"),
+        ({"request": '{"a": NaN}'}, "field 'a' must be a number, got nan"),
+        ({"request": '{"a": 1}'}, "key must be the request's own"),
+        ({"key": "0"}, "key must be the request's own"),
+        ({"created": "yesterday"}, "created and scores must be numbers"),
+        ({"created": "nan"}, "created and scores must be numbers, got nan"),
+        ({"scores": '{"a": "b"}'}, "scores must be numbers"),
+        ({"file_name": ""}, "path must stay inside the folder, got ''"),
+        ({"file_name": "metadata.csv"}, "image must decode"),
+        ({"file_name": "none.png"}, "file must be a plain one that can be read: No such file"),
+        ({"file_name": "0000"}, "file must be a plain one, not a folder, device or pipe"),
+        ({"file_name": "a\x00b"}, "path must stay inside the folder"),
+        (
+            {"file_name": "x" * 5000},
+            "file must be a plain one that can be read: File name too long",
+        ),
+    ],
+)
+def test_a_bad_row_costs_its_own_image_only(change, message, birds, tmp_path, run):
+    problems = exported(birds, tmp_path, run, lambda row: change)
+    assert all(message in problem for problem in problems)
+
+
+def test_links_and_pipes_are_not_followed(tmp_path, run):
+    write_image(tmp_path / "outside/a/secret.png", 1)
+    write_image(tmp_path / "p/a/good.png", 2)
+    (tmp_path / "p/a/link.png").symlink_to(tmp_path / "outside/a/secret.png")
+    (tmp_path / "p/linked").symlink_to(tmp_path / "outside/a")
+    os.mkfifo(tmp_path / "p/a/pipe.png")
+    status, out, _ = run("import", tmp_path / "c", tmp_path / "p", "--json")
+    report = json.loads(out)
+    assert (status, report["done"]) == (1, 1)
+    assert {problem["name"] for problem in report["problems"]} == {"a/link.png", "a/pipe.png"}
+
+
+def test_members_of_a_shard_that_are_no_files_are_named(tmp_path, run):
+    write_image(tmp_path / "x.png", 1)
+    image = (tmp_path / "x.png").read_bytes()
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        member = tarfile.TarInfo("../../good.png")
+        member.size = len(image)
+        tar.addfile(member, io.BytesIO(image))
+    before = sorted(tmp_path.parent.parent.glob("*"))
+    status, out, _ = run("import", tmp_path / "c", tmp_path / "s.tar", "--json")
+    report = json.loads(out)
+    assert (status, report["done"], report["broken"]) == (1, 1, 2)
+    assert {p["problem"] for p in report["problems"]} == {
+        "member must be a plain file, not a link or device"
+    }
+    assert sorted(tmp_path.parent.parent.glob("*")) == before
+
+
+def test_a_shard_cut_off_gives_what_came_before(birds, tmp_path, run):
+    run("export", birds, tmp_path / "o", "--format", "webdataset")
+    shard = tmp_path / "o/shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:20_000])
+    status, out, _ = run("import", tmp_path / "c", tmp_path / "o", "--json")
+    report = json.loads(out)
+    assert status == 1
+    assert 0 < report["done"] < 24
+    assert contents(tmp_path / "c").items() <= contents(birds).items()
+
+
+def test_a_picture_larger_than_it_may_be_is_refused_before_it_is_unpacked(tmp_path, run):
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    write_image(tmp_path / "p/a/good.png", 1)
+    (tmp_path / "p/a/bomb.png").write_bytes(bomb + chunk(b"IEND", b""))
+    webp = b"RIFF\x00\x01\x00\x00WEBPVP8X\x0a\x00\x00\x00\x00\x00\x00\x00" + b"\xff" * 6
+    (tmp_path / "p/a/bomb.webp").write_bytes(webp)
+    _, out, _ = run("import", tmp_path / "c", tmp_path / "p", "--json")
+    report = json.loads(out)
+    assert (report["done"], report["broken"]) == (1, 2)
+    reasons = [problem["problem"] for problem in report["problems"]]
+    assert "image sides must be 1 to 8192 px, got 16777216 x 16777216" in reasons
+    assert any("50000" in reason or "exceeds limit" in reason for reason in reasons)
+
+
+def test_a_broken_image_is_never_stored(tmp_path, run):
+    write_image(tmp_path / "p/a/x.jpg", 1)
+    write_image(tmp_path / "p/a/y.png", 1)
+    good = (tmp_path / "p/a/y.png").read_bytes()
+    (tmp_path / "p/a/cut.png").write_bytes(good[:-30])
+    (tmp_path / "p/a/text.png").write_text("hello")
+    (tmp_path / "p/a/empty.jpg").write_bytes(b"")
+    status, out, _ = run("import", tmp_path / "c", tmp_path / "p", "--json")
+    assert (status, json.loads(out)["done"], json.loads(out)["broken"]) == (1, 2, 3)
+    assert run("verify", tmp_path / "c")[0] == 0
+
+
+def test_where_nothing_can_be_read_no_cache_is_made(tmp_path, run):
+    (tmp_path / "p/a").mkdir(parents=True)
+    (tmp_path / "p/a/text.png").write_text("hello")
+    assert_refused(run("import", tmp_path / "c", tmp_path / "p"), "a/text.png: image must decode")
+    assert not (tmp_path / "c").exists()
+
+
+def test_no_file_name_or_request_steers_the_terminal(tmp_path, run):
+    write_image(tmp_path / "p/a/good.png", 1)
+    (tmp_path / "p/a/\x1b[2Jbad.png").write_text("hello")
+    _, out, err = run("import", tmp_path / "c", tmp_path / "p")
+    assert "bad.png" in out
+    assert "\x1b" not in out + err
+
+
+def test_a_record_that_cannot_be_read_is_left_out_and_named(birds, tmp_path, run, monkeypatch):
+    key = next(iter(contents(birds)))
+    real = Store.inspect
+
+    def inspect(store, wanted):
+        from cache import CorruptRecordError
+
+        if wanted == key:
+            raise CorruptRecordError("record is corrupt: test")
+        return real(store, wanted)
+
+    monkeypatch.setattr(Store, "inspect", inspect)
+    for arguments in (
+        ("export", birds, tmp_path / "o"),
+        ("merge", birds, "--into", tmp_path / "m"),
+    ):
+        status, out, _ = run(*arguments, "--json")
+        assert (status, json.loads(out)["done"], json.loads(out)["broken"]) == (1, 23, 1)
+        assert key.hex() in json.loads(out)["problems"][0]["name"]
+
+
+def test_bird_is_made_of_every_type():
+    types = {type(value) for value in bird(0).request.values()}
+    assert types == {str, int, float, bool, type(None)}
