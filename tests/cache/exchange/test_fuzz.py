@@ -1,0 +1,15 @@
+"""The short version of `benchmarks/cache_import_fuzz.py --count 100000`."""
+
+import numpy as np
+import pytest
+
+from benchmarks.cache_import_fuzz import fuzz, readers
+
+
+@pytest.mark.parametrize("name", ["images", "tables", "shards"])
+def test_mutated_files_end_in_images_or_a_worded_error(name, tmp_path):
+    seeds, read = readers(tmp_path)[name]
+    outcomes = fuzz(seeds, read, 500, np.random.default_rng(1))
+    assert sum(outcomes.values()) == 500
+    assert outcomes["refused"] > 10
+    assert outcomes["read"] > 10
