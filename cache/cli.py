@@ -9,10 +9,11 @@ from cache.commands.arguments import Parser
 from cache.commands.exchanging import EXPORT, IMPORT, MERGE
 from cache.commands.looking import LIST, STATS, VERIFY
 from cache.commands.showing import SHOW
+from cache.commands.upkeep import COMPACT, EVICT
 from cache.errors import CacheError
 from cache.terminal import plain
 
-COMMANDS = (STATS, VERIFY, LIST, SHOW, EXPORT, IMPORT, MERGE)
+COMMANDS = (STATS, VERIFY, LIST, SHOW, EXPORT, IMPORT, MERGE, EVICT, COMPACT)
 
 _STATUS = "exit status: 0 all well, 1 something is broken, 2 bad input and nothing was changed"
 

@@ -23,7 +23,7 @@ _FIRST = ("strength", "prompt")
 _UNSAID = frozenset(
     {
         *("method", "source_label", "target_label", "source_class", "target_class"),
-        *("source_digest", "generator_fingerprint", "method_version", "file_digest"),
+        *("source_digest", "generator_fingerprint", "method_version", "image_digest"),
     }
 )
 """Fields that are said otherwise or mean nothing to a reader."""

@@ -17,6 +17,7 @@ VARYING = frozenset(
     {
         *("source_digest", "source_label", "target_label", "target_digest", "prompt", "strength"),
         *("variant", "noise_seed", "saliency_version", "image_digest"),
+        *("source_class", "target_class", "source_file"),
     }
 )
 """Fields that differ from image to image; all others of a request are its recipe."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cache.errors import CacheError
+from cache.facts import facts_of
 from cache.record import Stored
 from cache.store import Store
 
@@ -16,6 +17,8 @@ class Selection:
     """Conditions on a record, all of which hold; None asks for nothing."""
 
     method: str | None = None
+    recipe: bytes | None = None
+    """Identifier of its recipe."""
     source_label: int | None = None
     target_label: int | None = None
     strength: float | None = None
@@ -30,12 +33,14 @@ class Selection:
             wanted = getattr(self, name)
             if wanted is not None and stored.request.get(name) != wanted:
                 return False
+        if self.recipe not in (None, facts_of(stored.request).recipe_id):
+            return False
         return self.strength is None or _is_close(stored.request.get("strength"), self.strength)
 
     @property
     def is_all(self) -> bool:
         """Whether every record matches."""
-        return (self.method, self.source_label, self.target_label, self.strength) == (None,) * 4
+        return self == Selection(after=self.after, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,21 @@ def select(store: Store, selection: Selection) -> Iterator[Stored | Unreadable]:
             left -= 1
             if left <= 0:
                 return
+
+
+def find_recipe(store: Store, prefix: str) -> bytes:
+    """The identifier of the one recipe whose hexadecimal form starts with `prefix`.
+
+    Raises:
+        CacheError: If there is none, or several.
+    """
+    found = [r.id for r in store.recipes() if r.id.hex().startswith(prefix.lower())]
+    if len(found) != 1:
+        raise CacheError(
+            f"recipe must be the start of one identifier that stats lists, got {prefix!r} "
+            f"which {len(found)} start with"
+        )
+    return found[0]
 
 
 def _read(store: Store, position: int, key: bytes) -> Stored | Unreadable:

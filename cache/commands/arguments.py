@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from cache.exchange.names import ClassNames, read_class_names
-from cache.selection import Selection
+from cache.selection import Selection, find_recipe
+from cache.store import Store
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
     """Add the options that `selection` reads."""
     group = parser.add_argument_group("which records (all conditions hold)")
     group.add_argument("--method", metavar="NAME", help="made by this method")
+    group.add_argument("--recipe", metavar="ID", help="of this recipe; stats lists them")
     group.add_argument("--source-label", type=count, metavar="N", help="of this source class")
     group.add_argument("--target-label", type=count, metavar="N", help="of this target class")
     group.add_argument("--strength", type=number, metavar="S", help="of this strength")
@@ -46,16 +48,20 @@ def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
     )
 
 
-def selection(options: argparse.Namespace, **changes: int | None) -> Selection:
-    """The records that the options ask for."""
-    conditions = {
-        "method": options.method,
-        "source_label": options.source_label,
-        "target_label": options.target_label,
-        "strength": options.strength,
-        "limit": options.limit,
-    }
-    return Selection(**conditions | changes)
+def selection(options: argparse.Namespace, store: Store) -> Selection:
+    """The records that the options ask for.
+
+    Raises:
+        CacheError: If they name a recipe that the store does not have.
+    """
+    return Selection(
+        method=options.method,
+        recipe=None if options.recipe is None else find_recipe(store, options.recipe),
+        source_label=options.source_label,
+        target_label=options.target_label,
+        strength=options.strength,
+        limit=options.limit,
+    )
 
 
 def add_classes(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +93,18 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
     return int(text)
+
+
+def gib(text: str) -> float:
+    """A size in GiB, more than 0.
+
+    Raises:
+        argparse.ArgumentTypeError: If `text` is none.
+    """
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text!r}")
+    return value
 
 
 def number(text: str) -> float:

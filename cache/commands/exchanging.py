@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cache.commands.arguments import Command, add_classes, add_filters, classes, selection
+from cache.commands.arguments import Command, add_classes, add_filters, classes, gib, selection
 from cache.errors import CacheError
 from cache.exchange import exporting, importing
 from cache.exchange.found import Source
@@ -21,7 +21,7 @@ def _export(options: argparse.Namespace) -> int:
     exporting.check_export(options.target, options.format, force=options.force)
     names = classes(options)
     with Store(options.path, readonly=True) as store:
-        wanted = selection(options)
+        wanted = selection(options, store)
         total = len(store) if wanted.is_all and wanted.limit is None else options.limit
         with progress("exporting", is_quiet=options.json) as tell:
             records = (
@@ -38,13 +38,16 @@ def _import(options: argparse.Namespace) -> int:
     names = None if options.classes is None else read_class_names(options.classes)
     source = Source(root=options.source, classes=names, method=options.method)
     format, images = importing.find(source, options.format)
-    with Store(options.path) as store, progress("importing", is_quiet=options.json) as tell:
+    with (
+        _target(options, options.path) as store,
+        progress("importing", is_quiet=options.json) as tell,
+    ):
         report = importing.load(images, store, lambda done: tell(done, None))
     return _tell(report, options, f"added to {options.path} from {format}")
 
 
 def _merge(options: argparse.Namespace) -> int:
-    target = Store(options.into)
+    target = _target(options, options.into)
     sources = [Store(path, readonly=True) for path in (options.path, *options.others)]
     check_merge(sources, target)
     total = sum(len(source) for source in sources)
@@ -53,6 +56,11 @@ def _merge(options: argparse.Namespace) -> int:
     with progress("merging", is_quiet=options.json) as tell:
         report = merge(sources, target, lambda done: tell(done, total))
     return _tell(report, options, f"added to {options.into}")
+
+
+def _target(options: argparse.Namespace, path: Path) -> Store:
+    # What was just carried over is not to be evicted for the rest.
+    return Store(path, max_gib=options.max_gib, policy=None)
 
 
 def _tell(report: Report, options: argparse.Namespace, what: str) -> int:
@@ -83,6 +91,12 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add_filters(parser, limit=None)
 
 
+def _add_max_gib(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-gib", type=gib, metavar="G", help="stop where the cache would take more than G GiB"
+    )
+
+
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FROM", help="folder of images, or a shard")
     parser.add_argument(
@@ -92,6 +106,7 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "--method", metavar="NAME", help="method to name for images without a request"
     )
     add_classes(parser)
+    _add_max_gib(parser)
 
 
 def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +114,7 @@ def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into", type=Path, required=True, metavar="CACHE", help="cache to add to, made if missing"
     )
+    _add_max_gib(parser)
 
 
 EXPORT = Command(

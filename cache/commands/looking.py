@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from cache.accounting import Recipe
 from cache.commands.arguments import Command, add_filters, count, selection
+from cache.location import check_readable
 from cache.record import Stored
 from cache.selection import Selection, Unreadable, select
 from cache.store import Store
@@ -25,35 +27,85 @@ from cache.verify import VerifyReport
 
 _PROBLEMS_SHOWN = 20
 _LISTED = 20
+_COUNTS_SHOWN = 10
+_COUNTS = {
+    "by_method": "method",
+    "by_source_label": "source class",
+    "by_target_label": "target class",
+    "by_strength": "strength",
+    "rejected_by_reason": "rejected as",
+}
+"""Counts in the statistics and what their rows are called."""
 
 
 def _stats(options: argparse.Namespace) -> int:
     with Store(options.path, readonly=True) as store:
         found = store.stats()
+        recipes = store.recipes()
     if options.json:
-        print_json(found)
-        return 0
-    rows = [("path", found["path"]), ("entries", f"{found['entries']:,}")]
-    rows += [(name, size(found[f"{name}_bytes"])) for name in ("payload", "file")]
-    for name in ("by_method", "rejected_by_reason"):
-        for label, number in sorted(found[name].items()):
-            rows.append((f"{name.split('_')[0]} {label or '(none)'}", f"{number:,}"))
-    rows.append(("claims", f"{found['claims_live']} live, {found['claims_dead']} dead"))
-    print_table("", "", rows=rows)
+        print_json(found | {"by_recipe": [_recipe_fields(recipe) for recipe in recipes]})
+    else:
+        print_table("", "", rows=[*_sizes(found), *_counts(found), *_recipe_rows(recipes)])
     return 0
+
+
+def _sizes(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "path", found["path"]
+    yield "entries", f"{found['entries']:,}"
+    for name in ("payload", "stored", "file", "saliency"):
+        yield name, size(found[f"{name}_bytes"])
+    for name in ("made_last_hour", "evicted", "corrupt"):
+        yield name.replace("_", " "), f"{found[name]:,}"
+    yield "claims", f"{found['claims_live']:,} live, {found['claims_dead']:,} dead"
+    for owner in found["owners"]:
+        yield "owner", f"process {owner['pid']} on {owner['host']}: {owner['claims']:,} claims"
+    yield "pins", f"{found['pins_live']:,} live"
+
+
+def _counts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, head in _COUNTS.items():
+        ordered = sorted(found[name].items(), key=lambda counted: (-counted[1], counted[0]))
+        for label, number in ordered[:_COUNTS_SHOWN]:
+            yield f"{head} {label or '(none)'}", f"{number:,}"
+        if len(ordered) > _COUNTS_SHOWN:
+            rest = ordered[_COUNTS_SHOWN:]
+            total = sum(number for _, number in rest)
+            yield f"{head}: {len(rest)} others", f"{total:,}"
+
+
+def _recipe_rows(recipes: list[Recipe]) -> Iterator[tuple[str, str]]:
+    ordered = sorted(recipes, key=lambda recipe: (-recipe.entries, recipe.id))
+    for recipe in ordered[:_COUNTS_SHOWN]:
+        words = ", ".join(
+            f"{name}={value}" for name, value in recipe.fields.items() if value is not None
+        )
+        held = f"{recipe.entries:,} entries, {size(recipe.payload_bytes)}"
+        yield f"recipe {recipe.id.hex()[:12]}", f"{held}: {words}"
+    if len(ordered) > _COUNTS_SHOWN:
+        yield f"recipes: {len(ordered) - _COUNTS_SHOWN} others", "(--json lists all)"
+
+
+def _recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "id": recipe.id.hex(),
+        "fields": recipe.fields,
+        "entries": recipe.entries,
+        "payload_bytes": recipe.payload_bytes,
+    }
 
 
 def _verify(options: argparse.Namespace) -> int:
     with (
-        Store(options.path, readonly=True) as store,
+        Store(options.path, readonly=not options.repair) as store,
         progress("checking", is_quiet=options.json) as tell,
     ):
-        report = store.verify(tell)
+        check_readable(store.path)  # a store that may write would make one
+        report = store.verify(tell, repair=options.repair)
     if options.json:
         print_json(_report_fields(report))
     else:
-        _print_report(report)
-    return 0 if report.is_clean else 1
+        _print_report(report, options)
+    return 0 if report.is_clean or options.repair else 1
 
 
 def _report_fields(report: VerifyReport) -> dict[str, Any]:
@@ -62,6 +114,7 @@ def _report_fields(report: VerifyReport) -> dict[str, Any]:
         "positions": report.positions,
         "payload_bytes": report.payload_bytes,
         "is_clean": report.is_clean,
+        "dropped": [key.hex() for key in report.dropped],
         "problems": [
             {
                 "what": problem.what,
@@ -73,7 +126,7 @@ def _report_fields(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _print_report(report: VerifyReport) -> None:
+def _print_report(report: VerifyReport, options: argparse.Namespace) -> None:
     write = sys.stdout.write
     for problem in report.problems[:_PROBLEMS_SHOWN]:
         where = f" at position {problem.position}" if problem.position else ""
@@ -84,11 +137,13 @@ def _print_report(report: VerifyReport) -> None:
         write(f"... and {len(report.problems) - _PROBLEMS_SHOWN} more (--json lists all)\n")
     verdict = "all well" if report.is_clean else f"{len(report.problems)} problems"
     write(f"{report.records:,} records, {size(report.payload_bytes)}: {verdict}\n")
+    if options.repair and not report.is_clean:
+        write(f"repaired: {len(report.dropped):,} records dropped, indexes written anew\n")
 
 
 def _list(options: argparse.Namespace) -> int:
     with Store(options.path, readonly=True) as store:
-        rows = map(_row, _listed(store, selection(options), options.after))
+        rows = map(_row, _listed(store, selection(options, store), options.after))
         if options.json:
             print_json_lines(rows)
         else:
@@ -132,6 +187,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [*start, moment(row["created"]), shape, f"{row['bytes']:,}", request]
 
 
+def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--repair", action="store_true", help="drop broken records and write the indexes anew"
+    )
+
+
 def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     add_filters(parser, limit=_LISTED)
     parser.add_argument(
@@ -144,7 +205,7 @@ def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
 
 STATS = Command(
     "stats",
-    "entries, sizes, methods, rejections and claims",
+    "entries and sizes, by method, recipe, class and strength; rejections; owners",
     """runs/cache                       what it holds, how large it is
 runs/cache --json                the same for a program""",
     _stats,
@@ -152,11 +213,12 @@ runs/cache --json                the same for a program""",
 )
 VERIFY = Command(
     "verify",
-    "check and decode every record; exit status 1 if any is broken",
+    "check and decode every record; exit status 1 if any is broken and not repaired",
     """runs/cache                      read and decode everything
-runs/cache --json               every problem, for a program""",
+runs/cache --json               every problem, for a program
+runs/cache --repair             drop what is broken, write the indexes anew""",
     _verify,
-    lambda parser: None,
+    _add_verify_arguments,
 )
 LIST = Command(
     "list",

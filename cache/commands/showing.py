@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def _show(options: argparse.Namespace) -> int:
 def _chosen(store: Store, options: argparse.Namespace) -> list[Stored]:
     if options.key is not None:
         return [_found(store, options.key)]
-    limit = min(options.limit, _MOST)
-    found = select(store, selection(options, limit=limit))
+    wanted = selection(options, store)
+    found = select(store, replace(wanted, limit=min(options.limit, _MOST)))
     records = [record for record in found if isinstance(record, Stored)]
     if not records:
         raise CacheError(f"there must be a record to show, got none that fits in {store.path}")

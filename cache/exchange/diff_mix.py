@@ -130,5 +130,5 @@ def _fields(name: str, classes: ClassNames) -> dict[str, Scalar]:
         "target_class": match["target"].replace("_", " "),
         "target_label": classes.label(match["target"]),
         "strength": strength,
-        "number": int(match["number"]),
+        "variant": int(match["number"]),
     }

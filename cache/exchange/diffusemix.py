@@ -48,6 +48,6 @@ def _load(source: Source, classes: ClassNames, name: str) -> Stored:
         "target_class": match["folder"],
         "target_label": label,
         "prompt": match["prompt"],
-        "number": int(match["number"]),
+        "variant": int(match["number"]),
     }
     return from_file(content, foreign(source.method or "diffusemix", content, fields))

@@ -53,7 +53,7 @@ def foreign(method: str, content: bytes, fields: Mapping[str, Scalar]) -> Descri
     request = {
         "method": method,
         "origin": "import",
-        "file_digest": content_digest(content),
+        "image_digest": content_digest(content),
         **fields,
     }
     return Description(request=request, created=time.time())

@@ -27,14 +27,18 @@ def run(capsys, *arguments):
 def test_stats_are_the_stores_own_as_json(filled, capsys):
     status, out, err = run(capsys, "stats", filled.path, "--json")
     assert (status, err) == (0, "")
-    assert json.loads(out) == filled.stats()
+    printed = json.loads(out)
+    assert [recipe["entries"] for recipe in printed.pop("by_recipe")] == [30]
+    assert printed == filled.stats()
 
 
 def test_stats_are_readable(filled, capsys):
     status, out, _ = run(capsys, "stats", filled.path)
     assert status == 0
-    assert "by demo" in out
-    assert "rejected blank" in out
+    rows = {line.strip() for line in out.splitlines()}
+    for expected in ("method demo", "strength 0.50", "rejected as blank", "made last hour"):
+        assert any(row.startswith(f"{expected} ") for row in rows)
+    assert any(row.startswith("recipe ") and "method=demo" in row for row in rows)
 
 
 def test_list_ends_with_the_newest(filled, capsys):

@@ -35,11 +35,11 @@ def write_meta(root, paths):
 
 def test_a_diff_mix_folder_gives_both_classes_strength_and_number(diff_mix, tmp_path, run):
     assert run("import", tmp_path / "c", diff_mix)[0] == 0
-    first, second = sorted(requests(tmp_path / "c"), key=lambda request: request["number"])
+    first, second = sorted(requests(tmp_path / "c"), key=lambda request: request["variant"])
     assert first == {
         "method": "diff_mix",
         "origin": "import",
-        "file_digest": content_digest(
+        "image_digest": content_digest(
             (diff_mix / "data/Black_Tern/Red-eyed_Vireo-000000-0.7.png").read_bytes()
         ),
         "source_class": "Black Tern",
@@ -47,7 +47,7 @@ def test_a_diff_mix_folder_gives_both_classes_strength_and_number(diff_mix, tmp_
         "target_class": "Red-eyed Vireo",
         "target_label": 2,
         "strength": 0.7,
-        "number": 0,
+        "variant": 0,
     }
     assert (second["source_label"], second["target_label"], second["strength"]) == (2, 2, 0.9)
 
@@ -74,7 +74,7 @@ def test_a_diffusemix_output_gives_class_prompt_and_source_file(tmp_path, run):
     write_image(root / "generated/wren/b_c.jpg_generated_a sketch with crayon_1.jpg", 2)
     write_image(root / "blended/wren/b_c.jpg_blended_snowy_0.jpg", 3)
     assert run("import", tmp_path / "c", root)[0] == 0
-    first, second = sorted(requests(tmp_path / "c"), key=lambda request: request["number"])
+    first, second = sorted(requests(tmp_path / "c"), key=lambda request: request["variant"])
     assert (first["method"], first["prompt"]) == ("diffusemix", "ukiyo-e")
     assert (first["source_file"], first["source_label"], first["target_label"]) == (
         "0001.jpg",
