@@ -33,7 +33,7 @@ class Selection:
             wanted = getattr(self, name)
             if wanted is not None and stored.request.get(name) != wanted:
                 return False
-        if self.recipe not in (None, facts_of(stored.request).recipe_id):
+        if self.recipe is not None and facts_of(stored.request).recipe_id != self.recipe:
             return False
         return self.strength is None or _is_close(stored.request.get("strength"), self.strength)
 
