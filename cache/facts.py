@@ -41,7 +41,9 @@ class Facts:
 
 def facts_of(request: Mapping[str, Scalar]) -> Facts:
     """The recipe, source and counters of a request, whatever program made it."""
-    recipe = canonical_bytes(recipe_of(request))
+    fields = recipe_of(request)
+    # With its type, since in Python 1, 1.0 and True are equal.
+    recipe = _encoded(tuple((name, type(value), value) for name, value in fields.items()))
     source = request.get("source_digest")
     return Facts(recipe, recipe_id(recipe), source_id(source), tuple(_counters(request)))
 
@@ -68,6 +70,11 @@ def source_id(source_digest: Scalar) -> bytes:
         return NO_SOURCE
     text = source_digest.encode(errors="surrogatepass")
     return hashlib.blake2b(text, digest_size=ID_BYTES, person=_SOURCE_PERSON).digest()
+
+
+@lru_cache(maxsize=256)
+def _encoded(fields: tuple[tuple[str, type, Scalar], ...]) -> bytes:
+    return canonical_bytes({name: value for name, _, value in fields})
 
 
 def _counters(request: Mapping[str, Scalar]) -> list[str]:

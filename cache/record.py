@@ -4,6 +4,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 from cache.codec import (
@@ -37,6 +38,11 @@ class Entry:
     """uint8, `h w 3`."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """What the gate measured, by name."""
+
+    @cached_property
+    def encoded_request(self) -> bytes:
+        """Canonical encoding of the request as it was when this was first asked for."""
+        return canonical_bytes(self.request)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,6 +106,7 @@ class Draft:
         if len(data) > MAX_IMAGE_BYTES:
             raise CacheError(f"image must encode to at most {MAX_IMAGE_BYTES} bytes")
         height, width, _ = image.shape
+        self._encoded = entry.encoded_request
         self._prepare(entry.request, entry.scores, data, (codec.number, 0, height, width, created))
 
     @classmethod
@@ -107,6 +114,7 @@ class Draft:
         """The same record for another place or cache, its image not encoded again."""
         draft = cls.__new__(cls)
         fixed = (stored.codec.number, 0, stored.height, stored.width, stored.created)
+        draft._encoded = canonical_bytes(stored.request)
         draft._prepare(stored.request, stored.scores, stored.image_bytes, fixed)
         return draft
 
@@ -117,7 +125,7 @@ class Draft:
         data: bytes,
         fixed: tuple[float, ...],
     ) -> None:
-        encoded = canonical_bytes(request)
+        encoded = self._encoded
         measured = canonical_bytes({name: float(score) for name, score in scores.items()})
         self.key = digest_of(encoded)
         self.facts = facts_of(request)

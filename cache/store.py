@@ -13,7 +13,7 @@ from cache.contents import is_present
 from cache.errors import CacheError
 from cache.eviction import Policy, Quota, evictable, let_go, used_bytes
 from cache.index import Index
-from cache.key import Scalar, canonical_bytes, check_keys, digest_of, request_key
+from cache.key import Scalar, canonical_bytes, check_keys, digest_of
 from cache.location import DATA, check_free
 from cache.pins import Pins
 from cache.reading import Reader
@@ -57,7 +57,7 @@ class Store(Reader):
         self._check_writable()
         offered: dict[bytes, Entry] = {}
         for entry in entries:
-            offered.setdefault(request_key(entry.request), entry)
+            offered.setdefault(digest_of(entry.encoded_request), entry)
         keys, created = list(offered), time.time()
         missing = (key for key, there in zip(keys, self.contains(keys), strict=True) if not there)
         drafts = [Draft(offered[key], self._codec, created) for key in missing]

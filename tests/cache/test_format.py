@@ -1,0 +1,66 @@
+"""The bytes that `docs/CACHE.md` promises to other programs."""
+
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import Entry, Store, log, recipe_of, request_key
+from cache.accounting import stored_size
+from cache.codec import CODECS
+from cache.facts import facts_of
+from cache.record import Draft
+from cache.saliency import version_id
+
+TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE.md").read_text())
+REQUEST = {"method": "diff_mix", "resolution": 64, "source_digest": "ab", "variant": 0}
+ENTRY = Entry(REQUEST, np.arange(12, dtype=np.uint8).reshape(2, 2, 3), {"confidence": 0.5})
+FACTS = facts_of(REQUEST)
+
+
+def row():
+    return log.Row(request_key(REQUEST), FACTS.recipe_id, FACTS.source_id, 12.5, 174, 3, 4, 2)
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        request_key(REQUEST),
+        FACTS.recipe,
+        FACTS.recipe_id,
+        FACTS.source_id,
+        version_id("v1"),
+        Draft(ENTRY, CODECS["raw"], 12.5).seal(7),
+        row().to_bytes(),
+    ],
+)
+def test_the_test_vectors_of_the_documentation_are_true(vector):
+    assert vector.hex() in TEXT
+
+
+def test_the_tables_of_one_record_are_as_documented(tmp_path):
+    with Store(tmp_path, codec="raw") as store:
+        store.put_many([ENTRY])
+        store.note_served([request_key(REQUEST)] * 3)
+        with store._environment.transaction() as (txn, tables):
+            found = {name: list(txn.cursor(table)) for name, table in tables._asdict().items()}
+    place, key = struct.pack(">Q", 1), request_key(REQUEST)
+    ordinal = struct.pack(">Q", 0)
+    assert [name for name, _ in found["log"]] == [place]
+    assert found["members"] == sorted(
+        [(bytes(16) + ordinal, place + key), (FACTS.recipe_id + ordinal, place + key)]
+    )
+    (size,) = (len(value) for _, value in found["records"])
+    assert found["recipes"] == [(FACTS.recipe_id, struct.pack(">QQ", 1, size) + FACTS.recipe)]
+    assert found["by_source"] == [(FACTS.source_id + place, b"")]
+    assert found["served"] == [(struct.pack(">I", 3) + place, b"")]
+    assert recipe_of(REQUEST) == {"method": "diff_mix", "resolution": 64}
+
+
+@pytest.mark.parametrize(
+    ("size", "stored"), [(100, 142), (1996, 2038), (1997, 4096), (4080, 4096), (4081, 8192)]
+)
+def test_a_record_is_counted_with_the_pages_it_takes(size, stored):
+    assert stored_size(size) == stored
