@@ -53,7 +53,7 @@ def _copy(path: Path, copy: int) -> None:
         tables = open_tables(handle, path)
         with handle.begin() as txn:
             needed = pages_bytes(txn, tables)
-        check_free(path, needed, lambda: 0)
+        check_free(path, needed)
         handle.copyfd(copy, compact=True)
     finally:
         handle.close()

@@ -1,5 +1,6 @@
 """Which records go first where room is needed, and the making of that room."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -158,6 +159,19 @@ def evictable(
         seen.add(position)
         if row is not None and row.key not in spared and not pins.holds(row.key):
             yield position, row.size
+
+
+def evict_some(txn: Transaction, tables: Tables, policy: Policy, most: int, down_to: float) -> int:
+    """Evict at most so many records, until the cache takes `down_to` bytes; how many."""
+    now, used = time.time(), used_bytes(txn, tables)
+    positions: list[int] = []
+    for position, size in evictable(txn, tables, policy, set(), now):
+        if used <= down_to or len(positions) == most:
+            break
+        positions.append(position)
+        used -= stored_size(size)
+    let_go(txn, tables, positions, now)
+    return len(positions)
 
 
 def let_go(txn: Transaction, tables: Tables, positions: list[int], now: float) -> None:

@@ -96,22 +96,25 @@ def check_not_compacting(path: Path) -> None:
         os.close(file)
 
 
-def check_free(path: Path, needed: int, reusable: Callable[[], int]) -> None:
+def check_free(path: Path, needed: int, in_use: Callable[[], int] | None = None) -> None:
     """Refuse to write where the disk has no room for it.
 
     Args:
         path: The cache.
         needed: Bytes about to be written; a margin for LMDB's own pages is added.
-        reusable: Tells how many free bytes the file has itself; asked only if it matters.
+        in_use: Tells how many bytes of the cache's file are in use: what it has beyond can be
+            written again. Asked only where the disk alone has too little; None counts the disk.
 
     Raises:
         CacheFullError: If there is not enough room.
     """
     system = os.statvfs(path)
-    free = system.f_bavail * system.f_frsize
-    if free < needed + MARGIN_BYTES and free + reusable() < needed + MARGIN_BYTES:
+    free, needed = system.f_bavail * system.f_frsize, needed + MARGIN_BYTES
+    if free < needed and in_use is not None:
+        free += max(0, (path / DATA).stat().st_size - in_use())
+    if free < needed:
         raise CacheFullError(
-            f"cache {path} needs {needed + MARGIN_BYTES} bytes of disk, {free} are free; "
+            f"cache {path} needs {needed} bytes of disk, {free} are free; "
             "free space, lower cache.max_gib or use another disk"
         )
 

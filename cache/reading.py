@@ -223,3 +223,7 @@ class Reader:
             "file_bytes": file_bytes,
             **found,
         }
+
+    def _check_writable(self) -> None:
+        if self.readonly:
+            raise CacheError(f"store must not be readonly to change {self.path}")

@@ -11,16 +11,16 @@ from cache.claims import Claim, Claims, Owner
 from cache.compaction import compact
 from cache.contents import is_present
 from cache.errors import CacheError
-from cache.eviction import Policy, Quota, evictable, let_go, used_bytes
+from cache.eviction import Policy, Quota, evict_some
 from cache.index import Index
-from cache.key import Scalar, canonical_bytes, check_keys, digest_of
-from cache.location import DATA, check_free
+from cache.key import Scalar, canonical_bytes, check_keys, digest_of, request_key
+from cache.location import check_free
 from cache.pins import Pins
 from cache.reading import Reader
 from cache.record import Draft, Entry, Stored
 from cache.repair import drop_if_broken
 from cache.repair import repair as mend
-from cache.tables import Tables, Transaction, pages_bytes
+from cache.tables import pages_bytes
 from cache.verify import Progress, VerifyReport, verify
 
 _GIB = 2**30
@@ -81,7 +81,7 @@ class Store(Reader):
         with self._environment.transaction(write=True) as (txn, tables):
             fresh = [draft for draft in drafts if not is_present(txn, tables, draft.key)]
             needed = sum(stored_size(draft.size) for draft in fresh)
-            check_free(self.path, needed, lambda: self._reusable(txn, tables))
+            check_free(self.path, needed, lambda: pages_bytes(txn, tables))
             if self.max_gib is not None:
                 quota = Quota(self.max_gib * _GIB, self.policy)
                 sizes = [draft.size for draft in fresh]
@@ -105,20 +105,12 @@ class Store(Reader):
         self._check_writable()
         gone, wanted = 0, math.inf if count is None else count
         while gone < wanted:
+            most = int(min(_EVICTED_AT_ONCE, wanted - gone))
             with self._environment.transaction(write=True) as (txn, tables):
-                used = used_bytes(txn, tables)
-                positions: list[int] = []
-                for position, size in evictable(txn, tables, policy, set(), time.time()):
-                    if used <= to_gib * _GIB or len(positions) >= min(
-                        _EVICTED_AT_ONCE, wanted - gone
-                    ):
-                        break
-                    positions.append(position)
-                    used -= stored_size(size)
-                let_go(txn, tables, positions, time.time())
-            gone += len(positions)
-            if not positions:
+                count_gone = evict_some(txn, tables, policy, most, to_gib * _GIB)
+            if not count_gone:
                 break
+            gone += count_gone
         return gone
 
     def note_served(self, keys: Sequence[bytes]) -> None:
@@ -252,16 +244,9 @@ class Store(Reader):
         self._check_writable()
         return compact(self._environment)
 
-    def _reusable(self, txn: Transaction, tables: Tables) -> int:
-        return (self.path / DATA).stat().st_size - pages_bytes(txn, tables)
-
     def _lease(self, keys: Sequence[bytes], owner: Owner, lease_s: float) -> Claim:
         self._check_writable()
         check_keys(keys)
         if not lease_s > 0:
             raise CacheError(f"lease_s must be positive, got {lease_s}")
         return Claim(owner, time.time() + lease_s)
-
-    def _check_writable(self) -> None:
-        if self.readonly:
-            raise CacheError(f"store must not be readonly to change {self.path}")

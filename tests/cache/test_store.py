@@ -274,7 +274,7 @@ def test_a_disk_without_room_is_said_so_before_anything_is_written(
     store.put_many(make_entries(1))
     full = os.statvfs_result((4096, 4096, 10, 1, 1, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: full)
-    with pytest.raises(CacheFullError, match="needs .* bytes of disk, 4096 are free; free space"):
+    with pytest.raises(CacheFullError, match="needs .* bytes of disk, .* are free; free space"):
         store.put_many(make_entries(2))
     assert len(store) == 1
 
