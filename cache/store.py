@@ -13,7 +13,7 @@ from cache.contents import is_present
 from cache.errors import CacheError
 from cache.eviction import Policy, Quota, evict_some
 from cache.index import Index
-from cache.key import Scalar, canonical_bytes, check_keys, digest_of, request_key
+from cache.key import Scalar, canonical_bytes, check_keys, digest_of
 from cache.location import check_free
 from cache.pins import Pins
 from cache.reading import Reader
