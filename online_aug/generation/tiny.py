@@ -158,7 +158,11 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-    # transformers takes the dtype from here, diffusers is single precision unless told otherwise:
-    # both must agree for the pipeline to run as stock `from_pretrained` loads it.
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+    for config in folder.glob("*/config.json"):
+        settings = json.loads(config.read_text())
+        settings.pop("_name_or_path", None)  # where its weights came from on this machine
+        if config.parent.name == "text_encoder":
+            # transformers takes the dtype from here, diffusers is single precision unless told
+            # otherwise: both must agree for the pipeline to run as `from_pretrained` loads it.
+            settings["dtype"] = "float32"
+        config.write_text(json.dumps(settings, indent=2) + "\n")
