@@ -1,4 +1,4 @@
-"""From pixels to bytes and back: PNG, JPEG and raw, decoded within bounds."""
+"""From pixels to bytes and back: raw, PNG, JPEG and WebP, decoded within bounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,13 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """An image at rest, uint8 RGB, `h w 3`."""
 
 MAX_SIDE_PX = 8192
+_CHANNELS = 3
 MAX_IMAGE_BYTES = 2**28
 """No record holds more: a limit on what a forged header can make a reader allocate."""
+_SLACK_BYTES = 2**16
+"""No encoder needs more than this above twice the pixels, however small or noisy the image."""
+_LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
+"""The chunks of WebP's two kinds; extended files, which may be animated, are refused."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Codec:
 
     name: str
     number: int
+    is_lossless: bool
     encode: Callable[[Pixels], bytes]
     _decode: Callable[[bytes, int, int], Pixels]
 
@@ -38,6 +44,11 @@ class Codec:
         if not (0 < height <= MAX_SIDE_PX and 0 < width <= MAX_SIDE_PX):
             raise CorruptRecordError(
                 f"image sides must be 1 to {MAX_SIDE_PX} px, got {width} x {height}"
+            )
+        most = min(MAX_IMAGE_BYTES, 2 * height * width * _CHANNELS + _SLACK_BYTES)
+        if len(data) > most:
+            raise CorruptRecordError(
+                f"image of {width} x {height} must have at most {most} bytes, got {len(data)}"
             )
         image = self._decode(data, height, width)
         image.setflags(write=False)
@@ -75,10 +86,9 @@ def codec_numbered(number: int) -> Codec:
     Raises:
         CorruptRecordError: If there is none.
     """
-    for codec in CODECS.values():
-        if codec.number == number:
-            return codec
-    raise CorruptRecordError(f"codec number must be known, got {number}")
+    if number not in _BY_NUMBER:
+        raise CorruptRecordError(f"codec number must be known, got {number}")
+    return _BY_NUMBER[number]
 
 
 def _encode_pillow(image: Pixels, *, format: str, **options: Any) -> bytes:
@@ -95,6 +105,9 @@ def _decode_pillow(data: bytes, height: int, width: int, *, format: str) -> Pixe
                 raise CorruptRecordError(
                     f"image must be RGB {width} x {height}, got {picture.mode} {picture.size}"
                 )
+            # A scan of a progressive JPEG may cost two bytes and a pass over all pixels.
+            if getattr(picture, "is_animated", False) or "progressive" in picture.info:
+                raise CorruptRecordError(f"{format} image must be a still one in a single pass")
             return np.asarray(picture)
     except CorruptRecordError:
         raise
@@ -102,23 +115,74 @@ def _decode_pillow(data: bytes, height: int, width: int, *, format: str) -> Pixe
         raise CorruptRecordError(f"image must decode as {format}, got {error}") from error
 
 
+def _decode_webp(data: bytes, height: int, width: int, *, chunk: bytes) -> Pixels:
+    # Pillow's decoder allocates two canvases of the size in the header before it says that size.
+    if _webp_size(data, chunk) != (width, height):
+        name = chunk.decode().strip()
+        raise CorruptRecordError(f"image must be a single {name} image of {width} x {height}")
+    return _decode_pillow(data, height, width, format="WEBP")
+
+
+def _webp_size(data: bytes, chunk: bytes) -> tuple[int, int] | None:
+    size = _little(data, 16, 4)
+    is_whole = _little(data, 4, 4) + 8 == len(data) == size + size % 2 + 20
+    if not is_whole or data[:4] != b"RIFF" or data[8:16] != b"WEBP" + chunk:
+        return None
+    if chunk == _LOSSY:
+        return _little(data, 26, 2) % 2**14, _little(data, 28, 2) % 2**14
+    sides = _little(data, 21, 4)
+    return sides % 2**14 + 1, (sides >> 14) % 2**14 + 1
+
+
+def _little(data: bytes, start: int, count: int) -> int:
+    return int.from_bytes(data[start : start + count], "little")
+
+
 def _encode_raw(image: Pixels) -> bytes:
     return image.tobytes()
 
 
 def _decode_raw(data: bytes, height: int, width: int) -> Pixels:
-    if len(data) != height * width * 3:
-        raise CorruptRecordError(f"raw image must be {height * width * 3} bytes, got {len(data)}")
-    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    size = height * width * _CHANNELS
+    if len(data) != size:
+        raise CorruptRecordError(f"raw image must be {size} bytes, got {len(data)}")
+    return np.frombuffer(data, np.uint8).reshape(height, width, _CHANNELS)
 
 
-def _pillow(name: str, number: int, format: str, **options: Any) -> Codec:
-    encode = partial(_encode_pillow, format=format, **options)
-    return Codec(name, number, encode, partial(_decode_pillow, format=format))
+_webp = partial(_encode_pillow, format="WEBP")
 
-
-CODECS = {
-    "raw": Codec("raw", 0, _encode_raw, _decode_raw),
-    "png": _pillow("png", 1, "PNG", compress_level=1),
-    "jpeg": _pillow("jpeg", 2, "JPEG", quality=95, subsampling=0),
-}
+_ALL = (
+    Codec("raw", 0, True, _encode_raw, _decode_raw),
+    Codec(
+        "png",
+        1,
+        True,
+        partial(_encode_pillow, format="PNG", compress_level=1),
+        partial(_decode_pillow, format="PNG"),
+    ),
+    Codec(
+        "jpeg",
+        2,
+        False,
+        partial(_encode_pillow, format="JPEG", quality=95, subsampling=0),
+        partial(_decode_pillow, format="JPEG"),
+    ),
+    Codec(
+        "webp_lossless",
+        3,
+        True,
+        partial(_webp, lossless=True, method=0, quality=0),
+        partial(_decode_webp, chunk=_LOSSLESS),
+    ),
+    Codec(
+        "webp_lossy",
+        4,
+        False,
+        partial(_webp, method=2, quality=90),
+        partial(_decode_webp, chunk=_LOSSY),
+    ),
+)
+CODECS = {codec.name: codec for codec in _ALL}
+_BY_NUMBER = {codec.number: codec for codec in _ALL}
+DEFAULT_CODEC = "webp_lossless"
+"""The smallest and fastest of those that leave no trace; `docs/CACHE.md` has the table."""

@@ -13,7 +13,7 @@ import numpy as np
 from cache import accounting, contents, index, log, saliency
 from cache.accounting import Recipe
 from cache.claims import Claims
-from cache.codec import codec_named
+from cache.codec import DEFAULT_CODEC, codec_named
 from cache.contents import Status
 from cache.environment import attach, detach
 from cache.errors import CacheError
@@ -39,7 +39,7 @@ class Reader:
         self,
         path: Path | str,
         *,
-        codec: str = "png",
+        codec: str = DEFAULT_CODEC,
         max_gib: float | None = None,
         policy: Policy | None = _OLDEST,
         durability: Durability = "power",
@@ -49,7 +49,7 @@ class Reader:
 
         Args:
             path: Directory on a local disk, made by the first writer.
-            codec: How images are written: `png` or `raw` (lossless) or `jpeg` (quality 95, 4:4:4).
+            codec: How images are written, a name of `cache.codec.CODECS`.
                 Each record names its own, so any of them is read.
             max_gib: What all records may take of the disk, GiB; None is no limit.
             policy: What `put_many` evicts where they would take more; None refuses more.

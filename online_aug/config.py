@@ -176,8 +176,8 @@ class CacheConfig(Section):
     (once where that is null), then the oldest; the oldest; null keeps all and stops generation."""
     durability: Literal["power", "process"] = "power"
     """What a stored image survives: loss of power, or only the death of any process (faster)."""
-    codec: Literal["png", "jpeg", "raw"] = "png"
-    """How images are stored; png and raw are lossless."""
+    codec: Literal["webp_lossless", "png", "raw", "webp_lossy", "jpeg"] = "webp_lossless"
+    """How images are stored; the first three are lossless, the last two leave traces."""
 
 
 class DevicesConfig(Section):

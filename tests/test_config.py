@@ -1,12 +1,14 @@
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.config import Config
+from cache.codec import CODECS, DEFAULT_CODEC
+from online_aug.config import CacheConfig, Config
 from online_aug.config_files import config_digest, load_config, resolved_yaml
 from online_aug.config_schema import allowed, describe, fields
 from online_aug.errors import UserError
@@ -77,7 +79,10 @@ def test_all_mistakes_of_file_and_command_line_come_at_once_one_line_each(tmp_pa
         ("optim.lr=.inf", "optim.lr must be a number > 0, got Infinity"),
         ("optim.lr='0.1'", 'optim.lr must be a number > 0, got "0.1"'),
         ("optim.ema=1", "optim.ema must be a number > 0 and < 1, or null, got 1"),
-        ("cache.codec=gif", 'cache.codec must be one of png, jpeg, raw, got "gif"'),
+        (
+            "cache.codec=gif",
+            'cache.codec must be one of webp_lossless, png, raw, webp_lossy, jpeg, got "gif"',
+        ),
         ("run.dir=null", "run.dir must be a path, got null"),
         ("data=3", "data must be a section, a mapping of its keys, got 3"),
         ("data=null", "data must be a section, a mapping of its keys, got null"),
@@ -286,3 +291,9 @@ def test_the_help_gives_every_key_its_default_and_its_meaning(dotted):
     if isinstance(default, (bool, int, float)):
         assert f" {dotted}={shown} " in text
         assert math.isfinite(default)
+
+
+def test_the_codecs_are_those_of_the_cache_and_so_is_the_default():
+    field = CacheConfig.model_fields["codec"]
+    assert set(get_args(field.annotation)) == set(CODECS)
+    assert field.default == DEFAULT_CODEC

@@ -46,7 +46,7 @@ def test_list_ends_with_the_newest(filled, capsys):
     rows = json.loads(out)
     assert [row["position"] for row in rows] == list(range(11, 31))
     assert rows[-1]["request"]["variant"] == 29
-    assert (rows[-1]["width"], rows[-1]["height"], rows[-1]["codec"]) == (5, 4, "png")
+    assert (rows[-1]["width"], rows[-1]["height"], rows[-1]["codec"]) == (5, 4, "webp_lossless")
 
 
 def test_list_starts_where_it_is_told(filled, capsys):

@@ -21,7 +21,7 @@ def keys_of(entries):
     return [request_key(entry.request) for entry in entries]
 
 
-@pytest.mark.parametrize("codec", ["png", "raw"])
+@pytest.mark.parametrize("codec", ["webp_lossless", "png", "raw"])
 def test_a_stored_image_comes_back_with_its_request(tmp_path, make_entries, codec):
     (entry,) = make_entries(1)
     store = Store(tmp_path, codec=codec)
