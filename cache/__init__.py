@@ -21,6 +21,7 @@ from cache.key import (
 from cache.record import Entry, Record, Stored
 from cache.store import Store
 from cache.verify import VerifyReport
+from cache.writer import Writer
 
 __all__ = [
     "KEY_BYTES",
@@ -41,6 +42,7 @@ __all__ = [
     "Store",
     "Stored",
     "VerifyReport",
+    "Writer",
     "canonical_bytes",
     "content_digest",
     "decode_fields",

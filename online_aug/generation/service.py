@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cache import CacheFullError, Entry, Owner, Store
+from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
 from online_aug.generation.gate import rejection
 from online_aug.generation.image_generator import Group, group_of
 from online_aug.generation.messages import Status
@@ -21,6 +21,8 @@ LOOK_AHEAD_BATCHES = 8
 IDLE_S = 0.05
 WAIT_FOR_OTHERS_S = 0.5
 LEASE_S = 300.0
+WRITE_BATCH = 64
+"""Images a commit, at most; twice as many may wait before generation does."""
 State = Literal["loading", "generating", "paused", "waiting", "finished", "full"]
 
 
@@ -69,18 +71,20 @@ class Service:
         self._owner = Owner.current()
         self._claimed: deque[GenerationRequest] = deque()
         self._lost: list[GenerationRequest] = []
-        self._generated = self._rejected = self._reused = 0
+        self._made = self._rejected = self._reused = 0
         self._busy_s = 0.0
+        self._writer = Writer(store, batch_size=WRITE_BATCH, max_queued=2 * WRITE_BATCH)
 
     def run(self) -> None:
         """Make what is missing; returns at the end of the plan, of the room, or when stopped."""
         state: State = "finished"
         try:
-            for batch in self._batches():
-                if batch:
-                    self._make(batch)
-                if not self._keep_pace():
-                    break
+            with self._writer:
+                for batch in self._batches():
+                    if batch:
+                        self._make(batch)
+                    if not self._keep_pace():
+                        break
         except CacheFullError:
             state = "full"
         finally:
@@ -114,7 +118,9 @@ class Service:
         self._lost += [request for request in requests if status[request] == "claimed"]
 
     def _release(self) -> None:
-        self._store.release([request.key for request in self._claimed], self._owner)
+        keys = [request.key for request in self._claimed]
+        keys += [request_key(entry.request) for entry in self._writer.unwritten()]
+        self._store.release(keys, self._owner)
 
     def _next_group(self) -> list[GenerationRequest]:
         """The oldest claimed request and others of its kind, at most as many as there are slots.
@@ -133,15 +139,14 @@ class Service:
     def _make(self, batch: list[GenerationRequest]) -> None:
         started = time.monotonic()
         images = self._generator.generate(batch, self._work.prepare(batch))
-        entries = []
         for request, image in zip(batch, images, strict=True):
             if reason := rejection(image):
                 self._store.reject(request.key, request.to_fields(), reason)
                 self._rejected += 1
                 continue
             pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-            entries.append(Entry(request=request.to_fields(), image=pixels.contiguous().numpy()))
-        self._generated += self._store.put_many(entries)
+            self._writer.put(Entry(request=request.to_fields(), image=pixels.numpy()))
+            self._made += 1
         self._busy_s += time.monotonic() - started
         self._tell("generating")
 
@@ -149,8 +154,12 @@ class Service:
         """Wait while too far ahead of what was served; False when told to stop."""
         limit, told_at = self._work.max_ahead, 0.0
         while not self._trainer.is_stopping:
-            if limit is None or self._generated - self._trainer.served < limit:
+            if limit is None or self._made - self._trainer.served < limit:
                 return True
+            if self._made != self._writer.written:
+                self._writer.flush()  # the trainer may need just these to end the pause
+                self._made = self._writer.written  # others may have stored some first
+                continue
             if not told_at:
                 self._release()  # another process may need them sooner
             if time.monotonic() - told_at > 1.0:
@@ -163,9 +172,9 @@ class Service:
         self._trainer.tell(
             Status(
                 state=state,
-                generated=self._generated,
+                generated=self._writer.written,
                 rejected=self._rejected,
                 reused=self._reused,
-                images_per_s=self._generated / self._busy_s if self._busy_s else 0.0,
+                images_per_s=self._made / self._busy_s if self._busy_s else 0.0,
             )
         )

@@ -5,12 +5,13 @@ import multiprocessing
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from request_samples import make_context, make_sources
 
-from cache import Entry, Owner, Store
+from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.generation import service
 from online_aug.generation.image_generator import group_of
 from online_aug.generation.service import Service, Work
@@ -179,6 +180,51 @@ def test_the_generator_pauses_when_it_is_far_ahead_and_goes_on_when_images_are_s
     assert Counter(painter.made) == Counter(PLAN)
     assert 10 <= max(ahead) < 10 + SLOTS
     assert trainer.told[-1].state == "finished"
+
+
+def test_whatever_is_told_as_generated_is_in_the_cache(store):
+    def compare(_, status):
+        assert status.generated <= len(store)
+
+    _, trainer = serve(store, Painter(seconds=0.01), trainer=Listener(compare))
+    assert trainer.told[-1].generated == len(store) == len(PLAN)
+
+
+def test_in_a_pause_all_that_was_made_is_in_the_cache(store, monkeypatch):
+    monkeypatch.setattr(service, "Writer", partial(Writer, max_wait_s=1e6))
+
+    def look(trainer, status):
+        if status.state == "paused":
+            assert status.generated == len(store) == len(painter.made)
+            trainer.is_stopping = True
+
+    painter = Painter()
+    _, trainer = serve(store, painter, Listener(look), max_ahead=10)
+    assert "paused" in trainer.states
+
+
+def test_images_that_another_process_stored_first_do_not_count_as_ahead(store):
+    def give_up(trainer, status):
+        trainer.is_stopping = status.state == "paused"
+
+    class Slow(Painter):
+        def generate(self, requests, images):
+            store.put_many([entry(request) for request in requests])  # its claims had run out
+            return super().generate(requests, images)
+
+    painter, trainer = serve(store, Slow(), Listener(give_up), max_ahead=10)
+    assert len(painter.made) == len(PLAN)
+    assert (trainer.told[-1].state, trainer.told[-1].generated) == ("finished", 0)
+
+
+def test_a_cache_that_fails_releases_what_could_not_be_stored(store, monkeypatch):
+    def fail(_):
+        raise CacheFullError("the disk is full")
+
+    monkeypatch.setattr(store, "put_many", fail)
+    _, trainer = serve(store, max_ahead=SLOTS)
+    assert trainer.told[-1].state == "full"
+    assert store.stats()["claims_live"] == 0
 
 
 def test_without_a_limit_it_never_pauses(store):
