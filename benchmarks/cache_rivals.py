@@ -1,0 +1,152 @@
+"""Other ways to keep images, set up as their users set them up, read beside the cache."""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+from cache_filling import CLASSES, file_of, fill_folders, key_of
+from cache_timing import Side, faster, in_turns, rate
+
+from cache import Store
+from cache.codec import Pixels
+
+if TYPE_CHECKING:
+    from cache_speed import Bench
+
+SHARD_BYTES = 2**26
+READS = 200
+
+
+def compare(bench: "Bench") -> None:
+    """A row for each rival and order of reading; the data of one is deleted before the next."""
+    print("\n| images a second, decoded | cache over it | cache | other |\n|---|---|---|---|")
+    for package, name, prepare in (
+        (None, "image files in class folders, PIL", _folders),
+        ("webdataset", "WebDataset tar shards", _webdataset),
+        ("streaming", "MosaicML Streaming", _streaming),
+    ):
+        if package and not find_spec(package):
+            print(f"| {name} | not installed: `pip install {_PIP[package]}` | | |", flush=True)
+            continue
+        path = bench.folder / "rival"
+        for order, side in prepare(bench, path).items():
+            _print_row(bench, name, order, side)
+        shutil.rmtree(path)
+
+
+def _print_row(bench: "Bench", name: str, order: str, side: Side) -> None:
+    with Store(bench.store, readonly=True) as store:
+        walk = _Endless(lambda: (store.get(key) for _, key in _log(store)))
+
+        def ours(repetition: int) -> None:
+            if order == "sequential":
+                walk.take(READS)
+                return
+            for number in bench.draw(repetition, READS):
+                store.get(key_of(number))
+
+        seconds = in_turns({"cache": ours, "other": side}, bench.repetitions)
+    ratio = faster(seconds, "cache", "other")
+    mine, theirs = (rate(seconds, one, READS) for one in ("cache", "other"))
+    print(f"| {name}, {order} | {ratio:.2f} | {mine:,.0f}/s | {theirs:,.0f}/s |", flush=True)
+
+
+def _log(store: Store) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while part := store.tail(position, 1000):
+        yield from part
+        position = part[-1][0]
+
+
+def _folders(bench: "Bench", path: Path) -> dict[str, Side]:
+    fill_folders(bench.pictures, path, bench.records)
+
+    def read(numbers: list[int]) -> None:
+        for number in numbers:
+            with PIL.Image.open(file_of(path, number)) as picture:
+                np.asarray(picture.convert("RGB"))
+
+    def in_order(repetition: int) -> None:
+        start = (repetition + 1) * READS % bench.records
+        label = start % CLASSES
+        files = range(label, bench.records, CLASSES)
+        read([files[(start + n) % len(files)] for n in range(READS)])
+
+    return {"random": lambda n: read(bench.draw(n, READS)), "sequential": in_order}
+
+
+def _webdataset(bench: "Bench", path: Path) -> dict[str, Side]:
+    import webdataset
+
+    path.mkdir()
+    pattern = str(path / "%06d.tar")
+    with webdataset.ShardWriter(pattern, maxsize=SHARD_BYTES, verbose=0) as writer:
+        for number in range(bench.records):
+            data = bench.pictures.data(number)
+            writer.write({"__key__": f"{number:07}", "img": data, "cls": number % CLASSES})
+    shards = sorted(map(str, path.glob("*.tar")))
+
+    def pixels(sample: dict[str, bytes]) -> Pixels:
+        return _decoded(sample["img"])
+
+    def reader(**options: object) -> Iterator[Pixels]:
+        return iter(webdataset.WebDataset(shards, **options).map(pixels))
+
+    walk = _Endless(lambda: reader(shardshuffle=False))
+    shuffled = _Endless(
+        lambda: iter(webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).map(pixels))
+    )
+    return {
+        "sequential": lambda _: walk.take(READS),
+        "shuffled (its kind of random)": lambda _: shuffled.take(READS),
+    }
+
+
+def _streaming(bench: "Bench", path: Path) -> dict[str, Side]:
+    from streaming import MDSWriter, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    columns = {"image": "bytes", "label": "int"}
+    with MDSWriter(out=str(path), columns=columns, size_limit=SHARD_BYTES) as writer:
+        for number in range(bench.records):
+            writer.write({"image": bench.pictures.data(number), "label": number % CLASSES})
+    ordered = StreamingDataset(local=str(path), shuffle=False, batch_size=1)
+
+    def read(numbers: list[int]) -> None:
+        for number in numbers:
+            _decoded(ordered[number]["image"])
+
+    walk = _Endless(lambda: (_decoded(sample["image"]) for sample in ordered))
+    return {
+        "sequential": lambda _: walk.take(READS),
+        "random": lambda n: read(bench.draw(n, READS)),
+    }
+
+
+def _decoded(data: bytes) -> Pixels:
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+class _Endless:
+    """Reads on where the last call stopped, and from the start again at the end."""
+
+    def __init__(self, start: Callable[[], Iterator[object]]) -> None:
+        self._start = start
+        self._running: Iterator[object] = iter(())
+
+    def take(self, count: int) -> None:
+        """Go through the next `count` items."""
+        left = count
+        while left := left - sum(1 for _ in islice(self._running, left)):
+            self._running = self._start()
+
+
+_PIP = {"webdataset": "webdataset", "streaming": "mosaicml-streaming"}

@@ -1,0 +1,217 @@
+"""What the cache costs over bare LMDB, how it scales, and how it compares with other stores.
+
+    python benchmarks/cache_speed.py [--records 10000] [--bytes 20000] [--quick] [--folder FOLDER]
+
+Writes the same encoded photos everywhere, takes the sides in turns and prints ratios with their
+rates. WebDataset and MosaicML Streaming take part where they are installed. The folder should be
+on the disk that a cache would be on; it needs records x bytes x 2.3 of space and is left empty.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cache_rivals
+import cache_sharing
+import numpy as np
+from cache_filling import (
+    COMMIT,
+    Pictures,
+    fill_bare,
+    fill_store,
+    key_of,
+    open_bare,
+    pictures_of,
+    store_for,
+)
+from cache_timing import Side, faster, in_turns, rate
+
+from cache import Store
+from cache.codec import CODECS, DEFAULT_CODEC
+
+BASE_RECORDS = 10_000
+READS = 200
+SECTIONS = ("get", "put", "scaling", "rivals", "memory", "sharing")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and where."""
+
+    pictures: Pictures
+    records: int
+    repetitions: int
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        """The cache that every section reads."""
+        return self.folder / "store"
+
+    def draw(self, repetition: int, count: int = READS) -> list[int]:
+        """Random record numbers, the same for every side of a repetition."""
+        rng = np.random.default_rng([7, repetition + 1])
+        return [int(number) for number in rng.integers(0, self.records, count)]
+
+
+def main() -> None:
+    """Measure the sections that were asked for and print a table for each."""
+    chosen = _arguments()
+    pictures = pictures_of(chosen.codec, chosen.bytes)
+    with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="cache_speed_") as folder:
+        repetitions = 5 if chosen.quick else 41
+        bench = Bench(pictures, chosen.records, repetitions, Path(folder))
+        print(
+            f"{bench.records:,} records of {pictures.mean_bytes:,.0f} bytes: photos of "
+            f"{pictures.side} px as {pictures.codec.name}; {len(os.sched_getaffinity(0))} cores\n"
+        )
+        fill_store(pictures, bench.store, bench.records)
+        for name in chosen.sections:
+            _SECTIONS[name](bench)
+
+
+def compare_get(bench: Bench) -> None:
+    """`get` against a bare `get` and the same decoder."""
+    path = bench.folder / "bare"
+    fill_bare(bench.pictures, path, bench.records)
+    keys = {repetition: _keys(bench, repetition) for repetition in range(-1, bench.repetitions)}
+    decode = bench.pictures.decode
+    with Store(bench.store, readonly=True) as store, open_bare(path) as environment:
+
+        def bare(use: Callable[[bytes], object], key: bytes) -> None:
+            with environment.begin() as txn:
+                use(txn.get(key))
+
+        def side(read: Callable[[bytes], object]) -> Side:
+            def read_all(repetition: int) -> None:
+                for key in keys[repetition]:
+                    read(key)
+
+            return read_all
+
+        sides = {"get": side(store.get), "bare": side(partial(bare, decode))}
+        undecoded = {"inspect": side(store.inspect), "bare": side(partial(bare, len))}
+        seconds, plain = (in_turns(both, bench.repetitions) for both in (sides, undecoded))
+    shutil.rmtree(path)
+    _table("random reads", "of bare LMDB")
+    _row("`get`, and bare get + decoder", seconds, "get", "bare", READS)
+    _row("checked but not decoded", plain, "inspect", "bare", READS)
+
+
+def compare_put(bench: Bench) -> None:
+    """`put_many` against bare writes of as many bytes in a commit."""
+    _table(f"writes, {COMMIT} in a commit", "of bare LMDB")
+    for name, encodes in (("encoding on both sides", True), ("already encoded", False)):
+        _row(name, _writes(bench, encodes), "put", "bare", COMMIT)
+
+
+def _writes(bench: Bench, encodes: bool) -> dict[str, list[float]]:
+    entries = {n: bench.pictures.entries(*_batch(n)) for n in range(-1, bench.repetitions)}
+    ours, theirs = bench.folder / "ours", bench.folder / "theirs"
+    with store_for(bench.pictures, ours, encodes=encodes) as store, open_bare(theirs) as bare:
+
+        def put_bare(repetition: int) -> None:
+            values = [_encoded(bench.pictures, n, encodes) for n in range(*_batch(repetition))]
+            with bare.begin(write=True) as txn:
+                for value in values:
+                    txn.put(os.urandom(32), value)
+
+        sides = {"put": lambda n: store.put_many(entries[n]), "bare": put_bare}
+        seconds = in_turns(sides, bench.repetitions)
+    shutil.rmtree(ours)
+    shutil.rmtree(theirs)
+    return seconds
+
+
+def compare_sizes(bench: Bench) -> None:
+    """What must not depend on the number of records, against a cache of ten thousand."""
+    small = bench.folder / "small"
+    fill_store(bench.pictures, small, min(BASE_RECORDS, bench.records))
+    _table("cost", f"of that at {BASE_RECORDS:,} records")
+    stores = {"here": Store(bench.store, readonly=True), "small": Store(small, readonly=True)}
+    for name, calls, call in _operations(bench):
+        sides = {side: partial(call, store) for side, store in stores.items()}
+        seconds = in_turns(sides, bench.repetitions)
+        cost = faster(seconds, "small", "here")
+        here, there = (rate(seconds, side, calls) for side in ("here", "small"))
+        print(f"| {name} | {cost:.2f} x | {here:,.0f}/s | {there:,.0f}/s |")
+    for store in stores.values():
+        store.close()
+    shutil.rmtree(small)
+
+
+def _operations(bench: Bench) -> list[tuple[str, int, Callable[[Store, int], object]]]:
+    def reopen(store: Store, _: int) -> None:
+        for _ in range(8):
+            store.close()
+            store.open()
+
+    def contain(store: Store, repetition: int) -> None:
+        for key in _keys(bench, repetition, 64):
+            store.contains([key])
+
+    def draw(store: Store, repetition: int) -> None:
+        store.sample(np.random.default_rng(repetition + 1), 64)
+
+    def follow(store: Store, _: int) -> None:
+        store.tail(store.position() - 64)
+
+    return [
+        ("opening", 8, reopen),
+        ("`contains`, one key", 64, contain),
+        ("`sample`, 64 keys", 1, draw),
+        ("`tail`, the last 64", 1, follow),
+    ]
+
+
+def _keys(bench: Bench, repetition: int, count: int = READS) -> list[bytes]:
+    return [key_of(number) for number in bench.draw(repetition, count)]
+
+
+def _batch(repetition: int) -> tuple[int, int]:
+    return (repetition + 1) * COMMIT, (repetition + 2) * COMMIT
+
+
+def _encoded(pictures: Pictures, number: int, encodes: bool) -> bytes:
+    if not encodes:
+        return pictures.data(number)
+    return pictures.codec.encode(pictures.images[number % len(pictures.images)])
+
+
+def _table(what: str, ratio: str) -> None:
+    print(f"\n| {what} | {ratio} | cache | other |\n|---|---|---|---|", flush=True)
+
+
+def _row(what: str, seconds: dict[str, list[float]], ours: str, other: str, items: int) -> None:
+    mine, theirs = (rate(seconds, name, items) for name in (ours, other))
+    print(f"| {what} | {faster(seconds, ours, other):.2f} | {mine:,.0f}/s | {theirs:,.0f}/s |")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The cache against bare LMDB and other stores.")
+    parser.add_argument("--records", type=int, default=BASE_RECORDS)
+    parser.add_argument("--bytes", type=int, default=20_000, help="mean size of an image")
+    parser.add_argument("--codec", choices=CODECS, default=DEFAULT_CODEC)
+    parser.add_argument("--quick", action="store_true", help="few repetitions")
+    parser.add_argument("--folder", type=Path, help="where to write; default the temporary folder")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    return parser.parse_args()
+
+
+_SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "get": compare_get,
+    "put": compare_put,
+    "scaling": compare_sizes,
+    "rivals": lambda bench: cache_rivals.compare(bench),
+    "memory": lambda bench: cache_sharing.print_memory(bench.store, bench.records),
+    "sharing": lambda bench: cache_sharing.print_sharing(bench.pictures, bench.store),
+}
+
+
+if __name__ == "__main__":
+    main()
