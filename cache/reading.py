@@ -49,8 +49,8 @@ class Reader:
 
         Args:
             path: Directory on a local disk, made by the first writer.
-            codec: How images are written, a name of `cache.codec.CODECS`.
-                Each record names its own, so any of them is read.
+            codec: How images are written, a name of `cache.codec.CODECS`. Each record names its
+                own, so any of them is read.
             max_gib: What all records may take of the disk, GiB; None is no limit.
             policy: What `put_many` evicts where they would take more; None refuses more.
             durability: What a `put_many` that has returned survives: loss of `power`, or only the

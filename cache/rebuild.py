@@ -100,10 +100,10 @@ def _write_in_place(index: Index, rows: list[bytes], highest: int) -> list[Row]:
 def _move(txn: Transaction, tables: Tables, key: bytes, position: int) -> bool:
     """Seal a record anew for another position; False where it cannot be read."""
     try:
-        stored = parse(key, txn.get(key, db=tables.records) or b"")
+        draft = Draft.copy(parse(key, txn.get(key, db=tables.records) or b""))
     except CorruptRecordError:
         return False
-    return txn.put(key, Draft.copy(stored).seal(position), db=tables.records)
+    return txn.put(key, draft.seal(position), db=tables.records)
 
 
 def _request(txn: Transaction, tables: Tables, key: bytes) -> dict[str, Scalar]:

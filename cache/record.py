@@ -46,31 +46,54 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Record:
-    """What the cache returns."""
+class Described:
+    """What a record says about its image, checked; decoded when it is first asked for.
+
+    A reader of many images asks for no request, and decoding one takes longer than finding it.
+    """
 
     key: bytes
-    image: Pixels
-    """uint8, `h w 3`, read-only."""
-    request: dict[str, Scalar]
-    scores: dict[str, float]
     created: float
     """Unix time, s."""
+    request_bytes: bytes
+    """The encoded request, of which `key` is the digest."""
+    scores_bytes: bytes
+
+    @cached_property
+    def request(self) -> dict[str, Scalar]:
+        """What decided the pixels.
+
+        Raises:
+            CorruptRecordError: If another program encoded it otherwise than it has to.
+        """
+        return decode_fields(self.request_bytes)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """What the gate measured, by name; raises as `request` does."""
+        scores = decode_fields(self.scores_bytes)
+        if not all(isinstance(score, float) for score in scores.values()):
+            raise CorruptRecordError("scores must be floats")
+        return {name: score for name, score in scores.items() if isinstance(score, float)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stored:
+class Record(Described):
+    """What the cache returns."""
+
+    image: Pixels
+    """uint8, `h w 3`, read-only."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stored(Described):
     """A record whose checksum was right and whose image is still encoded."""
 
-    key: bytes
     codec: Codec
     height: int
     width: int
-    created: float
     position: int
     """Its place in the log, from 1."""
-    request: dict[str, Scalar]
-    scores: dict[str, float]
     image_bytes: bytes
 
     def decode(self) -> Record:
@@ -86,10 +109,19 @@ class Stored:
         return Record(
             key=self.key,
             image=image,
-            request=self.request,
-            scores=self.scores,
+            request_bytes=self.request_bytes,
+            scores_bytes=self.scores_bytes,
             created=self.created,
         )
+
+    def check(self) -> None:
+        """Decode all of it: image, request and scores.
+
+        Raises:
+            CorruptRecordError: If one of them cannot be decoded.
+        """
+        self.decode()
+        _ = self.request, self.scores
 
 
 class Draft:
@@ -153,13 +185,12 @@ def parse(key: bytes, value: bytes) -> Stored:
     Raises:
         CorruptRecordError: If a byte of it is not what was written.
     """
-    header, body = value[: _HEADER.size], value[_BODY:]
     codec, height, width, created, position, lengths = _unpack(key, value)
-    hasher = _hasher(body)
-    hasher.update(header)
+    hasher = _hasher(memoryview(value)[_BODY:])
+    hasher.update(value[: _HEADER.size])
     if hasher.digest() != value[_HEADER.size : _BODY]:
         raise _corrupt(key, "its checksum does not match")
-    request, scores, image = _split(body, lengths)
+    request, scores, image = _split(value, lengths)
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
     return Stored(
@@ -169,8 +200,8 @@ def parse(key: bytes, value: bytes) -> Stored:
         width=width,
         created=created,
         position=position,
-        request=decode_fields(request),
-        scores=_decode_scores(scores),
+        request_bytes=request,
+        scores_bytes=scores,
         image_bytes=image,
     )
 
@@ -213,20 +244,13 @@ def _unpack(key: bytes, value: bytes) -> tuple[int, int, int, float, int, list[i
     return codec, height, width, created, position, lengths
 
 
-def _hasher(body: bytes) -> "hashlib.blake2b":
+def _hasher(body: bytes | memoryview) -> "hashlib.blake2b":
     return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES, person=_PERSON)
 
 
-def _split(body: bytes, lengths: list[int]) -> tuple[bytes, bytes, bytes]:
-    first, second = lengths[0], lengths[0] + lengths[1]
-    return body[:first], body[first:second], body[second:]
-
-
-def _decode_scores(data: bytes) -> dict[str, float]:
-    scores = decode_fields(data)
-    if not all(isinstance(score, float) for score in scores.values()):
-        raise CorruptRecordError("scores must be floats")
-    return {name: score for name, score in scores.items() if isinstance(score, float)}
+def _split(value: bytes, lengths: list[int]) -> tuple[bytes, bytes, bytes]:
+    first, second = _BODY + lengths[0], _BODY + lengths[0] + lengths[1]
+    return value[_BODY:first], value[first:second], value[second:]
 
 
 def _corrupt(key: bytes, reason: str) -> CorruptRecordError:

@@ -43,7 +43,7 @@ def _is_broken(txn: Transaction, tables: Tables, key: bytes) -> bool:
     if value is None:
         return False
     try:
-        parse(key, value).decode()
+        parse(key, value).check()
     except CorruptRecordError:
         return True
     return False

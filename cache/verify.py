@@ -92,7 +92,7 @@ def _check_record(report: VerifyReport, tally: Tally, seen: _Seen) -> None:
     report.payload_bytes += len(seen.value)
     try:
         stored = parse(seen.key, seen.value)
-        stored.decode()
+        stored.check()
     except CorruptRecordError as error:
         report.problems.append(Problem(str(error), seen.key))
         return

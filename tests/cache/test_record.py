@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -45,6 +47,18 @@ def test_every_shorter_or_longer_record_is_detected():
 def test_a_record_under_another_key_is_detected():
     with pytest.raises(CorruptRecordError, match="belongs to another key"):
         parse(bytes(32), sealed())
+
+
+def test_a_record_is_checked_as_a_whole_but_its_request_is_decoded_only_when_asked_for():
+    request, scores = b"not canonical", b"nor this"
+    stored = replace(parse(KEY, sealed()), request_bytes=request, scores_bytes=scores)
+    for describe in (stored, stored.decode()):
+        with pytest.raises(CorruptRecordError, match="fields must be canonically encoded"):
+            _ = describe.request
+        with pytest.raises(CorruptRecordError, match="fields must be canonically encoded"):
+            _ = describe.scores
+    with pytest.raises(CorruptRecordError, match="fields must be canonically encoded"):
+        stored.check()
 
 
 @given(st.binary(max_size=200))

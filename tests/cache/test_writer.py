@@ -150,9 +150,12 @@ def test_a_bad_entry_is_refused_at_once_and_harms_no_other(store, make_entries, 
     assert len(store) == 1
 
 
+GIB = 6_000 / 2**30
+
+
 def test_a_full_store_takes_what_fits_and_the_rest_is_named(tmp_path, make_entries):
     entries = make_entries(40)
-    with Store(tmp_path, codec="raw", max_gib=5_000 / 2**30) as store:
+    with Store(tmp_path, codec="raw", max_gib=GIB, policy=None) as store:
         writer = Writer(store, max_wait_s=FOREVER_S)
         for entry in entries:
             writer.put(entry)
