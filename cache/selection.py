@@ -94,6 +94,8 @@ def find_recipe(store: Store, prefix: str) -> bytes:
 def _read(store: Store, position: int, key: bytes) -> Stored | Unreadable:
     try:
         stored = store.inspect(key)
+        if stored is not None:
+            _ = stored.request, stored.scores  # decoded here, where it can be said
     except CacheError as error:
         return Unreadable(position, key, str(error))
     return Unreadable(position, key, "record is missing") if stored is None else stored

@@ -10,7 +10,7 @@ import PIL.Image
 
 from cache.codec import CODECS, MAX_SIDE_PX, Codec, Pixels
 from cache.errors import CacheError, CorruptRecordError
-from cache.key import Scalar, request_key
+from cache.key import Scalar, canonical_bytes, digest_of
 from cache.record import Stored
 
 _CODECS = {"PNG": ("png",), "JPEG": ("jpeg",), "WEBP": ("webp_lossless", "webp_lossy")}
@@ -63,11 +63,12 @@ def from_file(content: bytes, description: Description) -> Stored:
     except Exception as error:  # a dozen types, by whichever part of the decoder gave up
         reason = str(error).splitlines()[:1] or [type(error).__name__]
         raise CorruptRecordError(f"image must decode: {reason[0][:200]}") from error
+    request = canonical_bytes(description.request)
     return Stored(
-        key=request_key(description.request),
+        key=digest_of(request),
         position=0,  # it gets one when it is put
-        request=dict(description.request),
-        scores=dict(description.scores),
+        request_bytes=request,
+        scores_bytes=canonical_bytes(description.scores),
         created=description.created,
         codec=codec,
         height=height,
