@@ -14,6 +14,8 @@ from rich.table import Table
 Tell: TypeAlias = Callable[[int, int | None], None]
 """Takes how many are done, and of how many where that is known."""
 
+_WIDE = 10_000
+"""Columns of a table that goes to a file or another program: its lines stay whole."""
 _USUAL = ("method", "source_label", "target_label", "strength", "variant", "prompt")
 
 
@@ -24,7 +26,8 @@ def print_table(*heads: str, rows: Iterable[Iterable[str]]) -> None:
         table.add_column(head, overflow="fold", no_wrap=number < len(heads))
     for row in rows:
         table.add_row(*(plain(cell) for cell in row))
-    Console(markup=False, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def print_json(value: Any) -> None:

@@ -182,7 +182,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     start = [str(row["position"]), row["key"][:12]]
     if "problem" in row:
         return [*start, "", "", "", row["problem"]]
-    shape = f"{row['width']} x {row['height']} {row['codec']}"
+    shape = f"{row['width']} x {row['height']}"
     request = request_words(row["request"])
     return [*start, moment(row["created"]), shape, f"{row['bytes']:,}", request]
 
