@@ -1,6 +1,7 @@
 """Few-shot accuracy of vanilla training, CutMix and Diff-Mix, with the same number of steps.
 
-    python benchmarks/accuracy.py [key=value ...] [--seeds 5] [--shots 5 10] [--parallel 1]
+    python benchmarks/accuracy.py [key=value ...] [--methods Diff-Mix] [--seeds 5] [--shots 5 10]
+        [--parallel 1]
 
 Each run is one launch of train.py on configs/quickstart.yaml. All seeds train on the
 same few images, `data.seed` 0, so the spread is that of training alone; `--cuts` gives every seed
@@ -30,18 +31,19 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 10])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--cuts", action="store_true", help="other training images each seed")
     parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "accuracy")
     options = parser.parse_args()
-    jobs = list(product(options.shots, range(options.seeds), METHODS))
+    jobs = list(product(options.shots, range(options.seeds), options.methods))
     with ThreadPoolExecutor(options.parallel) as pool:
         found = list(pool.map(lambda job: _top1(options, *job), jobs))
     results = dict(zip(jobs, found, strict=True))
     sys.stdout.write(
         "| images a class | method | test top1, % | of each seed |\n|---|---|---|---|\n"
     )
-    for shots, method in product(options.shots, METHODS):
+    for shots, method in product(options.shots, options.methods):
         values = [100 * results[shots, seed, method] for seed in range(options.seeds)]
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         each = ", ".join(f"{value:.1f}" for value in values)
