@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,8 @@ def compare(bench: "Bench") -> None:
     """A row for each rival and order of reading; the data of one is deleted before the next."""
     print("\n| images a second, decoded | cache over it | cache | other |\n|---|---|---|---|")
     for package, name, prepare in (
-        (None, "image files in class folders, PIL", _folders),
+        (None, "the same files in class folders, PIL", _folders),
+        (None, "PNG files in class folders, PIL", _png_folders),
         ("webdataset", "WebDataset tar shards", _webdataset),
         ("streaming", "MosaicML Streaming", _streaming),
     ):
@@ -79,6 +81,18 @@ def _folders(bench: "Bench", path: Path) -> dict[str, Side]:
         read([files[(start + n) % len(files)] for n in range(READS)])
 
     return {"random": lambda n: read(bench.draw(n, READS)), "sequential": in_order}
+
+
+def _png_folders(bench: "Bench", path: Path) -> dict[str, Side]:
+    """The pictures as scripts that generate images commonly save them."""
+    files = [_as_png(image) for image in bench.pictures.images]
+    return _folders(replace(bench, pictures=replace(bench.pictures, encoded=files)), path)
+
+
+def _as_png(image: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _webdataset(bench: "Bench", path: Path) -> dict[str, Side]:
