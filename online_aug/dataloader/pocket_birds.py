@@ -157,6 +157,12 @@ def render(
     return image, mask.astype(np.uint8)
 
 
+def smooth_noise(rng: np.random.Generator, side: int, cells: int) -> Float[np.ndarray, "h w"]:
+    """Smooth noise in [0, 1] with about `cells` blobs along a side."""
+    grid = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+    return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float64)
+
+
 def write_dataset(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Write `train/ val/ test/` class folders, the masks under `masks/`, and `metadata.csv`.
 
@@ -277,7 +283,7 @@ def _paint(picture: np.ndarray, shape: Mask, colour: tuple[float, float, float])
 def _background(scene: Scene, side: int) -> Float[np.ndarray, "h w 3"]:
     rng = np.random.default_rng(scene.texture_seed)
     y, x = (np.mgrid[:side, :side] + 0.5) / side
-    coarse, fine = _noise(rng, side, 5), _noise(rng, side, 16)
+    coarse, fine = smooth_noise(rng, side, 5), smooth_noise(rng, side, 16)
     if scene.habitat == "forest":
         trunks = np.sin(2 * np.pi * (x * rng.uniform(2.5, 4) + rng.random()) + 1.2 * coarse) > 0.72
         green = np.stack([0.16 + 0.14 * fine, 0.34 + 0.24 * coarse, 0.12 + 0.08 * fine], -1)
@@ -296,12 +302,6 @@ def _background(scene: Scene, side: int) -> Float[np.ndarray, "h w 3"]:
     drift = 0.10 * (coarse - 0.5)
     flakes = (fine > 0.80) * 0.12
     return np.stack([0.78 + drift + flakes, 0.83 + drift + flakes, 0.90 + drift + flakes], -1)
-
-
-def _noise(rng: np.random.Generator, side: int, cells: int) -> Float[np.ndarray, "h w"]:
-    """Smooth noise in [0, 1] with about `cells` blobs along a side."""
-    grid = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
-    return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
 def _lit(picture: Float[np.ndarray, "h w 3"], light: str) -> Float[np.ndarray, "h w 3"]:

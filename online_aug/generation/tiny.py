@@ -1,4 +1,4 @@
-"""The architecture of the embedded model: a real, small Stable Diffusion for 64 px images.
+"""The architecture of the embedded models: a real, small Stable Diffusion for 64 px images.
 
 The same classes as Stable Diffusion 1.5, with fewer channels: 3.6 M parameters together. It is put
 together here and saved in diffusers' format, so all else treats it like any other checkpoint.
@@ -10,13 +10,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 RESOLUTION_PX = 64
 LATENT_PX = 16
+LATENT_CHANNELS = 4
 MAX_TOKENS = 48
 TEXT_WIDTH = 128
 VOCABULARY = 640
@@ -31,15 +38,20 @@ def new_autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         norm_num_groups=8,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         sample_size=RESOLUTION_PX,
         scaling_factor=1.0,
     )
 
 
-def new_unet() -> UNet2DConditionModel:
-    """A denoiser of 16 x 16 latents, with cross-attention at 8 x 8 and 4 x 4."""
+def new_unet(condition_channels: int = 0) -> UNet2DConditionModel:
+    """A denoiser of 16 x 16 latents, with cross-attention at 8 x 8 and 4 x 4.
+
+    Args:
+        condition_channels: Channels of a source image's latents beside the noisy ones.
+    """
     return UNet2DConditionModel(
+        in_channels=LATENT_CHANNELS + condition_channels,
         sample_size=LATENT_PX,
         block_out_channels=(32, 64, 96),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -146,8 +158,13 @@ def save_pipeline(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> None:
-    """Write the four parts as a half-precision Stable Diffusion directory."""
-    pipeline = StableDiffusionPipeline(
+    """Write the four parts as a half-precision directory in diffusers' format.
+
+    A Stable Diffusion, or an InstructPix2Pix where the U-Net takes a source image's latents too.
+    """
+    is_plain = unet.config["in_channels"] == LATENT_CHANNELS
+    kind = StableDiffusionPipeline if is_plain else StableDiffusionInstructPix2PixPipeline
+    pipeline = kind(
         vae=vae,
         unet=unet,
         text_encoder=text_encoder,

@@ -1,4 +1,4 @@
-"""Train the embedded diffusion model from scratch: autoencoder, then denoiser and text encoder.
+"""Train an embedded diffusion model from scratch: autoencoder, then denoiser and text encoder.
 
 Everything is saved under the work folder and found again: the command may be stopped and started.
 """
@@ -8,31 +8,43 @@ from pathlib import Path
 
 import torch
 
-from online_aug.pretraining.corpus import build_corpus
-from online_aug.pretraining.training import Settings, train_autoencoder, train_denoiser
+from online_aug.pretraining.autoencoder import train_autoencoder
+from online_aug.pretraining.denoiser import train_denoiser
+from online_aug.pretraining.loop import Settings
+from online_aug.pretraining.tasks import TASKS, Task
 
 
 def main() -> None:
     """Corpus, autoencoder, denoiser, model."""
-    settings, out, threads = _parse()
+    task, settings, out, threads = _parse()
     torch.set_num_threads(threads)
     settings.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    corpus = build_corpus(settings.digits, settings.birds, settings.seed)
+    corpus = task.build_corpus(settings.digits, settings.birds, settings.seed)
     vae = train_autoencoder(corpus, settings)
-    train_denoiser(corpus, vae, settings, out)
+    train_denoiser(task, corpus, vae, settings, out)
 
 
-def _parse() -> tuple[Settings, Path, int]:
+def _parse() -> tuple[Task, Settings, Path, int]:
     parser = argparse.ArgumentParser("python -m online_aug.pretraining", description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the finished model")
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default="text_to_image",
+        help="pictures from captions, or edits of a picture by DiffuseMix's instructions",
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/pretraining"), help="checkpoints")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the denoiser")
-    parser.add_argument("--vae-steps", type=int, default=1_500, help="steps of the autoencoder")
+    parser.add_argument(
+        "--vae-steps",
+        type=int,
+        help="steps of the autoencoder: 1500, or 0 where one is given (it is then taken as it is)",
+    )
     parser.add_argument(
         "--autoencoder",
         type=Path,
-        help="take the autoencoder of this model instead of training one",
+        help="start from the autoencoder of this model",
     )
     parser.add_argument("--start", type=Path, help="train this model's denoiser and words on")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
@@ -43,8 +55,10 @@ def _parse() -> tuple[Settings, Path, int]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     options = vars(parser.parse_args())
-    out, threads = options.pop("out"), options.pop("threads")
-    return Settings(**options), out, threads
+    task, out, threads = (options.pop(name) for name in ("task", "out", "threads"))
+    if options["vae_steps"] is None:
+        options["vae_steps"] = 0 if options["autoencoder"] else 1_500
+    return TASKS[task], Settings(**options), out, threads
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures and captions the embedded model learns from."""
+"""The pictures and captions the embedded models learn from."""
 
 from dataclasses import dataclass
 
@@ -6,16 +6,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tvf
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from online_aug.dataloader.digits import digits_arrays
 from online_aug.dataloader.pocket_birds import random_scene, random_species, render
 from online_aug.pretraining.captions import bird_caption, digit_caption
+from online_aug.pretraining.instructions import INSTRUCTIONS, apply_instruction
 from online_aug.seeding import numpy_rng
 
 CAPTIONS_PER_IMAGE = 4
+EDITS_PER_IMAGE = 3
+WORDINGS = ("A transformed version of image into {prompt}", "{prompt}", "{prompt} version")
+"""How an instruction is said: the paper's template, the released code's bare word, another."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,16 @@ class Corpus:
     """Share of each latent's 4 x 4 pixels that lies on the bird; 0 for digits."""
     captions: list[list[str]]
     is_digit: np.ndarray
+    sources: Int[np.ndarray, " n"]
+    """Place of the picture that each is an edit of; its own for one that is no edit."""
 
     def draw(
-        self, size: int, digit_share: float, rng: np.random.Generator
+        self, size: int, digit_share: float, rng: np.random.Generator, *, only_edits: bool = False
     ) -> tuple[np.ndarray, list[str]]:
         """Indices and captions of a batch, `digit_share` of it digits."""
-        digits, birds = np.flatnonzero(self.is_digit), np.flatnonzero(~self.is_digit)
+        allowed = self.sources != np.arange(len(self.sources)) if only_edits else True
+        digits = np.flatnonzero(self.is_digit & allowed)
+        birds = np.flatnonzero(~self.is_digit & allowed)
         count = round(size * digit_share)
         indices = np.concatenate([rng.choice(digits, count), rng.choice(birds, size - count)])
         captions = [str(rng.choice(self.captions[i])) for i in indices]
@@ -56,7 +64,29 @@ def build_corpus(num_digits: int, num_birds: int, seed: int) -> Corpus:
         captions.append([bird_caption(species, scene, rng) for _ in range(CAPTIONS_PER_IMAGE)])
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     coverage = F.avg_pool2d(torch.from_numpy(np.stack(masks))[:, None] / 255, 4)
-    return Corpus(stacked, coverage, captions, np.arange(len(images)) < num_digits)
+    places = np.arange(len(images))
+    return Corpus(stacked, coverage, captions, places < num_digits, places)
+
+
+def build_edits(num_digits: int, num_birds: int, seed: int) -> Corpus:
+    """Pictures as of `build_corpus`, then each of them after some of the nine instructions."""
+    plain = build_corpus(num_digits, num_birds, seed)
+    pictures = plain.images.permute(0, 2, 3, 1).numpy()
+    images, sources, captions = [], [], []
+    for place, picture in enumerate(tqdm(pictures, desc="edits", unit="img")):
+        rng = numpy_rng("edits", seed, place)
+        for prompt in rng.permutation(list(INSTRUCTIONS))[:EDITS_PER_IMAGE]:
+            images.append(apply_instruction(str(prompt), picture, rng))
+            sources.append(place)
+            captions.append([wording.format(prompt=prompt) for wording in WORDINGS])
+    edited = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return Corpus(
+        images=torch.cat([plain.images, edited]).contiguous(),
+        coverage=torch.cat([plain.coverage, plain.coverage[sources]]),
+        captions=[[""] for _ in plain.captions] + captions,
+        is_digit=np.concatenate([plain.is_digit, plain.is_digit[sources]]),
+        sources=np.concatenate([plain.sources, sources]),
+    )
 
 
 def to_model(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
