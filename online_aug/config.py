@@ -164,6 +164,21 @@ class FinetuneConfig(Section):
     """Seed of the order, noise and initial LoRA weights."""
 
 
+class FractalConfig(Section):
+    """Fractal pictures that DiffuseMix blends over its images."""
+
+    folder: Path | None = None
+    """Folder of your own pictures; null draws ours: iterated function systems and Julia sets."""
+    path: Path = Path("runs/fractals")
+    """Where the pictures are kept, drawn or read once, as one file for each set of settings."""
+    count: Count = 300
+    """Pictures drawn; of a folder that holds more, a random part of this size."""
+    side_px: Pixels | None = None
+    """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
+    seed: Seed = 0
+    """Seed of our own pictures and of the part of a folder."""
+
+
 class CacheConfig(Section):
     """Where generated images are kept."""
 
@@ -240,6 +255,7 @@ class Config(Section):
     mixing: MixingConfig = MixingConfig()
     generation: GenerationConfig = GenerationConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    fractals: FractalConfig = FractalConfig()
     cache: CacheConfig = CacheConfig()
     devices: DevicesConfig = DevicesConfig()
     classifier: ClassifierConfig = ClassifierConfig()

@@ -3,12 +3,11 @@
 `python -m online_aug.finetune configs/x.yaml`; `train.py` runs it when the result is missing.
 """
 
-import fcntl
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from online_aug.command_line import parse_command, run_main
 from online_aug.dataloader.sources import load_splits
 from online_aug.devices import plan_devices
 from online_aug.errors import UserError
+from online_aug.locking import alone
 from online_aug.recipe import Recipe, SourceImages
 from online_aug.reporting.progress import progress
 
@@ -80,16 +80,14 @@ def _finetune(recipe: Recipe, folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of one result; the kernel frees it when the process ends in any way."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"finetune.path must be a writable folder, got {folder.parent} ({error.strerror})"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold the lock of one result."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder.with_suffix(".lock")))
+        except OSError as error:
+            raise UserError(
+                f"finetune.path must be a writable folder, got {folder.parent} ({error.strerror})"
+            ) from error
         yield
 
 

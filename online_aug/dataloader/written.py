@@ -1,13 +1,12 @@
 """Folders of images that are written once, by one process, and found again by all others."""
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from online_aug.dataloader.progress import Report, terminal_progress
 from online_aug.errors import UserError
+from online_aug.locking import alone
 
 MARKER = ".online_aug_data"
 """File in a written folder: what it holds. A folder without it is not ours to replace."""
@@ -25,7 +24,7 @@ def written_once(folder: Path, mark: str, write: Callable[[Path, Report], None])
     try:
         if _marked(folder) == mark:
             return folder
-        with _lock(folder):
+        with alone(folder.with_name(f".{folder.name}.lock")):
             if _marked(folder) != mark:
                 _replace(folder, mark, write)
     except OSError as error:
@@ -58,11 +57,3 @@ def _replace(folder: Path, mark: str, write: Callable[[Path, Report], None]) -> 
 def _marked(folder: Path) -> str | None:
     marker = folder / MARKER
     return marker.read_text() if marker.is_file() else None
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel however this process ends
-        yield
