@@ -55,6 +55,8 @@ def build_loader(
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
 
+    if recipe.is_synthetic and recipe.fractals:
+        recipe.fractals.ensure()
     supply = Supply(
         keys,
         store,
@@ -73,6 +75,7 @@ def build_loader(
     dataset = MixedDataset(
         images=recipe.splits.train,
         plan=recipe.plan,
+        places=recipe.places if recipe.is_synthetic else {},
         compose=BoundCompose(recipe.context) if recipe.is_synthetic else None,
         store=store,
         transform=train_transform(config.data),

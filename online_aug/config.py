@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from online_aug.config_method import FractalConfig, MethodConfig
 from online_aug.config_types import (
     Count,
     Devices,
@@ -19,7 +20,6 @@ from online_aug.config_types import (
     Positive,
     Section,
     Seed,
-    Strengths,
 )
 
 
@@ -88,17 +88,6 @@ class DataConfig(Section):
         return self
 
 
-class MethodConfig(Section):
-    """What is generated."""
-
-    name: Literal["diff_mix", "diff_aug"] = "diff_mix"
-    """`diff_mix`: towards any class; `diff_aug`: towards the image's own class."""
-    strength: Strengths = (0.5, 0.7, 0.9)
-    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
-    gamma: Positive = 0.8
-    """Exponent of the soft label `(1 - s^gamma) y_source + s^gamma y_target`, above 0."""
-
-
 class MixingConfig(Section):
     """How real and synthetic samples share a batch."""
 
@@ -116,14 +105,17 @@ class GenerationConfig(Section):
     """How images are made."""
 
     model: str = "embedded"
-    """`embedded`, a Stable Diffusion 1.x/2.x directory in diffusers' format, or a hub name."""
+    """`embedded`, a directory in diffusers' format, or a hub name: Stable Diffusion 1.x or 2.x, or
+    InstructPix2Pix for DiffuseMix."""
     revision: str | None = None
     """Revision of a hub name."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
     """Steps of the whole trajectory; `int(steps * strength)` are run."""
     guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5
     """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
-    scheduler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    image_guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 1.5
+    """DiffuseMix: weight of the source image in InstructPix2Pix; 1 is no more than trained."""
+    scheduler: Literal["dpmsolver++", "ddim", "euler_ancestral"] = "dpmsolver++"
     """Solver of the denoising steps."""
     resolution: Annotated[Pixels, Field(multiple_of=8)] = 512
     """Side of the generated square, px, a multiple of 8."""
@@ -145,7 +137,7 @@ class FinetuneConfig(Section):
     """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
 
     enabled: bool = True
-    """Fine-tune before training where no result for these images and settings is found."""
+    """Fine-tune before training where no result is found; DiffuseMix takes its model as it is."""
     path: Path = Path("runs/finetuned")
     """Folder of results, one sub-folder for each fingerprint."""
     steps: Count = 2000
@@ -162,21 +154,6 @@ class FinetuneConfig(Section):
     """Rank of the LoRA matrices."""
     seed: Seed = 0
     """Seed of the order, noise and initial LoRA weights."""
-
-
-class FractalConfig(Section):
-    """Fractal pictures that DiffuseMix blends over its images."""
-
-    folder: Path | None = None
-    """Folder of your own pictures; null draws ours: iterated function systems and Julia sets."""
-    path: Path = Path("runs/fractals")
-    """Where the pictures are kept, drawn or read once, as one file for each set of settings."""
-    count: Count = 300
-    """Pictures drawn; of a folder that holds more, a random part of this size."""
-    side_px: Pixels | None = None
-    """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
-    seed: Seed = 0
-    """Seed of our own pictures and of the part of a folder."""
 
 
 class CacheConfig(Section):
@@ -264,10 +241,24 @@ class Config(Section):
     @model_validator(mode="after")
     def _every_strength_runs_a_step(self) -> "Config":
         steps = self.generation.num_inference_steps
-        for strength in self.method.strength:
+        for strength in self.method.strength if self.method.name != "diffusemix" else ():
             if int(steps * strength) < 1:
                 raise ValueError(
                     "method.strength * generation.num_inference_steps must be at least 1, "
                     f"got {strength:g} * {steps}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _diffusemix_fits(self) -> "Config":
+        made, prompts = self.generation, len(self.method.prompts)
+        if self.method.name != "diffusemix":
+            return self
+        if made.guidance_scale == 1:  # diffusers would leave the image's guidance out too
+            raise ValueError("generation.guidance_scale must be above 1 for diffusemix, got 1")
+        if self.method.prompt_choice == "all" and made.variants_per_image % prompts:
+            raise ValueError(
+                "generation.variants_per_image must be a multiple of the number of method.prompts "
+                f"with method.prompt_choice all, got {made.variants_per_image} for {prompts}"
+            )
         return self

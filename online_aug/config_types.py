@@ -1,7 +1,7 @@
 """The kinds of values a configuration holds: what a YAML file may say, and in which range."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -26,6 +26,8 @@ Positive = Annotated[float, Field(gt=0), Exponent]
 Strength = Annotated[float, Field(gt=0, le=1), Exponent]
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=16, le=4096)]
+Text = Annotated[str, Field(pattern=r"\S")]
+Mask = Literal["left", "right", "top", "bottom", "centre", "rim"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 _Strengths = Annotated[tuple[Strength, ...], Field(min_length=1)]

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from cache import CacheError, Store
-from online_aug.recipe import BoundCompose, Recipe, SourceImages
+from online_aug.methods import METHODS
+from online_aug.recipe import Recipe, SourceImages
 from online_aug.records import GenerationRequest
 from online_aug.reporting.gallery import GalleryRow, draw_gallery
 from online_aug.seeding import numpy_rng
@@ -21,7 +22,7 @@ def draw_run_gallery(recipe: Recipe, store: Store, path: Path) -> None:
 
 
 def gallery_rows(recipe: Recipe, store: Store, count: int) -> list[GalleryRow]:
-    """Source, generated image, target, strength and soft label of some records."""
+    """Stages, target, strength and soft label of some records."""
     keys = [request.key for request in recipe.plan]
     made = [r for r, there in zip(recipe.plan, store.contains(keys), strict=True) if there]
     chosen = numpy_rng("gallery").permutation(len(made))[:count]
@@ -33,7 +34,7 @@ def gallery_rows(recipe: Recipe, store: Store, count: int) -> list[GalleryRow]:
 
 
 def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow | None:
-    """One row; None where the record cannot be read any more."""
+    """One row, composed by chance; None where the record cannot be read any more."""
     try:
         record = store.get(request.key)
     except CacheError:
@@ -42,14 +43,17 @@ def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow
         return None
     source = SourceImages(recipe.splits.train, recipe.sources).by_digest(request.source_digest)
     pixels = source.permute(1, 2, 0).numpy()
-    image, label = BoundCompose(recipe.context)(lambda: pixels, record.image, request)
+    method, context, chance = METHODS[request.method], recipe.context, request.key.hex()
+    rng, same = numpy_rng("gallery", chance), numpy_rng("gallery", chance)
+    pictures = method.stages(pixels, record.image, request, context, rng)
+    _, label = method.compose(lambda: pixels, record.image, request, context, same)
     names = recipe.splits.train.class_names
     shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
+    is_edit = method.pipeline == "instruct"
     return GalleryRow(
-        source=pixels,
-        generated=image,
+        pictures=pictures,
         source_name=names[request.source_label],
-        target_name=names[request.target_label],
+        target_name=request.prompt if is_edit else names[request.target_label],
         strength=request.strength,
         soft_label=shares,
     )

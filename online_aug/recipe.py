@@ -13,6 +13,7 @@ from torch import Tensor
 from online_aug.config import Config
 from online_aug.dataloader.sources import ImageSet, Splits
 from online_aug.errors import UserError
+from online_aug.fractals import FractalBank, bank_of
 from online_aug.generation.concepts import Concept, class_concepts, is_finetuned, named_prompts
 from online_aug.generation.identity import (
     check_attention,
@@ -22,8 +23,17 @@ from online_aug.generation.identity import (
     fingerprint,
     locate,
 )
-from online_aug.methods import METHODS, MethodContext, Source, plan_requests
+from online_aug.methods import (
+    METHODS,
+    DiffuseMixSettings,
+    Method,
+    MethodContext,
+    Source,
+    plan_requests,
+)
 from online_aug.records import GenerationRequest
+
+LARGEST_FRACTAL_PX = 256
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,28 @@ class Recipe:
             generates: Whether this run makes images, or only serves those in the cache.
 
         Raises:
-            UserError: If the model is none, the attention cannot run on the device, or nothing is
-                to be generated and the generator whose images are to be served is not known.
+            UserError: If the model is none or of another kind, a folder of fractals holds none, the
+                attention cannot run on the device, or nothing is to be generated and the generator
+                whose images are to be served is not known.
         """
         if not self.is_synthetic:
             return
+        self.fractals  # noqa: B018 - there are some, or refused
         if generates:
             check_attention(self.config.generation.attention, self.device)
             self.model  # noqa: B018 - found, or refused
         else:
             self.context  # noqa: B018 - complete, or refused
 
+    @property
+    def method(self) -> Method:
+        """What plans, prepares and composes."""
+        return METHODS[self.config.method.name]
+
     @cached_property
     def model(self) -> Path:
         """Directory of the base model."""
-        return locate(self.config.generation)
+        return locate(self.config.generation, self.method.pipeline)
 
     @cached_property
     def model_digest(self) -> str:
@@ -78,14 +95,19 @@ class Recipe:
         ]
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """Where in the training set an image with each digest is."""
+        return {source.digest: place for place, source in enumerate(self.sources)}
+
+    @cached_property
     def concepts(self) -> tuple[Concept, ...]:
         """Class tokens and their prompts."""
         return class_concepts(self.splits.train.class_names, self.config.data.metaclass)
 
     @cached_property
     def finetuned(self) -> Path | None:
-        """Where this recipe's fine-tuning result is, or will be; None where it is off."""
-        if not self.config.finetune.enabled:
+        """Where this recipe's fine-tuning result is, or will be; None where there is none."""
+        if not self.config.finetune.enabled or self.method.pipeline == "instruct":
             return None
         settings = [
             self.config.generation.resolution,
@@ -125,6 +147,32 @@ class Recipe:
             resolution=config.generation.resolution,
             seed=config.generation.seed,
             generator_fingerprint=fingerprint(self.model_digest, self.finetuned, self.dtype),
+            settings=self._settings,
+        )
+
+    @cached_property
+    def fractals(self) -> FractalBank | None:
+        """The pictures DiffuseMix blends in, not yet written; None for another method."""
+        if self.config.method.name != "diffusemix":
+            return None
+        config, resolution = self.config.fractals, self.config.generation.resolution
+        return bank_of(config, config.side_px or min(resolution, LARGEST_FRACTAL_PX))
+
+    @property
+    def _settings(self) -> DiffuseMixSettings | None:
+        method = self.config.method
+        if self.fractals is None:
+            return None
+        return DiffuseMixSettings(
+            instructions=tuple(
+                method.template.replace("{prompt}", prompt) for prompt in method.prompts
+            ),
+            takes_all=method.prompt_choice == "all",
+            image_guidance_scale=self.config.generation.image_guidance_scale,
+            masks=method.masks,
+            seam=method.seam,
+            fractal_weight=method.fractal_weight,
+            fractals=self.fractals,
         )
 
     @cached_property
@@ -132,9 +180,8 @@ class Recipe:
         """Every request, in order; empty where the run serves no synthetic image."""
         if not self.is_synthetic:
             return []
-        method = METHODS[self.config.method.name]
         variants = self.config.generation.variants_per_image
-        return plan_requests(method, self.sources, self.context, variants)
+        return plan_requests(self.method, self.sources, self.context, variants)
 
     @property
     def is_synthetic(self) -> bool:
@@ -153,9 +200,10 @@ class BoundCompose:
         source: Callable[[], UInt8[np.ndarray, "h w 3"]],
         generated: UInt8[np.ndarray, "h2 w2 3"],
         request: GenerationRequest,
+        rng: np.random.Generator,
     ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
         """Image and soft label of one synthetic sample."""
-        return METHODS[request.method].compose(source, generated, request, self.context)
+        return METHODS[request.method].compose(source, generated, request, self.context, rng)
 
 
 class SourceImages:

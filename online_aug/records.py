@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from typing import Literal
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cache.key import Scalar, request_key
+
+PipelineKind = Literal["image_to_image", "instruct"]
+"""Image-to-image of a text-to-image model, or editing by instruction (InstructPix2Pix)."""
 
 
 @dataclass(frozen=True, kw_only=True)

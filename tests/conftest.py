@@ -20,3 +20,11 @@ def tiny_model(tmp_path_factory):
     from tiny_model import write_tiny_model  # diffusers: slow to import
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_editor(tmp_path_factory):
+    """An InstructPix2Pix directory of the embedded editor's architecture with random weights."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "editor", condition_channels=4)

@@ -111,6 +111,7 @@ class Setup:
         return MixedDataset(
             images=self.images,
             plan=PLAN,
+            places={digest_of(index): index for index in range(IMAGES)},
             compose=BoundCompose(CONTEXT),
             store=self.store,
             transform=self.transform,

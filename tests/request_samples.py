@@ -2,9 +2,10 @@
 
 import hashlib
 
+import numpy as np
 from hypothesis import strategies as st
 
-from online_aug.methods import MethodContext, Source
+from online_aug.methods import DiffuseMixSettings, MethodContext, Source
 from online_aug.records import GenerationRequest
 
 CLASSES = 4
@@ -22,8 +23,28 @@ def make_context(**changes):
         "resolution": 64,
         "seed": 0,
         "generator_fingerprint": "f0",
+        "settings": diffusemix_settings(),
     }
     return MethodContext(**settings | changes)
+
+
+INSTRUCTIONS = tuple(
+    f"A transformed version of image into {word}" for word in ("snowy", "mosaic", "sunset")
+)
+
+
+def diffusemix_settings(**changes):
+    """What DiffuseMix needs beside the rest, with two flat fractals of different sizes."""
+    settings = {
+        "instructions": INSTRUCTIONS,
+        "takes_all": False,
+        "image_guidance_scale": 1.5,
+        "masks": ("left", "right", "top", "bottom"),
+        "seam": 0.0,
+        "fractal_weight": 0.2,
+        "fractals": [np.full((4, 4, 3), 90, np.uint8), np.full((6, 6, 3), 200, np.uint8)],
+    }
+    return DiffuseMixSettings(**settings | changes)
 
 
 def make_sources(count):
@@ -59,7 +80,7 @@ _numbers = st.integers(0, 2**63 - 1)
 _positive = st.floats(0.01, 100)
 _texts = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUES = {
-    "method": st.sampled_from(["diff_mix", "diff_aug"]),
+    "method": st.sampled_from(["diff_mix", "diff_aug", "diffusemix"]),
     "method_version": _numbers,
     "source_digest": _texts,
     "source_label": _numbers,

@@ -151,10 +151,32 @@ def test_a_strength_that_runs_no_step_is_refused(empty):
     assert load_config(empty, [overrides[0], "method.strength=0.25"]).method.strength == (0.25,)
 
 
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("generation.guidance_scale=1", "generation.guidance_scale must be above 1 for diffusemix"),
+        ("method.prompts=[]", "method.prompts must be a list of at least 1"),
+        ("method.prompts=[snowy, ' ']", "method.prompts must be a list of at least 1"),
+        ("method.template=snowy", "method.template must be text matching"),
+        ("method.masks=[diagonal]", "method.masks must be a list of at least 1: each one of left,"),
+        ("method.fractal_weight=1", "method.fractal_weight must be a number >= 0 and < 1"),
+        ("method.prompt_choice=all", "generation.variants_per_image must be a multiple of the"),
+    ],
+)
+def test_settings_that_diffusemix_cannot_use_are_refused(empty, override, part):
+    (line,) = error_lines(empty, "method.name=diffusemix", override)
+    assert line.startswith(part)
+
+
+def test_all_prompts_may_be_asked_for_where_every_one_is_used(empty):
+    overrides = ["method.name=diffusemix", "method.prompt_choice=all"]
+    load_config(empty, [*overrides, "generation.variants_per_image=18"])
+
+
 @pytest.mark.parametrize("dotted", fields_of_kind("number"))
 def test_every_float_takes_an_exponent_without_a_dot(empty, dotted):
     # PyYAML reads these as text; one of the two is in the range of each of our floats.
-    text = "1e1" if dotted == "generation.guidance_scale" else "5e-1"
+    text = "1e1" if dotted.endswith("guidance_scale") else "5e-1"
     assert isinstance(yaml.safe_load(text), str)
     found = value_of(load_config(empty, [f"{dotted}={text}"]), dotted)
     assert found in (float(text), (float(text),))

@@ -28,8 +28,8 @@ def test_a_row_shows_source_generated_image_and_what_was_asked_for(recipe, store
     put(store, [request])
     (row,) = gallery_rows(recipe, store, 5)
     index = [source.digest for source in recipe.sources].index(request.source_digest)
-    np.testing.assert_array_equal(row.source, recipe.splits.train.load(index))
-    assert (row.generated == 200).all()
+    np.testing.assert_array_equal(row.pictures["source"], recipe.splits.train.load(index))
+    assert (row.pictures["generated"] == 200).all()
     assert row.source_name == CLASS_NAMES[request.source_label]
     assert row.target_name == CLASS_NAMES[request.target_label]
     assert row.strength == request.strength

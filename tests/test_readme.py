@@ -105,5 +105,5 @@ def test_the_method_of_thirty_lines_plans_and_labels():
     )
     request = method.plan(Source(digest="d", label=2), 0, context, np.random.default_rng(0))
     image = np.zeros((8, 8, 3), np.uint8)
-    _, label = method.compose(lambda: image, image, request, context)
+    _, label = method.compose(lambda: image, image, request, context, np.random.default_rng(0))
     assert (request.prompt, request.strength, label.tolist()) == ("a", 1.0, [1.0, 0.0, 0.0])

@@ -158,8 +158,9 @@ def test_composing_pickles_to_worker_processes(recipe_of):
     recipe = recipe_of()
     compose = BoundCompose(recipe.context)
     image = np.zeros((4, 4, 3), np.uint8)
-    _, label = pickle.loads(pickle.dumps(compose))(lambda: image, image, recipe.plan[0])
-    assert torch.equal(label, compose(lambda: image, image, recipe.plan[0])[1])
+    arguments = (lambda: image, image, recipe.plan[0])
+    _, label = pickle.loads(pickle.dumps(compose))(*arguments, np.random.default_rng(0))
+    assert torch.equal(label, compose(*arguments, np.random.default_rng(0))[1])
 
 
 @pytest.mark.parametrize("generates", [True, False])
@@ -177,3 +178,74 @@ def test_serving_the_cache_of_a_generator_that_is_not_known_is_refused(tmp_path,
     recipe.check(generates=True)
     with pytest.raises(UserError, match="run python -m online_aug.finetune"):
         recipe.check(generates=False)
+
+
+EDITING = {
+    "method": {"name": "diffusemix"},
+    "generation": {"scheduler": "euler_ancestral", "image_guidance_scale": 2.0},
+}
+
+
+@pytest.fixture
+def diffusemix_of(tmp_path, tiny_editor):
+    """Recipes that edit; fine-tuning is left as it is by default."""
+
+    def make(model=tiny_editor, **sections):
+        fractals = {"path": tmp_path / "fractals", "count": 3} | sections.pop("fractals", {})
+        merged = {name: EDITING.get(name, {}) | values for name, values in sections.items()}
+        return make_recipe(tmp_path, model, fractals=fractals, **EDITING | merged)
+
+    return make
+
+
+def test_an_edit_needs_no_fine_tuning(diffusemix_of):
+    recipe = diffusemix_of()
+    assert recipe.config.finetune.enabled
+    assert recipe.finetuned is None
+    assert recipe.is_ready
+
+
+def test_a_plan_of_edits_says_the_paper_s_prompts_and_the_image_guidance(diffusemix_of):
+    plan = diffusemix_of().plan
+    assert {request.image_guidance_scale for request in plan} == {2.0}
+    words = "A transformed version of image into "
+    assert all(request.prompt.startswith(words) for request in plan)
+    assert all(request.target_label == request.source_label for request in plan)
+
+
+def test_a_template_s_other_braces_are_left_alone(diffusemix_of):
+    method = {"template": "{x} {prompt} {}", "prompts": ["snowy"]}
+    assert {request.prompt for request in diffusemix_of(method=method).plan} == {"{x} snowy {}"}
+
+
+def test_no_fractal_is_drawn_before_a_run_starts(diffusemix_of, tmp_path):
+    recipe = diffusemix_of()
+    recipe.check(generates=True)
+    assert recipe.plan
+    assert not (tmp_path / "fractals").exists()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "wanted", "side"), [(64, None, 64), (512, None, 256), (64, 32, 32)]
+)
+def test_fractals_are_as_large_as_what_is_generated_up_to_a_limit(
+    diffusemix_of, resolution, wanted, side
+):
+    recipe = diffusemix_of(generation={"resolution": resolution}, fractals={"side_px": wanted})
+    assert recipe.fractals.side_px == side
+
+
+def test_a_folder_without_fractals_is_refused_before_anything_starts(diffusemix_of, tmp_path):
+    (tmp_path / "none").mkdir()
+    recipe = diffusemix_of(fractals={"folder": tmp_path / "none"})
+    with pytest.raises(UserError, match=r"^fractals\.folder must be a folder with images, got "):
+        recipe.check(generates=True)
+
+
+def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
+    diffusemix_of, recipe_of, tiny_model, tiny_editor
+):
+    with pytest.raises(UserError, match=r"must be an InstructPix2Pix for method\.name diffusemix"):
+        diffusemix_of(tiny_model).check(generates=True)
+    with pytest.raises(UserError, match="must be a text-to-image model for this method"):
+        recipe_of(tiny_editor).check(generates=True)

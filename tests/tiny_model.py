@@ -1,4 +1,4 @@
-"""A random Stable Diffusion that loads and runs like a trained one, in a fraction of a second."""
+"""A random diffusion model that loads and runs like a trained one, in a fraction of a second."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from online_aug.generation import tiny
 CORPUS = ["a photo of a thin digit leaning left", "a photo of a bird in the snow at noon"]
 
 
-def write_tiny_model(folder):
+def write_tiny_model(folder, condition_channels=0):
     """The folder, with all parts of the embedded architecture."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -18,7 +18,7 @@ def write_tiny_model(folder):
         tiny.save_pipeline(
             folder,
             vae=tiny.new_autoencoder(),
-            unet=tiny.new_unet(),
+            unet=tiny.new_unet(condition_channels),
             text_encoder=tiny.new_text_encoder(tokenizer),
             tokenizer=tokenizer,
         )

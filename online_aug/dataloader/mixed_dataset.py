@@ -1,7 +1,7 @@
 """One decode a sample: the real image or the generated one, composed, transformed, labelled."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +22,10 @@ from online_aug.seeding import numpy_rng, torch_rng
 _log = logging.getLogger(__name__)
 Image = UInt8[np.ndarray, "h w 3"]
 Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3 s s"]]
-Compose = Callable[[Callable[[], Image], Image, GenerationRequest], tuple[Image, Tensor]]
-"""Source image (read only if called), generated image, request: what is served, its label."""
+Compose = Callable[
+    [Callable[[], Image], Image, GenerationRequest, np.random.Generator], tuple[Image, Tensor]
+]
+"""Source image (read only if called), generated image, request, chance: what is served, label."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class MixedDataset(Dataset[Sample]):
 
     images: ImageSet
     plan: Sequence[GenerationRequest]
+    places: Mapping[str, int]
+    """Where in `images` the source with each digest is."""
     compose: Compose | None
     """None where nothing synthetic is served."""
     store: Store
@@ -74,7 +78,15 @@ class MixedDataset(Dataset[Sample]):
         record = self._record(request.key)
         if record is None:
             return *self._real(slot.index), Kind.STARVED
-        image, label = self.compose(lambda: self._real(slot.index)[0], record.image, request)
+        place = self.places[request.source_digest]
+        rng = numpy_rng("compose", self.seed, slot.epoch, slot.position)
+        try:
+            image, label = self.compose(lambda: self.images.load(place), record.image, request, rng)
+        except BadImageError as error:
+            if not self.skips_bad_images:
+                raise
+            _log.warning("skipped: %s", error)
+            return *self._real(slot.index), Kind.STARVED
         return image, label, slot.kind
 
     def _record(self, key: bytes) -> Record | None:

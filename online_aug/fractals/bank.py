@@ -1,7 +1,6 @@
 """A bank of fractals: one file, written once, mapped into the memory of every loader process."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ import PIL.Image
 import PIL.ImageOps
 from jaxtyping import UInt8
 
-from online_aug.config import FractalConfig
+from online_aug.config_method import FractalConfig
 from online_aug.dataloader.images import IMAGE_SUFFIXES, read_image
 from online_aug.errors import UserError
 from online_aug.fractals.drawing import draw_fractal
@@ -23,7 +22,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class FractalBank(Sequence[np.ndarray]):
+class FractalBank:
     """Square pictures in one file, read where they are used; pickles as its settings."""
 
     config: FractalConfig
@@ -35,7 +34,7 @@ class FractalBank(Sequence[np.ndarray]):
         """Pictures in the bank."""
         return self.config.count if self.pictures is None else len(self.pictures)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "side side 3"]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "side side 3"]:
         """One picture; read-only.
 
         Raises:

@@ -2,36 +2,75 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from online_aug.config import FinetuneConfig, GenerationConfig
 from online_aug.errors import UserError
+from online_aug.records import PipelineKind
 
-EMBEDDED = Path(str(files("online_aug"))) / "assets" / "tiny_stable_diffusion"
+_ASSETS = Path(str(files("online_aug"))) / "assets"
+EMBEDDED: Mapping[PipelineKind, Path] = {
+    "image_to_image": _ASSETS / "tiny_stable_diffusion",
+    "instruct": _ASSETS / "tiny_instruct_pix2pix",
+}
 _CONTENT = {".safetensors", ".json", ".txt", ".bin"}
+_KINDS: Mapping[PipelineKind, str] = {
+    "image_to_image": "a text-to-image model",
+    "instruct": "an InstructPix2Pix",
+}
+_METHODS: Mapping[PipelineKind, str] = {
+    "image_to_image": "this method",
+    "instruct": "method.name diffusemix",
+}
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-def locate(config: GenerationConfig) -> Path:
+def locate(config: GenerationConfig, kind: PipelineKind) -> Path:
     """The directory of the configured model, downloaded from the hub where it is a hub name.
 
+    Args:
+        config: Name and revision.
+        kind: What the method needs; `embedded` is a model of that kind.
+
     Raises:
-        UserError: If there is no such model, or the directory holds something else.
+        UserError: If there is no such model, or it is of another kind.
     """
     if config.model == "embedded":
-        return EMBEDDED
+        return EMBEDDED[kind]
     folder = Path(config.model).expanduser()
     if not folder.is_dir():
-        return _download(config.model, config.revision)
+        folder = _download(config.model, config.revision, kind)
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"generation.model must be a diffusers model directory (with model_index.json), "
             f"got {config.model!r}"
         )
     _check_parts(folder)
+    _check_kind(folder, kind)
     return folder
+
+
+def kind_of(folder: Path) -> PipelineKind:
+    """What a model directory can do; InstructPix2Pix reads the source beside the noisy latents.
+
+    Raises:
+        UserError: If its U-Net takes something else, such as the mask of an inpainting model.
+    """
+    try:
+        taken = json.loads((folder / "unet" / "config.json").read_text())["in_channels"]
+        latent = json.loads((folder / "vae" / "config.json").read_text())["latent_channels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"generation.model {folder} cannot be loaded: {error!r}") from None
+    if taken == latent:
+        return "image_to_image"
+    if taken == 2 * latent:
+        return "instruct"
+    raise UserError(
+        f"generation.model must be {' or '.join(_KINDS.values())}, got {folder}, "
+        f"whose U-Net takes {taken} channels for {latent} of the latents"
+    )
 
 
 def check_attention(name: str, device: str) -> None:
@@ -103,12 +142,23 @@ def _check_parts(folder: Path) -> None:
         )
 
 
-def _download(name: str, revision: str | None) -> Path:
-    from diffusers import StableDiffusionImg2ImgPipeline  # slow to import, rarely needed
+def _check_kind(folder: Path, kind: PipelineKind) -> None:
+    if (found := kind_of(folder)) != kind:
+        raise UserError(
+            f"generation.model must be {_KINDS[kind]} for {_METHODS[kind]}, got {folder}, "
+            f"which is {_KINDS[found]}"
+        )
 
+
+def _download(name: str, revision: str | None, kind: PipelineKind) -> Path:
+    import diffusers  # slow to import, rarely needed
+
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline
+    if kind == "instruct":
+        pipeline = diffusers.StableDiffusionInstructPix2PixPipeline
     try:
         return Path(
-            StableDiffusionImg2ImgPipeline.download(
+            pipeline.download(
                 name, revision=revision, safety_checker=None, requires_safety_checker=False
             )
         )

@@ -2,24 +2,33 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
 )
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from online_aug.errors import UserError
+from online_aug.records import PipelineKind
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS: Mapping[str, tuple[type, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
+}
+Pipeline: TypeAlias = StableDiffusionImg2ImgPipeline | StableDiffusionInstructPix2PixPipeline
+_PIPELINES: Mapping[PipelineKind, Any] = {
+    "image_to_image": StableDiffusionImg2ImgPipeline,
+    "instruct": StableDiffusionInstructPix2PixPipeline,
 }
 
 diffusers_logging.disable_progress_bar()
@@ -32,8 +41,17 @@ def load_img2img(folder: Path, dtype: str) -> StableDiffusionImg2ImgPipeline:
     Raises:
         UserError: If the directory holds no Stable Diffusion that diffusers can load.
     """
+    return cast(StableDiffusionImg2ImgPipeline, load_pipeline(folder, dtype, "image_to_image"))
+
+
+def load_pipeline(folder: Path, dtype: str, kind: PipelineKind) -> Pipeline:
+    """The pipeline of a directory, on the CPU, without a safety checker.
+
+    Raises:
+        UserError: If the directory holds nothing that diffusers can load as this kind.
+    """
     try:
-        pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+        pipeline = _PIPELINES[kind].from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             safety_checker=None,
@@ -44,7 +62,7 @@ def load_img2img(folder: Path, dtype: str) -> StableDiffusionImg2ImgPipeline:
         reason = str(error).splitlines()[0]
         raise UserError(f"generation.model {folder} cannot be loaded: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return cast(StableDiffusionImg2ImgPipeline, pipeline)
+    return pipeline
 
 
 def sampling_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
@@ -62,9 +80,7 @@ def training_scheduler(trained_with: Mapping[str, Any]) -> DDPMScheduler:
     return cast(DDPMScheduler, DDPMScheduler.from_config(dict(trained_with), clip_sample=False))
 
 
-def choose_attention(
-    name: str, pipeline: StableDiffusionImg2ImgPipeline, device: torch.device
-) -> str:
+def choose_attention(name: str, pipeline: Pipeline, device: torch.device) -> str:
     """Set the attention kernels; `auto` takes xformers' on a GPU where they are the faster ones.
 
     Raises:
@@ -84,7 +100,7 @@ def choose_attention(
     return "xformers"
 
 
-def _faster_attention(pipeline: StableDiffusionImg2ImgPipeline, device: torch.device) -> str:
+def _faster_attention(pipeline: Pipeline, device: torch.device) -> str:
     import xformers.ops
 
     side = pipeline.unet.config.sample_size**2

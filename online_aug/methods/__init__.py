@@ -2,11 +2,22 @@
 
 from online_aug.methods.contract import Method, MethodContext, Source
 from online_aug.methods.diff_mix import DiffMix
+from online_aug.methods.diffusemix import DiffuseMix, DiffuseMixSettings
 from online_aug.methods.planning import plan_requests
 
 METHODS: dict[str, Method] = {
     "diff_mix": DiffMix("diff_mix", is_between_classes=True),
     "diff_aug": DiffMix("diff_aug", is_between_classes=False),
+    "diffusemix": DiffuseMix(),
 }
 
-__all__ = ["METHODS", "DiffMix", "Method", "MethodContext", "Source", "plan_requests"]
+__all__ = [
+    "METHODS",
+    "DiffMix",
+    "DiffuseMix",
+    "DiffuseMixSettings",
+    "Method",
+    "MethodContext",
+    "Source",
+    "plan_requests",
+]

@@ -1,6 +1,6 @@
 """What every augmentation method provides, and what it is given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from online_aug.records import GenerationRequest
+from online_aug.records import GenerationRequest, PipelineKind
+
+# Of any size: with a name for a side, two pictures of one call would have to agree.
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class MethodContext:
     seed: int
     """Seed of the plan and of the noise (`generation.seed`)."""
     generator_fingerprint: str
+    settings: object = None
+    """What the recipe's own method needs beside this, of that method's type."""
 
     @property
     def num_classes(self) -> int:
@@ -47,6 +52,11 @@ class Method(Protocol):
     @property
     def version(self) -> int:
         """Raised when the method starts to make other pixels from the same fields."""
+        ...
+
+    @property
+    def pipeline(self) -> PipelineKind:
+        """What kind of model makes its images."""
         ...
 
     def plan(
@@ -63,17 +73,30 @@ class Method(Protocol):
 
     def compose(
         self,
-        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
-        generated: UInt8[np.ndarray, "h2 w2 3"],
+        source: Callable[[], Picture],
+        generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
-    ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
+        rng: np.random.Generator,
+    ) -> tuple[Picture, Float[Tensor, " k"]]:
         """The image the classifier sees and its soft label; cheap, writes into no input.
 
         Args:
-            source: Reads the source image, for a method that needs its pixels.
+            source: Reads the request's source image, for a method that needs its pixels.
             generated: What the cache holds for the request.
             request: What was asked for.
             context: What the recipe's requests share.
+            rng: Chance of this reading: seed, epoch and position of the sample.
         """
+        ...
+
+    def stages(
+        self,
+        source: Picture,
+        generated: Picture,
+        request: GenerationRequest,
+        context: MethodContext,
+        rng: np.random.Generator,
+    ) -> Mapping[str, Picture]:
+        """All pictures of `compose` by name, from the source to what the classifier sees."""
         ...

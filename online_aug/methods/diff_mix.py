@@ -1,8 +1,8 @@
 """Diff-Mix (arXiv:2403.19600): translate an image towards another class, label it in between."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.labels import translation_label
-from online_aug.methods.contract import MethodContext, Source
+from online_aug.methods.contract import MethodContext, Picture, Source
 from online_aug.records import GenerationRequest
 
 
@@ -25,6 +25,7 @@ class DiffMix:
     name: str
     is_between_classes: bool
     version: ClassVar[int] = 1
+    pipeline: ClassVar[Literal["image_to_image"]] = "image_to_image"
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
@@ -58,11 +59,12 @@ class DiffMix:
 
     def compose(
         self,
-        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
-        generated: UInt8[np.ndarray, "h2 w2 3"],
+        source: Callable[[], Picture],
+        generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
-    ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Float[Tensor, " k"]]:
+        rng: np.random.Generator,
+    ) -> tuple[Picture, Float[Tensor, " k"]]:
         """The generated image with Diff-Mix's soft label."""
         label = translation_label(
             torch.tensor([request.source_label]),
@@ -72,3 +74,14 @@ class DiffMix:
             gamma=context.gamma,
         )
         return generated, label[0]
+
+    def stages(
+        self,
+        source: Picture,
+        generated: Picture,
+        request: GenerationRequest,
+        context: MethodContext,
+        rng: np.random.Generator,
+    ) -> Mapping[str, Picture]:
+        """Source and generated image, which is what the classifier sees."""
+        return {"source": source, "generated": generated}

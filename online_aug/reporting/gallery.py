@@ -27,21 +27,21 @@ BAR_HEIGHT, BAR_PITCH, LABEL_BARS = 14, 25, 4
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One generated image beside what it came from."""
+    """What became of one source image."""
 
-    source: UInt8[np.ndarray, "h w 3"]
-    generated: UInt8[np.ndarray, "h2 w2 3"]
+    pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    """Every stage by name, from the source to what the classifier sees."""
     source_name: str
     """Class of the source image."""
     target_name: str
-    """Class named in the prompt."""
+    """Class, or instruction, of the prompt."""
     strength: float
     soft_label: Mapping[str, float]
     """Mass of each class; classes without any may be left out."""
 
 
 def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
-    """Write a PNG with a row for each generated image: source, image, target, strength, label.
+    """Write a PNG with a row for each generated image: its stages, target, strength, label.
 
     Tiny pictures are enlarged without smoothing, so that every pixel stays what it was.
 
@@ -50,20 +50,21 @@ def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
     """
     if not rows:
         raise ValueError("rows must hold at least one generated image, got none")
-    pictures = [(_shown(row.source), _shown(row.generated)) for row in rows]
-    cell = max(side for pair in pictures for picture in pair for side in picture.size)
+    pictures = [{name: _shown(picture) for name, picture in row.pictures.items()} for row in rows]
+    cell = max(side for stages in pictures for shown in stages.values() for side in shown.size)
     columns = _columns(rows, cell)
     top = TITLE_HEIGHT + HEAD_HEIGHT
     height = top + len(rows) * (cell + CAPTION + ROW_GAP) + MARGIN
     sheet = Image.new("RGB", (columns.end + MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_heads(draw, columns, title)
-    for number, (row, pair) in enumerate(zip(rows, pictures, strict=True)):
+    for number, (row, stages) in enumerate(zip(rows, pictures, strict=True)):
         y = top + number * (cell + CAPTION + ROW_GAP)
         draw.line((MARGIN, y, columns.end, y), LINE)
         middle = y + (ROW_GAP + cell) // 2
-        _draw_pictures(sheet, columns, middle, pair)
-        _draw_source_name(draw, columns, middle + pair[0].height // 2 + 5, row)
+        _draw_pictures(sheet, columns, middle, stages)
+        below = next(iter(stages.values())).height // 2 + 5
+        _draw_source_name(draw, columns, middle + below, row)
         _draw_words(draw, columns, middle, row)
     _save(sheet, path)
 
@@ -71,20 +72,16 @@ def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
 @dataclass(frozen=True)
 class _Columns:
     cell: int
+    stages: tuple[str, ...]
     target_width: int
     name_width: int
 
-    @property
-    def source(self) -> int:
-        return MARGIN
-
-    @property
-    def generated(self) -> int:
-        return self.source + self.cell + 2 * GAP
+    def stage(self, name: str) -> int:
+        return MARGIN + self.stages.index(name) * (self.cell + 2 * GAP)
 
     @property
     def target(self) -> int:
-        return self.generated + self.cell + GAP
+        return MARGIN + len(self.stages) * (self.cell + 2 * GAP) - GAP
 
     @property
     def strength(self) -> int:
@@ -103,6 +100,7 @@ def _columns(rows: Sequence[GalleryRow], cell: int) -> _Columns:
     names = [name for row in rows for name, _ in _heaviest(row.soft_label)]
     return _Columns(
         cell=cell,
+        stages=tuple(dict.fromkeys(name for row in rows for name in row.pictures)),
         target_width=_width([row.target_name for row in rows], 20),
         name_width=12 + _width(names, 15, narrowest=0),
     )
@@ -127,9 +125,8 @@ def _shown(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
 def _draw_heads(draw: ImageDraw.ImageDraw, columns: _Columns, title: str) -> None:
     draw.text((MARGIN, 18), _cut(title, 22, columns.end - MARGIN), INK, _font(22))
     heads = {
-        "source": columns.source,
-        "generated": columns.generated,
-        "target class": columns.target,
+        **{name: columns.stage(name) for name in columns.stages},
+        "target": columns.target,
         "strength": columns.strength,
         "soft label": columns.label,
     }
@@ -138,17 +135,18 @@ def _draw_heads(draw: ImageDraw.ImageDraw, columns: _Columns, title: str) -> Non
 
 
 def _draw_pictures(
-    sheet: Image.Image, columns: _Columns, middle: int, pair: tuple[Image.Image, Image.Image]
+    sheet: Image.Image, columns: _Columns, middle: int, stages: Mapping[str, Image.Image]
 ) -> None:
     draw = ImageDraw.Draw(sheet)
-    for x, picture in zip((columns.source, columns.generated), pair, strict=True):
-        above = middle - picture.height // 2
+    for name, picture in stages.items():
+        x, above = columns.stage(name), middle - picture.height // 2
         sheet.paste(picture, (x, above))
         frame = (x - 1, above - 1, x + picture.width, above + picture.height)
         draw.rectangle(frame, outline=LINE)
-    start, tip = columns.source + columns.cell + 16, columns.generated - 14
-    draw.line((start, middle, tip - 6, middle), FAINT, 2)
-    draw.polygon([(tip, middle), (tip - 8, middle - 5), (tip - 8, middle + 5)], FAINT)
+    for name in list(stages)[1:]:
+        start, tip = columns.stage(name) - 2 * GAP + 16, columns.stage(name) - 14
+        draw.line((start, middle, tip - 6, middle), FAINT, 2)
+        draw.polygon([(tip, middle), (tip - 8, middle - 5), (tip - 8, middle + 5)], FAINT)
 
 
 def _draw_source_name(
@@ -157,7 +155,7 @@ def _draw_source_name(
     is_same = row.source_name == row.target_name
     caption = _cut(row.source_name, 15, columns.cell + 2 * GAP)
     colour = TARGET_COLOUR if is_same else SOURCE_COLOUR
-    draw.text((columns.source, y), caption, colour, _font(15))
+    draw.text((MARGIN, y), caption, colour, _font(15))
 
 
 def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: GalleryRow) -> None:

@@ -3,10 +3,11 @@
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from mixing_samples import CONTEXT, IMAGES, KEYS, PLAN, GreyImages, Setup, damage, put, with_noise
-from request_samples import CLASSES
+from request_samples import CLASSES, digest_of
 
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.mixed_dataset import Sample, collate
@@ -49,6 +50,49 @@ def test_a_synthetic_slot_gives_the_generated_image_and_the_label_of_its_request
     assert float(sample.label[request.target_label]) == pytest.approx(moved, abs=1e-6)
     assert float(sample.label[request.source_label]) == pytest.approx(1 - moved, abs=1e-6)
     assert sample.kind is kind
+
+
+class Spy:
+    """A composition that shows the source and its chance: red is the source, green a draw."""
+
+    def __call__(self, source, generated, request, rng):
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[..., 0], image[..., 1] = source()[0, 0, 0], rng.integers(256)
+        return image, torch.nn.functional.one_hot(torch.tensor(0), CLASSES).float()
+
+
+def test_composing_reads_the_source_of_the_request_not_the_image_of_the_slot(store):
+    put(store, [BETWEEN])
+    dataset = replace(Setup(store).dataset(), compose=Spy())
+    place = dataset.places[PLAN[BETWEEN].source_digest]
+    other = (place + 1) % IMAGES
+    sample = dataset[slot(index=other, kind=Kind.CACHED, number=BETWEEN)]
+    assert (sample.image[0] == place).all()
+
+
+def test_composing_has_a_chance_of_its_own_for_every_epoch_and_position(store):
+    put(store, [BETWEEN])
+    dataset = replace(Setup(store).dataset(), compose=Spy())
+
+    def drawn(**changes):
+        chosen = slot(kind=Kind.CACHED, number=BETWEEN, **changes)
+        return int(dataset[chosen].image[1, 0, 0])
+
+    assert drawn(epoch=1, position=2) == drawn(epoch=1, position=2)
+    assert len({drawn(epoch=e, position=p) for e in range(3) for p in range(3)}) > 5
+
+
+def test_a_source_that_cannot_be_read_is_replaced_by_the_real_image_where_it_may_be_skipped(store):
+    number = next(n for n, r in enumerate(PLAN) if r.source_digest == digest_of(3))
+    put(store, [number])
+    setup = Setup(store, images=BrokenImages(), skips_bad_images=True)
+    chosen = slot(index=7, kind=Kind.CACHED, number=number)
+    sample = replace(setup.dataset(), compose=Spy())[chosen]
+    assert (sample.image == 7).all()
+    assert sample.kind is Kind.STARVED
+    strict = replace(setup.dataset(), compose=Spy(), skips_bad_images=False)
+    with pytest.raises(BadImageError, match="^image 3 cannot be read"):
+        strict[chosen]
 
 
 def test_labels_are_made_at_read_time_so_one_image_serves_every_gamma(store):

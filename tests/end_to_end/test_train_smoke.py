@@ -46,7 +46,9 @@ def test_nothing_of_the_process_tree_is_left(pair, config):
 
 def test_the_configuration_is_there_with_every_default(folder):
     written = yaml.safe_load((folder / "config.yaml").read_text())
-    assert written["method"] == {"name": "diff_mix", "strength": [0.5, 0.9], "gamma": 0.8}
+    method = {"name": "diff_mix", "strength": [0.5, 0.9], "gamma": 0.8}
+    assert written["method"] | method == written["method"]
+    assert written["cache"]["codec"] == "png"
 
 
 def test_the_environment_is_there_with_one_launch(folder):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from online_aug.config import FractalConfig
+from online_aug.config_method import FractalConfig
 from online_aug.errors import UserError
 from online_aug.fractals import bank_of, draw_fractal
 from online_aug.seeding import numpy_rng

@@ -1,40 +1,56 @@
-"""The diffusion model that comes with the package."""
+"""The diffusion models that come with the package."""
 
 import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 
 from online_aug.config import GenerationConfig
-from online_aug.generation.identity import EMBEDDED, locate
+from online_aug.generation.identity import EMBEDDED, kind_of, locate
+
+PIPELINES = {
+    "image_to_image": StableDiffusionImg2ImgPipeline,
+    "instruct": StableDiffusionInstructPix2PixPipeline,
+}
+
+
+@pytest.fixture(scope="module", params=EMBEDDED)
+def kind(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    loaded = StableDiffusionImg2ImgPipeline.from_pretrained(EMBEDDED, local_files_only=True)
-    loaded.set_progress_bar_config(disable=True)
+def pipelines():
+    """Both, as stock diffusers loads them."""
+    loaded = {
+        kind: PIPELINES[kind].from_pretrained(folder, local_files_only=True)
+        for kind, folder in EMBEDDED.items()
+    }
+    for pipeline in loaded.values():
+        pipeline.set_progress_bar_config(disable=True)
     return loaded
 
 
-def test_the_configuration_s_default_is_the_embedded_model():
-    assert locate(GenerationConfig()) == EMBEDDED
-    assert (EMBEDDED / "model_index.json").is_file()
+def test_the_configuration_s_default_is_an_embedded_model_of_the_wanted_kind(kind):
+    assert locate(GenerationConfig(), kind) == EMBEDDED[kind]
+    assert kind_of(EMBEDDED[kind]) == kind
 
 
-def test_stock_diffusers_loads_it_and_makes_an_image(pipeline):
+def test_stock_diffusers_loads_it_and_makes_an_image(kind, pipelines):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    made = pipeline(
-        "a photo of a digit", image=image, num_inference_steps=4, strength=0.75, output_type="pt"
+    own = {"strength": 0.75} if kind == "image_to_image" else {"image_guidance_scale": 1.5}
+    made = pipelines[kind](
+        "a photo of a digit", image=image, num_inference_steps=4, output_type="pt", **own
     )
     assert made.images.shape == (1, 3, 64, 64)
     assert made.images.isfinite().all()
 
 
-def test_it_draws_something_from_pure_noise(pipeline):
+def test_it_draws_something_from_pure_noise(pipelines):
     image = torch.zeros(1, 3, 64, 64)
     rng = torch.Generator().manual_seed(0)
-    made = pipeline(
+    made = pipelines["image_to_image"](
         "a photo of a digit",
         image=image,
         num_inference_steps=10,
@@ -45,15 +61,17 @@ def test_it_draws_something_from_pure_noise(pipeline):
     assert float(made.images.std()) > 0.05
 
 
-def test_it_takes_at_most_eight_megabytes():
-    assert sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file()) <= 8e6
+def test_it_takes_at_most_eight_megabytes(kind):
+    files = (path for path in EMBEDDED[kind].rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in files) <= 8e6
 
 
-def test_its_weights_are_safetensors():
-    assert list(EMBEDDED.rglob("*.safetensors"))
-    assert not [path for path in EMBEDDED.rglob("*") if path.suffix in {".bin", ".pt", ".ckpt"}]
+def test_its_weights_are_safetensors(kind):
+    files = list(EMBEDDED[kind].rglob("*"))
+    assert [path for path in files if path.suffix == ".safetensors"]
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt"}]
 
 
-def test_its_scheduler_does_not_clip_latents():
-    settings = json.loads((EMBEDDED / "scheduler" / "scheduler_config.json").read_text())
-    assert settings["clip_sample"] is False
+def test_its_scheduler_does_not_clip_latents(kind):
+    path = EMBEDDED[kind] / "scheduler" / "scheduler_config.json"
+    assert json.loads(path.read_text())["clip_sample"] is False

@@ -117,12 +117,12 @@ def test_auto_is_single_precision_on_a_cpu_and_half_on_a_gpu():
 
 
 def test_a_model_directory_is_found(tiny_model):
-    assert locate(GenerationConfig(model=str(tiny_model))) == tiny_model
+    assert locate(GenerationConfig(model=str(tiny_model)), "image_to_image") == tiny_model
 
 
 def test_a_directory_that_is_no_model_is_one_clear_line(tmp_path):
     with pytest.raises(UserError) as caught:
-        locate(GenerationConfig(model=str(tmp_path)))
+        locate(GenerationConfig(model=str(tmp_path)), "image_to_image")
     assert str(caught.value) == (
         "generation.model must be a diffusers model directory (with model_index.json), "
         f"got '{tmp_path}'"
@@ -133,11 +133,41 @@ def test_a_directory_that_is_no_model_is_one_clear_line(tmp_path):
 def test_a_hub_name_that_cannot_be_reached_is_one_clear_line(name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
-        locate(GenerationConfig(model=name))
+        locate(GenerationConfig(model=name), "instruct")
     message = str(caught.value)
     assert message.startswith("generation.model must be 'embedded', a diffusers model directory,")
     assert repr(name) in message
     assert "\n" not in message
+
+
+def test_a_text_to_image_model_cannot_edit_and_says_so(tiny_model):
+    with pytest.raises(UserError) as caught:
+        locate(GenerationConfig(model=str(tiny_model)), "instruct")
+    assert str(caught.value) == (
+        "generation.model must be an InstructPix2Pix for method.name diffusemix, "
+        f"got {tiny_model}, which is a text-to-image model"
+    )
+
+
+def test_an_editor_makes_no_image_from_a_caption_and_says_so(tiny_editor):
+    with pytest.raises(UserError) as caught:
+        locate(GenerationConfig(model=str(tiny_editor)), "image_to_image")
+    assert str(caught.value) == (
+        f"generation.model must be a text-to-image model for this method, got {tiny_editor}, "
+        "which is an InstructPix2Pix"
+    )
+
+
+def test_a_model_that_is_neither_says_what_its_network_takes(tiny_model, tmp_path):
+    inpainting = copy_with(tiny_model, tmp_path / "inpainting", "unet", in_channels=9)
+    with pytest.raises(UserError, match=r"whose U-Net takes 9 channels for 4 of the latents$"):
+        locate(GenerationConfig(model=str(inpainting)), "image_to_image")
+
+
+def test_a_directory_without_settings_of_its_network_is_one_clear_line(model):
+    (model / "unet" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"^generation\.model .* cannot be loaded: FileNotFound"):
+        locate(GenerationConfig(model=str(model)), "image_to_image")
 
 
 def test_a_digest_is_not_of_what_lies_beside(tiny_model, model):

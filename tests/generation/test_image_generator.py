@@ -1,17 +1,22 @@
 """Requests to images, held against diffusers' own pipeline."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
 )
 from PIL import Image
 from request_samples import make_request
 from tiny_model import copy_with
 
 from online_aug.config import GenerationConfig
+from online_aug.generation.identity import EMBEDDED
 from online_aug.generation.image_generator import ImageGenerator, fit, group_of
 
 PROMPTS = ["a photo of a bird", "a photo of a thin digit", "snow", "a photo of a bird"]
@@ -111,6 +116,69 @@ def test_the_result_has_the_size_of_the_request_whatever_the_source_s(generator)
     assert 0 <= float(made.min()) <= float(made.max()) <= 1
 
 
+def edit_requests(**changes):
+    settings = {"scheduler": "euler_ancestral", "strength": 1.0, "image_guidance_scale": 1.5}
+    return make_requests(**settings | changes)
+
+
+def stock_edit(model, request, image):
+    """What a user of diffusers' InstructPix2Pix gets for the same settings."""
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(model, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    known = pipeline.scheduler.config
+    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(known)
+    return pipeline(
+        prompt=request.prompt,
+        image=Image.fromarray(image.permute(1, 2, 0).numpy()),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        image_guidance_scale=request.image_guidance_scale,
+        generator=torch.Generator().manual_seed(request.noise_seed),
+        output_type="pt",
+    ).images[0]
+
+
+@pytest.fixture(scope="module", params=["random", "embedded"])
+def editor_model(request, tiny_editor):
+    return tiny_editor if request.param == "random" else EMBEDDED["instruct"]
+
+
+@pytest.mark.parametrize(("text_scale", "image_scale"), [(4.0, 1.5), (2.5, 1.0)])
+def test_an_edit_is_the_one_of_diffusers_own_pipeline(editor_model, text_scale, image_scale):
+    requests = edit_requests(guidance_scale=text_scale, image_guidance_scale=image_scale)
+    images = source_images()
+    made = generator_of(editor_model).generate(requests, images)
+    for index in (0, 2):
+        expected = stock_edit(editor_model, requests[index], images[index])
+        torch.testing.assert_close(made[index], expected, rtol=0, atol=1e-3)
+
+
+def test_an_edit_does_not_depend_on_its_batch(tiny_editor):
+    editor, requests, images = generator_of(tiny_editor), edit_requests(), source_images()
+    together = editor.generate(requests, images)
+    assert torch.equal(editor.generate([requests[3]], images[3:])[0], together[3])
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": "snow"}, {"noise_seed": 99}, {"image_guidance_scale": 3.0}]
+)
+def test_an_edit_depends_on_what_its_request_says(tiny_editor, change):
+    editor, request = generator_of(tiny_editor), edit_requests()[0]
+    one, other = (
+        editor.generate([replace(request, **changed)], source_images()[:1])
+        for changed in ({}, change)
+    )
+    assert (one - other).abs().max() > 1e-4
+
+
+def test_a_request_for_the_other_kind_of_model_is_refused(tiny_editor, generator):
+    message = "^image_guidance_scale must be given to an InstructPix2Pix and to no other model"
+    with pytest.raises(ValueError, match=f"{message}, got None$"):
+        generator_of(tiny_editor).generate(make_requests(), source_images())
+    with pytest.raises(ValueError, match=f"{message}, got 1.5$"):
+        generator.generate(edit_requests(), source_images())
+
+
 def test_requests_of_several_groups_are_refused(generator):
     requests = [make_request(strength=0.5), make_request(strength=0.7)]
     with pytest.raises(ValueError, match="^requests must be of one group, got 2$"):
@@ -122,6 +190,7 @@ def test_requests_of_several_groups_are_refused(generator):
     [
         ("strength", 0.9),
         ("guidance_scale", 3.0),
+        ("image_guidance_scale", 1.5),
         ("num_inference_steps", 7),
         ("scheduler", "dpmsolver++"),
         ("resolution", 96),

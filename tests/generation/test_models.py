@@ -37,10 +37,11 @@ def test_no_solver_clips_latents_whatever_the_directory_says(name):
     # A network that always finds the same clean latents, far outside of [-1, 1].
     scheduler = sampling_scheduler(name, trained_with())
     scheduler.set_timesteps(4)
-    latents = torch.full((1, 4, 2, 2), 5.0)
+    latents = torch.full((1, 4, 2, 2), 5.0) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
-        alpha = scheduler.alphas_cumprod[time]
-        noise = (latents - alpha.sqrt() * 5.0) / (1 - alpha).sqrt()
+        alpha = scheduler.alphas_cumprod[int(time)]
+        noisy = scheduler.scale_model_input(latents, time)
+        noise = (noisy - alpha.sqrt() * 5.0) / (1 - alpha).sqrt()
         latents = scheduler.step(noise, time, latents).prev_sample
     assert latents.mean() == pytest.approx(5.0, rel=0.1)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, make_context, make_sources
+from request_samples import CLASSES, INSTRUCTIONS, make_context, make_sources
 
-from online_aug.config import MethodConfig
+from online_aug.config_method import MethodConfig
 from online_aug.methods import METHODS
 from online_aug.seeding import numpy_rng
 
@@ -35,7 +35,7 @@ def plan(method, source, seed, variant=0, context=CONTEXT):
 def compose(method, request, *, context=CONTEXT, generated=None):
     source = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
     generated = np.full((6, 8, 3), 9, np.uint8) if generated is None else generated
-    return method.compose(lambda: source, generated, request, context)
+    return method.compose(lambda: source, generated, request, context, numpy_rng("compose"))
 
 
 def test_the_table_of_methods_holds_what_the_configuration_allows():
@@ -77,14 +77,31 @@ def test_a_request_carries_the_settings_of_the_recipe(method, setting, value):
 
 
 @given(seeds)
-def test_a_prompt_is_the_one_of_the_target_class(method, seed):
+def test_a_prompt_is_the_one_of_the_target_class_or_an_instruction(method, seed):
     request = plan(method, SOURCES[1], seed)
-    assert request.prompt == CONTEXT.prompts[request.target_label]
+    if method.pipeline == "instruct":
+        assert request.prompt in INSTRUCTIONS
+    else:
+        assert request.prompt == CONTEXT.prompts[request.target_label]
 
 
 def test_strengths_come_from_the_configured_set_and_all_of_it_is_used(method):
     drawn = {plan(method, SOURCES[0], seed).strength for seed in range(100)}
-    assert drawn == set(CONTEXT.strengths)
+    assert drawn == ({1.0} if method.pipeline == "instruct" else set(CONTEXT.strengths))
+
+
+def test_an_edit_has_an_image_guidance_and_no_other_request_has(method):
+    request = plan(method, SOURCES[0], 0)
+    assert (request.image_guidance_scale is not None) == (method.pipeline == "instruct")
+
+
+def test_the_stages_lead_from_the_source_to_what_is_served(method):
+    request, rng = plan(method, SOURCES[0], 0), numpy_rng("compose")
+    source = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    generated = np.full((6, 8, 3), 9, np.uint8)
+    pictures = list(method.stages(source, generated, request, CONTEXT, rng).values())
+    np.testing.assert_array_equal(pictures[0], source)
+    np.testing.assert_array_equal(pictures[-1], compose(method, request)[0])
 
 
 def test_noise_seeds_are_such_as_torch_takes(method):
@@ -117,12 +134,12 @@ def test_composing_writes_into_no_input(method):
     generated = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     kept = generated.copy()
     source = kept[::-1].copy()
-    method.compose(lambda: source, generated, plan(method, SOURCES[0], 0), CONTEXT)
+    method.compose(lambda: source, generated, plan(method, SOURCES[0], 0), CONTEXT, numpy_rng("a"))
     np.testing.assert_array_equal(generated, kept)
     np.testing.assert_array_equal(source, kept[::-1])
 
 
-def test_a_composed_image_has_the_size_of_the_generated_one_also_when_not_square(method):
+def test_a_composed_image_need_not_be_square(method):
     image, _ = compose(method, plan(method, SOURCES[0], 0), generated=np.zeros((6, 8, 3), np.uint8))
     assert image.shape == (6, 8, 3)
     assert image.dtype == np.uint8

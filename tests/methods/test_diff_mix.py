@@ -10,6 +10,7 @@ from online_aug.seeding import numpy_rng
 
 CONTEXT = make_context()
 SOURCES = make_sources(CLASSES)
+RNG = numpy_rng("test", 0)
 
 
 def targets(name, source, count):
@@ -41,13 +42,13 @@ def test_both_methods_draw_strength_and_noise_alike_but_share_no_image():
 def test_strength_to_the_gamma_of_the_label_is_the_target_s(strength, gamma):
     request = make_request(source_label=2, target_label=0, strength=strength)
     context = make_context(gamma=gamma)
-    _, label = METHODS["diff_mix"].compose(_no_source, _IMAGE, request, context)
+    _, label = METHODS["diff_mix"].compose(_no_source, _IMAGE, request, context, RNG)
     expected = [strength**gamma, 0, 1 - strength**gamma, 0]
     torch.testing.assert_close(label, torch.tensor(expected), rtol=0, atol=1e-5)
 
 
 def test_the_served_image_is_the_generated_one_and_the_source_is_not_read():
-    image, _ = METHODS["diff_mix"].compose(_no_source, _IMAGE, make_request(), CONTEXT)
+    image, _ = METHODS["diff_mix"].compose(_no_source, _IMAGE, make_request(), CONTEXT, RNG)
     np.testing.assert_array_equal(image, _IMAGE)
 
 

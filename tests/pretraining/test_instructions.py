@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from online_aug.config_method import MethodConfig
 from online_aug.dataloader.digits import digits_arrays
 from online_aug.dataloader.pocket_birds import random_scene, random_species, render
 from online_aug.pretraining.instructions import INSTRUCTIONS, apply_instruction
@@ -16,6 +17,10 @@ def pictures():
     rng = numpy_rng("pictures")
     birds = [render(random_species(rng), random_scene(rng))[0] for _ in range(4)]
     return [*digits_arrays("train")[0][:4], *birds]
+
+
+def test_the_paper_s_prompts_are_taught():
+    assert tuple(INSTRUCTIONS) == MethodConfig().prompts
 
 
 def edit(prompt, picture, seed=0):

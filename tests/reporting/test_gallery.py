@@ -13,8 +13,10 @@ def picture(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray
 
 
 ROW = GalleryRow(
-    source=picture(8, 8, (10, 200, 30)),
-    generated=picture(8, 8, (200, 10, 190)),
+    pictures={
+        "source": picture(8, 8, (10, 200, 30)),
+        "generated": picture(8, 8, (200, 10, 190)),
+    },
     source_name="robin",
     target_name="wren",
     strength=0.7,
@@ -40,18 +42,26 @@ def test_tiny_images_are_shown_at_96_px_with_their_own_colours(tmp_path: Path) -
 def test_pixels_of_a_tiny_image_are_enlarged_without_smoothing(tmp_path: Path) -> None:
     source = picture(8, 8, (0, 0, 255))
     source[::2] = (255, 0, 255)
-    sheet = drawn([replace(ROW, source=source)], tmp_path)
+    sheet = drawn([replace(ROW, pictures={"source": source})], tmp_path)
     assert count(sheet, (0, 0, 255)) == count(sheet, (255, 0, 255)) == 96 * 96 // 2
 
 
 def test_large_images_are_reduced_in_proportion(tmp_path: Path) -> None:
-    sheet = drawn([replace(ROW, source=picture(384, 768, (10, 200, 30)))], tmp_path)
+    sheet = drawn([replace(ROW, pictures={"source": picture(384, 768, (10, 200, 30))})], tmp_path)
     assert count(sheet, (10, 200, 30)) == 192 * 96
 
 
 def test_every_row_is_drawn(tmp_path: Path) -> None:
     sheet = drawn([ROW] * 5, tmp_path)
     assert count(sheet, (200, 10, 190)) == 5 * 96 * 96
+
+
+def test_every_stage_of_a_row_is_drawn_also_where_rows_have_others(tmp_path: Path) -> None:
+    mask, final = picture(8, 8, (1, 2, 3)), picture(8, 8, (4, 5, 6))
+    longer = replace(ROW, pictures={**ROW.pictures, "mask": mask, "final": final})
+    sheet = drawn([ROW, longer], tmp_path)
+    assert count(sheet, (1, 2, 3)) == count(sheet, (4, 5, 6)) == 96 * 96
+    assert count(sheet, (200, 10, 190)) == 2 * 96 * 96
 
 
 def test_the_bars_are_as_long_as_the_masses(tmp_path: Path) -> None:
@@ -70,9 +80,9 @@ def test_names_of_any_length_and_many_classes_fit(tmp_path: Path) -> None:
 
 
 def test_images_are_not_written_into(tmp_path: Path) -> None:
-    before = ROW.source.copy()
+    before = ROW.pictures["source"].copy()
     drawn([ROW], tmp_path)
-    assert (before == ROW.source).all()
+    assert (before == ROW.pictures["source"]).all()
 
 
 def test_a_gallery_of_nothing_is_an_error(tmp_path: Path) -> None:

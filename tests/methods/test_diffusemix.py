@@ -1,0 +1,157 @@
+"""DiffuseMix against its paper's equations, worked out pixel by pixel."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from request_samples import (
+    CLASSES,
+    INSTRUCTIONS,
+    diffusemix_settings,
+    make_context,
+    make_sources,
+)
+
+from online_aug.config_method import MethodConfig
+from online_aug.methods import METHODS
+from online_aug.methods.masks import MASKS, source_share
+from online_aug.seeding import numpy_rng
+
+METHOD = METHODS["diffusemix"]
+SOURCE = make_sources(CLASSES)[2]
+PAPER_MASKS = MethodConfig().masks
+
+
+def diffusemix_context(**changes):
+    return make_context(settings=diffusemix_settings(**changes))
+
+
+def noise(height, width, seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def plan(seed=0, variant=0, **changes):
+    context = diffusemix_context(**changes)
+    return METHOD.plan(SOURCE, variant, context, numpy_rng("test", seed))
+
+
+def stages(source, generated, seed=0, **changes):
+    context = diffusemix_context(**changes)
+    return METHOD.stages(source, generated, plan(), context, numpy_rng("test", seed))
+
+
+def mask_of(picture):
+    """Which of the masks a hard one is."""
+    share = picture[..., 0] / 255
+    found = [name for name in MASKS if (source_share(name, *share.shape, seam=0) == share).all()]
+    return found[0]
+
+
+@pytest.mark.parametrize("seam", [0.0, 0.3])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 12), (1, 3)])
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_result_is_the_paper_s_equation_pixel_by_pixel(mask, size, seam):
+    source, generated, fractal = (noise(*size, seed) for seed in range(3))
+    settings = {"masks": (mask,), "seam": seam, "fractals": [fractal], "fractal_weight": 0.2}
+    final = stages(source, generated, **settings)["final"]
+    share = source_share(mask, *size, seam=seam)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            part = float(share[row, column])
+            for c in range(3):
+                place = (row, column, c)
+                hybrid = part * source[place] + (1 - part) * generated[place]
+                exact = 0.8 * hybrid + 0.2 * fractal[place]
+                assert abs(float(final[place]) - exact) <= 0.5 + 1e-3
+
+
+def test_every_mask_occurs_equally_often():
+    image = noise(8, 8, 0)
+    counts = Counter(mask_of(stages(image, image, seed)["mask"]) for seed in range(1200))
+    assert set(counts) == set(PAPER_MASKS)
+    assert max(abs(count - 300) for count in counts.values()) < 5 * np.sqrt(300 * 0.75)
+
+
+def test_mask_and_fractal_are_drawn_apart():
+    fractals = [np.full((8, 8, 3), number, np.uint8) for number in range(2)]
+    image = noise(8, 8, 0)
+    drawn = (stages(image, image, seed, fractals=fractals) for seed in range(200))
+    pairs = Counter((mask_of(made["mask"]), made["fractal"][0, 0, 0]) for made in drawn)
+    assert len(pairs) == len(PAPER_MASKS) * 2
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30))
+def test_the_result_has_the_size_of_the_source_whatever_that_of_the_others(height, width, side):
+    made = stages(noise(height, width, 0), noise(side, side, 1), fractals=[noise(5, 5, 2)])
+    for picture in made.values():
+        assert (picture.shape, picture.dtype) == ((height, width, 3), np.uint8)
+
+
+def test_without_a_fractal_the_real_half_is_untouched():
+    source, generated = noise(9, 9, 0), noise(9, 9, 1)
+    made = stages(source, generated, fractal_weight=0.0, masks=("left",))
+    np.testing.assert_array_equal(made["final"][:, :4], source[:, :4])
+    np.testing.assert_array_equal(made["final"][:, 4:], generated[:, 4:])
+
+
+def test_a_flat_image_stays_as_bright_as_it_is():
+    flat = np.full((8, 8, 3), 101, np.uint8)
+    assert (stages(flat, flat, fractals=[flat], fractal_weight=0.3)["final"] == 101).all()
+
+
+def test_composing_is_a_function_of_its_chance():
+    source, generated = noise(8, 8, 0), noise(8, 8, 1)
+
+    def final(seed):
+        context = diffusemix_context()
+        rng = numpy_rng("compose", 0, seed, 3)
+        return METHOD.compose(lambda: source, generated, plan(), context, rng)[0]
+
+    np.testing.assert_array_equal(final(1), final(1))
+    assert len({final(seed).tobytes() for seed in range(20)}) > 4
+
+
+def test_the_label_is_the_source_s_alone():
+    image = noise(8, 8, 0)
+    context = diffusemix_context()
+    _, label = METHOD.compose(lambda: image, image, plan(), context, numpy_rng("test", 0))
+    assert label.tolist() == [0, 0, 1, 0]
+
+
+def test_random_prompts_are_drawn_equally_often():
+    counts = Counter(plan(seed).prompt for seed in range(900))
+    assert set(counts) == set(INSTRUCTIONS)
+    mean = 900 / len(INSTRUCTIONS)
+    assert max(abs(count - mean) for count in counts.values()) < 5 * np.sqrt(mean)
+
+
+def test_all_prompts_come_in_turn():
+    prompts = [plan(variant=variant, takes_all=True).prompt for variant in range(6)]
+    assert prompts == list(INSTRUCTIONS) * 2
+
+
+def test_both_ways_to_choose_a_prompt_make_the_same_image_of_the_same_prompt():
+    drawn = {request.prompt: request for seed in range(9) if (request := plan(seed))}
+    turned = {plan(seed, takes_all=True).noise_seed: seed for seed in range(9)}
+    assert all(request.noise_seed in turned for request in drawn.values())
+
+
+@pytest.mark.parametrize("change", [{"seam": 0.2}, {"masks": ("rim",)}, {"fractal_weight": 0.5}])
+def test_what_is_decided_at_read_time_asks_for_the_same_image(change):
+    assert plan(**change).key == plan().key
+
+
+def test_image_guidance_is_part_of_the_request():
+    assert plan(image_guidance_scale=2.0).image_guidance_scale == 2.0
+    assert plan(image_guidance_scale=2.0).key != plan().key
+
+
+def test_the_paper_s_nine_prompts_and_template_are_the_defaults():
+    config = MethodConfig()
+    assert len(set(config.prompts)) == 9
+    assert config.template == "A transformed version of image into {prompt}"
+    assert PAPER_MASKS == ("left", "right", "top", "bottom")
+    assert (config.seam, config.fractal_weight, config.prompt_choice) == (0.0, 0.2, "random")
