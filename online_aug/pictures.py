@@ -49,11 +49,10 @@ def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow
     _, label = method.compose(lambda: pixels, record.image, request, context, same)
     names = recipe.splits.train.class_names
     shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
-    is_edit = method.pipeline == "instruct"
     return GalleryRow(
         pictures=pictures,
         source_name=names[request.source_label],
-        target_name=request.prompt if is_edit else names[request.target_label],
+        target_name=recipe.instructions.get(request.prompt, names[request.target_label]),
         strength=request.strength,
         soft_label=shares,
     )

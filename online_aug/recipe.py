@@ -159,14 +159,20 @@ class Recipe:
         return bank_of(config, config.side_px or min(resolution, LARGEST_FRACTAL_PX))
 
     @property
+    def instructions(self) -> dict[str, str]:
+        """DiffuseMix's prompts: what the model reads, and the configured word for it."""
+        method = self.config.method
+        if method.name != "diffusemix":
+            return {}
+        return {method.template.replace("{prompt}", prompt): prompt for prompt in method.prompts}
+
+    @property
     def _settings(self) -> DiffuseMixSettings | None:
         method = self.config.method
         if self.fractals is None:
             return None
         return DiffuseMixSettings(
-            instructions=tuple(
-                method.template.replace("{prompt}", prompt) for prompt in method.prompts
-            ),
+            instructions=tuple(self.instructions),
             takes_all=method.prompt_choice == "all",
             image_guidance_scale=self.config.generation.image_guidance_scale,
             masks=method.masks,
