@@ -62,6 +62,12 @@ def test_only_generation_and_pretraining_know_the_diffusion_libraries(package):
     assert [line for line in found if not line.startswith(allowed)] == []
 
 
+def test_only_the_saliency_package_knows_pytorch_grad_cam():
+    found = offenders("online_aug", lambda name: is_within(name, "pytorch_grad_cam"))
+    assert found
+    assert all(line.startswith("online_aug/saliency/") for line in found)
+
+
 def test_nothing_depends_on_how_the_embedded_model_was_trained():
     found = offenders("online_aug", lambda name: is_within(name, "online_aug.pretraining"))
     assert [line for line in found if not line.startswith("online_aug/pretraining/")] == []

@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +17,7 @@ from online_aug.config import DataConfig
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.transforms import EvalTransform, eval_transform, normalise
+from online_aug.module_state import evaluation_mode
 from online_aug.training.classifier import input_statistics
 
 MAX_THREADS = 8
@@ -83,18 +83,6 @@ def evaluate(
         },
         images=int(seen.sum()),
     )
-
-
-@contextmanager
-def evaluation_mode(classifier: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; on exit each has the mode it had, frozen parts included."""
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _right_and_all(logits: Tensor, labels: Int[Tensor, " b"]) -> Int[np.ndarray, "2 k"]:

@@ -1,0 +1,16 @@
+"""Where a classifier looks: Grad-CAM, spectral residual, Otsu masks."""
+
+from online_aug.saliency.cam import grad_cam
+from online_aug.saliency.maps import follow, scaled, upscaled
+from online_aug.saliency.otsu import otsu_masks, otsu_thresholds
+from online_aug.saliency.spectral import spectral_residual
+
+__all__ = [
+    "follow",
+    "grad_cam",
+    "otsu_masks",
+    "otsu_thresholds",
+    "scaled",
+    "spectral_residual",
+    "upscaled",
+]
