@@ -1,6 +1,5 @@
 """Which records go first where room is needed, and the making of that room."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -161,9 +160,11 @@ def evictable(
             yield position, row.size
 
 
-def evict_some(txn: Transaction, tables: Tables, policy: Policy, most: int, down_to: float) -> int:
+def evict_some(
+    txn: Transaction, tables: Tables, policy: Policy, now: float, most: int, down_to: float
+) -> int:
     """Evict at most so many records, until the cache takes `down_to` bytes; how many."""
-    now, used = time.time(), used_bytes(txn, tables)
+    used = used_bytes(txn, tables)
     positions: list[int] = []
     for position, size in evictable(txn, tables, policy, set(), now):
         if used <= down_to or len(positions) == most:

@@ -15,7 +15,7 @@ from cache.codec import (
     codec_numbered,
 )
 from cache.errors import CacheError, CorruptRecordError
-from cache.facts import facts_of
+from cache.facts import Facts, facts_of
 from cache.key import Scalar, canonical_bytes, decode_fields, digest_of
 
 MAGIC = b"OARC"
@@ -138,29 +138,29 @@ class Draft:
         if len(data) > MAX_IMAGE_BYTES:
             raise CacheError(f"image must encode to at most {MAX_IMAGE_BYTES} bytes")
         height, width, _ = image.shape
-        self._encoded = entry.encoded_request
-        self._prepare(entry.request, entry.scores, data, (codec.number, 0, height, width, created))
+        fixed = (codec.number, 0, height, width, created)
+        self._prepare(entry.encoded_request, facts_of(entry.request), entry.scores, data, fixed)
 
     @classmethod
     def copy(cls, stored: Stored) -> Self:
         """The same record for another place or cache, its image not encoded again."""
         draft = cls.__new__(cls)
         fixed = (stored.codec.number, 0, stored.height, stored.width, stored.created)
-        draft._encoded = canonical_bytes(stored.request)
-        draft._prepare(stored.request, stored.scores, stored.image_bytes, fixed)
+        encoded, facts = canonical_bytes(stored.request), facts_of(stored.request)
+        draft._prepare(encoded, facts, stored.scores, stored.image_bytes, fixed)
         return draft
 
     def _prepare(
         self,
-        request: Mapping[str, Scalar],
+        encoded: bytes,
+        facts: Facts,
         scores: Mapping[str, float],
         data: bytes,
         fixed: tuple[float, ...],
     ) -> None:
-        encoded = self._encoded
         measured = canonical_bytes({name: float(score) for name, score in scores.items()})
         self.key = digest_of(encoded)
-        self.facts = facts_of(request)
+        self.facts = facts
         self._fixed = (MAGIC, RECORD_VERSION, *fixed)
         self._lengths = (len(encoded), len(measured), len(data))
         self._body = encoded + measured + data

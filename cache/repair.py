@@ -10,7 +10,7 @@ from cache.record import parse
 from cache.tables import Tables, Transaction, add_number
 
 
-def repair(environment: Environment, keys: Iterable[bytes]) -> list[bytes]:
+def mend(environment: Environment, keys: Iterable[bytes]) -> list[bytes]:
     """Drop broken records among `keys`, and write all that follows from the others anew.
 
     One transaction: nobody else writes meanwhile, all may read. What it drops is returned.

@@ -18,8 +18,7 @@ from cache.location import check_free
 from cache.pins import Pins
 from cache.reading import Reader
 from cache.record import Draft, Entry, Stored
-from cache.repair import drop_if_broken
-from cache.repair import repair as mend
+from cache.repair import drop_if_broken, mend
 from cache.tables import pages_bytes
 from cache.verify import Progress, VerifyReport, verify
 
@@ -103,14 +102,14 @@ class Store(Reader):
             to_gib: Stop when the cache takes no more than this.
         """
         self._check_writable()
-        gone, wanted = 0, math.inf if count is None else count
+        gone, wanted, down_to = 0, math.inf if count is None else count, to_gib * _GIB
         while gone < wanted:
-            most = int(min(_EVICTED_AT_ONCE, wanted - gone))
+            most, now = int(min(_EVICTED_AT_ONCE, wanted - gone)), time.time()
             with self._environment.transaction(write=True) as (txn, tables):
-                count_gone = evict_some(txn, tables, policy, most, to_gib * _GIB)
-            if not count_gone:
+                fewer = evict_some(txn, tables, policy, now, most, down_to)
+            gone += fewer
+            if not fewer:
                 break
-            gone += count_gone
         return gone
 
     def note_served(self, keys: Sequence[bytes]) -> None:
@@ -227,8 +226,7 @@ class Store(Reader):
             self._check_writable()
         report = verify(self._environment, progress)
         if repair and not report.is_clean:
-            keys = {problem.key for problem in report.problems if problem.key}
-            report.dropped = mend(self._environment, keys)
+            report.dropped = mend(self._environment, report.broken_keys)
         return report
 
     def compact(self) -> int:

@@ -49,6 +49,11 @@ class VerifyReport:
         """Whether every record, the log and the accounting agree."""
         return not self.problems
 
+    @property
+    def broken_keys(self) -> set[bytes]:
+        """Keys that the problems name; not all of their records need be broken."""
+        return {problem.key for problem in self.problems if problem.key}
+
 
 class _Seen(NamedTuple):
     key: bytes
