@@ -16,24 +16,14 @@ from pathlib import Path
 import lmdb
 
 from cache.errors import CacheError
-from cache.handle import begin, open_handle, probe, worded
-from cache.location import (
-    DATA,
-    LOCK,
-    check_local,
-    check_not_compacting,
-    check_readable,
-    identity,
-    is_started,
-    make_writable,
-)
-from cache.schema import create_tables, open_tables
-from cache.soundness import check_sound, note_sound
+from cache.handle import begin, worded
+from cache.location import DATA
+from cache.opening import open_cache
+from cache.soundness import note_sound
 from cache.tables import Tables, Transaction
 
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""
-_TRIES = 3
 READERS_CHECKED_EVERY_S = 5.0
 """How often a writer clears the slots of killed readers, which keep old pages from being reused."""
 
@@ -153,40 +143,12 @@ class Environment:
         return self._handle, self._tables
 
     def _open(self) -> None:
-        check_local(self.path)
-        writable = self.wants_writing
-        if writable:
-            make_writable(self.path)
-        else:
-            check_readable(self.path)
-        is_to_note = check_sound(self.path)
-        if is_started(self.path) and not (self.path / LOCK).exists():
-            probe(self.path)
-        handle = self._open_current(writable)
-        try:
-            handle.reader_check()
-            tables = (create_tables if writable else open_tables)(handle, self.path)
-        except BaseException:
-            handle.close()
-            raise
-        self._handle, self._tables = handle, tables
-        self._is_writable, self._is_synced = writable, self.wants_sync
+        writable, sync = self.wants_writing, self.wants_sync
+        self._handle, self._tables = open_cache(self.path, writable=writable, sync=sync)
+        self._is_writable, self._is_synced = writable, sync
         self._pid = os.getpid()
-        if is_to_note:
-            note_sound(self.path)
         found = os.stat(self._data)  # noqa: PTH116
         self._seen = found.st_ino, found.st_size
-
-    def _open_current(self, writable: bool) -> lmdb.Environment:
-        """LMDB on the file that is there now, not on one that `compact` has just replaced."""
-        for _ in range(_TRIES):
-            check_not_compacting(self.path)
-            before = identity(self.path)
-            handle = open_handle(self.path, readonly=not writable, sync=self.wants_sync)
-            if before in (None, identity(self.path)):
-                return handle
-            handle.close()
-        raise CacheError(f"cache {self.path} was replaced while it was opened; try again")
 
     def _clear_dead_readers(self, handle: lmdb.Environment) -> None:
         now = time.monotonic()

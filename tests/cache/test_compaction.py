@@ -16,6 +16,7 @@ from cache import (
     compaction,
     environment,
     location,
+    opening,
     request_key,
 )
 
@@ -132,7 +133,7 @@ def compact_slowly(path, is_alone, may_copy):
 
 
 def open_late(path, is_opening, is_written, readonly, results):
-    environment.check_not_compacting = lambda _: None  # as if it had looked just before
+    opening.check_not_compacting = lambda _: None  # as if it had looked just before
     environment._environments.clear()  # of the parent, which writes
     store = Store(path, codec="raw", readonly=readonly)
     is_opening.set()

@@ -12,8 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from cache import CacheError, CacheFullError, Entry, Store, handle, request_key, soundness
-from cache import environment as environments
+from cache import CacheError, CacheFullError, Entry, Store, handle, opening, request_key, soundness
 
 FORK = multiprocessing.get_context("fork")
 
@@ -143,7 +142,7 @@ def test_a_cut_file_would_kill_the_process_and_is_refused(filled, monkeypatch):
     with pytest.raises(CacheError, match="is damaged: .*put back a copy") as caught:
         read_all(filled)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(environments, "check_sound", lambda path: False)
+    monkeypatch.setattr(opening, "check_sound", lambda path: False)
 
     def read_unchecked():
         faulthandler.disable()
