@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--records", type=int, default=20_000, help="about how many fit in")
     parser.add_argument("--bytes", type=int, default=20_000, help="mean size of an image")
     parser.add_argument("--spread", type=float, default=0.3, help="sizes vary by this share")
-    parser.add_argument("--batch", type=int, default=64, help="records a commit")
+    parser.add_argument("--batch", type=int, default=32, help="records a commit")
     parser.add_argument("--turnovers", type=int, default=5)
     parser.add_argument("--policy", choices=("oldest", "served"), default="oldest")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,7 @@ from typing import Protocol
 from cache import contents, log
 from cache.accounting import entries_of, stored_size
 from cache.errors import CacheError, CacheFullError
-from cache.index import member, positions_served
+from cache.index import position_of_member, positions_served
 from cache.key import check_keys
 from cache.pins import Pins
 from cache.tables import Tables, Transaction, add_number, get_number
@@ -59,7 +59,7 @@ class RecipeFirst:
         """Positions of the recipes' members, from the last, then the others."""
         for recipe_id in self.recipe_ids:
             for ordinal in reversed(range(entries_of(txn, tables, recipe_id))):
-                yield member(txn, tables, recipe_id, ordinal)[0]
+                yield position_of_member(txn, tables, recipe_id, ordinal)
         yield from _next(self.then, txn, tables)
 
 

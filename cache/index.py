@@ -16,13 +16,13 @@ from cache.key import KEY_BYTES, Scalar, canonical_bytes
 from cache.log import Row, pack_position, unpack_position
 from cache.tables import Tables, Transaction
 
-EVERYTHING = bytes(ID_BYTES)
-"""Where a recipe's digest stands in `members`, this one has all records for members."""
+EVERYTHING = b"\xff" * ID_BYTES
+"""Stands in `members` for a recipe that all records are of; last, so that its pages fill up."""
 
 _ORDINAL = struct.Struct(">Q")
 _TIMES = struct.Struct(">I")
 _MOST_TIMES = 2**32 - 1
-_ENTRY_BYTES = 8 + KEY_BYTES
+_PLACE_BYTES = 8
 
 
 class Index:
@@ -43,7 +43,7 @@ class Index:
         row = replace(
             row,
             ordinal=self._enter(EVERYTHING, place + row.key),
-            recipe_ordinal=self._enter(row.recipe_id, place + row.key),
+            recipe_ordinal=self._enter(row.recipe_id, place),
         )
         log.append(self._txn, self._tables, position, row)
         if row.source_id != NO_SOURCE:
@@ -86,15 +86,17 @@ class Index:
 
     def _enter(self, group: bytes, entry: bytes) -> int:
         ordinal = self._count(group)
-        self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
+        is_last = group == EVERYTHING
+        name = group + _ORDINAL.pack(ordinal)
+        self._txn.put(name, entry, append=is_last, db=self._tables.members)
         self._counts[group] = ordinal + 1
         return ordinal
 
     def _leave(self, group: bytes, ordinal: int) -> None:
         last = self._counts[group] = self._count(group) - 1
         if ordinal != last:
-            position, key = member(self._txn, self._tables, group, last)
-            entry = pack_position(position) + key
+            entry = _member(self._txn, self._tables, group, last)
+            position = unpack_position(entry[:_PLACE_BYTES])
             self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
             row, is_all = self._row(position), group == EVERYTHING
             row = replace(row, ordinal=ordinal) if is_all else replace(row, recipe_ordinal=ordinal)
@@ -102,16 +104,13 @@ class Index:
         self._txn.delete(group + _ORDINAL.pack(last), db=self._tables.members)
 
 
-def member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> tuple[int, bytes]:
-    """Position and key of one member of a recipe or of everything.
+def position_of_member(txn: Transaction, tables: Tables, recipe_id: bytes, ordinal: int) -> int:
+    """The position of one member of a recipe.
 
     Raises:
         CorruptRecordError: If it has none of that number.
     """
-    raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
-    if raw is None or len(raw) != _ENTRY_BYTES:
-        raise _damaged(f"{group.hex()} has no member {ordinal}")
-    return unpack_position(raw[:-KEY_BYTES]), raw[-KEY_BYTES:]
+    return unpack_position(_member(txn, tables, recipe_id, ordinal))
 
 
 def sample(
@@ -130,7 +129,7 @@ def sample(
     for drawn in rng.integers(ends[-1], size=count).tolist():
         which = bisect_right(ends, drawn)
         ordinal = drawn - (ends[which - 1] if which else 0)
-        keys.append(member(txn, tables, groups[which][0], ordinal)[1])
+        keys.append(_key_of_member(txn, tables, groups[which][0], ordinal))
     return keys
 
 
@@ -161,13 +160,31 @@ def missing(txn: Transaction, tables: Tables, position: int, row: Row) -> list[s
     names = []
     if txn.get(everything, db=members) != place + row.key:
         names.append("record is not among all members")
-    if txn.get(row.recipe_id + _ORDINAL.pack(row.recipe_ordinal), db=members) != place + row.key:
+    if txn.get(row.recipe_id + _ORDINAL.pack(row.recipe_ordinal), db=members) != place:
         names.append("record is not among the members of its recipe")
     if row.source_id != NO_SOURCE and txn.get(row.source_id + place, db=tables.by_source) is None:
         names.append("record is not in the index of sources")
     if row.served and txn.get(_TIMES.pack(row.served) + place, db=tables.served) is None:
         names.append("record is not in the index of what was served")
     return names
+
+
+def _member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
+    raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
+    size = _PLACE_BYTES + (KEY_BYTES if group == EVERYTHING else 0)
+    if raw is None or len(raw) != size:
+        raise _damaged(f"{group.hex()} has no member {ordinal}")
+    return raw
+
+
+def _key_of_member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
+    raw = _member(txn, tables, group, ordinal)
+    if group == EVERYTHING:  # with the key, which saves a look into the log
+        return raw[_PLACE_BYTES:]
+    row = log.row_at(txn, tables, unpack_position(raw))
+    if row is None:
+        raise _damaged(f"member {ordinal} of {group.hex()} is not in the log")
+    return row.key
 
 
 def _matching(

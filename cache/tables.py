@@ -22,7 +22,7 @@ class Tables(NamedTuple):
     log: "lmdb._Database"
     """position, 8 bytes big-endian, from 1 -> key and what the indexes need, by arrival."""
     members: "lmdb._Database"
-    """recipe and ordinal from 0 -> position and key; without holes, for drawing at random."""
+    """recipe and ordinal from 0 -> position, for everything with key; for drawing at random."""
     recipes: "lmdb._Database"
     """recipe -> counts and fields."""
     by_source: "lmdb._Database"

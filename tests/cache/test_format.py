@@ -50,7 +50,7 @@ def test_the_tables_of_one_record_are_as_documented(tmp_path):
     ordinal = struct.pack(">Q", 0)
     assert [name for name, _ in found["log"]] == [place]
     assert found["members"] == sorted(
-        [(bytes(16) + ordinal, place + key), (FACTS.recipe_id + ordinal, place + key)]
+        [(b"\xff" * 16 + ordinal, place + key), (FACTS.recipe_id + ordinal, place)]
     )
     (size,) = (len(value) for _, value in found["records"])
     assert found["recipes"] == [(FACTS.recipe_id, struct.pack(">QQ", 1, size) + FACTS.recipe)]
