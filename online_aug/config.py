@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from online_aug.config_finetune import FinetuneConfig
 from online_aug.config_method import FractalConfig, MethodConfig
 from online_aug.config_types import (
     Count,
@@ -131,29 +132,6 @@ class GenerationConfig(Section):
     """Images made from each source (Diff-Mix's multiplier)."""
     seed: Seed = 0
     """Seed of the plan and the noise; part of the request: another seed makes other images."""
-
-
-class FinetuneConfig(Section):
-    """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
-
-    enabled: bool = True
-    """Fine-tune before training where no result is found; DiffuseMix takes its model as it is."""
-    path: Path = Path("runs/finetuned")
-    """Folder of results, one sub-folder for each fingerprint."""
-    steps: Count = 2000
-    """Optimizer steps."""
-    batch_size: Count = 8
-    """Images a step."""
-    lr: Positive = 5e-5
-    """Learning rate of the LoRA weights."""
-    token_lr: Positive = 5e-4
-    """Learning rate of the class tokens."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Both learning rates over the steps: as they are (Diff-Mix), or falling to 0."""
-    rank: Count = 10
-    """Rank of the LoRA matrices."""
-    seed: Seed = 0
-    """Seed of the order, noise and initial LoRA weights."""
 
 
 class CacheConfig(Section):

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from online_aug.config import FinetuneConfig
+from online_aug.config_finetune import FinetuneConfig
 from online_aug.generation.adapters import save_adapters
 from online_aug.generation.concepts import Concept
 from online_aug.generation.models import training_scheduler

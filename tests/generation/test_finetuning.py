@@ -10,7 +10,8 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from request_samples import make_request
 from safetensors.torch import load_file
 
-from online_aug.config import FinetuneConfig, GenerationConfig
+from online_aug.config import GenerationConfig
+from online_aug.config_finetune import FinetuneConfig
 from online_aug.generation import finetuning
 from online_aug.generation.adapters import TOKENS_FILE, load_adapters
 from online_aug.generation.concepts import CONCEPTS_FILE, class_concepts, is_finetuned

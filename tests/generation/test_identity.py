@@ -3,7 +3,8 @@ import shutil
 import pytest
 from tiny_model import copy_with
 
-from online_aug.config import FinetuneConfig, GenerationConfig
+from online_aug.config import GenerationConfig
+from online_aug.config_finetune import FinetuneConfig
 from online_aug.errors import UserError
 from online_aug.generation.identity import (
     choose_dtype,
