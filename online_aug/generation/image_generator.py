@@ -16,8 +16,8 @@ from online_aug.generation.models import (
     Pipeline,
     choose_attention,
     load_pipeline,
-    sampling_scheduler,
 )
+from online_aug.generation.solvers import sampling_scheduler
 from online_aug.records import GenerationRequest
 from online_aug.seeding import torch_rng
 

@@ -1,4 +1,4 @@
-"""Loading a Stable Diffusion and choosing how it samples."""
+"""Loading a Stable Diffusion and choosing its attention."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
 )
@@ -20,11 +17,6 @@ from online_aug.errors import UserError
 from online_aug.records import PipelineKind
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SCHEDULERS: Mapping[str, tuple[type, dict[str, Any]]] = {
-    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
-    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
-}
 Pipeline: TypeAlias = StableDiffusionImg2ImgPipeline | StableDiffusionInstructPix2PixPipeline
 _PIPELINES: Mapping[PipelineKind, Any] = {
     "image_to_image": StableDiffusionImg2ImgPipeline,
@@ -63,16 +55,6 @@ def load_pipeline(folder: Path, dtype: str, kind: PipelineKind) -> Pipeline:
         raise UserError(f"generation.model {folder} cannot be loaded: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def sampling_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
-    """The solver by our name, with the noise schedule the model was trained with.
-
-    Latents have unit variance and leave [-1, 1], so a solver that clips its prediction there ruins
-    the image; `clip_sample` is therefore off whatever the model's directory says.
-    """
-    kind, settings = SCHEDULERS[name]
-    return kind.from_config(dict(trained_with), **settings)  # type: ignore[attr-defined]
 
 
 def training_scheduler(trained_with: Mapping[str, Any]) -> DDPMScheduler:

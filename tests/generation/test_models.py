@@ -7,12 +7,12 @@ from tiny_model import copy_with
 
 from online_aug.errors import UserError
 from online_aug.generation.models import (
-    SCHEDULERS,
     choose_attention,
     load_img2img,
-    sampling_scheduler,
     training_scheduler,
 )
+from online_aug.generation.solver_tables import SOLVERS
+from online_aug.generation.solvers import sampling_scheduler
 
 
 def trained_with(prediction="epsilon"):
@@ -32,7 +32,7 @@ def test_a_model_loads_in_the_wanted_number_format(tiny_model, dtype):
         assert part.dtype == getattr(torch, dtype)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_no_solver_clips_latents_whatever_the_directory_says(name):
     # A network that always finds the same clean latents, far outside of [-1, 1].
     scheduler = sampling_scheduler(name, trained_with())
@@ -47,7 +47,7 @@ def test_no_solver_clips_latents_whatever_the_directory_says(name):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", SOLVERS)
 def test_a_solver_keeps_noise_levels_and_target_of_the_training(name, prediction):
     known = trained_with(prediction)
     for scheduler in (sampling_scheduler(name, known), training_scheduler(known)):

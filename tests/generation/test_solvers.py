@@ -1,0 +1,169 @@
+"""Tables of coefficients, held against the steps of diffusers' own schedulers."""
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from online_aug.config import GenerationConfig
+from online_aug.errors import UserError
+from online_aug.generation.solver_tables import SOLVERS, Step
+from online_aug.generation.solvers import Solver, advance, sampling_scheduler
+
+PREDICTIONS = ["epsilon", "v_prediction"]
+SHAPE = (1, 4, 4, 4)
+
+schedules = st.fixed_dictionaries(
+    {
+        "prediction_type": st.sampled_from(PREDICTIONS),
+        "timestep_spacing": st.sampled_from(["leading", "trailing", "linspace"]),
+        "steps_offset": st.integers(0, 1),
+        "set_alpha_to_one": st.booleans(),
+        "beta_schedule": st.sampled_from(["scaled_linear", "linear"]),
+    },
+    optional={
+        "final_sigmas_type": st.sampled_from(["zero", "sigma_min"]),
+        "use_karras_sigmas": st.booleans(),
+        "euler_at_final": st.booleans(),
+        "lower_order_final": st.booleans(),
+    },
+)
+"""What a model's directory may say; a solver reads of it what it knows."""
+
+
+def trained_with(**settings):
+    """A noise schedule as Stable Diffusion's, some of it changed."""
+    known = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+    return known | {"beta_schedule": "scaled_linear", "prediction_type": "epsilon"} | settings
+
+
+def network(latents, timestep):
+    """Stands for a U-Net: any smooth function of its inputs will do to compare solvers."""
+    time = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1, 1, 1, 1) / 1000
+    return torch.sin(2 * latents + time) * (1 - time / 2) + 0.3 * latents
+
+
+def noises(count):
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(3))
+
+
+def theirs(name, settings, steps, strength, source):
+    """diffusers' scheduler in the loop of its image-to-image pipeline."""
+    scheduler = sampling_scheduler(name, settings)
+    scheduler.set_timesteps(steps)
+    first = steps - min(int(steps * strength), steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    timesteps = scheduler.timesteps[first:]
+    rng = torch.Generator().manual_seed(3)
+    latents = scheduler.add_noise(source, torch.randn(SHAPE, generator=rng), timesteps[:1])
+    for time in timesteps:
+        output = network(scheduler.scale_model_input(latents, time), time)
+        takes = {"generator": rng} if name in {"euler_ancestral", "lcm"} else {}
+        latents = scheduler.step(output, time, latents, **takes).prev_sample
+    return latents
+
+
+def ours(name, settings, steps, strength, source):
+    way = Solver(name, settings).from_image(steps, strength)
+    rng = torch.Generator().manual_seed(3)
+    noise = torch.randn(SHAPE, generator=rng)
+    latents, previous = way.start_image * source + way.start_noise * noise, torch.zeros(SHAPE)
+    for row in way.rows:
+        step = Step(*row)
+        output = network(step.input_latent * latents, step.timestep)
+        noise = torch.randn(SHAPE, generator=rng) if step.next_noise else torch.zeros(SHAPE)
+        latents, previous = advance(step, latents, output, previous, noise)
+    return latents
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@given(settings=schedules, steps=st.integers(2, 30), strength=st.sampled_from([0.5, 0.71, 1.0]))
+def test_a_trajectory_is_the_one_of_diffusers_scheduler(name, settings, steps, strength):
+    settings = trained_with(**settings)
+    source = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    expected = theirs(name, settings, steps, strength, source)
+    made = ours(name, settings, steps, strength, source)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@given(
+    spacing=st.sampled_from(["trailing", "linspace"]),
+    steps=st.integers(2, 30),
+    strength=st.sampled_from([0.5, 0.71, 1.0]),
+)
+def test_a_schedule_that_ends_in_noise_alone_is_followed_too(name, spacing, steps, strength):
+    settings = trained_with(
+        rescale_betas_zero_snr=True, timestep_spacing=spacing, prediction_type="v_prediction"
+    )
+    source = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    expected = theirs(name, settings, steps, strength, source)
+    made = ours(name, settings, steps, strength, source)
+    torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@given(steps=st.integers(1, 50), hundredths=st.integers(1, 100))
+def test_as_many_steps_are_run_as_diffusers_runs(name, steps, hundredths):
+    executed = int(steps * (hundredths / 100))
+    if executed:
+        assert len(Solver(name, trained_with()).from_image(steps, hundredths / 100)) == executed
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_from_noise_all_steps_are_run_and_the_source_has_no_weight(name, spacing):
+    settings = trained_with(timestep_spacing=spacing)
+    way = Solver(name, settings).from_noise(7)
+    scheduler = sampling_scheduler(name, settings)
+    scheduler.set_timesteps(7)
+    assert (way.start_image, len(way)) == (0, 7)
+    assert way.start_noise == pytest.approx(float(scheduler.init_noise_sigma))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@given(steps=st.integers(2, 30))
+def test_the_first_step_asks_for_no_history_whatever_the_strength(name, steps):
+    for strength in (0.5, 1.0):
+        rows = Solver(name, trained_with()).from_image(steps, strength).rows
+        assert Step(*rows[0]).next_previous == 0
+
+
+@pytest.mark.parametrize("name", ["ddim", "lcm"])
+def test_noise_cannot_be_read_from_noise_alone(name):
+    settings = trained_with(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    solver = Solver(name, settings)
+    with pytest.raises(UserError, match=rf"^generation\.scheduler must be .* got '{name}'$"):
+        solver.from_noise(50)
+    assert solver.from_image(50, 0.9).rows.isfinite().all()
+
+
+def test_more_steps_than_an_lcm_has_are_one_clear_line():
+    with pytest.raises(UserError, match=r"^generation\.num_inference_steps does not fit: ") as bad:
+        Solver("lcm", trained_with()).from_noise(51)
+    assert "\n" not in str(bad.value)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_model_that_predicts_something_else_is_refused(name):
+    with pytest.raises(UserError, match="must predict epsilon, v_prediction or sample, .* flow$"):
+        Solver(name, trained_with(prediction_type="flow")).from_noise(4)
+
+
+def test_slots_of_different_solvers_and_positions_advance_as_if_each_were_alone():
+    ways = [Solver(name, trained_with()).from_image(12, 0.7) for name in SOLVERS]
+    rows = torch.stack([way.rows[place] for place, way in enumerate(ways)])
+    together = Step(*rows.T[..., None, None, None])
+    given_ = torch.randn(4, len(ways), 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    made, data = advance(together, *given_)
+    for slot, row in enumerate(rows):
+        alone, own = advance(Step(*row), *given_[:, slot : slot + 1])
+        torch.testing.assert_close(made[slot], alone[0])
+        torch.testing.assert_close(data[slot], own[0])
+
+
+def test_solvers_are_named_as_the_configuration_names_them():
+    assert set(SOLVERS) == set(get_args(GenerationConfig.model_fields["scheduler"].annotation))
