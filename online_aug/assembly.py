@@ -126,7 +126,8 @@ def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
     if recipe.is_synthetic and recipe.is_ready:
         lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")
     elif recipe.is_synthetic:
-        lines.append(f"fine-tune  {config.finetune.steps} steps, result {recipe.finetuned}")
+        learning = f"{config.finetune.mode}, {recipe.finetune_steps} steps"
+        lines.append(f"fine-tune  {learning}, result {recipe.finetuned}")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from online_aug.config_types import Count, Positive, Section, Seed
+from pydantic import model_validator
+
+from online_aug.config_types import Count, Fraction, Positive, Section, Seed
 
 
 class FinetuneConfig(Section):
@@ -13,10 +15,22 @@ class FinetuneConfig(Section):
     """Fine-tune before training where no result is found; DiffuseMix takes its model as it is."""
     path: Path = Path("runs/finetuned")
     """Folder of results, one sub-folder for each fingerprint."""
+    mode: Literal["joint", "textual_inversion", "staged", "lora"] = "joint"
+    """What is learned: class tokens and LoRA at once (`joint`, Diff-Mix), tokens only
+    (`textual_inversion`, DA-Fusion), tokens and then LoRA (`staged`), or LoRA alone, the prompts
+    then hold the class names (`lora`)."""
+    per_class: bool = False
+    """Learn the tokens in a run for each class (DA-Fusion) instead of one for all (Diff-Mix);
+    with `textual_inversion` and `staged` only, for all classes share one LoRA."""
     steps: Count = 2000
-    """Optimizer steps."""
+    """Optimizer steps; of `staged` those of the LoRA, with `per_class` those of each class."""
+    token_steps: Count | None = None
+    """Optimizer steps of the tokens in `staged`; null takes `steps`."""
     batch_size: Count = 8
     """Images a step."""
+    class_balance: Fraction = 0.0
+    """An image of a class of n is drawn in proportion to 1 / n^x: 0 draws all images alike, 1 all
+    classes alike (Diff-Mix's weighted sampler for long tails)."""
     lr: Positive = 5e-5
     """Learning rate of the LoRA weights."""
     token_lr: Positive = 5e-4
@@ -27,3 +41,12 @@ class FinetuneConfig(Section):
     """Rank of the LoRA matrices."""
     seed: Seed = 0
     """Seed of the order, noise and initial LoRA weights."""
+
+    @model_validator(mode="after")
+    def _classes_share_one_lora(self) -> "FinetuneConfig":
+        if self.per_class and self.mode not in ("textual_inversion", "staged"):
+            raise ValueError(
+                "finetune.per_class must be false unless finetune.mode is textual_inversion or "
+                f"staged, got true for {self.mode}: all classes share one LoRA"
+            )
+        return self

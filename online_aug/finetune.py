@@ -48,7 +48,8 @@ def ensure_finetuned(recipe: Recipe) -> None:
 
 
 def _finetune(recipe: Recipe, folder: Path) -> None:
-    from online_aug.generation.finetuning import Examples, finetune  # diffusers: slow to import
+    from online_aug.generation.finetuning.latents import Examples  # diffusers: slow to import
+    from online_aug.generation.finetuning.loop import FinetuneTask, finetune
     from online_aug.generation.image_generator import fit
     from online_aug.generation.models import load_img2img
 
@@ -59,17 +60,13 @@ def _finetune(recipe: Recipe, folder: Path) -> None:
         labels=recipe.splits.train.labels,
         hflip=config.data.hflip,
     )
+    task = FinetuneTask(examples=examples, concepts=recipe.concepts, config=config.finetune)
     pipeline = load_img2img(recipe.model, "float32").to(recipe.device)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        with progress("fine-tuning the generator", config.finetune.steps) as bar:
+        with progress("fine-tuning the generator", recipe.finetune_steps) as bar:
             finetune(
-                pipeline,
-                examples,
-                recipe.concepts,
-                config.finetune,
-                partial,
-                lambda step, loss: bar.advance(note=f"loss {loss:.3f}"),
+                pipeline, task, partial, lambda step, loss: bar.advance(note=f"loss {loss:.3f}")
             )
         partial.rename(folder)
     finally:

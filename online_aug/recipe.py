@@ -14,7 +14,13 @@ from online_aug.config import Config
 from online_aug.dataloader.sources import ImageSet, Splits
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank, bank_of
-from online_aug.generation.concepts import Concept, class_concepts, is_finetuned, named_prompts
+from online_aug.generation.concepts import (
+    Concept,
+    class_concepts,
+    is_finetuned,
+    named_concepts,
+)
+from online_aug.generation.finetuning.stages import stages_of, total_steps
 from online_aug.generation.identity import (
     check_attention,
     choose_dtype,
@@ -101,13 +107,20 @@ class Recipe:
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
-        """Class tokens and their prompts."""
-        return class_concepts(self.splits.train.class_names, self.config.data.metaclass)
+        """Prompts of the classes, and their tokens where fine-tuning learns them."""
+        learns_tokens = self.is_adapted and self.config.finetune.mode != "lora"
+        called = class_concepts if learns_tokens else named_concepts
+        return called(self.splits.train.class_names, self.config.data.metaclass)
+
+    @property
+    def is_adapted(self) -> bool:
+        """The generator is fine-tuned for this recipe."""
+        return self.config.finetune.enabled and self.method.pipeline != "instruct"
 
     @cached_property
     def finetuned(self) -> Path | None:
         """Where this recipe's fine-tuning result is, or will be; None where there is none."""
-        if not self.config.finetune.enabled or self.method.pipeline == "instruct":
+        if not self.is_adapted:
             return None
         settings = [
             self.config.generation.resolution,
@@ -116,6 +129,11 @@ class Recipe:
         ]
         examples = [(source.digest, source.label) for source in self.sources]
         return finetuned_folder(self.config.finetune, self.model_digest, examples, settings)
+
+    @property
+    def finetune_steps(self) -> int:
+        """Optimizer steps of the whole fine-tuning."""
+        return total_steps(stages_of(self.config.finetune, len(self.concepts)))
 
     @property
     def is_ready(self) -> bool:
@@ -135,10 +153,8 @@ class Recipe:
                 f"{self.finetuned} is missing; run python -m online_aug.finetune first"
             )
         config = self.config
-        names = self.splits.train.class_names
-        tokens = tuple(concept.prompt for concept in self.concepts)
         return MethodContext(
-            prompts=tokens if self.finetuned else named_prompts(names, config.data.metaclass),
+            prompts=tuple(concept.prompt for concept in self.concepts),
             strengths=config.method.strength,
             gamma=config.method.gamma,
             guidance_scale=config.generation.guidance_scale,

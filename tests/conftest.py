@@ -28,3 +28,11 @@ def tiny_editor(tmp_path_factory):
     from tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "editor", condition_channels=4)
+
+
+@pytest.fixture(scope="session", params=[1, 2], ids=["sd1", "sd2"])
+def miniature(request, tmp_path_factory):
+    """A directory like Stable Diffusion 1.x (epsilon) or 2.x (velocity), with random weights."""
+    from tiny_model import write_miniature
+
+    return write_miniature(tmp_path_factory.mktemp("models") / "sd", request.param)

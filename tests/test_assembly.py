@@ -175,7 +175,7 @@ def test_a_description_changes_nothing(recipe_of, tmp_path):
 
 def test_a_description_before_fine_tuning_names_its_steps(recipe_of, tmp_path):
     recipe, devices = recipe_of(finetune={"path": tmp_path / "finetuned", "steps": 7})
-    assert "fine-tune  7 steps, result" in describe_run(recipe, devices)
+    assert "fine-tune  joint, 7 steps, result" in describe_run(recipe, devices)
 
 
 def test_a_run_without_synthetic_images_requests_none(recipe_of):

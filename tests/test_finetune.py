@@ -90,7 +90,7 @@ def test_a_failure_leaves_no_half_result(recipe, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("online_aug.generation.finetuning.finetune", fail)
+    monkeypatch.setattr("online_aug.generation.finetuning.loop.finetune", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         ensure_finetuned(recipe)
     assert not recipe.is_ready

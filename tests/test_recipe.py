@@ -124,6 +124,12 @@ def test_after_fine_tuning_prompts_hold_tokens_and_keys_the_result(tmp_path, tin
     assert recipe.context.generator_fingerprint != plain
 
 
+def test_after_fine_tuning_lora_alone_prompts_hold_the_names(tmp_path, tiny_model):
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"mode": "lora"})
+    finish_finetuning(recipe)
+    assert recipe.context.prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from online_aug.generation import tiny
 
@@ -32,4 +33,49 @@ def copy_with(model, folder, part="", **settings):
         return folder
     (path,) = (folder / part).glob("*config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def write_miniature(folder, version=1):
+    """Stable Diffusion 1.x or 2.x with its blocks, names and noise schedule, in a few channels.
+
+    Latents of 16 x 16, so that the middle block has more than one place to attend to.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = tiny.new_tokenizer(CORPUS)
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL(
+                block_out_channels=(8, 8, 16),
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                layers_per_block=1,
+                norm_num_groups=4,
+                latent_channels=4,
+                sample_size=64,
+            ),
+            unet=UNet2DConditionModel(
+                sample_size=16,
+                block_out_channels=(16, 16, 32, 32),
+                layers_per_block=1,
+                norm_num_groups=8,
+                cross_attention_dim=tiny.TEXT_WIDTH,
+                attention_head_dim=8 if version == 1 else (2, 2, 4, 4),
+                use_linear_projection=version == 2,
+            ),
+            text_encoder=tiny.new_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            scheduler=PNDMScheduler(
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                skip_prk_steps=True,
+                steps_offset=1,
+                prediction_type="epsilon" if version == 1 else "v_prediction",
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

@@ -13,7 +13,8 @@ class Concept:
     """How one class is called in prompts."""
 
     name: str
-    token: str
+    token: str | None
+    """None where the prompt holds the name."""
     prompt: str
 
 
@@ -23,19 +24,24 @@ def class_concepts(class_names: Sequence[str], metaclass: str) -> tuple[Concept,
     The brackets keep one token from being the prefix of another, which diffusers would take for a
     token of several vectors.
     """
-    concepts = []
-    for number, name in enumerate(class_names):
-        token = f"<class_{number}>"
-        concepts.append(Concept(name, token, f"a photo of a {token} {metaclass}".strip()))
-    return tuple(concepts)
+    tokens = [f"<class_{number}>" for number in range(len(class_names))]
+    return tuple(
+        Concept(name, token, _prompt(token, metaclass))
+        for name, token in zip(class_names, tokens, strict=True)
+    )
 
 
-def named_prompts(class_names: Sequence[str], metaclass: str) -> tuple[str, ...]:
-    """Prompts with the class names themselves, for a model that is not fine-tuned."""
-    spoken = (name.replace("_", " ") for name in class_names)
-    return tuple(f"a photo of a {name} {metaclass}".strip() for name in spoken)
+def named_concepts(class_names: Sequence[str], metaclass: str) -> tuple[Concept, ...]:
+    """The class names themselves, for a model that has learned no tokens."""
+    return tuple(
+        Concept(name, None, _prompt(name.replace("_", " "), metaclass)) for name in class_names
+    )
 
 
 def is_finetuned(folder: Path) -> bool:
     """A whole fine-tuning result is here."""
     return (folder / CONCEPTS_FILE).is_file()
+
+
+def _prompt(called: str, metaclass: str) -> str:
+    return f"a photo of a {called} {metaclass}".strip()

@@ -25,6 +25,9 @@ _METHODS: Mapping[PipelineKind, str] = {
     "image_to_image": "this method",
     "instruct": "method.name diffusemix",
 }
+_DECIDES_NOTHING = {"enabled", "path"}
+_FIRST_KEYS = {"steps", "batch_size", "lr", "token_lr", "schedule", "rank", "seed"}
+"""Later keys count where they are set, so that older results keep their folders."""
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -116,7 +119,9 @@ def finetuned_folder(
         examples: Digest and label of every training image, in any order.
         settings: Whatever else decides the result: resolution, prompts, flips.
     """
-    decides = config.model_dump(mode="json", exclude={"enabled", "path"})
+    decides = config.model_dump(mode="json", exclude=_DECIDES_NOTHING)
+    defaults = FinetuneConfig().model_dump(mode="json")
+    decides = {k: v for k, v in decides.items() if k in _FIRST_KEYS or v != defaults[k]}
     digest = hashlib.blake2b(digest_size=12)
     digest.update(repr([model_digest, sorted(decides.items()), list(settings)]).encode())
     digest.update(repr(sorted(examples)).encode())

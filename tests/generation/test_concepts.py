@@ -2,7 +2,7 @@ from online_aug.generation.concepts import (
     CONCEPTS_FILE,
     class_concepts,
     is_finetuned,
-    named_prompts,
+    named_concepts,
 )
 
 
@@ -25,10 +25,12 @@ def test_without_a_metaclass_a_prompt_ends_with_its_token():
 
 
 def test_prompts_with_names_speak_them_without_underscores():
-    assert named_prompts(["blue_jay", "crow"], "bird") == (
+    first, second = named_concepts(["blue_jay", "crow"], "bird")
+    assert [first.prompt, second.prompt] == [
         "a photo of a blue jay bird",
         "a photo of a crow bird",
-    )
+    ]
+    assert [first.name, first.token] == ["blue_jay", None]
 
 
 def test_a_result_is_whole_when_its_last_file_is_there(tmp_path):

@@ -100,6 +100,11 @@ def test_a_fine_tuning_result_lies_in_its_folder_by_a_digest(tmp_path):
         {"token_lr": 1e-3},
         {"rank": 3},
         {"seed": 1},
+        {"mode": "lora"},
+        {"mode": "staged"},
+        {"mode": "textual_inversion"},
+        {"mode": "staged", "token_steps": 5},
+        {"class_balance": 1.0},
     ],
 )
 def test_whatever_decides_a_result_decides_its_folder(changes):
@@ -109,6 +114,15 @@ def test_whatever_decides_a_result_decides_its_folder(changes):
 @pytest.mark.parametrize("changes", [{"examples": EXAMPLES[::-1]}, {"enabled": False}])
 def test_what_does_not_decide_a_result_keeps_its_folder(changes):
     assert place(**changes) == place()
+
+
+def test_class_runs_have_a_folder_of_their_own():
+    inversion = {"mode": "textual_inversion"}
+    assert place(**inversion, per_class=True) != place(**inversion)
+
+
+def test_a_result_of_an_older_version_is_found_again(tmp_path):
+    assert place(path=tmp_path) == tmp_path / "4cec2a2db02af234133b0cdd"
 
 
 def test_auto_is_single_precision_on_a_cpu_and_half_on_a_gpu():

@@ -1,44 +1,23 @@
 """Textual inversion and LoRA: what is learned, what stays, and that stock diffusers takes it."""
 
 import json
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from finetuning_samples import CONCEPTS, CONFIG, examples, run, stock_pipeline
 from request_samples import make_request
 from safetensors.torch import load_file
 
 from online_aug.config import GenerationConfig
-from online_aug.config_finetune import FinetuneConfig
-from online_aug.generation import finetuning
-from online_aug.generation.adapters import TOKENS_FILE, load_adapters
-from online_aug.generation.concepts import CONCEPTS_FILE, class_concepts, is_finetuned
-from online_aug.generation.finetuning import Examples, ExtendedEmbedding, finetune
+from online_aug.generation.adapters import LORA_FILE, TOKENS_FILE, load_adapters
+from online_aug.generation.concepts import CONCEPTS_FILE, is_finetuned
+from online_aug.generation.finetuning import loop
+from online_aug.generation.finetuning.additions import ATTENTION, ExtendedEmbedding
 from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.models import load_img2img, training_scheduler
+from online_aug.generation.models import load_img2img
 from online_aug.seeding import numpy_rng, torch_rng
 
-CONCEPTS = class_concepts(["zero", "one", "two"], "digit")
-CONFIG = FinetuneConfig(steps=3, batch_size=2, lr=1e-2, token_lr=1e-2, rank=2)
-LORA_FILE = "pytorch_lora_weights.safetensors"
 PROMPT = CONCEPTS[1].prompt
-
-
-def examples(hflip=0.5):
-    images = torch.randint(
-        256, (6, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    return Examples(load=lambda index: images[index], labels=np.arange(6) % 3, hflip=hflip)
-
-
-def run(model, folder, config=CONFIG, report=lambda step, loss: None, **settings):
-    """Fine-tune a fresh pipeline into a new folder; the pipeline as it is afterwards."""
-    pipeline = load_img2img(model, "float32")
-    folder.mkdir()
-    finetune(pipeline, examples(**settings), CONCEPTS, config, folder, report)
-    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +56,7 @@ def test_lora_of_every_attention_and_every_token_is_learned(tiny_model, trained,
         assert [name for name in one if torch.equal(one[name], three[name])] == []
     modules = [name for name, _ in trained.unet.named_modules()]
     attentions = [name for name in modules if name.endswith((".attn1", ".attn2"))]
-    assert len(load_file(folder / LORA_FILE)) == len(attentions) * len(finetuning.ATTENTION) * 2
+    assert len(load_file(folder / LORA_FILE)) == len(attentions) * len(ATTENTION) * 2
 
 
 def test_every_step_is_reported_with_its_loss(tiny_model, tmp_path):
@@ -88,7 +67,7 @@ def test_every_step_is_reported_with_its_loss(tiny_model, tmp_path):
 
 
 def test_the_loss_on_one_batch_falls(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "numpy_rng", lambda *parts: numpy_rng("the same every step"))
+    monkeypatch.setattr(loop, "numpy_rng", lambda *parts: numpy_rng("the same every step"))
     losses = []
     config = CONFIG.model_copy(update={"steps": 8})
     run(tiny_model, tmp_path / "result", config, report=lambda step, loss: losses.append(loss))
@@ -136,16 +115,6 @@ def test_what_is_loaded_is_what_was_trained(tiny_model, trained, folder):
     torch.testing.assert_close(answers[0][1], answers[1][1], rtol=0, atol=1e-4)
 
 
-def stock_pipeline(model, folder):
-    """Stock diffusers with both files."""
-    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.load_lora_weights(folder)
-    tokens = [concept.token for concept in CONCEPTS]
-    pipeline.load_textual_inversion(load_file(folder / TOKENS_FILE)["clip_l"], token=tokens)
-    return pipeline
-
-
 def test_stock_diffusers_loads_both_files_and_makes_the_same_image(tiny_model, trained, folder):
     request = make_request(
         prompt=PROMPT, num_inference_steps=4, strength=0.75, scheduler="ddim", noise_seed=3
@@ -176,32 +145,6 @@ def test_each_class_token_is_one_token_with_a_meaning_of_its_own(tiny_model, tra
     assert len({tuple(row.tolist()) for row in rows}) == 3
 
 
-def oracle_loss(prediction, answers_with):
-    """Loss of a network that knows the clean latents, trained for `prediction`."""
-    clean = torch.randn(4, 4, 8, 8, generator=torch_rng(0))
-    scheduler = training_scheduler(
-        {"prediction_type": prediction, "beta_schedule": "scaled_linear"}
-    )
-
-    def unet(noisy, times, words):
-        alpha = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
-        noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        return SimpleNamespace(sample={"epsilon": noise, "v_prediction": velocity}[answers_with])
-
-    pipeline = SimpleNamespace(unet=unet, text_encoder=lambda ids: (ids.float(),))
-    ids, labels = torch.zeros(3, 5, dtype=torch.int64), torch.tensor([0, 1, 2, 0])
-    loss = finetuning._loss(pipeline, scheduler, ids, (clean, labels), numpy_rng("test"))
-    return float(loss)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_loss_is_against_what_the_network_was_trained_to_predict(prediction):
-    other = {"epsilon": "v_prediction", "v_prediction": "epsilon"}[prediction]
-    assert oracle_loss(prediction, answers_with=prediction) < 1e-6
-    assert oracle_loss(prediction, answers_with=other) > 0.1
-
-
 def test_an_extended_embedding_gives_known_rows_and_new_ones():
     known = torch.nn.Embedding(4, 3).requires_grad_(False)
     embedding = ExtendedEmbedding(known, torch.ones(2, 3))
@@ -211,28 +154,3 @@ def test_an_extended_embedding_gives_known_rows_and_new_ones():
     found.sum().backward()
     assert embedding.new.grad.tolist() == [[1.0] * 3] * 2
     assert known.weight.grad is None
-
-
-@pytest.mark.parametrize(
-    ("hflip", "flipped"), [(0.0, {False}), (1.0, {True}), (0.5, {False, True})]
-)
-def test_images_are_flipped_as_often_as_asked_and_encoded_once(tiny_model, hflip, flipped):
-    pipeline = load_img2img(tiny_model, "float32")
-    latents = finetuning._Latents(pipeline, examples(hflip=hflip))
-    for step in range(6):
-        drawn, labels = latents.draw(4, numpy_rng("test", step))
-        assert drawn.shape == (4, 4, 16, 16)
-        assert labels.dtype == torch.int64
-    assert {is_flipped for _, is_flipped in latents._kept} == flipped
-    assert len(latents._kept) <= 6 * len(flipped)
-
-
-def test_a_kept_latent_is_the_scaled_mean_of_the_encoder(tiny_model):
-    pipeline = load_img2img(tiny_model, "float32")
-    latents = finetuning._Latents(pipeline, examples())
-    image = examples().load(2).float() / 127.5 - 1
-    with torch.no_grad():
-        for is_flipped, seen in ((False, image), (True, image.flip(-1))):
-            mean = pipeline.vae.encode(seen[None]).latent_dist.mean[0]
-            expected = mean * pipeline.vae.config.scaling_factor
-            torch.testing.assert_close(latents._latent(2, is_flipped), expected)

@@ -1,0 +1,1 @@
+"""Textual inversion and LoRA: how a diffusion model learns the classes of a training set."""

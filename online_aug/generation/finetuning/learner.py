@@ -1,0 +1,73 @@
+"""The learned additions of one model and the optimizer that changes them, stage by stage."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from online_aug.config_finetune import FinetuneConfig
+from online_aug.generation.adapters import save_adapters
+from online_aug.generation.concepts import Concept
+from online_aug.generation.finetuning.additions import add_lora, add_tokens, freeze
+from online_aug.generation.finetuning.stages import Stage
+
+LORA_DECAY = 1e-2
+LORA_MAX_NORM = 1.0
+
+
+class Learner:
+    """Tokens and LoRA of a pipeline, which it changes."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionImg2ImgPipeline,
+        concepts: Sequence[Concept],
+        config: FinetuneConfig,
+    ) -> None:
+        """Freeze the model and add what `finetune.mode` learns."""
+        self._pipeline, self._concepts, self._config = pipeline, concepts, config
+        freeze(pipeline)
+        has_tokens, has_lora = config.mode != "lora", config.mode != "textual_inversion"
+        self._tokens = [add_tokens(pipeline, concepts, config.seed)] if has_tokens else []
+        self._lora = add_lora(pipeline, config.rank, config.seed) if has_lora else []
+        self._optimizer: torch.optim.AdamW | None = None
+
+    def begin(self, stage: Stage) -> None:
+        """Learn from now on what this stage learns, with a new optimizer.
+
+        The rows of other classes' tokens then stay as they are: their gradient is 0 and the
+        optimizer has no momentum for them.
+        """
+        tokens = self._tokens if stage.learns_tokens else []
+        lora = self._lora if stage.learns_lora else []
+        for parameter in [*self._tokens, *self._lora]:
+            parameter.requires_grad_(False)
+        for parameter in [*tokens, *lora]:
+            parameter.requires_grad_(True)
+        groups = [
+            {"params": lora, "lr": self._config.lr, "weight_decay": LORA_DECAY},
+            {"params": tokens, "lr": self._config.token_lr, "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        for group in self._optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    def step(self, loss_of: Callable[[], Float[Tensor, ""]], rate: float) -> float:
+        """Do one optimizer step at this fraction of the learning rates; the loss before it."""
+        assert self._optimizer  # the loop begins a stage before its steps
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["initial_lr"]
+        loss = loss_of()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._lora, LORA_MAX_NORM)
+        self._optimizer.step()
+        return loss.item()
+
+    def save(self, folder: Path) -> None:
+        """Write the result into an existing folder."""
+        tokens = self._tokens[0].detach() if self._tokens else None
+        save_adapters(folder, self._pipeline, self._concepts, tokens, has_lora=bool(self._lora))

@@ -1,0 +1,82 @@
+"""Fine-tuning from its first step to its files."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from diffusers import StableDiffusionImg2ImgPipeline
+from jaxtyping import Int
+from torch import Tensor
+
+from online_aug.config_finetune import FinetuneConfig
+from online_aug.generation.concepts import Concept
+from online_aug.generation.finetuning.latents import Examples, Latents, Sampler
+from online_aug.generation.finetuning.learner import Learner
+from online_aug.generation.finetuning.loss import denoising_loss
+from online_aug.generation.finetuning.stages import stages_of, steps_from
+from online_aug.generation.models import training_scheduler
+from online_aug.seeding import numpy_rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneTask:
+    """What is to be learned, and how."""
+
+    examples: Examples
+    concepts: Sequence[Concept]
+    """Prompt of each class, and its token where tokens are learned, by label."""
+    config: FinetuneConfig
+
+
+def finetune(
+    pipeline: StableDiffusionImg2ImgPipeline,
+    task: FinetuneTask,
+    folder: Path,
+    report: Callable[[int, float], None],
+) -> None:
+    """Learn tokens, LoRA or both for a float32 pipeline on its device, and save them.
+
+    Args:
+        pipeline: The base model; is changed.
+        task: Images, prompts, steps, rates, rank, seed.
+        folder: Where the result goes; exists.
+        report: Called after every step with its number, from 1, and its loss.
+    """
+    config = task.config
+    learner = Learner(pipeline, task.concepts, config)
+    ids = _prompt_ids(pipeline, [concept.prompt for concept in task.concepts])
+    sampler = Sampler(task.examples, config.class_balance)
+    latents = Latents(pipeline.vae, task.examples)
+    scheduler = training_scheduler(pipeline.scheduler.config)
+    for step, stage, step_of_stage in steps_from(stages_of(config, len(task.concepts)), 0):
+        if step_of_stage == 0:
+            learner.begin(stage)
+        rng = numpy_rng("finetune", config.seed, step)
+        batch = latents.batch(sampler.draw(config.batch_size, stage.label, rng))
+        loss_of = partial(denoising_loss, pipeline, scheduler, ids, batch, rng)
+        loss = learner.step(loss_of, _rate(config, step_of_stage, stage.steps))
+        report(step + 1, loss)
+    learner.save(folder)
+
+
+def _rate(config: FinetuneConfig, step: int, steps: int) -> float:
+    """Factor on the learning rates at this step of a stage."""
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 + 0.5 * math.cos(math.pi * step / steps)
+
+
+def _prompt_ids(
+    pipeline: StableDiffusionImg2ImgPipeline, prompts: Sequence[str]
+) -> Int[Tensor, "k t"]:
+    tokenizer = pipeline.tokenizer
+    ids: Tensor = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids.to(pipeline.device)

@@ -1,0 +1,59 @@
+"""Six noise images of three classes, and a fine-tuning on them in a second."""
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from safetensors.torch import load_file
+
+from online_aug.config_finetune import FinetuneConfig
+from online_aug.generation.adapters import LORA_FILE, TOKENS_FILE
+from online_aug.generation.concepts import class_concepts, named_concepts
+from online_aug.generation.finetuning.latents import Examples
+from online_aug.generation.finetuning.loop import FinetuneTask, finetune
+from online_aug.generation.models import load_img2img
+
+NAMES = ["zero", "one", "two"]
+CONCEPTS = class_concepts(NAMES, "digit")
+NAMED = named_concepts(NAMES, "digit")
+CONFIG = FinetuneConfig(steps=3, batch_size=2, lr=1e-2, token_lr=1e-2, rank=2)
+
+
+def config_with(**settings):
+    return FinetuneConfig(**CONFIG.model_dump() | settings)
+
+
+def examples(hflip=0.5, labels=(0, 1, 2, 0, 1, 2)):
+    images = torch.randint(
+        256, (len(labels), 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    return Examples(load=lambda index: images[index], labels=np.array(labels), hflip=hflip)
+
+
+def run(model, folder, config=CONFIG, report=lambda step, loss: None, **settings):
+    """Fine-tune a fresh pipeline into a new folder; the pipeline as it is afterwards."""
+    pipeline = load_img2img(model, "float32")
+    folder.mkdir()
+    concepts = NAMED if config.mode == "lora" else CONCEPTS
+    task = FinetuneTask(examples=examples(**settings), concepts=concepts, config=config)
+    finetune(pipeline, task, folder, report)
+    return pipeline
+
+
+def tokens_of(folder):
+    return load_file(folder / TOKENS_FILE)["clip_l"]
+
+
+def lora_of(folder):
+    return load_file(folder / LORA_FILE)
+
+
+def stock_pipeline(model, folder):
+    """Stock diffusers with what a result holds, in one call each."""
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if (folder / LORA_FILE).exists():
+        pipeline.load_lora_weights(folder)
+    if (folder / TOKENS_FILE).exists():
+        tokens = [concept.token for concept in CONCEPTS]
+        pipeline.load_textual_inversion(tokens_of(folder), token=tokens)
+    return pipeline
