@@ -19,7 +19,7 @@ from cache import CorruptRecordError, Entry, decode_fields, request_key
 from cache.claims import Claim, Owner
 from cache.codec import CODECS
 from cache.log import Row
-from cache.record import _BODY, _HEADER, Draft, _hasher, glimpse, parse
+from cache.record import _CHECKSUMS, _HEADER, Draft, glimpse, parse
 from cache.saliency import check
 
 REQUEST = {"method": "fuzz", "strength": 0.5, "variant": -3, "prompt": "ein Vögelchen", "n": None}
@@ -76,10 +76,9 @@ def _change(data: bytearray, rng: np.random.Generator) -> None:
 
 
 def _sign(data: bytearray) -> None:
-    if len(data) >= _BODY:
-        hasher = _hasher(bytes(data[_BODY:]))
-        hasher.update(data[: _HEADER.size])
-        data[_HEADER.size : _BODY] = hasher.digest()
+    checksum = _CHECKSUMS.get(int.from_bytes(data[4:6], "big"))
+    if checksum is not None and len(data) >= (body := _HEADER.size + checksum.size):
+        data[_HEADER.size : body] = checksum.of(data[body:], data[: _HEADER.size])
 
 
 def _outcome(decode: Callable[[bytes], object], data: bytes) -> str:

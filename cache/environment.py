@@ -51,21 +51,28 @@ class Environment:
         self._running: list[int] = []
 
     @contextmanager
-    def transaction(self, *, write: bool = False) -> Iterator[tuple[Transaction, Tables]]:
+    def transaction(
+        self, *, write: bool = False, buffers: bool = False
+    ) -> Iterator[tuple[Transaction, Tables]]:
         """One short transaction, committed at the end, undone by an exception.
 
         Inside it no code of a caller, no import and no logging runs: a fork in another thread may
         be waiting for it with those locks held.
+
+        Args:
+            write: Whether it may change something.
+            buffers: Whether values come as LMDB's own pages, which end with it, and not as copies.
 
         Raises:
             CacheError: If the directory cannot be used or LMDB fails.
             CacheFullError: If the disk is full.
         """
         try:
-            with self._admitted(write) as (handle, tables):
+            handle, tables = self._enter(write)
+            try:
                 if write:
                     self._clear_dead_readers(handle)
-                txn = begin(handle, write)
+                txn = begin(handle, write, buffers)
                 try:
                     yield txn, tables
                     txn.commit()
@@ -73,14 +80,16 @@ class Environment:
                     txn.abort()  # nothing after a commit
                 if write:
                     note_sound(self.path, durable=self._is_synced)
+            finally:
+                self._leave()
         except lmdb.Error as error:
             raise worded(self.path, error) from error
 
     def open(self) -> None:
         """Open the environment now, so that a path that cannot be used is said at once."""
         try:
-            with self._admitted(write=self.wants_writing):
-                pass
+            self._enter(self.wants_writing)
+            self._leave()
         except lmdb.Error as error:
             raise worded(self.path, error) from error
 
@@ -104,20 +113,20 @@ class Environment:
                 self._is_reserved = False
                 _gate.notify_all()
 
-    @contextmanager
-    def _admitted(self, write: bool) -> Iterator[tuple[lmdb.Environment, Tables]]:
+    def _enter(self, write: bool) -> tuple[lmdb.Environment, Tables]:
+        with _gate:
+            while _forks or not self._can_admit(write):
+                _gate.wait()
+            opened = self._opened(write)
+            self._running.append(threading.get_ident())
+            return opened
+
+    def _leave(self) -> None:
         thread = threading.get_ident()
         with _gate:
-            _gate.wait_for(lambda: not _forks and self._can_admit(write))
-            opened = self._opened(write)
-            self._running.append(thread)
-        try:
-            yield opened
-        finally:
-            with _gate:
-                if thread in self._running:  # not in a child that was forked right here
-                    self._running.remove(thread)
-                _gate.notify_all()
+            if thread in self._running:  # not in a child that was forked right here
+                self._running.remove(thread)
+            _gate.notify_all()
 
     def _can_admit(self, write: bool) -> bool:
         # Another handle is needed to write through what was opened otherwise: let readers end.

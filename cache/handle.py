@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -53,13 +54,16 @@ def probe(path: Path) -> None:
         handle.close()
 
 
-def begin(handle: lmdb.Environment, write: bool) -> Transaction:
+def begin(handle: lmdb.Environment, write: bool, buffers: bool = False) -> Transaction:
     """A new transaction, after clearing the slots of dead readers if there is no free one."""
+    options: Any = {"write": write, "buffers": buffers}
+    txn: Transaction
     try:
-        return handle.begin(write=write)
+        txn = handle.begin(**options)
     except lmdb.ReadersFullError:
         handle.reader_check()
-        return handle.begin(write=write)
+        txn = handle.begin(**options)
+    return txn
 
 
 def worded(path: Path, error: lmdb.Error) -> CacheError:

@@ -3,7 +3,6 @@
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -40,8 +39,7 @@ class Index:
     def add(self, position: int, row: Row) -> None:
         """Write `row`, whose ordinals are given to it here, at a new highest position."""
         place = pack_position(position)
-        row = replace(
-            row,
+        row = row._replace(
             ordinal=self._enter(EVERYTHING, place + row.key),
             recipe_ordinal=self._enter(row.recipe_id, place),
         )
@@ -69,7 +67,7 @@ class Index:
         """Note that the record at `position` was served so many times more."""
         row, place = self._row(position), pack_position(position)
         self._txn.delete(_TIMES.pack(row.served) + place, db=self._tables.served)
-        row = replace(row, served=min(row.served + times, _MOST_TIMES))
+        row = row._replace(served=min(row.served + times, _MOST_TIMES))
         self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
         log.write(self._txn, self._tables, position, row)
 
@@ -99,7 +97,7 @@ class Index:
             position = unpack_position(entry[:_PLACE_BYTES])
             self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
             row, is_all = self._row(position), group == EVERYTHING
-            row = replace(row, ordinal=ordinal) if is_all else replace(row, recipe_ordinal=ordinal)
+            row = row._replace(ordinal=ordinal) if is_all else row._replace(recipe_ordinal=ordinal)
             log.write(self._txn, self._tables, position, row)
         self._txn.delete(group + _ORDINAL.pack(last), db=self._tables.members)
 

@@ -8,6 +8,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 from cache.errors import CacheError, CorruptRecordError
@@ -22,9 +23,11 @@ _PERSON = b"online-aug key 1"
 _FIELD = struct.Struct(">H")
 _VALUE = struct.Struct(">cI")
 _FLOAT = struct.Struct(">d")
+_FLOAT_VALUE = struct.Struct(">cId")
 _MAX_NAME_BYTES = 2**16 - 1
 _MAX_VALUE_BYTES = 2**20
 _MAX_DIGITS = 100
+_TOO_LARGE = 10**_MAX_DIGITS
 
 
 def canonical_bytes(fields: Mapping[str, Scalar]) -> bytes:
@@ -35,8 +38,8 @@ def canonical_bytes(fields: Mapping[str, Scalar]) -> bytes:
     Raises:
         CacheError: If a name is no string or a value is no scalar, is not a number, or is too long.
     """
-    encoded = [_encode_field(name, value) for name, value in fields.items()]
-    return b"".join(name + value for name, value in sorted(encoded, key=_by_name))
+    names = sorted(fields, key=_raw_name)
+    return b"".join([_encode_name(name) + _encode_value(name, fields[name]) for name in names])
 
 
 def decode_fields(data: bytes) -> dict[str, Scalar]:
@@ -103,44 +106,47 @@ def content_digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=_CONTENT_DIGEST_BYTES).hexdigest()
 
 
-def _by_name(encoded: tuple[bytes, bytes]) -> bytes:
-    return encoded[0][_FIELD.size :]
-
-
-def _encode_field(name: str, value: Scalar) -> tuple[bytes, bytes]:
+@lru_cache(maxsize=256)
+def _raw_name(name: str) -> bytes:
     if not isinstance(name, str):
         raise CacheError(f"field names must be strings, got {name!r}")
-    raw_name = _utf8(name, name, _MAX_NAME_BYTES)
-    tag, raw = _encode_value(name, value)
-    return _FIELD.pack(len(raw_name)) + raw_name, _VALUE.pack(tag, len(raw)) + raw
+    return _utf8(name, name, _MAX_NAME_BYTES)
 
 
-def _encode_value(name: str, value: Scalar) -> tuple[bytes, bytes]:
-    if value is None:
-        return b"n", b""
-    if isinstance(value, bool):
-        return b"b", b"\x01" if value else b"\x00"
-    if isinstance(value, int):
-        return b"i", _decimal(name, int(value))
-    if isinstance(value, float):
-        return b"f", _binary64(name, value)
+@lru_cache(maxsize=256)
+def _encode_name(name: str) -> bytes:
+    raw = _raw_name(name)
+    return _FIELD.pack(len(raw)) + raw
+
+
+def _encode_value(name: str, value: Scalar) -> bytes:
     if isinstance(value, str):
-        return b"s", _utf8(name, value, _MAX_VALUE_BYTES)
+        raw = _utf8(name, value, _MAX_VALUE_BYTES)
+        return _VALUE.pack(b"s", len(raw)) + raw
+    if isinstance(value, float):
+        return _FLOAT_VALUE.pack(b"f", _FLOAT.size, _checked(name, value))
+    if value is None:
+        return _VALUE.pack(b"n", 0)
+    if isinstance(value, bool):
+        return _VALUE.pack(b"b", 1) + (b"\x01" if value else b"\x00")
+    if isinstance(value, int):
+        raw = _decimal(name, int(value))
+        return _VALUE.pack(b"i", len(raw)) + raw
     raise CacheError(
         f"field {name!r} must be None, bool, int, float or str, got {type(value).__name__}"
     )
 
 
 def _decimal(name: str, value: int) -> bytes:
-    if abs(value) >= 10**_MAX_DIGITS:
+    if abs(value) >= _TOO_LARGE:
         raise CacheError(f"field {name!r} must have at most {_MAX_DIGITS} digits")
     return str(value).encode()
 
 
-def _binary64(name: str, value: float) -> bytes:
+def _checked(name: str, value: float) -> float:
     if math.isnan(value):
         raise CacheError(f"field {name!r} must be a number, got nan")
-    return _FLOAT.pack(value + 0.0)  # turns -0.0 into 0.0
+    return value + 0.0  # turns -0.0 into 0.0
 
 
 def _utf8(name: str, text: str, limit: int) -> bytes:

@@ -3,8 +3,7 @@
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from cache.errors import CorruptRecordError
 from cache.tables import Tables, Transaction, get_number
@@ -14,8 +13,7 @@ _POSITION = struct.Struct(">Q")
 _ROW = struct.Struct(">32s16s16sdIIQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What the log says of one record."""
 
     key: bytes
@@ -34,16 +32,7 @@ class Row:
 
     def to_bytes(self) -> bytes:
         """Its encoding in the log."""
-        return _ROW.pack(
-            self.key,
-            self.recipe_id,
-            self.source_id,
-            self.arrived,
-            self.size,
-            self.served,
-            self.ordinal,
-            self.recipe_ordinal,
-        )
+        return _ROW.pack(*self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -54,7 +43,7 @@ class Row:
         """
         if len(data) != _ROW.size:
             raise CorruptRecordError(f"log must hold rows of {_ROW.size} bytes, got {len(data)}")
-        return cls(*_ROW.unpack(data))
+        return cls._make(_ROW.unpack(data))
 
 
 def pack_position(position: int) -> bytes:

@@ -128,9 +128,9 @@ class Reader:
             CorruptRecordError: If its bytes are not what was written.
         """
         check_keys([key])
-        with self._environment.transaction() as (txn, tables):
+        with self._environment.transaction(buffers=True) as (txn, tables):
             value = txn.get(key, db=tables.records)
-        return None if value is None else parse(key, value)
+            return None if value is None else parse(key, value)
 
     def find(self, prefix: str, limit: int = 2) -> list[bytes]:
         """At most `limit` keys whose hexadecimal form starts with `prefix`, ascending.

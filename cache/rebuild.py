@@ -1,7 +1,6 @@
 """All that follows from the records, written anew: for repair and for older schemas."""
 
 import struct
-from dataclasses import replace
 
 from cache import accounting, claims, log
 from cache.accounting import Tally
@@ -32,13 +31,16 @@ def rebuild(txn: Transaction, tables: Tables) -> tuple[int, list[bytes]]:
     index = Index(txn, tables)
     displaced = _write_in_place(index, rows, highest)
     for row in displaced:  # of two records that name one position, one moves behind all others
-        if _move(txn, tables, row.key, highest + 1):
-            highest += 1
-            index.add(highest, row)
-        else:
-            tally.remove(row.recipe_id, row.size, facts_of(_request(txn, tables, row.key)))
+        facts = facts_of(_request(txn, tables, row.key))
+        tally.remove(row.recipe_id, row.size, facts)
+        size = _move(txn, tables, row.key, highest + 1)
+        if size is None:
             txn.delete(row.key, db=tables.records)
             lost.append(row.key)
+            continue
+        highest += 1
+        index.add(highest, row._replace(size=size))
+        tally.add(facts, size)
     put_number(txn, tables, "position", highest)
     tally.write(txn, tables)
     claims.recount(txn, tables)
@@ -88,22 +90,23 @@ def _write_in_place(index: Index, rows: list[bytes], highest: int) -> list[Row]:
         position = log.unpack_position(raw[: _POSITION.size])
         row = Row.from_bytes(raw[_POSITION.size :])
         arrived = max(arrived, row.arrived)
-        row = replace(row, arrived=arrived)
+        row = row._replace(arrived=arrived)
         if last < position <= highest:
             index.add(position, row)
             last = position
         else:
             displaced.append(row)
-    return [replace(row, arrived=arrived) for row in displaced]
+    return [row._replace(arrived=arrived) for row in displaced]
 
 
-def _move(txn: Transaction, tables: Tables, key: bytes, position: int) -> bool:
-    """Seal a record anew for another position; False where it cannot be read."""
+def _move(txn: Transaction, tables: Tables, key: bytes, position: int) -> int | None:
+    """Seal a record anew for another position; its size, None where it cannot be read."""
     try:
         draft = Draft.copy(parse(key, txn.get(key, db=tables.records) or b""))
     except CorruptRecordError:
-        return False
-    return txn.put(key, draft.seal(position), db=tables.records)
+        return None
+    txn.put(key, draft.seal(position), db=tables.records)
+    return draft.size
 
 
 def _request(txn: Transaction, tables: Tables, key: bytes) -> dict[str, Scalar]:

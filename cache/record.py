@@ -2,10 +2,11 @@
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple, Self, TypeAlias
+from zlib import crc32
 
 from cache.codec import (
     MAX_IMAGE_BYTES,
@@ -18,14 +19,15 @@ from cache.errors import CacheError, CorruptRecordError
 from cache.facts import Facts, facts_of
 from cache.key import Scalar, canonical_bytes, decode_fields, digest_of
 
+Bytes: TypeAlias = bytes | memoryview
+"""A record as it was read: a copy, or LMDB's own page while its transaction runs."""
+
 MAGIC = b"OARC"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 """Of the bytes of a record, apart from the schema of the tables it is kept in."""
 
 # magic, version, codec, zero, height, width, created, position, lengths of request/scores/image
 _HEADER = struct.Struct(">4sHBBIIdQIII")
-_CHECKSUM_BYTES = 16
-_BODY = _HEADER.size + _CHECKSUM_BYTES
 _PERSON = b"online-aug rec 1"
 
 
@@ -162,35 +164,34 @@ class Draft:
         self.key = digest_of(encoded)
         self.facts = facts
         self._fixed = (MAGIC, RECORD_VERSION, *fixed)
+        self._parts = (encoded, measured, data)
         self._lengths = (len(encoded), len(measured), len(data))
-        self._body = encoded + measured + data
-        self._hasher = _hasher(self._body)
+        self._crc = crc32(data, crc32(measured, crc32(encoded)))
 
     @property
     def size(self) -> int:
         """Bytes of the sealed record."""
-        return _BODY + len(self._body)
+        return _BODY + sum(self._lengths)
 
     def seal(self, position: int) -> bytes:
         """The bytes to store for an entry at that place of the log."""
         header = _HEADER.pack(*self._fixed, position, *self._lengths)
-        hasher = self._hasher.copy()
-        hasher.update(header)
-        return header + hasher.digest() + self._body
+        checksum = crc32(header, self._crc).to_bytes(_CRC_BYTES, "big")
+        return b"".join((header, checksum, *self._parts))
 
 
-def parse(key: bytes, value: bytes) -> Stored:
-    """The record in `value`, checked against its checksum and its key.
+def parse(key: bytes, value: Bytes) -> Stored:
+    """The record in `value`, copied out of it and checked against its checksum and its key.
 
     Raises:
         CorruptRecordError: If a byte of it is not what was written.
     """
-    codec, height, width, created, position, lengths = _unpack(key, value)
-    hasher = _hasher(memoryview(value)[_BODY:])
-    hasher.update(value[: _HEADER.size])
-    if hasher.digest() != value[_HEADER.size : _BODY]:
+    version, codec, height, width, created, position, start, scores, image = _unpack(key, value)
+    view = memoryview(value)
+    checksum = _CHECKSUMS[version].of(view[start:], view[: _HEADER.size])
+    if checksum != view[_HEADER.size : start]:
         raise _corrupt(key, "its checksum does not match")
-    request, scores, image = _split(value, lengths)
+    request = bytes(view[start:scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
     return Stored(
@@ -201,8 +202,8 @@ def parse(key: bytes, value: bytes) -> Stored:
         created=created,
         position=position,
         request_bytes=request,
-        scores_bytes=scores,
-        image_bytes=image,
+        scores_bytes=bytes(view[scores:image]),
+        image_bytes=bytes(view[image:]),
     )
 
 
@@ -215,42 +216,73 @@ class Glimpse:
     position: int
 
 
-def glimpse(key: bytes, value: bytes) -> Glimpse:
+def glimpse(key: bytes, value: Bytes) -> Glimpse:
     """The part of a record that its own key vouches for: the request; and its header, unchecked.
 
     Raises:
         CorruptRecordError: If the request is not what was written.
     """
-    _, _, _, created, position, lengths = _unpack(key, value)
-    request = value[_BODY : _BODY + lengths[0]]
+    header = _unpack(key, value)
+    request = bytes(value[header.start : header.scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
-    return Glimpse(decode_fields(request), created, position)
+    return Glimpse(decode_fields(request), header.created, header.position)
 
 
-def position_of(value: bytes) -> int | None:
+def position_of(value: Bytes) -> int | None:
     """The log position a record names, unchecked; None where there is no whole header."""
     return None if len(value) < _HEADER.size else int(_HEADER.unpack_from(value)[7])
 
 
-def _unpack(key: bytes, value: bytes) -> tuple[int, int, int, float, int, list[int]]:
-    if len(value) < _BODY:
-        raise _corrupt(key, f"it has {len(value)} bytes, a header has {_BODY}")
+class _Header(NamedTuple):
+    version: int
+    codec: int
+    height: int
+    width: int
+    created: float
+    position: int
+    start: int
+    """Where the request starts, behind the checksum; then where scores and image do."""
+    scores: int
+    image: int
+
+
+def _unpack(key: bytes, value: Bytes) -> _Header:
+    if len(value) < _HEADER.size:
+        raise _corrupt(key, f"it has {len(value)} bytes, a header has {_HEADER.size}")
     magic, version, codec, zero, height, width, created, position, *lengths = _HEADER.unpack_from(
         value
     )
-    if magic != MAGIC or version != RECORD_VERSION or zero or sum(lengths) != len(value) - _BODY:
+    if magic != MAGIC or version not in _CHECKSUMS or zero:
         raise _corrupt(key, "its header is not one of this version's")
-    return codec, height, width, created, position, lengths
+    start = _HEADER.size + _CHECKSUMS[version].size
+    if start + sum(lengths) != len(value):
+        raise _corrupt(key, f"it has {len(value)} bytes, which is not what its header says")
+    scores = start + lengths[0]
+    image = scores + lengths[1]
+    return _Header(version, codec, height, width, created, position, start, scores, image)
 
 
-def _hasher(body: bytes | memoryview) -> "hashlib.blake2b":
-    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES, person=_PERSON)
+class _Checksum(NamedTuple):
+    size: int
+    of: Callable[[Bytes, Bytes], bytes]
+    """Takes what is behind the checksum, and the header before it."""
 
 
-def _split(value: bytes, lengths: list[int]) -> tuple[bytes, bytes, bytes]:
-    first, second = _BODY + lengths[0], _BODY + lengths[0] + lengths[1]
-    return value[_BODY:first], value[first:second], value[second:]
+def _crc_32(body: Bytes, header: Bytes) -> bytes:
+    return crc32(header, crc32(body)).to_bytes(_CRC_BYTES, "big")
+
+
+def _blake2b(body: Bytes, header: Bytes) -> bytes:
+    hasher = hashlib.blake2b(body, digest_size=_BLAKE2B_BYTES, person=_PERSON)
+    hasher.update(header)
+    return hasher.digest()
+
+
+_CRC_BYTES, _BLAKE2B_BYTES = 4, 16
+_CHECKSUMS = {1: _Checksum(_BLAKE2B_BYTES, _blake2b), 2: _Checksum(_CRC_BYTES, _crc_32)}
+"""By the version of a record; version 1 was written under schemas 1 and 2."""
+_BODY = _HEADER.size + _CHECKSUMS[RECORD_VERSION].size
 
 
 def _corrupt(key: bytes, reason: str) -> CorruptRecordError:

@@ -10,10 +10,12 @@ from cache.rebuild import rebuild
 from cache.tables import Tables, Transaction, number_key, put_number, unpack_number
 
 MAGIC = b"online-aug cache"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the tables; an older one is migrated by a writer, a newer one is refused."""
 
 _NUMBER_BYTES = 8
+_REBUILT_BELOW = 2
+"""Schema 1 had no indexes; 3 differs from 2 by the records' checksum, which each record names."""
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +36,8 @@ def create_tables(environment: lmdb.Environment, path: Path) -> Tables:
         if is_new:
             txn.put(b"magic", MAGIC, db=tables.meta)
         elif version < SCHEMA_VERSION:
-            kept, lost = rebuild(txn, tables)
-            done = (
-                f"cache {path} migrated from schema {version} to {SCHEMA_VERSION}: {kept} records"
-            )
-            done += f", {len(lost)} corrupt ones dropped" if lost else ""
+            done = f"cache {path} migrated from schema {version} to {SCHEMA_VERSION}"
+            done += _rebuilt(txn, tables) if version < _REBUILT_BELOW else ""
         if is_new or done:
             put_number(txn, tables, "schema", SCHEMA_VERSION)
     if done:
@@ -77,6 +76,11 @@ def recognise(environment: lmdb.Environment, path: Path) -> None:
         is_new = txn.stat()["entries"] == 0
     if not is_new:
         _version(environment, None, path)
+
+
+def _rebuilt(txn: Transaction, tables: Tables) -> str:
+    kept, lost = rebuild(txn, tables)
+    return f": {kept} records" + (f", {len(lost)} corrupt ones dropped" if lost else "")
 
 
 def _version(environment: lmdb.Environment, txn: "Transaction | None", path: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import Entry, request_key
+from cache import Entry, record, request_key
 from cache.cli import main
 
 
@@ -69,7 +69,7 @@ def test_verify_of_a_whole_cache_succeeds(filled, capsys):
 
 
 def test_verify_of_a_broken_cache_fails_and_says_where(filled, capsys, monkeypatch):
-    monkeypatch.setattr("cache.record._PERSON", b"another checksum")
+    monkeypatch.setitem(record._CHECKSUMS, 2, record._Checksum(4, lambda body, header: bytes(4)))
     status, out, _ = run(capsys, "verify", filled.path)
     assert status == 1
     assert out.count("is corrupt: its checksum does not match\n") == 20

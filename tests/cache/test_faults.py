@@ -258,8 +258,8 @@ def test_a_map_that_another_process_resized_is_read_on(filled):
 
 
 def test_every_process_opens_the_same_map(filled):
-    with Store(filled).open()._environment._admitted(write=False) as (opened, _):
-        assert opened.info()["map_size"] == handle.MAP_BYTES
+    with Store(filled).open() as store:
+        assert store._environment._handle.info()["map_size"] == handle.MAP_BYTES
 
 
 def test_a_note_that_is_no_text_is_made_anew(filled):

@@ -65,10 +65,9 @@ def test_a_child_that_closes_what_it_inherited_leaves_the_readers_of_its_parent(
 
 def test_many_more_readers_than_lmdb_allows_by_default(tmp_path):
     store = Store(tmp_path).open()
-    with store._environment._admitted(write=False) as (opened, _):
-        readers = [opened.begin() for _ in range(300)]
-        for reader in readers:
-            reader.abort()
+    readers = [store._environment._handle.begin() for _ in range(300)]
+    for reader in readers:
+        reader.abort()
 
 
 def test_a_reader_finds_a_slot_where_all_are_held_by_the_dead(tmp_path, monkeypatch):
@@ -98,18 +97,16 @@ def test_a_writer_clears_the_slots_of_readers_that_died_since_it_opened(tmp_path
     victim.start()
     is_reading.wait()
     store.put_many([entry(0)])
-    with store._environment._admitted(write=False) as (opened, _):
-        assert str(victim.pid) in opened.readers()
+    assert str(victim.pid) in store._environment._handle.readers()
     victim.kill()
     victim.join()
     store.put_many([entry(1)])
-    with store._environment._admitted(write=False) as (opened, _):
-        assert str(victim.pid) not in opened.readers()
+    assert str(victim.pid) not in store._environment._handle.readers()
 
 
 def test_what_is_committed_is_on_the_disk_and_no_map_is_written_to(tmp_path):
-    with Store(tmp_path).open()._environment._admitted(write=True) as (opened, _):
-        flags = opened.flags()
+    with Store(tmp_path).open() as store:
+        flags = store._environment._handle.flags()
     assert (flags["sync"], flags["metasync"], flags["writemap"]) == (True, True, False)
 
 

@@ -21,7 +21,7 @@ FACTS = facts_of(REQUEST)
 
 
 def row():
-    return log.Row(request_key(REQUEST), FACTS.recipe_id, FACTS.source_id, 12.5, 174, 3, 4, 2)
+    return log.Row(request_key(REQUEST), FACTS.recipe_id, FACTS.source_id, 12.5, 162, 3, 4, 2)
 
 
 @pytest.mark.parametrize(

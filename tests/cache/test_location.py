@@ -148,9 +148,9 @@ def test_a_newer_schema_is_refused(tmp_path, readonly):
     with lmdb.open(str(tmp_path), max_dbs=16, map_size=2**30, lib_version=0) as newer:
         meta = newer.open_db(b"meta")
         with newer.begin(write=True) as txn:
-            txn.put(b"n:schema", (3).to_bytes(8, "big"), db=meta)
+            txn.put(b"n:schema", (4).to_bytes(8, "big"), db=meta)
     with pytest.raises(
-        CacheError, match="cache schema must be at most 2, got 3 at .*use the version"
+        CacheError, match="cache schema must be at most 3, got 4 at .*use the version"
     ):
         Store(tmp_path, readonly=readonly).open()
 

@@ -5,6 +5,7 @@ import pytest
 import schema_1
 
 from cache import CacheError, Owner, Store, request_key
+from cache.tables import put_number
 
 REQUESTS = [
     {"method": "demo", "variant": v, "source_digest": "ab"[v % 2], "strength": 0.5}
@@ -17,7 +18,7 @@ def test_an_older_cache_is_migrated_by_a_writer_with_one_line(tmp_path, caplog):
     schema_1.write(tmp_path, REQUESTS)
     with caplog.at_level(logging.INFO), Store(tmp_path) as store:
         store.open()
-    assert caplog.messages == [f"cache {store.path} migrated from schema 1 to 2: 6 records"]
+    assert caplog.messages == [f"cache {store.path} migrated from schema 1 to 3: 6 records"]
     assert store.verify().is_clean
     assert store.tail() == list(enumerate(KEYS, 1))
     assert store.get(KEYS[3]).request == REQUESTS[3]
@@ -26,7 +27,7 @@ def test_an_older_cache_is_migrated_by_a_writer_with_one_line(tmp_path, caplog):
     assert store.status([request_key({"gone": 1})]) == ["rejected"]
     stats = store.stats()
     assert (stats["by_method"], stats["rejected_by_reason"]) == ({"demo": 6}, {"blank": 1})
-    assert (stats["schema"], stats["position"]) == (2, 6)
+    assert (stats["schema"], stats["position"]) == (3, 6)
 
 
 def test_a_migrated_cache_is_written_on(tmp_path, make_entries, caplog):
@@ -44,11 +45,29 @@ def test_a_reader_says_what_to_run(tmp_path):
     schema_1.write(tmp_path, REQUESTS)
     before = (tmp_path / "data.mdb").read_bytes()
     with pytest.raises(
-        CacheError, match="must be 2 to be read, got 1 .* verify --repair"
+        CacheError, match="must be 3 to be read, got 1 .* verify --repair"
     ) as caught:
         Store(tmp_path, readonly=True).open()
     assert "\n" not in str(caught.value)
     assert (tmp_path / "data.mdb").read_bytes() == before
+
+
+def test_a_cache_of_schema_2_keeps_its_records_as_they_are(tmp_path, make_entries, caplog):
+    schema_1.write(tmp_path, REQUESTS)
+    store = Store(tmp_path).open()
+    with store._environment.transaction(write=True) as (txn, tables):
+        put_number(txn, tables, "schema", 2)
+        before = dict(txn.cursor(tables.records))
+    store.close()
+    caplog.clear()
+    assert store.put_many(make_entries(2)) == 2
+    assert caplog.messages == [f"cache {store.path} migrated from schema 2 to 3"]
+    with store._environment.transaction() as (txn, tables):
+        after = dict(txn.cursor(tables.records))
+    assert before.items() < after.items()
+    assert store.get(KEYS[3]).request == REQUESTS[3]
+    assert store.stats()["schema"] == 3
+    assert store.verify().is_clean
 
 
 def test_an_empty_older_cache_is_migrated(tmp_path):

@@ -199,8 +199,7 @@ def test_slots_of_dead_readers_are_cleared_when_a_cache_is_opened(store):
     is_open.wait()
     victim.start()
     victim.join()
-    with store._environment._admitted(write=False) as (handle, _):
-        readers = handle.readers()
+    readers = store.open()._environment._handle.readers()
     is_over.set()
     keeper.join()
     assert str(victim.pid) not in readers

@@ -228,8 +228,7 @@ def test_a_readonly_store_changes_nothing(tmp_path, make_entries):
 
 
 def flags(store):
-    with store._environment._admitted(write=True) as (handle, _):
-        return handle.flags()
+    return store.open()._environment._handle.flags()
 
 
 def test_a_commit_waits_for_the_disk_unless_told_otherwise(tmp_path):
