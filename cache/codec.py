@@ -117,21 +117,31 @@ def _decode_pillow(data: bytes, height: int, width: int, *, format: str) -> Pixe
 
 def _decode_webp(data: bytes, height: int, width: int, *, chunk: bytes) -> Pixels:
     # Pillow's decoder allocates two canvases of the size in the header before it says that size.
-    if _webp_size(data, chunk) != (width, height):
+    if not _is_one_chunk(data, chunk) or webp_sides(data) != (width, height):
         name = chunk.decode().strip()
         raise CorruptRecordError(f"image must be a single {name} image of {width} x {height}")
     return _decode_pillow(data, height, width, format="WEBP")
 
 
-def _webp_size(data: bytes, chunk: bytes) -> tuple[int, int] | None:
+def _is_one_chunk(data: bytes, chunk: bytes) -> bool:
     size = _little(data, 16, 4)
     is_whole = _little(data, 4, 4) + 8 == len(data) == size + size % 2 + 20
-    if not is_whole or data[:4] != b"RIFF" or data[8:16] != b"WEBP" + chunk:
+    return is_whole and data[12:16] == chunk
+
+
+def webp_sides(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the first header of a WebP file, px; None for any other file."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
-    if chunk == _LOSSY:
-        return _little(data, 26, 2) % 2**14, _little(data, 28, 2) % 2**14
-    sides = _little(data, 21, 4)
-    return sides % 2**14 + 1, (sides >> 14) % 2**14 + 1
+    match data[12:16]:
+        case b"VP8 ":
+            return _little(data, 26, 2) % 2**14, _little(data, 28, 2) % 2**14
+        case b"VP8L":
+            sides = _little(data, 21, 4)
+            return sides % 2**14 + 1, (sides >> 14) % 2**14 + 1
+        case b"VP8X":
+            return _little(data, 24, 3) + 1, _little(data, 27, 3) + 1
+    return None
 
 
 def _little(data: bytes, start: int, count: int) -> int:

@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 import PIL.Image
 
-from cache.codec import CODECS, MAX_SIDE_PX, Codec, Pixels
+from cache.codec import CODECS, MAX_SIDE_PX, Codec, Pixels, webp_sides
 from cache.errors import CacheError, CorruptRecordError
 from cache.key import Scalar, canonical_bytes, digest_of
 from cache.record import Stored
@@ -88,7 +88,9 @@ def pixels_of(content: bytes) -> Pixels:
 
 
 def _as_codec(content: bytes) -> tuple[Codec, bytes, tuple[int, int]]:
-    _check_sides(*_webp_sides(content))
+    sides = webp_sides(content)
+    if sides is not None:  # Pillow allocates them as it opens the file
+        _check_sides(*sides)
     with PIL.Image.open(BytesIO(content), formats=tuple(_CODECS)) as picture:
         width, height = picture.size
         _check_sides(width, height)
@@ -114,22 +116,3 @@ def _check_sides(width: int, height: int) -> None:
         raise CorruptRecordError(
             f"image sides must be 1 to {MAX_SIDE_PX} px, got {width} x {height}"
         )
-
-
-def _webp_sides(content: bytes) -> tuple[int, int]:
-    # Pillow's decoder allocates them as it opens the file.
-    if content[:4] != b"RIFF":
-        return 1, 1
-    match content[12:16]:
-        case b"VP8X":
-            return _little(content, 24, 3) + 1, _little(content, 27, 3) + 1
-        case b"VP8L":
-            sides = _little(content, 21, 4)
-            return sides % 2**14 + 1, (sides >> 14) % 2**14 + 1
-        case b"VP8 ":
-            return _little(content, 26, 2) % 2**14, _little(content, 28, 2) % 2**14
-    return 1, 1
-
-
-def _little(content: bytes, start: int, count: int) -> int:
-    return int.from_bytes(content[start : start + count], "little")

@@ -11,7 +11,8 @@ from exchange_samples import assert_refused, bird, contents, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import Store
+from cache import CacheError, Store
+from cache.exchange.images import pixels_of
 from cache.exchange.names import ClassNames, safe_name
 
 HOSTILE = ["../../up", "/etc", "..", ".", "", "a/b", "a\\b", "\x00", "con", "x" * 300, "a\nb", "~"]
@@ -166,6 +167,20 @@ def test_a_picture_larger_than_it_may_be_is_refused_before_it_is_unpacked(tmp_pa
     reasons = [problem["problem"] for problem in report["problems"]]
     assert "image sides must be 1 to 8192 px, got 16777216 x 16777216" in reasons
     assert any("50000" in reason or "exceeds limit" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"VP8X" + bytes(8) + b"\xff" * 6,
+        b"VP8L" + bytes(4) + b"\x2f" + b"\xff\xff\xff\x0f",
+        b"VP8 " + bytes(4) + b"\x10\0\0\x9d\x01\x2a" + b"\xff\x3f" * 2,
+    ],
+)
+def test_a_webp_larger_than_it_may_be_is_refused_before_pillow_opens_it(chunk, monkeypatch):
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(CacheError, match="image sides must be 1 to 8192 px, got 16"):
+        pixels_of(b"RIFF" + bytes(4) + b"WEBP" + chunk + bytes(8))
 
 
 def test_a_broken_image_is_never_stored(tmp_path, run):
