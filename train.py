@@ -47,12 +47,14 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
     from online_aug.reporting.terminal import open_console
     from online_aug.stores import open_store
+    from online_aug.teacher import check_teacher, ensure_saliency
     from online_aug.training.classifier import check_classifier
 
     devices = plan_devices(config.devices)
     deepspeed_config(config, len(devices.train))
     check_classifier(config.classifier)
     recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    check_teacher(recipe)
     recipe.check(generates=devices.generate is not None)
     if command.is_dry_run:
         sys.stdout.write(describe_run(recipe, devices))
@@ -71,6 +73,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
         return 0
     if recipe.is_synthetic:
         ensure_finetuned(recipe)
+        ensure_saliency(recipe)
     if needs_launcher(devices.train):
         return launch(argv, devices.train, threads=devices.train_threads)
     return train(recipe, devices, directory)

@@ -20,7 +20,8 @@ from online_aug.errors import UserError
 from online_aug.finetune import ensure_finetuned
 from online_aug.generation.image_generator import ImageGenerator, fit
 from online_aug.methods import METHODS
-from online_aug.recipe import Recipe, SourceImages
+from online_aug.recipe import Recipe
+from online_aug.recipe_images import SourceImages
 from online_aug.reporting.progress import progress
 from online_aug.seeding import numpy_rng
 

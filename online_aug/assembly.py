@@ -11,7 +11,8 @@ from online_aug.dataloader.mixing import MixingSampler, Order, Supply
 from online_aug.dataloader.transforms import train_transform
 from online_aug.devices import DevicePlan
 from online_aug.generation.supervisor import Supervisor
-from online_aug.recipe import BoundCompose, Recipe
+from online_aug.recipe import Recipe
+from online_aug.recipe_images import BoundCompose
 from online_aug.stores import open_store
 from online_aug.training.distributed import World
 from online_aug.training.interrupts import Interrupt
@@ -123,11 +124,16 @@ def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
         f"requests   {requests} ({unique} sources x {config.generation.variants_per_image})",
         f"disk       at most {gib:.2f} GiB of images (uncompressed size)",
     ]
-    if recipe.is_synthetic and recipe.is_ready:
-        lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")
-    elif recipe.is_synthetic:
+    if recipe.saliency.follows_classifier:
+        every = config.saliency.refresh_epochs
+        lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")
+    elif not recipe.has_maps:
+        lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
+    if recipe.is_synthetic and not recipe.is_ready:
         learning = f"{config.finetune.mode}, {recipe.finetune_steps} steps"
         lines.append(f"fine-tune  {learning}, result {recipe.finetuned}")
+    elif recipe.plan_is_known:
+        lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")
     return "\n".join(lines) + "\n"
 
 

@@ -5,18 +5,19 @@ the error messages are made from these statements.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from online_aug.config_data import DataConfig
 from online_aug.config_finetune import FinetuneConfig
-from online_aug.config_method import FractalConfig, MethodConfig
+from online_aug.config_method import FractalConfig, MethodConfig, SaliencyConfig
+from online_aug.config_training import ClassifierConfig, OptimConfig
 from online_aug.config_types import (
     Count,
     Devices,
     Exponent,
     Fraction,
-    NotNegative,
     Pixels,
     Positive,
     Section,
@@ -39,54 +40,6 @@ class RunConfig(Section):
     """Go on from the newest checkpoint of this run directory where there is one."""
     checkpoint_epochs: Count = 5
     """Epochs between two checkpoints; the last epoch and an interrupt always write one."""
-
-
-class DataConfig(Section):
-    """The real images."""
-
-    source: str = "digits"
-    """`digits`, `pocket_birds`, an image folder, or a timm data set such as `torch/cifar10`."""
-    root: Path = Path("data")
-    """Folder in which embedded sets are written and timm data sets are looked for."""
-    image_size: Pixels = 64
-    """Side of the square the classifier sees, px."""
-    metaclass: str = ""
-    """Word for all classes together in the prompt, such as `bird`."""
-    examples_per_class: Count | None = None
-    """Few-shot: keep this many training images of each class, drawn by `data.seed`."""
-    imbalance_factor: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
-    """Long tail: size of the smallest class over the largest, (0, 1]; Diff-Mix's formula."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.1
-    """Share of a single folder (or of train where there is no val) kept for validation."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.2
-    """Share of a single folder kept for the test."""
-    seed: Seed = 0
-    """Seed of the split and of the few-shot and long-tail cuts."""
-    epoch_repeats: Count = 1
-    """How often an epoch walks through the training set; larger for few-shot sets."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """An unreadable file ends the start with its name, or is left out and counted."""
-    workers: Annotated[int, Field(ge=0)] | None = None
-    """Loader processes a rank; null chooses from the cores."""
-    shift: Fraction = 0.1
-    """Training transform: largest shift, as a fraction of the side."""
-    rotate_degrees: Annotated[float, Field(ge=0, le=180), Exponent] = 10.0
-    """Training transform: largest rotation, degrees."""
-    scale: tuple[Positive, Positive] = (0.9, 1.1)
-    """Training transform: smallest and largest zoom."""
-    hflip: Fraction = 0.0
-    """Training transform: probability of a horizontal flip."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "DataConfig":
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"data.scale must be smallest then largest, got {list(self.scale)}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                "data.val_fraction + data.test_fraction must be below 1, got "
-                f"{self.val_fraction} + {self.test_fraction}: nothing is left to train on"
-            )
-        return self
 
 
 class MixingConfig(Section):
@@ -159,48 +112,6 @@ class DevicesConfig(Section):
     """`auto`, `none` (serve the cache only), `cpu`, or a device such as `cuda:1`."""
 
 
-class ClassifierConfig(Section):
-    """The classifier being trained."""
-
-    name: str = "resnet50"
-    """Any timm model name."""
-    pretrained: bool = False
-    """Start from timm's weights for this name (hub or local cache)."""
-    checkpoint: Path | None = None
-    """Start from this file of weights instead."""
-    drop_rate: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.0
-    """Dropout before the head."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """DeepSpeed settings merged under ours, such as `{zero_optimization: {stage: 1}}`."""
-
-
-class OptimConfig(Section):
-    """How the classifier is trained."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
-    lr: Positive = 0.05
-    """Peak learning rate."""
-    weight_decay: NotNegative = 5e-4
-    """Weight decay, not applied to biases and norms."""
-    momentum: Fraction = 0.9
-    """Momentum of SGD (Nesterov)."""
-    batch_size: Count = 64
-    """Images an optimizer step over all ranks together."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.1
-    """Mass moved from every label to the uniform distribution."""
-    mixup: NotNegative | None = None
-    """Beta parameter of Mixup (timm) over soft labels; null is off."""
-    cutmix: NotNegative | None = None
-    """Beta parameter of CutMix (timm) over soft labels; null is off."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
-    warmup_epochs: NotNegative = 1.0
-    """Epochs of linear warm-up."""
-    ema: Annotated[float, Field(gt=0, lt=1), Exponent] | None = None
-    """Decay of an average of the weights, which is then what is evaluated; null is off."""
-
-
 class Config(Section):
     """A whole run."""
 
@@ -211,6 +122,7 @@ class Config(Section):
     generation: GenerationConfig = GenerationConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     fractals: FractalConfig = FractalConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
     cache: CacheConfig = CacheConfig()
     devices: DevicesConfig = DevicesConfig()
     classifier: ClassifierConfig = ClassifierConfig()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from online_aug.config_types import (
     Count,
@@ -14,6 +14,7 @@ from online_aug.config_types import (
     Positive,
     Section,
     Seed,
+    Strength,
     Strengths,
     Text,
 )
@@ -22,8 +23,9 @@ from online_aug.config_types import (
 class MethodConfig(Section):
     """What is generated."""
 
-    name: Literal["diff_mix", "diff_aug", "diffusemix"] = "diff_mix"
-    """`diff_mix`: towards any class; `diff_aug`: own class; `diffusemix`: edited by instruction."""
+    name: Literal["diff_mix", "diff_aug", "diffusemix", "sgd_mix"] = "diff_mix"
+    """`diff_mix`: towards any class; `diff_aug`: own class; `diffusemix`: edited by instruction;
+    `sgd_mix`: on the background of another image."""
     strength: Strengths = (0.5, 0.7, 0.9)
     """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
     gamma: Positive = 0.8
@@ -52,6 +54,22 @@ class MethodConfig(Section):
     """DiffuseMix: width of the blend at the border, fraction of the image; 0 is hard (paper)."""
     fractal_weight: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.2
     """DiffuseMix: share of the fractal in the final image, the paper's lambda."""
+    candidates: tuple[Count, Count] = (30, 50)
+    """SGD-Mix: fewest and most images among which a background is looked for (the paper's N)."""
+    max_union_share: Strength = 0.7
+    """SGD-Mix: share of the image that both foregrounds may cover, (0, 1]; 1 allows all of it."""
+    min_source_share: Fraction = 0.05
+    """SGD-Mix: share of the image that the source's foreground must cover."""
+    max_draws: Count = 5
+    """SGD-Mix: how often candidates are drawn until both foregrounds leave enough background."""
+
+    @model_validator(mode="after")
+    def _fewest_come_first(self) -> "MethodConfig":
+        if self.candidates[0] > self.candidates[1]:
+            raise ValueError(
+                f"method.candidates must be fewest then most, got {list(self.candidates)}"
+            )
+        return self
 
 
 class FractalConfig(Section):
@@ -67,3 +85,20 @@ class FractalConfig(Section):
     """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
     seed: Seed = 0
     """Seed of our own pictures and of the part of a folder."""
+
+
+class SaliencyConfig(Section):
+    """Where the foreground of an image is, for SGD-Mix."""
+
+    teacher: Literal["classifier"] | Path = "classifier"
+    """Whose gaze counts: the `classifier` being trained, or a file of weights, from the start."""
+    name: str | None = None
+    """timm name of the model in that file; null is `classifier.name`."""
+    method: Literal["grad_cam", "spectral_residual"] = "grad_cam"
+    """`grad_cam` of the image's own class, or `spectral_residual`, which needs no teacher."""
+    image_size: Pixels | None = None
+    """Side of the square the teacher looks at, px; null is `data.image_size`; larger is finer."""
+    refresh_epochs: Count = 5
+    """Epochs between two versions of the maps where the classifier being trained is the teacher."""
+    max_version_lag: Annotated[int, Field(ge=0)] = 1
+    """Images made from maps up to this many versions old are still served."""

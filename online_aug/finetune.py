@@ -17,7 +17,8 @@ from online_aug.dataloader.sources import load_splits
 from online_aug.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.locking import alone
-from online_aug.recipe import Recipe, SourceImages
+from online_aug.recipe import Recipe
+from online_aug.recipe_images import SourceImages
 from online_aug.reporting.progress import progress
 
 

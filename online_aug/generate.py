@@ -76,20 +76,24 @@ def _work(recipe: "Recipe") -> "Work":
     from online_aug.generation.image_generator import fit
     from online_aug.generation.service import Work
     from online_aug.methods import METHODS
-    from online_aug.recipe import SourceImages
+    from online_aug.recipe_images import SourceImages
 
     config = recipe.config
     sources = SourceImages(recipe.splits.train, recipe.sources)
-    method = METHODS[config.method.name]
+    method, context = METHODS[config.method.name], recipe.context_of(recipe.saliency.version)
     resolution = config.generation.resolution
 
+    def image_of(digest: str) -> torch.Tensor:
+        return fit(sources.by_digest(digest), resolution)
+
     def prepare(requests: "Sequence[GenerationRequest]") -> torch.Tensor:
-        images = [fit(sources.by_digest(r.source_digest), resolution) for r in requests]
-        return method.prepare(torch.stack(images), requests)
+        images = torch.stack([image_of(request.source_digest) for request in requests])
+        return method.prepare(images, requests, context, image_of)
 
     return Work(
         plan=recipe.plan,
         prepare=prepare,
+        refusal=lambda request: method.refusal(request, context),
         slots=config.generation.slots,
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,

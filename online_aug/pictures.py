@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from jaxtyping import UInt8
+from torch import Tensor
+
 from cache import CacheError, Store
+from online_aug.dataloader.transforms import resize
 from online_aug.methods import METHODS
-from online_aug.recipe import Recipe, SourceImages
+from online_aug.recipe import Recipe
+from online_aug.recipe_images import SourceImages
 from online_aug.records import GenerationRequest
 from online_aug.reporting.gallery import GalleryRow, draw_gallery
 from online_aug.seeding import numpy_rng
@@ -41,11 +46,15 @@ def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow
         return None
     if record is None:
         return None
-    source = SourceImages(recipe.splits.train, recipe.sources).by_digest(request.source_digest)
-    pixels = source.permute(1, 2, 0).numpy()
-    method, context, chance = METHODS[request.method], recipe.context, request.key.hex()
-    rng, same = numpy_rng("gallery", chance), numpy_rng("gallery", chance)
-    pictures = method.stages(pixels, record.image, request, context, rng)
+    images = SourceImages(recipe.splits.train, recipe.sources)
+
+    def image_of(digest: str) -> UInt8[Tensor, "3 r r"]:
+        return resize(images.by_digest(digest), request.resolution)
+
+    pixels = images.by_digest(request.source_digest).permute(1, 2, 0).numpy()
+    method, context = METHODS[request.method], recipe.context_of(request.saliency_version)
+    rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
+    pictures = method.stages(pixels, record.image, request, context, image_of, rng)
     _, label = method.compose(lambda: pixels, record.image, request, context, same)
     names = recipe.splits.train.class_names
     shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}

@@ -1,17 +1,11 @@
 """What the trainer and the generation process agree on: data, model, prompts, plan."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
-
 from online_aug.config import Config
-from online_aug.dataloader.sources import ImageSet, Splits
+from online_aug.dataloader.sources import Splits
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank, bank_of
 from online_aug.generation.concepts import (
@@ -29,14 +23,9 @@ from online_aug.generation.identity import (
     fingerprint,
     locate,
 )
-from online_aug.methods import (
-    METHODS,
-    DiffuseMixSettings,
-    Method,
-    MethodContext,
-    Source,
-    plan_requests,
-)
+from online_aug.method_settings import instructions_of, settings_of
+from online_aug.methods import METHODS, Method, MethodContext, Source, plan_requests
+from online_aug.recipe_saliency import RecipeSaliency
 from online_aug.records import GenerationRequest
 
 LARGEST_FRACTAL_PX = 256
@@ -58,13 +47,15 @@ class Recipe:
             generates: Whether this run makes images, or only serves those in the cache.
 
         Raises:
-            UserError: If the model is none or of another kind, a folder of fractals holds none, the
-                attention cannot run on the device, or nothing is to be generated and the generator
-                whose images are to be served is not known.
+            UserError: If the model is none or of another kind, a folder of fractals holds none, a
+                background is to be looked for among more images than there are, the attention
+                cannot run on the device, or nothing is to be generated and the generator whose
+                images are to be served is not known.
         """
         if not self.is_synthetic:
             return
         self.fractals  # noqa: B018 - there are some, or refused
+        self.saliency.check_candidates(len(self.digests))
         if generates:
             check_attention(self.config.generation.attention, self.device)
             self.model  # noqa: B018 - found, or refused
@@ -99,6 +90,16 @@ class Recipe:
             Source(digest=train.digest(index), label=int(label))
             for index, label in enumerate(train.labels)
         ]
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Of the training images, each once."""
+        return tuple(sorted({source.digest for source in self.sources}))
+
+    @cached_property
+    def saliency(self) -> RecipeSaliency:
+        """Where the foregrounds of the training images are."""
+        return RecipeSaliency(self.config)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -163,7 +164,7 @@ class Recipe:
             resolution=config.generation.resolution,
             seed=config.generation.seed,
             generator_fingerprint=fingerprint(self.model_digest, self.finetuned, self.dtype),
-            settings=self._settings,
+            settings=settings_of(self.config, self.fractals),
         )
 
     @cached_property
@@ -177,72 +178,52 @@ class Recipe:
     @property
     def instructions(self) -> dict[str, str]:
         """DiffuseMix's prompts: what the model reads, and the configured word for it."""
-        method = self.config.method
-        if method.name != "diffusemix":
-            return {}
-        return {method.template.replace("{prompt}", prompt): prompt for prompt in method.prompts}
-
-    @property
-    def _settings(self) -> DiffuseMixSettings | None:
-        method = self.config.method
-        if self.fractals is None:
-            return None
-        return DiffuseMixSettings(
-            instructions=tuple(self.instructions),
-            takes_all=method.prompt_choice == "all",
-            image_guidance_scale=self.config.generation.image_guidance_scale,
-            masks=method.masks,
-            seam=method.seam,
-            fractal_weight=method.fractal_weight,
-            fractals=self.fractals,
-        )
+        return instructions_of(self.config.method)
 
     @cached_property
     def plan(self) -> list[GenerationRequest]:
-        """Every request, in order; empty where the run serves no synthetic image."""
-        if not self.is_synthetic:
+        """Every request known at the start, in order; empty where nothing synthetic is served.
+
+        It is empty too where the classifier being trained is to say where the foregrounds are.
+        """
+        if not self.is_synthetic or self.saliency.follows_classifier:
             return []
+        return self.plan_of(self.saliency.version)
+
+    def plan_of(self, version: str | None) -> list[GenerationRequest]:
+        """Every request made with the saliency maps of a version, in order."""
         variants = self.config.generation.variants_per_image
-        return plan_requests(self.method, self.sources, self.context, variants)
+        return plan_requests(self.method, self.sources, self.context_of(version), variants)
+
+    def context_of(self, version: str | None) -> MethodContext:
+        """The context with the saliency maps of a version.
+
+        Raises:
+            UserError: If the cache does not hold them.
+        """
+        if version is None:
+            return self.context
+        if version not in self._contexts:
+            table = self.saliency.table(version, self.digests)
+            self._contexts[version] = replace(self.context, saliency=table)
+        return self._contexts[version]
+
+    @cached_property
+    def _contexts(self) -> dict[str, MethodContext]:
+        return {}
+
+    @property
+    def has_maps(self) -> bool:
+        """No saliency maps are left to make before the start."""
+        return not self.saliency.is_needed or self.saliency.is_complete(self.digests)
+
+    @property
+    def plan_is_known(self) -> bool:
+        """There is something to generate, and nothing has to be made before it is known what."""
+        is_known = self.is_synthetic and not self.saliency.follows_classifier
+        return is_known and self.is_ready and self.has_maps
 
     @property
     def is_synthetic(self) -> bool:
         """The run asks for generated images at all."""
         return self.config.mixing.synthetic_probability > 0
-
-
-@dataclass(frozen=True)
-class BoundCompose:
-    """Every request's own method, with one recipe's context; pickles to worker processes."""
-
-    context: MethodContext
-
-    def __call__(
-        self,
-        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
-        generated: UInt8[np.ndarray, "h2 w2 3"],
-        request: GenerationRequest,
-        rng: np.random.Generator,
-    ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
-        """Image and soft label of one synthetic sample."""
-        return METHODS[request.method].compose(source, generated, request, self.context, rng)
-
-
-class SourceImages:
-    """Training images by digest, as tensors."""
-
-    def __init__(self, images: ImageSet, sources: Sequence[Source]) -> None:
-        self._images = images
-        self._places = {source.digest: place for place, source in enumerate(sources)}
-
-    def by_digest(self, digest: str) -> UInt8[Tensor, "3 h w"]:
-        """The image with this content.
-
-        Raises:
-            BadImageError: If it cannot be read any more.
-        """
-        return self.by_index(self._places[digest])
-
-    def by_index(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """The image at this place of the training set."""
-        return torch.from_numpy(self._images.load(index).copy()).permute(2, 0, 1)

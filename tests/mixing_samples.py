@@ -13,7 +13,7 @@ from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.dataloader.mixed_dataset import MixedDataset
 from online_aug.dataloader.mixing import MixingSampler, Order, Supply
 from online_aug.methods import METHODS, plan_requests
-from online_aug.recipe import BoundCompose
+from online_aug.recipe_images import BoundCompose
 
 IMAGES = 24
 CONTEXT = make_context()

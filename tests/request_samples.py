@@ -5,8 +5,16 @@ import hashlib
 import numpy as np
 from hypothesis import strategies as st
 
-from online_aug.methods import DiffuseMixSettings, MethodContext, Source
+from online_aug.methods import (
+    DiffuseMix,
+    DiffuseMixSettings,
+    MethodContext,
+    SgdMix,
+    SgdMixSettings,
+    Source,
+)
 from online_aug.records import GenerationRequest
+from online_aug.saliency import SaliencyTable
 
 CLASSES = 4
 
@@ -23,7 +31,7 @@ def make_context(**changes):
         "resolution": 64,
         "seed": 0,
         "generator_fingerprint": "f0",
-        "settings": diffusemix_settings(),
+        "saliency": make_table(12),
     }
     return MethodContext(**settings | changes)
 
@@ -47,9 +55,38 @@ def diffusemix_settings(**changes):
     return DiffuseMixSettings(**settings | changes)
 
 
+def sgd_mix_settings(**changes):
+    """What SGD-Mix needs beside the rest and the maps."""
+    settings = {
+        "candidates": (3, 5),
+        "max_union_share": 0.9,
+        "min_source_share": 0.05,
+        "max_draws": 5,
+    }
+    return SgdMixSettings(**settings | changes)
+
+
+def context_for(method, **changes):
+    """A context with what this method asks for."""
+    settings = {DiffuseMix: diffusemix_settings, SgdMix: sgd_mix_settings}.get(type(method))
+    return make_context(settings=settings and settings(), **changes)
+
+
 def make_sources(count):
     """Distinct images; their classes go round."""
     return [Source(digest=digest_of(number), label=number % CLASSES) for number in range(count)]
+
+
+def make_table(count, side=8):
+    """Maps of `make_sources(count)`: a soft spot each, somewhere near the middle."""
+    rng = np.random.default_rng(count)
+    y, x = np.mgrid[:side, :side] / (side - 1)
+    maps = {}
+    for number in range(count):
+        (cy, cx), width = rng.uniform(0.3, 0.7, 2), rng.uniform(0.01, 0.06)
+        spot = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width))
+        maps[digest_of(number)] = (spot - spot.min()) / (spot.max() - spot.min())
+    return SaliencyTable.from_maps("v1", maps)
 
 
 def digest_of(number):
@@ -80,7 +117,7 @@ _numbers = st.integers(0, 2**63 - 1)
 _positive = st.floats(0.01, 100)
 _texts = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUES = {
-    "method": st.sampled_from(["diff_mix", "diff_aug", "diffusemix"]),
+    "method": st.sampled_from(["diff_mix", "diff_aug", "diffusemix", "sgd_mix"]),
     "method_version": _numbers,
     "source_digest": _texts,
     "source_label": _numbers,

@@ -9,7 +9,7 @@ from online_aug.config_files import resolved_yaml
 from online_aug.errors import UserError
 from online_aug.generate import serve
 from online_aug.generation.image_generator import ImageGenerator, fit
-from online_aug.recipe import SourceImages
+from online_aug.recipe_images import SourceImages
 
 
 class Trainer:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from request_samples import make_context
 
 from cache.cli import main as cache_main
 from online_aug.command_line import parse_command
-from online_aug.methods.contract import MethodContext, Source
+from online_aug.methods.contract import Source
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,17 +93,7 @@ def test_the_method_of_thirty_lines_plans_and_labels():
     names = {"__name__": "readme"}
     exec(compile(source, "README.md", "exec"), names)
     (method,) = names["METHODS"].values()
-    context = MethodContext(
-        prompts=("a", "b", "c"),
-        strengths=(0.5,),
-        gamma=0.8,
-        guidance_scale=7.5,
-        num_inference_steps=25,
-        scheduler="ddim",
-        resolution=64,
-        seed=0,
-        generator_fingerprint="f",
-    )
+    context = make_context(prompts=("a", "b", "c"), strengths=(0.5,))
     request = method.plan(Source(digest="d", label=2), 0, context, np.random.default_rng(0))
     image = np.zeros((8, 8, 3), np.uint8)
     _, label = method.compose(lambda: image, image, request, context, np.random.default_rng(0))

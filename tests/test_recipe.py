@@ -10,7 +10,7 @@ from tiny_model import copy_with
 
 from online_aug.errors import UserError
 from online_aug.generation.concepts import CONCEPTS_FILE
-from online_aug.recipe import BoundCompose, SourceImages
+from online_aug.recipe_images import BoundCompose, SourceImages
 
 NO_FINETUNING = {"finetune": {"enabled": False}}
 

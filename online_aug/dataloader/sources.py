@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 from online_aug.dataloader.embedded import EMBEDDED_SETS, write_embedded
 from online_aug.dataloader.folders import folder_splits
 from online_aug.dataloader.image_sets import FolderSet, ImageSet, Splits, Subset

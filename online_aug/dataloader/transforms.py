@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,8 @@ class Work:
     plan: Sequence[GenerationRequest]
     prepare: Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b 3 r r"]]
     """Starting images of some requests, at the generator's resolution."""
+    refusal: Callable[[GenerationRequest], str | None]
+    """Why a request cannot be prepared, None where it can."""
     slots: int
     max_ahead: int | None
     """Images not yet served at which to pause; None never pauses."""
@@ -137,18 +139,31 @@ class Service:
         return [request for request in batch if request.key in mine]
 
     def _make(self, batch: list[GenerationRequest]) -> None:
+        batch = [request for request in batch if not self._is_refused(request)]
+        if not batch:
+            return
         started = time.monotonic()
         images = self._generator.generate(batch, self._work.prepare(batch))
         for request, image in zip(batch, images, strict=True):
             if reason := rejection(image):
-                self._store.reject(request.key, request.to_fields(), reason)
-                self._rejected += 1
+                self._reject(request, reason)
                 continue
             pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
             self._writer.put(Entry(request=request.to_fields(), image=pixels.numpy()))
             self._made += 1
         self._busy_s += time.monotonic() - started
         self._tell("generating")
+
+    def _is_refused(self, request: GenerationRequest) -> bool:
+        """Whether the method cannot prepare it, which is then recorded."""
+        reason = self._work.refusal(request)
+        if reason is not None:
+            self._reject(request, reason)
+        return reason is not None
+
+    def _reject(self, request: GenerationRequest, reason: str) -> None:
+        self._store.reject(request.key, request.to_fields(), reason)
+        self._rejected += 1
 
     def _keep_pace(self) -> bool:
         """Wait while too far ahead of what was served; False when told to stop."""

@@ -1,7 +1,7 @@
 """What every augmentation method provides, and what it is given."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -9,9 +9,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.records import GenerationRequest, PipelineKind
+from online_aug.saliency import SaliencyTable
 
 # Of any size: with a name for a side, two pictures of one call would have to agree.
 Picture = UInt8[np.ndarray, "_ _ 3"]
+ImageOf = Callable[[str], UInt8[Tensor, "3 _ _"]]
+"""A training image by its digest, at the generator's resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class MethodContext:
     generator_fingerprint: str
     settings: object = None
     """What the recipe's own method needs beside this, of that method's type."""
+    saliency: SaliencyTable | None = field(default=None, compare=False, repr=False)
+    """Where a classifier looks in every training image, for methods that ask."""
 
     @property
     def num_classes(self) -> int:
@@ -59,16 +64,36 @@ class Method(Protocol):
         """What kind of model makes its images."""
         ...
 
+    @property
+    def uses_saliency(self) -> bool:
+        """Whether planning needs `MethodContext.saliency`."""
+        ...
+
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:
         """The request of one image; a pure function of its arguments."""
         ...
 
+    def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
+        """Why no image is to be made of a request, or None where it can be prepared."""
+        ...
+
     def prepare(
-        self, images: UInt8[Tensor, "b 3 h w"], requests: Sequence[GenerationRequest]
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        requests: Sequence[GenerationRequest],
+        context: MethodContext,
+        image_of: ImageOf,
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """What the diffusion model starts from."""
+        """What the diffusion model starts from; writes into no input.
+
+        Args:
+            images: The sources, at the generator's resolution.
+            requests: One for each image, none of them refused.
+            context: What they share.
+            image_of: Reads another training image.
+        """
         ...
 
     def compose(
@@ -96,7 +121,8 @@ class Method(Protocol):
         generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
+        image_of: ImageOf,
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
-        """All pictures of `compose` by name, from the source to what the classifier sees."""
+        """All pictures of `prepare` and `compose` by name, from the source to what is served."""
         ...

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.labels import translation_label
-from online_aug.methods.contract import MethodContext, Picture, Source
+from online_aug.methods.contract import ImageOf, MethodContext, Picture, Source
 from online_aug.records import GenerationRequest
 
 
@@ -26,6 +26,7 @@ class DiffMix:
     is_between_classes: bool
     version: ClassVar[int] = 1
     pipeline: ClassVar[Literal["image_to_image"]] = "image_to_image"
+    uses_saliency: ClassVar[bool] = False
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
@@ -51,8 +52,16 @@ class DiffMix:
             generator_fingerprint=context.generator_fingerprint,
         )
 
+    def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
+        """Nothing is refused."""
+        return None
+
     def prepare(
-        self, images: UInt8[Tensor, "b 3 h w"], requests: Sequence[GenerationRequest]
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        requests: Sequence[GenerationRequest],
+        context: MethodContext,
+        image_of: ImageOf,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """The source images as they are."""
         return images
@@ -81,6 +90,7 @@ class DiffMix:
         generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
+        image_of: ImageOf,
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
         """Source and generated image, which is what the classifier sees."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from online_aug.methods.contract import MethodContext, Picture, Source
+from online_aug.methods.contract import ImageOf, MethodContext, Picture, Source
 from online_aug.methods.masks import source_share
 from online_aug.records import GenerationRequest
 
@@ -54,6 +54,7 @@ class DiffuseMix:
 
     version: ClassVar[int] = 1
     pipeline: ClassVar[Literal["instruct"]] = "instruct"
+    uses_saliency: ClassVar[bool] = False
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
@@ -80,8 +81,15 @@ class DiffuseMix:
             generator_fingerprint=context.generator_fingerprint,
         )
 
+    def refusal(self, request: GenerationRequest, context: MethodContext) -> None:
+        """None: every image can be edited."""
+
     def prepare(
-        self, images: UInt8[Tensor, "b 3 h w"], requests: Sequence[GenerationRequest]
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        requests: Sequence[GenerationRequest],
+        context: MethodContext,
+        image_of: ImageOf,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """The source images as they are."""
         return images
@@ -95,7 +103,7 @@ class DiffuseMix:
         rng: np.random.Generator,
     ) -> tuple[Picture, Float[Tensor, " k"]]:
         """Part source, part edit, a fractal over both; at the source's size, with its label."""
-        final = self.stages(source(), generated, request, context, rng)["final"]
+        final = _blended(source(), generated, _settings(context), rng)["final"]
         label = F.one_hot(torch.tensor(request.source_label), context.num_classes).float()
         return final, label
 
@@ -105,25 +113,31 @@ class DiffuseMix:
         generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
+        image_of: ImageOf,
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
         """The pictures of the paper's figure 3: source, edit, mask, fractal, result."""
-        settings = _settings(context)
-        height, width = source.shape[:2]
-        mask = settings.masks[int(rng.integers(len(settings.masks)))]
-        fractal = settings.fractals[int(rng.integers(len(settings.fractals)))]
-        share = source_share(mask, height, width, seam=settings.seam)[..., None]
-        edit, pattern = _resized(generated, height, width), _resized(fractal, height, width)
-        weight = np.float32(settings.fractal_weight)
-        hybrid = share * source + (1 - share) * edit
-        final = (1 - weight) * hybrid + weight * pattern
-        return {
-            "source": source,
-            "generated": edit,
-            "mask": np.repeat(_rounded(share * 255), 3, axis=2),
-            "fractal": pattern,
-            "final": _rounded(final),
-        }
+        return _blended(source, generated, _settings(context), rng)
+
+
+def _blended(
+    source: Picture, generated: Picture, settings: DiffuseMixSettings, rng: np.random.Generator
+) -> dict[str, Picture]:
+    height, width = source.shape[:2]
+    mask = settings.masks[int(rng.integers(len(settings.masks)))]
+    fractal = settings.fractals[int(rng.integers(len(settings.fractals)))]
+    share = source_share(mask, height, width, seam=settings.seam)[..., None]
+    edit, pattern = _resized(generated, height, width), _resized(fractal, height, width)
+    weight = np.float32(settings.fractal_weight)
+    hybrid = share * source + (1 - share) * edit
+    final = (1 - weight) * hybrid + weight * pattern
+    return {
+        "source": source,
+        "generated": edit,
+        "mask": np.repeat(_rounded(share * 255), 3, axis=2),
+        "fractal": pattern,
+        "final": _rounded(final),
+    }
 
 
 def _settings(context: MethodContext) -> DiffuseMixSettings:

@@ -4,8 +4,10 @@ from online_aug.saliency.cam import grad_cam
 from online_aug.saliency.maps import follow, scaled, upscaled
 from online_aug.saliency.otsu import otsu_masks, otsu_thresholds
 from online_aug.saliency.spectral import spectral_residual
+from online_aug.saliency.table import SaliencyTable
 
 __all__ = [
+    "SaliencyTable",
     "follow",
     "grad_cam",
     "otsu_masks",

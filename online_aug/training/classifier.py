@@ -10,7 +10,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from online_aug.config import ClassifierConfig
+from online_aug.config_training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.seeding import torch_global_state
 
@@ -18,7 +18,12 @@ SHOWN_NAMES = 3
 
 
 def build_classifier(
-    config: ClassifierConfig, num_classes: int, *, image_size: int | None = None, seed: int = 0
+    config: ClassifierConfig,
+    num_classes: int,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    key: str = "classifier.checkpoint",
 ) -> nn.Module:
     """A timm classifier on the CPU with a new head, or with the weights the configuration names.
 
@@ -28,6 +33,7 @@ def build_classifier(
         image_size: Side of the images it will see, px; only models that fix it at construction
             (most vision transformers) take notice.
         seed: Of the initial weights; PyTorch's global state is left as it was.
+        key: What the user gave `config.checkpoint` as; errors name it.
 
     Raises:
         UserError: If timm does not know the name, or the weights cannot be had or do not fit.
@@ -36,7 +42,7 @@ def build_classifier(
     with torch_global_state(seed):
         classifier = _create(config, num_classes, image_size)
     if config.checkpoint is not None:
-        _load_checkpoint(classifier, config.checkpoint, config.name)
+        _load_checkpoint(classifier, config.checkpoint, config.name, key)
     return classifier
 
 
@@ -56,8 +62,8 @@ def check_classifier(config: ClassifierConfig) -> None:
     _check_checkpoint(config.checkpoint)
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that timm does not know.
+def check_name(name: str, key: str = "classifier.name") -> None:
+    """Refuse a name that timm does not know; `key` is what the user gave it as.
 
     Raises:
         UserError: If it does not; says which names are nearest.
@@ -67,7 +73,7 @@ def check_name(name: str) -> None:
         return
     nearest = difflib.get_close_matches(architecture, timm.list_models(), SHOWN_NAMES)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    raise UserError(f"classifier.name must be a timm model, got {name!r}{hint}")
+    raise UserError(f"{key} must be a timm model, got {name!r}{hint}")
 
 
 def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
@@ -94,14 +100,19 @@ def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) 
         ) from None
 
 
-def _size_option(name: str, image_size: int | None) -> dict[str, int]:
+def sees_one_size(name: str) -> bool:
+    """The model takes images of the size it was built for and of no other."""
     cfg = None if ":" in name else timm.get_pretrained_cfg(name)
-    is_fixed = cfg is not None and cfg.fixed_input_size
+    return cfg is not None and bool(cfg.fixed_input_size)
+
+
+def _size_option(name: str, image_size: int | None) -> dict[str, int]:
+    is_fixed = image_size is not None and sees_one_size(name)
     return {"img_size": image_size} if is_fixed and image_size is not None else {}
 
 
-def _load_checkpoint(classifier: nn.Module, path: Path, name: str) -> None:
-    weights = _read_weights(path)
+def _load_checkpoint(classifier: nn.Module, path: Path, name: str, key: str) -> None:
+    weights = _read_weights(path, key)
     expected = classifier.state_dict()
     problems = [
         *_listed("lacks", sorted(expected.keys() - weights.keys())),
@@ -110,33 +121,33 @@ def _load_checkpoint(classifier: nn.Module, path: Path, name: str) -> None:
     ]
     if problems:
         raise UserError(
-            f"classifier.checkpoint must hold the weights of {name} with "
+            f"{key} must hold the weights of {name} with "
             f"{getattr(classifier, 'num_classes', '?')} classes, {path} {' and '.join(problems)}"
         )
     classifier.load_state_dict(weights)
 
 
-def _check_checkpoint(path: Path | None) -> None:
+def _check_checkpoint(path: Path | None, key: str = "classifier.checkpoint") -> None:
     if path is not None and not path.is_file():
-        raise UserError(f"classifier.checkpoint must be a file of weights, got {path}")
+        raise UserError(f"{key} must be a file of weights, got {path}")
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    _check_checkpoint(path)
+def _read_weights(path: Path, key: str) -> Mapping[str, Tensor]:
+    _check_checkpoint(path, key)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own kind of failure
         raise UserError(
-            f"classifier.checkpoint must be safetensors or a torch.save of plain tensors, "
+            f"{key} must be safetensors or a torch.save of plain tensors, "
             f"cannot read {path}: {first_line(error)}"
         ) from None
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values()):
         return weights
-    raise UserError(f"classifier.checkpoint must hold named tensors, {path} holds something else")
+    raise UserError(f"{key} must hold named tensors, {path} holds something else")
 
 
 def _other_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

@@ -12,7 +12,8 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from online_aug.config import Config, OptimConfig
+from online_aug.config import Config
+from online_aug.config_training import OptimConfig
 from online_aug.dataloader.transforms import normalise
 from online_aug.errors import UserError
 from online_aug.labels import smooth

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from timm.data import Mixup
 from torch import Tensor
 
-from online_aug.config import OptimConfig
+from online_aug.config_training import OptimConfig
 from online_aug.seeding import numpy_global_state
 
 

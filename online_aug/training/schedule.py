@@ -2,7 +2,7 @@
 
 import math
 
-from online_aug.config import OptimConfig
+from online_aug.config_training import OptimConfig
 
 
 def learning_rate(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 from online_aug.dataloader import embedded
 from online_aug.dataloader.digits import digits_arrays
 from online_aug.dataloader.embedded import write_embedded

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 from online_aug.dataloader.sources import load_splits
 from online_aug.dataloader.streams import write_stream
 from online_aug.errors import UserError

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from timm.data import dataset_factory
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.sources import FolderSet, load_splits
 from online_aug.dataloader.timm_sets import TimmSet

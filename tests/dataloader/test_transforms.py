@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 from online_aug.dataloader.transforms import (
     TrainTransform,
     eval_transform,

@@ -78,9 +78,10 @@ def starting_images(requests):
     return torch.zeros(len(requests), 3, 8, 8, dtype=torch.uint8)
 
 
-def serve(store, painter=None, trainer=None, *, plan=PLAN, max_ahead=10_000):
+def serve(store, painter=None, trainer=None, **changes):
     painter, trainer = painter or Painter(), trainer or Listener()
-    work = Work(plan=plan, prepare=starting_images, slots=SLOTS, max_ahead=max_ahead)
+    settings = {"plan": PLAN, "prepare": starting_images, "refusal": lambda request: None}
+    work = Work(**settings | {"slots": SLOTS, "max_ahead": 10_000} | changes)
     Service(work, store, painter, trainer).run()
     return painter, trainer
 
@@ -114,6 +115,22 @@ def test_what_is_stored_is_the_image_in_eight_bits_under_its_request(store):
     assert record.request == PLAN[5].to_fields()
     difference = torch.from_numpy(record.image.copy()).permute(2, 0, 1) / 255 - painted
     assert difference.abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_what_the_method_refuses_is_recorded_with_its_reason_and_not_generated(store):
+    refused = set(PLAN[::3])
+    painter, trainer = serve(
+        store, refusal=lambda request: "no background" if request in refused else None
+    )
+    assert set(painter.made) == set(PLAN) - refused
+    assert trainer.told[-1].rejected == len(refused)
+    assert store.stats()["rejected_by_reason"] == {"no background": len(refused)}
+
+
+def test_a_plan_that_is_refused_as_a_whole_is_finished(store):
+    painter, trainer = serve(store, refusal=lambda request: "no background")
+    assert painter.batches == []
+    assert trainer.states[-1] == "finished"
 
 
 def test_a_batch_holds_requests_of_one_group_at_most_as_many_as_there_are_slots(store):

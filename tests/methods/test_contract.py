@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, INSTRUCTIONS, make_context, make_sources
+from request_samples import CLASSES, INSTRUCTIONS, context_for, digest_of, make_sources
 
 from online_aug.config_method import MethodConfig
 from online_aug.methods import METHODS
 from online_aug.seeding import numpy_rng
 
-CONTEXT = make_context()
 SOURCES = make_sources(8)
 seeds = st.integers(0, 2**32)
 
@@ -28,14 +27,21 @@ def method(name):
     return METHODS[name]
 
 
-def plan(method, source, seed, variant=0, context=CONTEXT):
+def plan(method, source, seed, variant=0, context=None):
+    context = context or context_for(method)
     return method.plan(source, variant, context, numpy_rng("test", seed))
 
 
-def compose(method, request, *, context=CONTEXT, generated=None):
+def compose(method, request, *, context=None, generated=None):
+    context = context or context_for(method)
     source = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
     generated = np.full((6, 8, 3), 9, np.uint8) if generated is None else generated
     return method.compose(lambda: source, generated, request, context, numpy_rng("compose"))
+
+
+def stock():
+    """Training images by digest, each of one grey."""
+    return {digest_of(n): torch.full((3, 7, 7), n, dtype=torch.uint8) for n in range(12)}
 
 
 def test_the_table_of_methods_holds_what_the_configuration_allows():
@@ -72,7 +78,7 @@ def test_a_request_names_its_method_source_and_variant(name, method, seed, index
     ],
 )
 def test_a_request_carries_the_settings_of_the_recipe(method, setting, value):
-    request = plan(method, SOURCES[0], 0, context=make_context(**{setting: value}))
+    request = plan(method, SOURCES[0], 0, context=context_for(method, **{setting: value}))
     assert getattr(request, setting) == value
 
 
@@ -82,12 +88,12 @@ def test_a_prompt_is_the_one_of_the_target_class_or_an_instruction(method, seed)
     if method.pipeline == "instruct":
         assert request.prompt in INSTRUCTIONS
     else:
-        assert request.prompt == CONTEXT.prompts[request.target_label]
+        assert request.prompt == context_for(method).prompts[request.target_label]
 
 
 def test_strengths_come_from_the_configured_set_and_all_of_it_is_used(method):
     drawn = {plan(method, SOURCES[0], seed).strength for seed in range(100)}
-    assert drawn == ({1.0} if method.pipeline == "instruct" else set(CONTEXT.strengths))
+    assert drawn == ({1.0} if method.pipeline == "instruct" else set(context_for(method).strengths))
 
 
 def test_an_edit_has_an_image_guidance_and_no_other_request_has(method):
@@ -99,7 +105,9 @@ def test_the_stages_lead_from_the_source_to_what_is_served(method):
     request, rng = plan(method, SOURCES[0], 0), numpy_rng("compose")
     source = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
     generated = np.full((6, 8, 3), 9, np.uint8)
-    pictures = list(method.stages(source, generated, request, CONTEXT, rng).values())
+    context = context_for(method)
+    stages = method.stages(source, generated, request, context, stock().__getitem__, rng)
+    pictures = list(stages.values())
     np.testing.assert_array_equal(pictures[0], source)
     np.testing.assert_array_equal(pictures[-1], compose(method, request)[0])
 
@@ -111,7 +119,7 @@ def test_noise_seeds_are_such_as_torch_takes(method):
 
 @given(seeds, st.floats(0.1, 3))
 def test_a_label_is_a_distribution_over_the_classes(method, seed, gamma):
-    context = make_context(gamma=gamma)
+    context = context_for(method, gamma=gamma)
     _, label = compose(method, plan(method, SOURCES[2], seed), context=context)
     assert label.shape == (CLASSES,)
     assert label.dtype == torch.float32
@@ -133,8 +141,8 @@ def test_a_label_is_one_hot_where_source_and_target_are_of_one_class(method, see
 def test_composing_writes_into_no_input(method):
     generated = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     kept = generated.copy()
-    source = kept[::-1].copy()
-    method.compose(lambda: source, generated, plan(method, SOURCES[0], 0), CONTEXT, numpy_rng("a"))
+    source, request = kept[::-1].copy(), plan(method, SOURCES[0], 0)
+    method.compose(lambda: source, generated, request, context_for(method), numpy_rng("a"))
     np.testing.assert_array_equal(generated, kept)
     np.testing.assert_array_equal(source, kept[::-1])
 
@@ -146,8 +154,11 @@ def test_a_composed_image_need_not_be_square(method):
 
 
 def test_preparing_gives_an_image_a_request_and_writes_into_no_input(method):
-    images = torch.randint(256, (3, 3, 5, 7), dtype=torch.uint8)
+    images = torch.randint(256, (3, 3, 7, 7), dtype=torch.uint8)
     kept = images.clone()
     requests = [plan(method, source, 0) for source in SOURCES[:3]]
-    assert method.prepare(images, requests).shape == images.shape
+    others = stock()
+    prepared = method.prepare(images, requests, context_for(method), others.__getitem__)
+    assert prepared.shape == images.shape
     assert torch.equal(images, kept)
+    assert all(torch.equal(others[digest], image) for digest, image in stock().items())

@@ -54,7 +54,9 @@ def test_the_served_image_is_the_generated_one_and_the_source_is_not_read():
 
 def test_diffusion_starts_from_the_source_itself():
     images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    assert torch.equal(METHODS["diff_mix"].prepare(images, [make_request()] * 2), images)
+    requests = [make_request()] * 2
+    prepared = METHODS["diff_mix"].prepare(images, requests, CONTEXT, _no_other_image)
+    assert torch.equal(prepared, images)
 
 
 _IMAGE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
@@ -62,3 +64,7 @@ _IMAGE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 
 def _no_source():
     raise AssertionError("the source was read")
+
+
+def _no_other_image(digest):
+    raise AssertionError("another image was read")

@@ -40,7 +40,12 @@ def plan(seed=0, variant=0, **changes):
 
 def stages(source, generated, seed=0, **changes):
     context = diffusemix_context(**changes)
-    return METHOD.stages(source, generated, plan(), context, numpy_rng("test", seed))
+    rng = numpy_rng("test", seed)
+    return METHOD.stages(source, generated, plan(), context, no_other_image, rng)
+
+
+def no_other_image(digest):
+    raise AssertionError("another image was read")
 
 
 def mask_of(picture):

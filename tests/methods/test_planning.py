@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, make_context, make_sources
+from request_samples import CLASSES, context_for, make_sources
 
 from online_aug.methods import METHODS, plan_requests
 
-CONTEXT = make_context()
 SOURCES = make_sources(12)
 
 
 def plan(sources=SOURCES, variants=3, name="diff_mix", **changes):
-    return plan_requests(METHODS[name], sources, make_context(**changes), variants)
+    return plan_requests(METHODS[name], sources, context_for(METHODS[name], **changes), variants)
 
 
 def keys(requests):

@@ -3,7 +3,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from online_aug.config import ClassifierConfig
+from online_aug.config_training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.training.classifier import build_classifier, input_statistics
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from online_aug.config import DataConfig
+from online_aug.config_data import DataConfig
 from online_aug.dataloader.images import BadImageError
 from online_aug.training.evaluation import evaluate
 

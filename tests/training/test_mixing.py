@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.config import OptimConfig
+from online_aug.config_training import OptimConfig
 from online_aug.training.mixing import mix_batch
 
 MIXUP, CUTMIX = OptimConfig(mixup=0.4), OptimConfig(cutmix=1.0)

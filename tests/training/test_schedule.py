@@ -1,6 +1,6 @@
 import pytest
 
-from online_aug.config import OptimConfig
+from online_aug.config_training import OptimConfig
 from online_aug.training.schedule import learning_rate
 
 
