@@ -3,23 +3,24 @@
 import os
 from pathlib import Path
 
-from cache import Owner, Store
+from cache import Store
 from online_aug.config import Config
-from online_aug.dataloader.loader import OnlineAugLoader, WaitFor
+from online_aug.dataloader.generator_process import WaitFor
+from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.dataloader.mixed_dataset import MixedDataset
-from online_aug.dataloader.mixing import MixingSampler, Order, Supply
+from online_aug.dataloader.mixing import MixingSampler
+from online_aug.dataloader.slots import Order
+from online_aug.dataloader.supply import Supply
 from online_aug.dataloader.transforms import train_transform
 from online_aug.devices import DevicePlan
 from online_aug.generation.supervisor import Supervisor
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose
-from online_aug.stores import open_store
+from online_aug.stores import open_store, pin_if_awaited
 from online_aug.training.distributed import World
 from online_aug.training.interrupts import Interrupt
 
 _RAW_BYTES = 3
-_PIN_S = 366 * 86_400.0
-"""Longer than any run; a pin ends with its process."""
 
 
 def order_of(config: Config, num_images: int) -> Order:
@@ -47,8 +48,7 @@ def build_loader(
     config = recipe.config
     store = open_store(config)
     keys = [request.key for request in recipe.plan]
-    if config.mixing.starvation == "wait" and config.cache.max_gib is not None:
-        store.pin(keys, Owner.current(), _PIN_S)  # each will be waited for, again and again
+    pin_if_awaited(store, config, keys)
     generator = None
     if world.is_first and devices.generate and recipe.is_synthetic:
         generator = build_supervisor(devices, run_directory)
@@ -69,13 +69,13 @@ def build_loader(
         order_of(config, len(recipe.splits.train)),
         supply,
         config.mixing,
-        WaitFor(store, keys, generator, is_stopping=is_stopping),
+        WaitFor(store, supply.keys, generator, is_stopping=is_stopping),
         rank=world.rank,
         world_size=world.world_size,
     )
     dataset = MixedDataset(
         images=recipe.splits.train,
-        plan=recipe.plan,
+        plan=list(recipe.plan),
         places=recipe.places if recipe.is_synthetic else {},
         compose=BoundCompose(recipe.context) if recipe.is_synthetic else None,
         store=store,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache import CacheError
+from cache import CacheError, Store
 from online_aug.config_files import load_config
 from online_aug.errors import UserError
 from online_aug.generation.lifeline import Lifeline, die_with_parent
@@ -58,7 +58,7 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
     config = load_config(config_path)
     recipe = Recipe(config, load_splits(config.data), device)
     store = open_store(config)
-    if not {"free", "claimed"} & set(store.status([request.key for request in recipe.plan])):
+    if _is_whole(recipe, store):
         lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
         return
     from online_aug.generation.image_generator import ImageGenerator
@@ -68,6 +68,13 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
         recipe.model, recipe.finetuned, config.generation, recipe.dtype, device
     )
     Service(_work(recipe), store, generator, lifeline).run()
+
+
+def _is_whole(recipe: "Recipe", store: Store) -> bool:
+    """Nothing is left to make, and nothing else will be asked for."""
+    if recipe.saliency.follows_classifier:
+        return False
+    return not {"free", "claimed"} & set(store.status([request.key for request in recipe.plan]))
 
 
 def _work(recipe: "Recipe") -> "Work":
@@ -80,7 +87,7 @@ def _work(recipe: "Recipe") -> "Work":
 
     config = recipe.config
     sources = SourceImages(recipe.splits.train, recipe.sources)
-    method, context = METHODS[config.method.name], recipe.context_of(recipe.saliency.version)
+    method = METHODS[config.method.name]
     resolution = config.generation.resolution
 
     def image_of(digest: str) -> torch.Tensor:
@@ -88,12 +95,17 @@ def _work(recipe: "Recipe") -> "Work":
 
     def prepare(requests: "Sequence[GenerationRequest]") -> torch.Tensor:
         images = torch.stack([image_of(request.source_digest) for request in requests])
-        return method.prepare(images, requests, context, image_of)
+        version = requests[0].saliency_version  # of one plan, so the same for all
+        return method.prepare(images, requests, recipe.context_of(version), image_of)
+
+    def refusal(request: "GenerationRequest") -> str | None:
+        return method.refusal(request, recipe.context_of(request.saliency_version))
 
     return Work(
         plan=recipe.plan,
+        plan_of=recipe.plan_of if recipe.saliency.follows_classifier else None,
         prepare=prepare,
-        refusal=lambda request: method.refusal(request, context),
+        refusal=refusal,
         slots=config.generation.slots,
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,

@@ -1,5 +1,6 @@
 """The run's gallery: some of the generated images beside what they were made from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import UInt8
@@ -17,19 +18,23 @@ from online_aug.seeding import numpy_rng
 ROWS = 16
 
 
-def draw_run_gallery(recipe: Recipe, store: Store, path: Path) -> None:
+def draw_run_gallery(
+    recipe: Recipe, plan: Sequence[GenerationRequest], store: Store, path: Path
+) -> None:
     """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
-    rows = gallery_rows(recipe, store, ROWS)
+    rows = gallery_rows(recipe, plan, store, ROWS)
     if rows:
         config = recipe.config
         title = f"{config.method.name} on {config.data.source}"
         draw_gallery(rows, path, title=title)
 
 
-def gallery_rows(recipe: Recipe, store: Store, count: int) -> list[GalleryRow]:
+def gallery_rows(
+    recipe: Recipe, plan: Sequence[GenerationRequest], store: Store, count: int
+) -> list[GalleryRow]:
     """Stages, target, strength and soft label of some records."""
-    keys = [request.key for request in recipe.plan]
-    made = [r for r, there in zip(recipe.plan, store.contains(keys), strict=True) if there]
+    keys = [request.key for request in plan]
+    made = [r for r, there in zip(plan, store.contains(keys), strict=True) if there]
     chosen = numpy_rng("gallery").permutation(len(made))[:count]
     return [
         row

@@ -1,7 +1,12 @@
 """The cache as a configuration wants it."""
 
-from cache import Oldest, Policy, ServedFirst, Store
+from collections.abc import Sequence
+
+from cache import Oldest, Owner, Policy, ServedFirst, Store
 from online_aug.config import Config
+
+_PIN_S = 366 * 86_400.0
+"""Longer than any run; a pin ends with its process."""
 
 
 def open_store(config: Config) -> Store:
@@ -18,6 +23,12 @@ def open_store(config: Config) -> Store:
         policy=eviction_policy(config),
         durability=settings.durability,
     )
+
+
+def pin_if_awaited(store: Store, config: Config, keys: Sequence[bytes]) -> None:
+    """Keep what a run waits for, again and again, from eviction while this process lives."""
+    if config.mixing.starvation == "wait" and config.cache.max_gib is not None:
+        store.pin(keys, Owner.current(), _PIN_S)
 
 
 def eviction_policy(config: Config) -> Policy | None:

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from online_aug.config_files import config_digest
-from online_aug.dataloader.loader import OnlineAugLoader, StopWaiting
+from online_aug.dataloader.generator_process import StopWaiting
+from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.errors import UserError
 from online_aug.pictures import draw_run_gallery
+from online_aug.publishing import SaliencyPublisher
 from online_aug.recipe import Recipe
 from online_aug.records import Batch, Served
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
@@ -45,6 +47,7 @@ class TrainingRun:
         self._recipe, self._config, self._world = recipe, recipe.config, world
         self._loader, self._directory = loader, directory
         self._store = open_store(recipe.config)
+        self._publisher = SaliencyPublisher(recipe, loader, world, directory)
         self._steps_per_epoch = len(loader)
         self._engine = TrainingEngine(
             classifier, recipe.config, world, steps_per_epoch=self._steps_per_epoch
@@ -81,8 +84,9 @@ class TrainingRun:
         if saved is not None:
             self._state = RunState(**saved["run"])
             self._tally = EpochTally.resumed(saved["tally"])
-            self._loader.load_state_dict(saved["loader"])
             self.first_epoch = saved["epoch"]
+            self._publisher.resume(self.first_epoch)
+            self._loader.load_state_dict(saved["loader"])
             self._live.message(f"resumed at epoch {self.first_epoch + 1}, step {self._loader.step}")
         if self._world.is_first:
             self._log = MetricsLog(self._directory, from_epoch=self.first_epoch)
@@ -94,6 +98,7 @@ class TrainingRun:
             UserError: If no batch can be made any more: an image that cannot be read, a generation
                 process that gave up. A run of one rank has then written a checkpoint.
         """
+        self._publisher.refresh(epoch, self._engine.evaluated_model())
         self._loader.set_epoch(epoch)
         self._tally.started = time.monotonic()
         try:
@@ -150,7 +155,7 @@ class TrainingRun:
         last = self._evaluate(self._recipe.splits.test)
         totals = self._over_ranks(self._loader.totals)
         reused = self._loader.reused()
-        flags = total(self._world, [float(n in reused) for n in range(len(self._recipe.plan))])
+        flags = total(self._world, [float(n in reused) for n in range(len(self._loader.plan))])
         if last is None:
             return
         self._engine.export(self._directory / "model.safetensors")
@@ -173,7 +178,7 @@ class TrainingRun:
             config_digest=config_digest(self._config),
         )
         gallery = self._directory / "gallery.png"
-        draw_run_gallery(self._recipe, self._store, gallery)
+        draw_run_gallery(self._recipe, self._loader.plan, self._store, gallery)
         write_report(self._directory, summary, gallery)
         write_summary(self._directory, summary)
         self._live.__exit__(None, None, None)

@@ -11,7 +11,9 @@ from cache import Entry
 from online_aug.config import MixingConfig
 from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.dataloader.mixed_dataset import MixedDataset
-from online_aug.dataloader.mixing import MixingSampler, Order, Supply
+from online_aug.dataloader.mixing import MixingSampler
+from online_aug.dataloader.slots import Order
+from online_aug.dataloader.supply import Supply
 from online_aug.methods import METHODS, plan_requests
 from online_aug.recipe_images import BoundCompose
 
@@ -110,7 +112,7 @@ class Setup:
     def dataset(self):
         return MixedDataset(
             images=self.images,
-            plan=PLAN,
+            plan=list(PLAN),
             places={digest_of(index): index for index in range(IMAGES)},
             compose=BoundCompose(CONTEXT),
             store=self.store,

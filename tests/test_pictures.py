@@ -26,7 +26,7 @@ def put(store, requests):
 def test_a_row_shows_source_generated_image_and_what_was_asked_for(recipe, store):
     request = recipe.plan[3]
     put(store, [request])
-    (row,) = gallery_rows(recipe, store, 5)
+    (row,) = gallery_rows(recipe, recipe.plan, store, 5)
     index = [source.digest for source in recipe.sources].index(request.source_digest)
     np.testing.assert_array_equal(row.pictures["source"], recipe.splits.train.load(index))
     assert (row.pictures["generated"] == 200).all()
@@ -39,7 +39,7 @@ def test_a_row_shows_source_generated_image_and_what_was_asked_for(recipe, store
 
 def test_there_are_at_most_as_many_rows_as_asked_for_by_strength(recipe, store):
     put(store, recipe.plan)
-    rows = gallery_rows(recipe, store, 6)
+    rows = gallery_rows(recipe, recipe.plan, store, 6)
     assert len(rows) == 6
     assert [row.strength for row in rows] == sorted(row.strength for row in rows)
 
@@ -51,16 +51,16 @@ def test_images_of_other_recipes_are_not_shown(recipe, store, tmp_path, tiny_mod
         tmp_path, tiny_model, finetune={"enabled": False}, method={"name": "diff_aug"}
     )
     put(store, stranger.plan[:2])
-    assert len(gallery_rows(recipe, store, 9)) == 2
+    assert len(gallery_rows(recipe, recipe.plan, store, 9)) == 2
 
 
 def test_the_gallery_is_a_picture(recipe, store, tmp_path):
     put(store, recipe.plan[:4])
-    draw_run_gallery(recipe, store, tmp_path / "gallery.png")
+    draw_run_gallery(recipe, recipe.plan, store, tmp_path / "gallery.png")
     with Image.open(tmp_path / "gallery.png") as image:
         assert min(image.size) > 64
 
 
 def test_without_any_image_there_is_no_gallery(recipe, store, tmp_path):
-    draw_run_gallery(recipe, store, tmp_path / "gallery.png")
+    draw_run_gallery(recipe, recipe.plan, store, tmp_path / "gallery.png")
     assert not (tmp_path / "gallery.png").exists()

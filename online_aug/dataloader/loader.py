@@ -1,68 +1,25 @@
 """OnlineAugLoader: a DataLoader that owns the generation process and mixes what it makes."""
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
 
-from cache import CacheError, Store
+from cache import CacheError
+from online_aug.dataloader.generator_process import GeneratorProcess
 from online_aug.dataloader.mixed_dataset import MixedDataset, collate
-from online_aug.dataloader.mixing import Kind, MixingSampler, Slot
-from online_aug.errors import UserError
-from online_aug.records import Batch, Served
+from online_aug.dataloader.mixing import MixingSampler
+from online_aug.dataloader.slots import Kind, Slot
+from online_aug.records import Batch, GenerationRequest, Served
 
-_POLL_S = 0.05
 _NOTED_AT_ONCE = 1024
 _SERVED = (Kind.FRESH, Kind.CACHED)
 _log = logging.getLogger(__name__)
 _LEDGER = np.dtype([("index", "<u4"), ("kind", "u1"), ("number", "<i4")])
-
-
-class GeneratorStatus(Protocol):
-    """Where the generation process stands, counted over its restarts."""
-
-    @property
-    def state(self) -> str:
-        """Such as `generating` or `paused`."""
-
-    @property
-    def generated(self) -> int:
-        """Images put into the cache."""
-
-    @property
-    def rejected(self) -> int:
-        """Images refused by the gate."""
-
-    @property
-    def images_per_s(self) -> float:
-        """While generating."""
-
-
-class GeneratorProcess(Protocol):
-    """What the loader asks of the supervisor."""
-
-    restarts: int
-
-    @property
-    def status(self) -> GeneratorStatus:
-        """Where it stands."""
-
-    def start(self) -> None:
-        """Start the process."""
-
-    def check(self) -> None:
-        """Restart it if it died; raise if that does not help."""
-
-    def served(self, fresh: int) -> None:
-        """Tell how many fresh images were served."""
-
-    def stop(self) -> None:
-        """End the process."""
 
 
 class OnlineAugLoader(DataLoader[Batch]):
@@ -100,13 +57,14 @@ class OnlineAugLoader(DataLoader[Batch]):
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
         )
-        self._mixing = sampler
+        self._mixing, self.plan = sampler, dataset.plan
         self._process = generator
         self._is_started = False
         self._served_before = 0
         self._ledger = ledger
         self._times: Counter[int] = Counter()
         self._mixed, self._unnoted = dataset, list[bytes]()
+        self._starts: list[int] = []
         self.totals = Served()
         self.step = 0
         """Batches of this epoch that the training loop has received."""
@@ -141,6 +99,25 @@ class OnlineAugLoader(DataLoader[Batch]):
         """Choose the epoch that the next iteration serves, from its first batch."""
         if epoch != self._mixing.epoch:
             self._mixing.epoch, self._mixing.first_step, self.step = epoch, 0, 0
+
+    def extend(
+        self, requests: Sequence[GenerationRequest], *, version: str, epoch: int, lag: int
+    ) -> None:
+        """Go on with the plan by a newer version of the maps, from the start of an epoch.
+
+        Args:
+            requests: The newer plan; those before stay what they are, by number.
+            version: Of its maps; the generation process is told.
+            epoch: Called before it is iterated.
+            lag: Plans before this one that are still served.
+        """
+        self._starts.append(len(self.plan))
+        oldest = self._starts[max(0, len(self._starts) - 1 - lag)]
+        self._mixing.extend([r.key for r in requests], oldest=oldest, epoch=epoch)
+        self.plan.extend(requests)
+        self._iterator = None  # workers that have the older plan end; new ones have this one
+        if self._process:
+            self._process.publish(version)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this rank is in the run: plain numbers only."""
@@ -210,45 +187,3 @@ class OnlineAugLoader(DataLoader[Batch]):
 def _ledger_row(slot: Slot, kind: Kind) -> tuple[int, Kind, int]:
     """What the slot got: real image, kind, and request unless it was the real image after all."""
     return slot.index, kind, -1 if kind is Kind.STARVED else slot.number
-
-
-class StopWaiting(Exception):
-    """The wait for an image was given up because the run is to stop."""
-
-
-class WaitFor:
-    """Blocks until the request of a number is made; False if it was rejected."""
-
-    def __init__(
-        self,
-        store: Store,
-        keys: list[bytes],
-        generator: GeneratorProcess | None,
-        timeout_s: float = 600.0,
-        is_stopping: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._store, self._keys = store, keys
-        self._generator, self._timeout_s = generator, timeout_s
-        self._is_stopping = is_stopping
-
-    def __call__(self, number: int) -> bool:
-        """Wait for one request.
-
-        Raises:
-            UserError: If it does not come in time.
-            StopWaiting: If the run is to stop meanwhile.
-        """
-        until = time.monotonic() + self._timeout_s
-        while time.monotonic() < until:
-            status = self._store.status([self._keys[number]])[0]
-            if status in ("present", "rejected"):
-                return status == "present"
-            if self._generator:
-                self._generator.check()
-            if self._is_stopping():
-                raise StopWaiting
-            time.sleep(_POLL_S)
-        raise UserError(
-            f"mixing.starvation: wait has waited {self._timeout_s:.0f} s for image {number} of the "
-            "plan; is anything generating into this cache?"
-        )

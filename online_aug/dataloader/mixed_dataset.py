@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from cache import CacheError, CorruptRecordError, Record, Store
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.images import BadImageError
-from online_aug.dataloader.mixing import Kind, Slot
+from online_aug.dataloader.slots import Kind, Slot
 from online_aug.records import Batch, GenerationRequest, Served
 from online_aug.seeding import numpy_rng, torch_rng
 
@@ -49,7 +49,8 @@ class MixedDataset(Dataset[Sample]):
     """Samples by slot. Pickles to worker processes, each of which opens the cache for itself."""
 
     images: ImageSet
-    plan: Sequence[GenerationRequest]
+    plan: list[GenerationRequest]
+    """Grows in the main process while no worker runs."""
     places: Mapping[str, int]
     """Where in `images` the source with each digest is."""
     compose: Compose | None

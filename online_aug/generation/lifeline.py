@@ -5,7 +5,13 @@ import os
 import signal
 import threading
 
-from online_aug.generation.messages import Failed, ServedCount, Status, read_by_generator
+from online_aug.generation.messages import (
+    Failed,
+    NewMaps,
+    ServedCount,
+    Status,
+    read_by_generator,
+)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -16,6 +22,7 @@ class Lifeline:
     def __init__(self) -> None:
         """Start listening; standard output becomes the message channel and prints go to the log."""
         self.served = 0
+        self.saliency_version: str | None = None
         self.is_stopping = False
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # what libraries print must not mix with messages
@@ -42,6 +49,8 @@ class Lifeline:
         message = read_by_generator(line)
         if isinstance(message, ServedCount):
             self.served = message.fresh
+        elif isinstance(message, NewMaps):
+            self.saliency_version = message.version
         else:
             self.is_stopping = True
 

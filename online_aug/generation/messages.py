@@ -23,6 +23,13 @@ class Stop(_Message):
     type: Literal["stop"] = "stop"
 
 
+class NewMaps(_Message):
+    """Trainer: the cache holds a newer version of the saliency maps; plan by it from now on."""
+
+    type: Literal["maps"] = "maps"
+    version: str
+
+
 class Status(_Message):
     """Generator: where it stands; sent after every batch and at least every two seconds."""
 
@@ -45,13 +52,13 @@ class Failed(_Message):
     is_final: bool
 
 
-ToGenerator = Annotated[ServedCount | Stop, Field(discriminator="type")]
+ToGenerator = Annotated[ServedCount | NewMaps | Stop, Field(discriminator="type")]
 ToTrainer = Annotated[Status | Failed, Field(discriminator="type")]
-_to_generator: TypeAdapter[ServedCount | Stop] = TypeAdapter(ToGenerator)
+_to_generator: TypeAdapter[ServedCount | NewMaps | Stop] = TypeAdapter(ToGenerator)
 _to_trainer: TypeAdapter[Status | Failed] = TypeAdapter(ToTrainer)
 
 
-def read_by_generator(line: bytes) -> ServedCount | Stop:
+def read_by_generator(line: bytes) -> ServedCount | NewMaps | Stop:
     """The trainer's message.
 
     Raises:

@@ -42,6 +42,8 @@ class Trainer(Protocol):
     served: int
     """Fresh images served in this run so far."""
     is_stopping: bool
+    saliency_version: str | None
+    """The newest maps by the classifier being trained; None before the first, or without such."""
 
     def tell(self, status: Status) -> None:
         """Send where the work stands."""
@@ -53,6 +55,9 @@ class Work:
     """What is to be made, and from what."""
 
     plan: Sequence[GenerationRequest]
+    """What is known at the start."""
+    plan_of: Callable[[str], Sequence[GenerationRequest]] | None
+    """The plan by a version of the saliency maps; None where none but the first will come."""
     prepare: Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b 3 r r"]]
     """Starting images of some requests, at the generator's resolution."""
     refusal: Callable[[GenerationRequest], str | None]
@@ -66,7 +71,9 @@ class Service:
     """Works through a plan until all of it is in the cache, at the trainer's pace."""
 
     def __init__(self, work: Work, store: Store, generator: Generates, trainer: Trainer) -> None:
-        self._work = work
+        self._work, self._plan = work, work.plan
+        self._version: str | None = None
+        self._start_of_plan = (0, 0)
         self._store = store
         self._generator = generator
         self._trainer = trainer
@@ -78,26 +85,56 @@ class Service:
         self._writer = Writer(store, batch_size=WRITE_BATCH, max_queued=2 * WRITE_BATCH)
 
     def run(self) -> None:
-        """Make what is missing; returns at the end of the plan, of the room, or when stopped."""
+        """Make what is missing; returns at the end of all plans, of the room, or when stopped."""
         state: State = "finished"
         try:
             with self._writer:
-                for batch in self._batches():
-                    if batch:
-                        self._make(batch)
-                    if not self._keep_pace():
-                        break
+                self._work_off()
+                while self._take_up_newer_maps():
+                    self._work_off()
         except CacheFullError:
             state = "full"
         finally:
             self._release()
         self._tell(state)
 
+    def _work_off(self) -> None:
+        for batch in self._batches():
+            if batch:
+                self._make(batch)
+            if not self._keep_pace():
+                break
+
+    def _take_up_newer_maps(self) -> bool:
+        """Wait for the plan by the next version of the maps; False when there will be none."""
+        if self._work.plan_of is None:
+            return False
+        self._flush()
+        self._release()
+        self._claimed.clear()
+        self._lost.clear()
+        told_at = float("-inf")
+        while not self._is_plan_over:
+            if time.monotonic() - told_at > 1.0:
+                self._tell("waiting")
+                told_at = time.monotonic()
+            time.sleep(IDLE_S)
+        if self._trainer.is_stopping or self._trainer.saliency_version is None:
+            return False
+        self._version = self._trainer.saliency_version
+        self._plan = self._work.plan_of(self._version)
+        self._start_of_plan = (self._made, self._trainer.served)
+        return True
+
+    @property
+    def _is_plan_over(self) -> bool:
+        return self._trainer.is_stopping or self._trainer.saliency_version != self._version
+
     def _batches(self) -> Iterator[list[GenerationRequest]]:
         """Groups of claimed requests, some empty, until nothing of the plan is left to anyone."""
-        left = list(self._work.plan)
+        left = list(self._plan)
         chunk_size = self._work.slots * LOOK_AHEAD_BATCHES
-        while left and not self._trainer.is_stopping:
+        while left and not self._is_plan_over:
             for start in range(0, len(left), chunk_size):
                 self._claim(left[start : start + chunk_size])
                 while len(self._claimed) >= chunk_size:
@@ -166,14 +203,17 @@ class Service:
         self._rejected += 1
 
     def _keep_pace(self) -> bool:
-        """Wait while too far ahead of what was served; False when told to stop."""
+        """Wait while too far ahead of what was served; False when told to stop or to plan anew.
+
+        Each plan counts for itself: what was made by older maps may never be served.
+        """
         limit, told_at = self._work.max_ahead, 0.0
-        while not self._trainer.is_stopping:
-            if limit is None or self._made - self._trainer.served < limit:
+        made, served = self._start_of_plan
+        while not self._is_plan_over:
+            if limit is None or (self._made - made) - (self._trainer.served - served) < limit:
                 return True
             if self._made != self._writer.written:
-                self._writer.flush()  # the trainer may need just these to end the pause
-                self._made = self._writer.written  # others may have stored some first
+                self._flush()  # the trainer may need just these to end the pause
                 continue
             if not told_at:
                 self._release()  # another process may need them sooner
@@ -182,6 +222,10 @@ class Service:
                 told_at = time.monotonic()
             time.sleep(IDLE_S)
         return False
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._made = self._writer.written  # others may have stored some first
 
     def _tell(self, state: State) -> None:
         self._trainer.tell(

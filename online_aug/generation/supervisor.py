@@ -11,7 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from online_aug.errors import UserError
-from online_aug.generation.messages import Failed, ServedCount, Status, Stop, read_by_trainer
+from online_aug.generation.messages import (
+    Failed,
+    NewMaps,
+    ServedCount,
+    Status,
+    Stop,
+    read_by_trainer,
+)
 
 MAX_RESTARTS = 5
 BACK_OFF_S = 1.0
@@ -56,6 +63,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._listener: threading.Thread | None = None
         self._failure: Failed | None = None
+        self._maps: NewMaps | None = None
         self._start_at = 0.0
         self._earlier = Status(state="loading")
         self._current = Status(state="loading")
@@ -86,6 +94,8 @@ class Supervisor:
             )
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
         self._listener.start()
+        if self._maps is not None:
+            self._send(self._maps)
 
     def check(self) -> None:
         """Notice a dead process and restart it in time; cheap enough for every batch.
@@ -123,6 +133,11 @@ class Supervisor:
         """Tell how many fresh images this run has served so far."""
         self._send(ServedCount(fresh=max(0, fresh - self._earlier.generated)))
 
+    def publish(self, version: str) -> None:
+        """Tell that the cache holds a newer version of the maps; told again after a restart."""
+        self._maps = NewMaps(version=version)
+        self._send(self._maps)
+
     def stop(self) -> None:
         """End the process: asked first, then terminated, then killed."""
         process, self._process = self._process, None
@@ -140,11 +155,13 @@ class Supervisor:
         self._hear_out()
         self._forget(process)
 
-    def _send(self, message: ServedCount) -> None:
+    def _send(self, message: ServedCount | NewMaps) -> None:
         if self._process is not None:
             self._write(self._process, message)
 
-    def _write(self, process: subprocess.Popen[bytes], message: ServedCount | Stop) -> None:
+    def _write(
+        self, process: subprocess.Popen[bytes], message: ServedCount | NewMaps | Stop
+    ) -> None:
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended; `check` says so
             process.stdin.write(message.model_dump_json().encode() + b"\n")

@@ -1,6 +1,7 @@
 """The loader: accounting, resuming, workers, the ledger, and its hold on the generation process."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -18,9 +19,9 @@ from mixing_samples import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from cache import CacheFullError, log
-from online_aug.dataloader.loader import StopWaiting, WaitFor
-from online_aug.dataloader.mixing import Kind
+from cache import CacheFullError, Entry, log
+from online_aug.dataloader.generator_process import StopWaiting, WaitFor
+from online_aug.dataloader.slots import Kind
 from online_aug.errors import UserError
 from online_aug.records import Served
 
@@ -45,6 +46,9 @@ class Process:
 
     def served(self, fresh):
         self.calls.append(fresh)
+
+    def publish(self, version):
+        self.calls.append(version)
 
     def stop(self):
         self.calls.append("stop")
@@ -382,3 +386,82 @@ def test_an_epoch_has_as_many_batches_as_the_loader_says(store):
 def test_waiting_ends_when_the_run_is_to_stop(store):
     with pytest.raises(StopWaiting):
         WaitFor(store, KEYS, None, is_stopping=lambda: True)(3)
+
+
+NEWER = [replace(request, saliency_version="b") for request in PLAN]
+
+
+def numbers_in(batches):
+    """Requests that were served, told by their pixels: number n is (255, n, n)."""
+    images = torch.cat([batch.images for batch in batches])
+    return set(images[images[:, 0, 0, 0] == 255, 1, 0, 0].tolist())
+
+
+def test_a_newer_plan_is_served_beside_those_within_the_lag_and_older_ones_no_more(store):
+    versions = [[replace(r, saliency_version=v) for r in PLAN[:4]] for v in "abc"]
+    for start, plan in zip((100, 120, 140), versions, strict=True):
+        for n, request in enumerate(plan):
+            _put_as(store, request, start + n)
+    with Setup(store, probability=1.0).loader() as loader:
+        for epoch, (plan, version) in enumerate(zip(versions, "abc", strict=True)):
+            loader.extend(plan, version=version, epoch=epoch, lag=1)
+            loader.set_epoch(epoch)
+            served = numbers_in(loader)
+            newest = {100 + 20 * epoch + n for n in range(4)}
+            before = {80 + 20 * epoch + n for n in range(4)} if epoch else set()
+            assert served <= newest | before
+            assert served & newest
+            assert served & before or epoch == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_worker_processes_know_the_newer_plan(store, workers):
+    with Setup(store, probability=1.0).loader(workers=workers) as loader:
+        assert all(batch.served.cached == 0 for batch in loader)
+        for request in NEWER[:4]:
+            _put_as(store, request, 200)
+        loader.extend(NEWER[:4], version="b", epoch=1, lag=0)
+        loader.set_epoch(1)
+        assert numbers_in(loader) == {200}
+
+
+def test_the_process_is_told_of_newer_maps(store):
+    process = Process()
+    with Setup(store).loader(process=process) as loader:
+        loader.extend(NEWER, version="b", epoch=1, lag=0)
+    assert process.calls == ["b"]
+
+
+def test_a_loader_goes_on_in_a_newer_plan_as_an_uninterrupted_one(store):
+    for n, request in enumerate(NEWER[:6]):
+        _put_as(store, request, 200 + n)
+
+    def extended():
+        loader = Setup(store, probability=0.5, limit=3).loader()
+        loader.extend(NEWER[:6], version="b", epoch=0, lag=0)
+        return loader
+
+    with extended() as whole:
+        expected = content(whole)
+    with extended() as first:
+        begun = content(islice(first, 2))
+        state = first.state_dict()
+    with extended() as second:
+        second.load_state_dict(state)
+        assert begun + content(second) == expected
+
+
+def test_with_wait_the_turn_decides_which_request_of_the_newest_plan_is_served(store):
+    for n, request in enumerate(NEWER):
+        _put_as(store, request, 100 + n)
+    setup = Setup(store, probability=1.0, starvation="wait", wait_for=lambda number: True)
+    with setup.loader() as loader:
+        loader.extend(NEWER, version="b", epoch=3, lag=0)
+        loader.set_epoch(3)
+        images = torch.cat([batch.images for batch in loader])
+    assert images[:, 1, 0, 0].tolist() == [100 + n for n in range(len(PLAN))]
+
+
+def _put_as(store, request, grey):
+    image = np.full((8, 8, 3), (255, grey, grey), np.uint8)
+    store.put_many([Entry(request.to_fields(), image)])

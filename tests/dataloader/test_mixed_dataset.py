@@ -11,7 +11,7 @@ from request_samples import CLASSES, digest_of
 
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.mixed_dataset import Sample, collate
-from online_aug.dataloader.mixing import Kind, Slot
+from online_aug.dataloader.slots import Kind, Slot
 from online_aug.recipe_images import BoundCompose
 from online_aug.records import Served
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, make_order, make_supply, put
 
 from cache import Keys, Oldest, Store
-from online_aug.dataloader.mixing import Kind
+from online_aug.dataloader.slots import Kind
 from online_aug.seeding import numpy_rng
 
 RNG = numpy_rng("test")

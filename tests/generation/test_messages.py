@@ -2,6 +2,7 @@ import pytest
 
 from online_aug.generation.messages import (
     Failed,
+    NewMaps,
     ServedCount,
     Status,
     Stop,
@@ -14,7 +15,7 @@ def line_of(message):
     return message.model_dump_json().encode() + b"\n"
 
 
-@pytest.mark.parametrize("message", [ServedCount(fresh=3), Stop()])
+@pytest.mark.parametrize("message", [ServedCount(fresh=3), NewMaps(version="v"), Stop()])
 def test_the_generator_reads_what_the_trainer_writes(message):
     assert read_by_generator(line_of(message)) == message
 

@@ -59,7 +59,7 @@ class Listener:
     """Stands for the lifeline: the trainer's two numbers, and what it is told."""
 
     def __init__(self, on_tell=None):
-        self.served, self.is_stopping = 0, False
+        self.served, self.is_stopping, self.saliency_version = 0, False, None
         self.told = []
         self._on_tell = on_tell
 
@@ -80,7 +80,12 @@ def starting_images(requests):
 
 def serve(store, painter=None, trainer=None, **changes):
     painter, trainer = painter or Painter(), trainer or Listener()
-    settings = {"plan": PLAN, "prepare": starting_images, "refusal": lambda request: None}
+    settings = {
+        "plan": PLAN,
+        "plan_of": None,
+        "prepare": starting_images,
+        "refusal": lambda request: None,
+    }
     work = Work(**settings | {"slots": SLOTS, "max_ahead": 10_000} | changes)
     Service(work, store, painter, trainer).run()
     return painter, trainer
@@ -366,3 +371,65 @@ def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
         process.join()
     assert Counter(made[0] + made[1]) == Counter(request.key for request in PLAN)
     assert min(map(len, made)) > 0
+
+
+def version_of(letter):
+    """What a plan by a newer version of the maps may look like."""
+    return [replace(request, saliency_version=letter) for request in PLAN[:10]]
+
+
+def by_versions(*letters):
+    """A trainer that publishes the next version when a plan is done, and at last says stop."""
+    left = list(letters)
+
+    def hear(trainer, status):
+        if status.state == "waiting":
+            if left:
+                trainer.saliency_version = left.pop(0)
+            else:
+                trainer.is_stopping = True
+
+    return Listener(on_tell=hear)
+
+
+def test_without_maps_it_waits_then_makes_the_plan_of_each_version(store):
+    trainer = by_versions("a", "b")
+    painter, _ = serve(store, trainer=trainer, plan=[], plan_of=version_of)
+    assert Counter(painter.made) == Counter([*version_of("a"), *version_of("b")])
+    assert trainer.states == [
+        "waiting",
+        "generating",
+        "waiting",
+        "generating",
+        "waiting",
+        "finished",
+    ]
+
+
+def test_newer_maps_end_the_plan_by_older_ones(store):
+    def hear(trainer, status):
+        if status.state == "waiting":
+            trainer.is_stopping = trainer.saliency_version == "b"
+            trainer.saliency_version = trainer.saliency_version or "a"
+        elif status.state == "generating":
+            trainer.saliency_version = "b"
+
+    painter, _ = serve(store, trainer=Listener(on_tell=hear), plan=[], plan_of=version_of)
+    old = [request for request in painter.made if request.saliency_version == "a"]
+    assert 0 < len(old) < 2 * SLOTS  # at most the batch at work when they came
+    assert set(painter.made) - set(old) == set(version_of("b"))
+    assert not store.stats()["claims_live"]
+
+
+def test_images_by_older_maps_that_were_never_served_do_not_hold_up_newer_ones(store):
+    def hear(trainer, status):
+        if status.state == "paused":
+            trainer.is_stopping = trainer.saliency_version == "b"
+            trainer.saliency_version = "b"
+        elif status.state == "waiting":
+            trainer.saliency_version = trainer.saliency_version or "a"
+
+    trainer = Listener(on_tell=hear)
+    painter, _ = serve(store, trainer=trainer, plan=[], plan_of=version_of, max_ahead=SLOTS)
+    versions = Counter(request.saliency_version for request in painter.made)
+    assert all(SLOTS <= versions[letter] < 2 * SLOTS for letter in "ab")

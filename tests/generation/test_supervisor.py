@@ -247,3 +247,23 @@ def test_after_a_restart_the_child_hears_what_was_served_of_its_own_images(super
     process.served(9)
     del process._write
     assert sent == [0, 4]
+
+
+def test_a_child_hears_of_newer_maps_and_one_after_a_restart_too(supervise, tmp_path):
+    process = supervise("note maps")
+    first = child(tmp_path)["pid"]
+    process.publish("v1")
+    eventually(lambda: (tmp_path / f"v1-{first}").exists())
+    os.kill(first, signal.SIGKILL)
+    check_until(process, lambda: (tmp_path / "child1.json").exists())
+    second = child(tmp_path, 1)["pid"]
+    eventually(lambda: (tmp_path / f"v1-{second}").exists())
+
+
+def test_maps_that_came_before_the_start_are_told_at_the_start(supervise, tmp_path):
+    process = supervise("note maps")
+    process.stop()
+    process.publish("v2")
+    process.start()
+    pid = child(tmp_path, 1)["pid"]
+    eventually(lambda: (tmp_path / f"v2-{pid}").exists())

@@ -48,6 +48,13 @@ def echo(lifeline, folder):
         time.sleep(0.01)
 
 
+def note_maps(lifeline, folder):
+    while not lifeline.is_stopping:
+        if lifeline.saliency_version is not None:
+            (folder / f"{lifeline.saliency_version}-{os.getpid()}").touch()
+        time.sleep(0.01)
+
+
 def finish(lifeline, folder):
     lifeline.tell(Status(state="finished", generated=7, reused=2))
 
@@ -73,6 +80,7 @@ def fail_once(lifeline, folder):
 BEHAVIOURS = {
     "serve": serve,
     "echo": echo,
+    "note maps": note_maps,
     "finish": finish,
     "fail for good": fail_for_good,
     "fail": fail,

@@ -1,0 +1,100 @@
+"""New versions of the saliency maps while the classifier that makes them is being trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from online_aug.dataloader.loader import OnlineAugLoader
+from online_aug.recipe import Recipe
+from online_aug.reporting.atomic import write_atomically
+from online_aug.reporting.json_records import from_json, to_json
+from online_aug.saliency.version import weights_version
+from online_aug.stores import open_store, pin_if_awaited
+from online_aug.teacher import gaze_of, make_maps
+from online_aug.training.distributed import World, barrier
+
+VERSIONS_FILE = "saliency_versions.jsonl"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One version of the maps."""
+
+    epoch: int
+    """The first that was planned by them."""
+    version: str
+
+
+class SaliencyPublisher:
+    """Every `saliency.refresh_epochs` epochs: maps by the classifier, and the plan they lead to.
+
+    The first rank makes the maps between two epochs, a forward pass over the training set, and the
+    run directory says which version began when. So what is planned is a function of the training
+    alone, on every rank and after a restart.
+    """
+
+    def __init__(
+        self, recipe: Recipe, loader: OnlineAugLoader, world: World, directory: Path
+    ) -> None:
+        self._recipe, self._loader, self._world = recipe, loader, world
+        self._path = directory / VERSIONS_FILE
+        self._published: list[Published] = []
+
+    def resume(self, epoch: int) -> None:
+        """Take up again what was published up to the start of this epoch."""
+        if self._recipe.saliency.follows_classifier and self._path.exists():
+            for each in self._read():
+                if each.epoch <= epoch:
+                    self._take_up(each)
+
+    def refresh(self, epoch: int, classifier: nn.Module) -> None:
+        """Publish a new version where one is due at the start of this epoch; all ranks call it.
+
+        Args:
+            epoch: About to be trained.
+            classifier: The weights to look with: their average where `optim.ema` keeps one. It
+                stays as it is.
+
+        Raises:
+            UserError: If a training image cannot be read.
+            CacheError: If the maps cannot be written.
+        """
+        is_due = epoch > 0 and epoch % self._recipe.config.saliency.refresh_epochs == 0
+        is_done = any(each.epoch == epoch for each in self._published)
+        if not self._recipe.saliency.follows_classifier or not is_due or is_done:
+            return
+        if self._world.is_first:
+            self._publish(epoch, classifier)
+        barrier(self._world)
+        newest = self._read()[-1]
+        if newest.epoch == epoch:  # not where the weights are those of the version before
+            self._take_up(newest)
+
+    def _publish(self, epoch: int, classifier: nn.Module) -> None:
+        recipe = self._recipe
+        saliency = recipe.saliency
+        version = weights_version(classifier, saliency.teacher_name, saliency.teacher_size)
+        if version in {each.version for each in self._published}:
+            return
+        with open_store(recipe.config) as store:
+            look = gaze_of(classifier, self._world.device)
+            make_maps(recipe, store, version, look, is_shown=False)
+        lines = [to_json(each) for each in (*self._published, Published(epoch, version))]
+        write_atomically(self._path, "".join(f"{line}\n" for line in lines))
+
+    def _take_up(self, newest: Published) -> None:
+        self._published.append(newest)
+        plan = self._recipe.plan_of(newest.version)
+        with open_store(self._recipe.config) as store:
+            pin_if_awaited(store, self._recipe.config, [request.key for request in plan])
+        self._loader.extend(
+            plan,
+            version=newest.version,
+            epoch=newest.epoch,
+            lag=self._recipe.config.saliency.max_version_lag,
+        )
+
+    def _read(self) -> list[Published]:
+        lines = self._path.read_text().splitlines()
+        return [from_json(Published, line, str(self._path)) for line in lines]
