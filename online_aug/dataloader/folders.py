@@ -1,7 +1,7 @@
 """Image folders: `train/ val/ test/` with class folders, or one folder of class folders."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,21 @@ def folder_splits(root: Path) -> dict[str, FolderSet]:
     if not _sub_folders(root / "train"):
         return {"train": _read_split(root, _class_names(root))}
     places = {split: _split_folder(root, names) for split, names in SPLIT_FOLDERS.items()}
-    train = _class_names(root / "train")
+    return read_splits({split: place for split, place in places.items() if place is not None})
+
+
+def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
+    """The set of each split from its folder of class folders; the classes are those of `train`.
+
+    Raises:
+        UserError: If a folder holds no class folders, a class that `train` lacks, or no images.
+    """
+    train = _class_names(places["train"])
     found = {}
     for split, place in places.items():
-        if place is not None:
-            unknown = [name for name in _class_names(place) if name not in train]
-            refuse_unknown_classes(unknown, split, place)
-            found[split] = _read_split(place, train)
+        unknown = [name for name in _class_names(place) if name not in train]
+        refuse_unknown_classes(unknown, split, place)
+        found[split] = _read_split(place, train)
     return found
 
 

@@ -37,6 +37,15 @@ class ImageSet(Protocol):
         """Digest of one image's content, hexadecimal: what a request names its source by."""
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A division of a set's images beside their classes, such as class and background together."""
+
+    names: tuple[str, ...]
+    numbers: Int[np.ndarray, " n"]
+    """Group of each image: a place in `names`."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FolderSet:
     """Images in files."""
@@ -46,6 +55,8 @@ class FolderSet:
     """Relative to `root`."""
     class_names: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
+    groups: Groups | None = None
+    """Where the data set comes with them; `groups_of` finds them in parts of this set too."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -117,6 +128,14 @@ class Splits:
     test: ImageSet
     skipped: tuple[str, ...] = ()
     """Unreadable files that were left out."""
+
+
+def groups_of(images: ImageSet) -> Groups | None:
+    """The groups of a set's images, in the set's order; None where it comes without."""
+    if isinstance(images, Subset):
+        whole = groups_of(images.parent)
+        return whole and Groups(whole.names, whole.numbers[images.indices])
+    return images.groups if isinstance(images, FolderSet) else None
 
 
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:

@@ -14,6 +14,7 @@ from online_aug.dataloader.folders import folder_splits
 from online_aug.dataloader.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.dataloader.images import BadImageError, check_header, read_image
 from online_aug.dataloader.progress import Report, terminal_progress
+from online_aug.dataloader.published import PUBLISHED, published_splits
 from online_aug.dataloader.splits import few_shot, long_tail, stratified_split
 from online_aug.dataloader.timm_sets import TimmSet, is_timm_name, timm_splits
 from online_aug.errors import UserError
@@ -37,7 +38,7 @@ def load_splits(data: DataConfig) -> Splits:
 
     Splits that the source lacks are cut from its training split, stratified and seeded by
     `data.seed`. The long-tail cut comes first, then the few-shot cut; both touch training only. A
-    name of an embedded set means that set: write `./digits` for a folder of that name.
+    name of an embedded or a published set means that set: write `./digits` for such a folder.
 
     Raises:
         UserError: If the source cannot be found or used, or the cuts cannot be made.
@@ -90,12 +91,14 @@ def check_images(
 def _open(data: DataConfig) -> dict[str, ImageSet]:
     if data.source in EMBEDDED_SETS:
         return dict(folder_splits(write_embedded(data.source, data.root)))
+    if data.source in PUBLISHED:
+        return dict(published_splits(data.source, data.root))
     folder = Path(data.source).expanduser()
     if folder.is_dir():
         return dict(folder_splits(folder))
     if is_timm_name(data.source):
         return timm_splits(data.source, data.root)
-    names = ", ".join(EMBEDDED_SETS)
+    names = ", ".join((*EMBEDDED_SETS, *PUBLISHED))
     raise UserError(
         f"data.source must be {names}, an image folder that exists, or a timm name such as "
         f"torch/cifar10 or hfds/<name>, got {data.source}"

@@ -16,7 +16,7 @@ from PIL import Image
 from online_aug.dataloader.images import to_rgb
 from online_aug.dataloader.progress import Report
 from online_aug.dataloader.written import written_once
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 
 _LOG = logging.getLogger(__name__)
 STREAMS = ("hfids", "tfds", "wds")
@@ -66,8 +66,7 @@ def _labelled(dataset: Any, source: str) -> Iterator[tuple[Image.Image, int]]:
         except StopIteration:
             return
         except Exception as error:  # whichever of a dozen decoders and file formats gave up
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"data.source {source} cannot be read: {reason}") from error
+            raise UserError(f"data.source {source} cannot be read: {one_line(error)}") from error
         try:
             number = int(label)
         except (TypeError, ValueError):

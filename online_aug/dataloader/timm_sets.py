@@ -15,7 +15,7 @@ from online_aug.dataloader.folders import folder_splits, refuse_unknown_classes
 from online_aug.dataloader.image_sets import FolderSet, ImageSet, pixel_digest
 from online_aug.dataloader.images import BadImageError, decode_image, to_rgb
 from online_aug.dataloader.streams import STREAMS, write_stream
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 
 _LOG = logging.getLogger(__name__)
 _PREFIXES = ("torch", "hfds")
@@ -127,10 +127,9 @@ def _create(source: str, root: Path, split: str) -> Any:
 
         return create_dataset(source, root=str(root), split=split)
     except Exception as error:  # each reader fails in its own way, often by an AssertionError
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"data.source must be a data set timm can open, got {source} "
-            f"(split {split}, data.root {root}): {reason}"
+            f"(split {split}, data.root {root}): {one_line(error)}"
         ) from error
 
 

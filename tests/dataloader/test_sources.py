@@ -202,10 +202,11 @@ def refusal(folder, **settings):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["/nowhere/birds", "digitz", "imagenet"])
+@pytest.mark.parametrize("source", ["/nowhere/birds", "digitz", "imagenets"])
 def test_an_unknown_source_is_told_what_is_allowed(source):
     message = refusal(source)
-    assert "digits, pocket_birds, an image folder" in message
+    assert message.startswith("data.source must be digits, pocket_birds, cub200, ")
+    assert "imagenet, an image folder that exists, or a timm name" in message
     assert message.endswith(f"got {source}")
 
 

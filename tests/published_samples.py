@@ -1,0 +1,222 @@
+"""Published data sets in miniature: the files of their authors with few, small images.
+
+The shade of an image is twice its class, its width tells it from the others of that class.
+"""
+
+import csv
+import json
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+SPECIES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Scissor_tailed_Flycatcher")
+THINGS = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TRAIN, TEST = 4, 2
+
+
+def picture(path, label, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((8, 8 + number, 3), 2 * label, np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG", quality=100)
+
+
+def write_lines(path, rows, separator=" "):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(separator.join(map(str, row)) + "\n" for row in rows))
+
+
+def shots(classes, train=TRAIN, test=TEST):
+    """Split, class and number of every image of a small set."""
+    for split, count in {"train": train, "test": test}.items():
+        for label in range(classes):
+            for k in range(count):
+                yield split, label, k if split == "train" else train + k
+
+
+def write_cub(root):
+    folder = root / "CUB_200_2011"
+    tables = {"images": [], "image_class_labels": [], "train_test_split": []}
+    # In the published files too train and test are in turns.
+    for number, (split, label, k) in enumerate(sorted(shots(3), key=lambda shot: shot[1:]), 1):
+        file = f"{SPECIES[label]}/{k}.jpg"
+        picture(folder / "images" / file, label, k)
+        tables["images"].append((number, file))
+        tables["image_class_labels"].append((number, label + 1))
+        tables["train_test_split"].append((number, int(split == "train")))
+    for name, rows in tables.items():
+        write_lines(folder / f"{name}.txt", rows)
+    write_lines(folder / "classes.txt", enumerate(SPECIES, 1))
+
+
+def write_waterbirds(root):
+    """Albatrosses are waterbirds; every second picture is on water. Shades are of the species."""
+    folder = root / "waterbird_complete95_forest2water2"
+    rows = []
+    for split, count in enumerate((4, 2, 2)):
+        for label, name in enumerate(SPECIES):
+            for k in range(count):
+                is_waterbird, file = int(label < 2), f"{name}/{split}_{k}.jpg"
+                picture(folder / file, label, 10 * split + k)
+                rows.append((len(rows), file, is_waterbird, split, k % 2, "/o/ocean/1.jpg"))
+    header = ("img_id", "img_filename", "y", "split", "place", "place_filename")
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_cub_waterbirds(root):
+    write_cub(root)
+    write_waterbirds(root)
+
+
+def write_aircraft(root):
+    folder = root / "fgvc-aircraft-2013b" / "data"
+    variants = ("707-320", "Boeing 717", "F-16A/B")
+    rows = {"trainval": [], "test": []}
+    for split, label, k in shots(3):
+        picture(folder / "images" / f"{label}{k:06d}.jpg", label, k)
+        rows["test" if split == "test" else "trainval"].append((f"{label}{k:06d}", variants[label]))
+    for split, found in rows.items():
+        write_lines(folder / f"images_variant_{split}.txt", found)
+    write_lines(folder / "variants.txt", [(name,) for name in variants])
+
+
+def write_cars(root):
+    folder = root / "stanford_cars"
+    names = np.array(["AM General Hummer SUV 2000", "Acura RL Sedan 2012"], object)
+    kinds = [(name, "O") for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
+    rows = {"train": [], "test": []}
+    for split, label, k in shots(2):
+        picture(folder / f"cars_{split}" / f"{label}{k:05d}.jpg", label, k)
+        rows[split].append((1, 1, 8, 8, label + 1, f"{label}{k:05d}.jpg"))
+    (folder / "devkit").mkdir()
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": names})
+    for split, path in {
+        "train": folder / "devkit" / "cars_train_annos.mat",
+        "test": folder / "cars_test_annos_withlabels.mat",
+    }.items():
+        savemat(path, {"annotations": np.array(rows[split], kinds)})
+
+
+def write_dogs(root):
+    folder = root / "stanford_dogs"
+    breeds = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel", "n02086240-Shih-Tzu")
+    found = {"train": ([], []), "test": ([], [])}
+    for split, label, k in shots(3):
+        file = f"{breeds[label]}/{breeds[label][:9]}_{k}.jpg"
+        picture(folder / "Images" / file, label, k)
+        found[split][0].append([file])
+        found[split][1].append([label + 1])
+    for split, (files, labels) in found.items():
+        arrays = {"file_list": np.array(files, object), "labels": np.array(labels, np.uint8)}
+        savemat(folder / f"{split}_list.mat", arrays)
+
+
+def write_flowers(root):
+    """102 classes, because the files do not name them; three images of each."""
+    folder = root / "flowers-102"
+    numbers = np.arange(1, 307)
+    for number in numbers:
+        picture(folder / "jpg" / f"image_{number:05d}.jpg", *reversed(divmod(number - 1, 102)))
+    savemat(folder / "imagelabels.mat", {"labels": (numbers - 1) % 102 + 1})
+    thirds = dict(zip(("valid", "trnid", "tstid"), np.split(numbers, 3), strict=True))
+    savemat(folder / "setid.mat", thirds)
+
+
+def write_pets(root):
+    folder = root / "oxford-iiit-pet"
+    breeds = ("Abyssinian", "american_bulldog", "Bengal")
+    rows = {"train": [], "test": []}
+    for split, label, k in shots(3):
+        picture(folder / "images" / f"{breeds[label]}_{k}.jpg", label, k)
+        rows[split].append((f"{breeds[label]}_{k}", label + 1, 1 + label % 2, 1))
+    write_lines(folder / "annotations" / "trainval.txt", rows["train"])
+    write_lines(folder / "annotations" / "test.txt", rows["test"])
+
+
+def write_food(root):
+    folder = root / "food-101"
+    lists = {"train": {}, "test": {}}
+    for split, label, k in shots(2):
+        name = ("apple_pie", "beef_tartare")[label]
+        picture(folder / "images" / name / f"{k}.jpg", label, k)
+        lists[split].setdefault(name, []).append(f"{name}/{k}")
+    (folder / "meta").mkdir()
+    for split, found in lists.items():
+        (folder / "meta" / f"{split}.json").write_text(json.dumps(found))
+
+
+def write_records(path, labels, number):
+    """CIFAR's binary records; the first row of labels counts least."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for k, row in enumerate(labels):
+            pixels = np.full((3, 32, 32), 2 * row[-1], np.uint8)
+            pixels[2, 31, 30] = number + k // 100  # tells copies of a label and the axes apart
+            file.write(bytes(row) + pixels.tobytes())
+
+
+def write_cifar10(root):
+    folder = root / "cifar-10-batches-bin"
+    labels = [(label,) for label in range(10)]
+    for number in range(1, 6):
+        write_records(folder / f"data_batch_{number}.bin", labels, number)
+    write_records(folder / "test_batch.bin", labels[::-1], 6)
+    write_lines(folder / "batches.meta.txt", [*((word,) for word in THINGS), ()])
+
+
+def write_cifar100(root):
+    folder = root / "cifar-100-binary"
+    labels = [(label % 20, label) for label in range(100)]
+    write_records(folder / "train.bin", labels * 2, 1)
+    write_records(folder / "test.bin", labels, 3)
+    write_lines(folder / "fine_label_names.txt", [(f"thing_{k}",) for k in range(100)])
+
+
+def write_tiny_imagenet(root):
+    folder = root / "tiny-imagenet-200"
+    words = {"n01443537": "goldfish, Carassius auratus", "n02012849": "crane", "n03126707": "crane"}
+    annotations = []
+    for split, label, k in shots(3):
+        synset = list(words)[label]
+        if split == "train":
+            picture(folder / "train" / synset / "images" / f"{synset}_{k}.JPEG", label, k)
+        else:
+            picture(folder / "val" / "images" / f"val_{label}{k}.JPEG", label, k)
+            annotations.append((f"val_{label}{k}.JPEG", synset, 0, 0, 7, 7))
+        write_lines(folder / "train" / synset / f"{synset}_boxes.txt", [("a.JPEG", 0, 0, 7, 7)])
+    write_lines(folder / "val" / "val_annotations.txt", annotations, "\t")
+    write_lines(folder / "words.txt", {**words, "n00001740": "entity"}.items(), "\t")
+    write_lines(folder / "wnids.txt", [(synset,) for synset in reversed(words)])
+
+
+def write_imagenet(root):
+    for split, label, k in shots(2):
+        synset = ("n01440764", "n01443537")[label]
+        folder = root / "imagenet" / {"train": "train", "test": "val"}[split] / synset
+        picture(folder / f"{synset}_{k}.JPEG", label, k)
+
+
+WRITERS = {
+    "cub200": write_cub,
+    "cub200_waterbirds": write_cub_waterbirds,
+    "waterbirds": write_waterbirds,
+    "fgvc_aircraft": write_aircraft,
+    "stanford_cars": write_cars,
+    "stanford_dogs": write_dogs,
+    "oxford_flowers": write_flowers,
+    "oxford_pets": write_pets,
+    "food101": write_food,
+    "cifar10": write_cifar10,
+    "cifar100": write_cifar100,
+    "tiny_imagenet": write_tiny_imagenet,
+    "imagenet": write_imagenet,
+}
+
+
+def accept_small_flowers(monkeypatch):
+    """Let torchvision read lists of flowers other than those whose MD5 it knows."""
+    from torchvision.datasets import Flowers102
+
+    known = {kind: (file, None) for kind, (file, _) in Flowers102._file_dict.items()}
+    monkeypatch.setattr(Flowers102, "_file_dict", known)
