@@ -12,9 +12,10 @@ class DataConfig(Section):
     """The real images."""
 
     source: str = "digits"
-    """`digits`, `pocket_birds`, an image folder, or a timm data set such as `torch/cifar10`."""
+    """`digits`, `pocket_birds`, a published set such as `cub200` (docs/DATA.md), an image
+    folder, or a timm data set such as `torch/cifar10`."""
     root: Path = Path("data")
-    """Folder in which embedded sets are written and timm data sets are looked for."""
+    """Folder in which embedded sets are written, and published and timm sets are looked for."""
     image_size: Pixels = 64
     """Side of the square the classifier sees, px."""
     metaclass: str = ""

@@ -1,6 +1,8 @@
 """Published data sets in miniature: what is read, and what is said of files that are not right."""
 
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from online_aug.dataloader.published import PUBLISHED, published_splits
 from online_aug.dataloader.sources import load_splits
 from online_aug.errors import UserError
 
+DATA_DOC = Path(__file__).parents[2] / "docs" / "DATA.md"
 BIRD_NAMES = ("Black footed Albatross", "Laysan Albatross", "Scissor tailed Flycatcher")
 CLASS_NAMES = {
     "cub200": BIRD_NAMES,
@@ -78,6 +81,11 @@ def shade(images, index):
 
 def test_every_published_set_has_a_miniature():
     assert WRITERS.keys() == PUBLISHED.keys()
+
+
+def test_every_published_set_is_in_the_list_of_what_to_get():
+    listed = re.findall(r"^\| `(\w+)` \|", DATA_DOC.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == NAMES
 
 
 def test_the_splits_are_those_of_the_authors(name, root):
