@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 def _rates(recipe: Recipe, judge: torch.nn.Module) -> dict[float, tuple[float, float]]:
     generation = recipe.config.generation
     generator = ImageGenerator.load(
-        recipe.model, recipe.finetuned, generation, recipe.dtype, recipe.device
+        recipe.model, recipe.adapters, generation, recipe.dtype, recipe.device
     )
     images = SourceImages(recipe.splits.train, recipe.sources)
     rates = {}

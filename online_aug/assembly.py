@@ -130,7 +130,7 @@ def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
     elif not recipe.has_maps:
         lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
     if recipe.is_synthetic and not recipe.is_ready:
-        learning = f"{config.finetune.mode}, {recipe.finetune_steps} steps"
+        learning = f"{config.finetune.mode}, {recipe.adaptation.steps} steps"
         lines.append(f"fine-tune  {learning}, result {recipe.finetuned}")
     elif recipe.plan_is_known:
         lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")

@@ -14,7 +14,8 @@ class FinetuneConfig(Section):
     enabled: bool = True
     """Fine-tune before training where no result is found; DiffuseMix takes its model as it is."""
     path: Path = Path("runs/finetuned")
-    """Folder of results, one sub-folder for each fingerprint."""
+    """Folder of results, one sub-folder for each fingerprint; or a file or folder of adapters made
+    elsewhere, used instead: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""
     mode: Literal["joint", "textual_inversion", "staged", "lora"] = "joint"
     """What is learned: class tokens and LoRA at once (`joint`, Diff-Mix), tokens only
     (`textual_inversion`, DA-Fusion), tokens and then LoRA (`staged`), or LoRA alone, the prompts

@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     config = command.load_config()
     devices = plan_devices(config.devices)
     recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    recipe.check(generates=True)
     ensure_finetuned(recipe)
     sys.stdout.write(f"fine-tuned: {recipe.finetuned}\n")
 
@@ -65,7 +66,7 @@ def _finetune(recipe: Recipe, folder: Path) -> None:
     pipeline = load_img2img(recipe.model, "float32").to(recipe.device)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        with progress("fine-tuning the generator", recipe.finetune_steps) as bar:
+        with progress("fine-tuning the generator", recipe.adaptation.steps) as bar:
             finetune(
                 pipeline, task, partial, lambda step, loss: bar.advance(note=f"loss {loss:.3f}")
             )

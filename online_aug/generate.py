@@ -65,7 +65,7 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
     from online_aug.generation.service import Service
 
     generator = ImageGenerator.load(
-        recipe.model, recipe.finetuned, config.generation, recipe.dtype, device
+        recipe.model, recipe.adapters, config.generation, recipe.dtype, device
     )
     Service(_work(recipe), store, generator, lifeline).run()
 

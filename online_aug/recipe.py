@@ -8,13 +8,9 @@ from online_aug.config import Config
 from online_aug.dataloader.sources import Splits
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank, bank_of
-from online_aug.generation.concepts import (
-    Concept,
-    class_concepts,
-    is_finetuned,
-    named_concepts,
-)
-from online_aug.generation.finetuning.stages import stages_of, total_steps
+from online_aug.generation.adaptation import Adaptation
+from online_aug.generation.adapter_files import Adapters
+from online_aug.generation.concepts import Concept
 from online_aug.generation.identity import (
     check_attention,
     choose_dtype,
@@ -23,6 +19,7 @@ from online_aug.generation.identity import (
     fingerprint,
     locate,
 )
+from online_aug.generation.weights import check_weights
 from online_aug.method_settings import instructions_of, settings_of
 from online_aug.methods import METHODS, Method, MethodContext, Source, plan_requests
 from online_aug.recipe_saliency import RecipeSaliency
@@ -58,7 +55,8 @@ class Recipe:
         self.saliency.check_candidates(len(self.digests))
         if generates:
             check_attention(self.config.generation.attention, self.device)
-            self.model  # noqa: B018 - found, or refused
+            check_weights(self.model)
+            self.adaptation.check(self.model)
         else:
             self.context  # noqa: B018 - complete, or refused
 
@@ -107,22 +105,27 @@ class Recipe:
         return {source.digest: place for place, source in enumerate(self.sources)}
 
     @cached_property
-    def concepts(self) -> tuple[Concept, ...]:
-        """Prompts of the classes, and their tokens where fine-tuning learns them."""
-        learns_tokens = self.is_adapted and self.config.finetune.mode != "lora"
-        called = class_concepts if learns_tokens else named_concepts
-        return called(self.splits.train.class_names, self.config.data.metaclass)
+    def adaptation(self) -> Adaptation:
+        """How the generator learns the classes."""
+        return Adaptation(
+            config=self.config.finetune,
+            is_wanted=self.config.finetune.enabled and self.method.pipeline != "instruct",
+            class_names=self.splits.train.class_names,
+            metaclass=self.config.data.metaclass,
+        )
 
     @property
-    def is_adapted(self) -> bool:
-        """The generator is fine-tuned for this recipe."""
-        return self.config.finetune.enabled and self.method.pipeline != "instruct"
+    def concepts(self) -> tuple[Concept, ...]:
+        """Prompts of the classes, and their tokens where fine-tuning learns them."""
+        return self.adaptation.concepts
 
     @cached_property
     def finetuned(self) -> Path | None:
         """Where this recipe's fine-tuning result is, or will be; None where there is none."""
-        if not self.is_adapted:
+        if not self.adaptation.is_wanted:
             return None
+        if self.adaptation.imported:
+            return self.config.finetune.path
         settings = [
             self.config.generation.resolution,
             self.config.data.hflip,
@@ -132,14 +135,14 @@ class Recipe:
         return finetuned_folder(self.config.finetune, self.model_digest, examples, settings)
 
     @property
-    def finetune_steps(self) -> int:
-        """Optimizer steps of the whole fine-tuning."""
-        return total_steps(stages_of(self.config.finetune, len(self.concepts)))
-
-    @property
     def is_ready(self) -> bool:
         """Nothing is left to fine-tune."""
-        return self.finetuned is None or is_finetuned(self.finetuned)
+        return self.adaptation.is_ready(self.finetuned)
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """What is added to the base model, read; None where nothing is."""
+        return self.adaptation.read(self.finetuned, self.model)
 
     @cached_property
     def context(self) -> MethodContext:
@@ -163,7 +166,9 @@ class Recipe:
             scheduler=config.generation.scheduler,
             resolution=config.generation.resolution,
             seed=config.generation.seed,
-            generator_fingerprint=fingerprint(self.model_digest, self.finetuned, self.dtype),
+            generator_fingerprint=fingerprint(
+                self.model_digest, self.adaptation.digest(self.finetuned), self.dtype
+            ),
             settings=settings_of(self.config, self.fractals),
         )
 

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from safetensors.torch import load_file
 
 from online_aug.config_finetune import FinetuneConfig
-from online_aug.generation.adapters import LORA_FILE, TOKENS_FILE
+from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE
 from online_aug.generation.concepts import class_concepts, named_concepts
 from online_aug.generation.finetuning.latents import Examples
 from online_aug.generation.finetuning.loop import FinetuneTask, finetune

@@ -4,6 +4,7 @@ import fcntl
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+import torch
 from recipe_samples import make_recipe
 
 from online_aug import finetune
@@ -58,6 +59,16 @@ def test_nothing_is_done_where_it_is_off(tmp_path, tiny_model, is_not_run):
     recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False})
     ensure_finetuned(recipe)
     assert not (tmp_path / "finetuned").exists()
+
+
+def test_nothing_is_learned_where_adapters_from_elsewhere_are_named(
+    tmp_path, tiny_model, is_not_run
+):
+    tokens = {"<crow>": torch.zeros(128), "<jay>": torch.ones(128)}
+    torch.save(tokens, tmp_path / "tokens.pt")
+    named = {"path": tmp_path / "tokens.pt", "mode": "textual_inversion"}
+    ensure_finetuned(make_recipe(tmp_path, tiny_model, finetune=named))
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_a_second_process_waits_and_takes_the_result(recipe, is_not_run):

@@ -130,6 +130,36 @@ def test_after_fine_tuning_lora_alone_prompts_hold_the_names(tmp_path, tiny_mode
     assert recipe.context.prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
 
 
+@pytest.fixture
+def merged(tmp_path):
+    """DA-Fusion's merged tokens for the two classes."""
+    path = tmp_path / "birds-0-4.pt"
+    torch.save({f"<{name}>": torch.full((128,), 0.1) for name in CLASS_NAMES}, path)
+    return {"path": path, "mode": "textual_inversion"}
+
+
+def test_tokens_from_elsewhere_are_used_in_place_of_fine_tuning(tmp_path, tiny_model, merged):
+    recipe = make_recipe(tmp_path, tiny_model, finetune=merged)
+    recipe.check(generates=True)
+    assert recipe.is_ready
+    assert recipe.context.prompts[1] == "a photo of a <class_1> bird"
+    torch.testing.assert_close(recipe.adapters.tokens["<class_1>"], torch.full((128,), 0.1))
+
+
+def test_other_tokens_from_elsewhere_make_other_images(tmp_path, tiny_model, merged):
+    first = make_recipe(tmp_path, tiny_model, finetune=merged).context
+    torch.save({f"<{name}>": torch.ones(128) for name in CLASS_NAMES}, merged["path"])
+    second = make_recipe(tmp_path, tiny_model, finetune=merged).context
+    assert first.generator_fingerprint != second.generator_fingerprint
+
+
+def test_tokens_that_do_not_fit_are_refused_before_anything_starts(tmp_path, tiny_model, merged):
+    torch.save({"<emu>": torch.ones(128)}, merged["path"])
+    recipe = make_recipe(tmp_path, tiny_model, finetune=merged)
+    with pytest.raises(UserError, match="a token for every class, got none for 'crow', 'jay'"):
+        recipe.check(generates=True)
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -15,13 +15,11 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from jaxtyping import Float
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from online_aug.generation.adapter_files import TOKENS_FILE, Adapters
 from online_aug.generation.concepts import CONCEPTS_FILE, Concept
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-TOKENS_FILE = "tokens_emb.safetensors"
 
 
 def save_adapters(
@@ -49,14 +47,17 @@ def save_adapters(
     (folder / CONCEPTS_FILE).write_text(json.dumps([asdict(c) for c in concepts], indent=1))
 
 
-def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, folder: Path) -> None:
+def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) -> None:
     """Add the tokens to the text encoder and merge the LoRA into the U-Net's weights."""
-    if (folder / TOKENS_FILE).is_file():
-        concepts = json.loads((folder / CONCEPTS_FILE).read_text())
-        embeddings = load_file(folder / TOKENS_FILE)["clip_l"].to(pipeline.text_encoder.dtype)
-        tokens = [concept["token"] for concept in concepts]
-        pipeline.load_textual_inversion(embeddings, token=tokens)
-    if (folder / LORA_FILE).is_file():
-        pipeline.load_lora_weights(folder)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+    if adapters.tokens:
+        dtype = pipeline.text_encoder.dtype
+        embeddings = [embedding.to(dtype) for embedding in adapters.tokens.values()]
+        pipeline.load_textual_inversion(embeddings, token=list(adapters.tokens))
+    if adapters.lora is None:
+        return
+    if isinstance(adapters.lora, Path):
+        pipeline.load_lora_weights(adapters.lora.parent, weight_name=adapters.lora.name)
+    else:
+        pipeline.load_lora_weights(dict(adapters.lora))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()

@@ -128,10 +128,9 @@ def finetuned_folder(
     return config.path / digest.hexdigest()
 
 
-def fingerprint(model_digest: str, finetuned: Path | None, dtype: str) -> str:
+def fingerprint(model_digest: str, adapters_digest: str | None, dtype: str) -> str:
     """Digest of base weights, adapters and number format, hexadecimal."""
-    adapters = digest_folder(finetuned) if finetuned else "none"
-    text = f"{model_digest}/{adapters}/{dtype}"
+    text = f"{model_digest}/{adapters_digest or 'none'}/{dtype}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

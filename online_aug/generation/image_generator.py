@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.config import GenerationConfig
+from online_aug.generation.adapter_files import Adapters
 from online_aug.generation.adapters import load_adapters
 from online_aug.generation.identity import kind_of
 from online_aug.generation.models import (
@@ -56,7 +57,12 @@ class ImageGenerator:
 
     @classmethod
     def load(
-        cls, model: Path, finetuned: Path | None, config: GenerationConfig, dtype: str, device: str
+        cls,
+        model: Path,
+        finetuned: Adapters | None,
+        config: GenerationConfig,
+        dtype: str,
+        device: str,
     ) -> "ImageGenerator":
         """Load model and adapters onto a device; what kind it is, its directory tells.
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_model import copy_with
 from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
 
 from online_aug.config_files import load_config, resolved_yaml
@@ -76,6 +79,30 @@ CASES = {
         ["generation.model={place}/spoilt_model"],
         r"generation\.model {place}/spoilt_model cannot be read: ",
     ),
+    "model cut short": (
+        ["generation.model={place}/short_model"],
+        r"generation\.model must have whole weight files, got {place}/short_model/unet/.*again$",
+    ),
+    "model without attention": (
+        ["generation.model={place}/plain_model"],
+        r"must have attention in its U-Net for finetune\.mode joint, got {place}/plain_model ",
+    ),
+    "tokens that are missing": (
+        ["finetune.path={place}/missing.pt"],
+        r"finetune\.path must be a folder of results, or .* got {place}/missing\.pt, .* missing$",
+    ),
+    "tokens of other classes": (
+        ["finetune.path={place}/tokens.pt", "finetune.mode=textual_inversion"],
+        r"finetune\.path must hold a token for every class, got none for '0', '1', '2', '3' and 6",
+    ),
+    "tokens without their LoRA": (
+        ["finetune.path={place}/tokens.pt"],
+        r"must hold LoRA and tokens for finetune\.mode joint, got tokens in .*textual_inversion to",
+    ),
+    "a LoRA for each class": (
+        ["finetune.per_class=true"],
+        r"finetune\.per_class must be false unless finetune\.mode is .* share one LoRA$",
+    ),
     "nothing to serve": (
         ["devices.generate=none"],
         r"finetune\.path must hold the result .* run python -m online_aug\.finetune first$",
@@ -113,6 +140,18 @@ def write_images(folder, count):
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
+def spoil_models(place, model):
+    """A model cut short, one without attention, and tokens that are none of ours."""
+    short = copy_with(model, place / "short_model") / "unet"
+    (weights,) = short.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    plain = copy_with(model, place / "plain_model") / "unet"
+    (weights,) = plain.glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensors[name] for name in tensors if ".to_" not in name}, weights)
+    torch.save({"<emu>": torch.zeros(128)}, place / "tokens.pt")
+
+
 def spoil(place, config):
     """Folders, models and runs as nobody should have them."""
     (place / "file").write_text("")
@@ -146,6 +185,7 @@ def said(tmp_path_factory, place, tiny_model):
     folders = {name: tmp_path_factory.mktemp("case") for name in [*CASES, "skipped"]}
     configs = {name: write_config(folder, tiny_model) for name, folder in folders.items()}
     spoil(place, configs["run of another configuration"])
+    spoil_models(place, tiny_model)
     overrides = {name: case for name, (case, _) in CASES.items()} | {"skipped": SKIPPED}
     commands = [
         [str(configs[name]), f"data.root={place}", *(text.format(place=place) for text in case)]

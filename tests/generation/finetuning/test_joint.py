@@ -9,11 +9,13 @@ from request_samples import make_request
 from safetensors.torch import load_file
 
 from online_aug.config import GenerationConfig
-from online_aug.generation.adapters import LORA_FILE, TOKENS_FILE, load_adapters
+from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE, read_result
+from online_aug.generation.adapters import load_adapters
 from online_aug.generation.concepts import CONCEPTS_FILE, is_finetuned
 from online_aug.generation.finetuning import loop
-from online_aug.generation.finetuning.additions import ATTENTION, ExtendedEmbedding
+from online_aug.generation.finetuning.additions import ExtendedEmbedding
 from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.lora_names import TARGETS
 from online_aug.generation.models import load_img2img
 from online_aug.seeding import numpy_rng, torch_rng
 
@@ -56,7 +58,7 @@ def test_lora_of_every_attention_and_every_token_is_learned(tiny_model, trained,
         assert [name for name in one if torch.equal(one[name], three[name])] == []
     modules = [name for name, _ in trained.unet.named_modules()]
     attentions = [name for name in modules if name.endswith((".attn1", ".attn2"))]
-    assert len(load_file(folder / LORA_FILE)) == len(attentions) * len(ATTENTION) * 2
+    assert len(load_file(folder / LORA_FILE)) == len(attentions) * len(TARGETS) * 2
 
 
 def test_every_step_is_reported_with_its_loss(tiny_model, tmp_path):
@@ -104,7 +106,7 @@ def test_a_result_is_safetensors_and_json_only_and_marked_whole(trained, folder)
 def test_what_is_loaded_is_what_was_trained(tiny_model, trained, folder):
     """The prompt's embedding and the network's answer, before saving and after loading."""
     loaded = load_img2img(tiny_model, "float32")
-    load_adapters(loaded, folder)
+    load_adapters(loaded, read_result(folder))
     latents, time = torch.randn(1, 4, 16, 16, generator=torch_rng(0)), torch.tensor([500])
     answers = []
     with torch.no_grad():
@@ -120,7 +122,9 @@ def test_stock_diffusers_loads_both_files_and_makes_the_same_image(tiny_model, t
         prompt=PROMPT, num_inference_steps=4, strength=0.75, scheduler="ddim", noise_seed=3
     )
     image = examples().load(0)
-    generator = ImageGenerator.load(tiny_model, folder, GenerationConfig(), "float32", "cpu")
+    generator = ImageGenerator.load(
+        tiny_model, read_result(folder), GenerationConfig(), "float32", "cpu"
+    )
     made = generator.generate([request], image.unsqueeze(0))
     expected = stock_pipeline(tiny_model, folder)(
         prompt=PROMPT,

@@ -16,10 +16,10 @@ from finetuning_samples import (
 from request_samples import make_request
 
 from online_aug.config import GenerationConfig
-from online_aug.generation.adapters import LORA_FILE, TOKENS_FILE
+from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE, read_result
 from online_aug.generation.concepts import CONCEPTS_FILE
-from online_aug.generation.finetuning.additions import ATTENTION
 from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.lora_names import TARGETS
 from online_aug.generation.models import load_img2img
 from online_aug.seeding import torch_rng
 
@@ -56,7 +56,7 @@ def test_every_token_and_every_attention_has_learned(miniature, result, mode, tm
         modules = dict(load_img2img(miniature, "float32").unet.named_modules())
         attentions = [name for name in modules if name.endswith((".attn1", ".attn2"))]
         assert len(attentions) >= 8
-        assert len(lora_of(more)) == len(attentions) * len(ATTENTION) * 2
+        assert len(lora_of(more)) == len(attentions) * len(TARGETS) * 2
         assert [k for k in lora_of(more) if torch.equal(lora_of(less)[k], lora_of(more)[k])] == []
 
 
@@ -65,7 +65,7 @@ def test_stock_diffusers_loads_it_and_makes_the_same_image(miniature, result, mo
     settings = {"num_inference_steps": 4, "strength": 0.75, "guidance_scale": 3.0}
     request = make_request(prompt=prompt, scheduler="ddim", noise_seed=3, **settings)
     image = examples().load(0).unsqueeze(0)
-    made = ImageGenerator.load(miniature, result, GenerationConfig(), "float32", "cpu")
+    made = ImageGenerator.load(miniature, read_result(result), GenerationConfig(), "float32", "cpu")
     stock = stock_pipeline(miniature, result)
     stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config, clip_sample=False)
     found = made.generate([request], image)
