@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from online_aug.dataloader.class_checks import refuse_unknown_classes
 from online_aug.dataloader.image_sets import FolderSet
 from online_aug.dataloader.images import IMAGE_SUFFIXES
 from online_aug.errors import UserError
@@ -49,16 +50,6 @@ def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
         refuse_unknown_classes(unknown, split, place)
         found[split] = _read_split(place, train)
     return found
-
-
-def refuse_unknown_classes(unknown: list[str], split: str, place: object) -> None:
-    """Raise a `UserError` if a split has classes that the training split lacks."""
-    if unknown:
-        names = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise UserError(
-            f"every class of the {split} split must be in train, {names} "
-            f"of {place} {'is' if len(unknown) == 1 else 'are'} not"
-        )
 
 
 def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from online_aug.dataloader.class_checks import no_single_class, refuse_out_of_range
 from online_aug.dataloader.images import to_rgb
 from online_aug.dataloader.progress import Report
 from online_aug.dataloader.written import written_once
@@ -42,8 +43,10 @@ def write_stream(source: str, root: Path, splits: Mapping[str, Any]) -> Path:
 def _copy(source: str, splits: Mapping[str, Any], folder: Path, progress: Report) -> None:
     total, done = sum(map(len, splits.values())), 0
     for split, dataset in splits.items():
-        before = done
+        before, known = done, set(_class_words(dataset).values())
         for image, label in _labelled(dataset, source):
+            if known:
+                refuse_out_of_range(label, known, f"{source} ({split})")
             place = folder / split / _class_folder(dataset, label)
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(to_rgb(image)).save(place / f"{done:08d}.png", compress_level=1)
@@ -70,16 +73,18 @@ def _labelled(dataset: Any, source: str) -> Iterator[tuple[Image.Image, int]]:
         try:
             number = int(label)
         except (TypeError, ValueError):
-            raise UserError(
-                f"data.source must have one class an image, got {source} with a label {label!r}"
-            ) from None
+            raise no_single_class(label, source) from None
         if number >= 0:  # -1: withheld
             yield image, number
 
 
 def _class_folder(dataset: Any, label: int) -> str:
     """A folder name that sorts by number and cannot leave its place."""
-    words = getattr(dataset.reader, "class_to_idx", None) or {}
-    names = sorted(word for word, number in words.items() if number == label)
-    title = quote(str(names[0]), safe=" ()&+,'") if names else ""
+    names = sorted(word for word, number in _class_words(dataset).items() if number == label)
+    title = quote(names[0], safe=" ()&+,'") if names else ""
     return f"{label:05d} {title}".strip()
+
+
+def _class_words(dataset: Any) -> dict[str, int]:
+    words = getattr(dataset.reader, "class_to_idx", None) or {}
+    return {str(word): number for word, number in words.items()}

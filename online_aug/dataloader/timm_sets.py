@@ -11,7 +11,12 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cache import content_digest
-from online_aug.dataloader.folders import folder_splits, refuse_unknown_classes
+from online_aug.dataloader.class_checks import (
+    no_single_class,
+    refuse_out_of_range,
+    refuse_unknown_classes,
+)
+from online_aug.dataloader.folders import folder_splits
 from online_aug.dataloader.image_sets import FolderSet, ImageSet, pixel_digest
 from online_aug.dataloader.images import BadImageError, decode_image, to_rgb
 from online_aug.dataloader.streams import STREAMS, write_stream
@@ -136,7 +141,9 @@ def _create(source: str, root: Path, split: str) -> Any:
 def _image_set(dataset: Any, name: TimmName, class_names: tuple[str, ...]) -> ImageSet:
     named = _names_by_value(dataset, name.source)
     values = _raw_labels(dataset, name.source)
-    titles = [named.get(value, str(value)) for value in values]
+    for value in set(values):
+        refuse_out_of_range(value, named.keys(), f"{name.source} ({name.split})")
+    titles = [named[value] for value in values]
     refuse_unknown_classes(sorted(set(titles) - set(class_names)), name.split, name.source)
     number = {title: k for k, title in enumerate(class_names)}
     labels = np.asarray([number[title] for title in titles], np.int64)
@@ -186,7 +193,10 @@ def _names_by_value(dataset: Any, source: str) -> dict[Hashable, str]:
     holder = getattr(dataset, "reader", dataset)
     words = getattr(holder, "class_to_idx", None)
     if not words:
-        return {value: str(value) for value in sorted(set(_raw_labels(dataset, source)))}
+        values = set(_raw_labels(dataset, source))
+        return {
+            value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
+        }
     named: dict[Hashable, str] = {}
     for word, value in sorted(words.items(), key=lambda pair: pair[1]):
         named.setdefault(value, str(word))  # ImageNet: several words for one class
@@ -198,7 +208,11 @@ def _raw_labels(dataset: Any, source: str) -> list[Any]:
         return [category for category, _ in dataset.index]
     reader = getattr(dataset, "reader", None)
     if reader is not None:
-        return list(reader.dataset[reader.label_key])
+        labels = list(reader.dataset[reader.label_key])
+        for label in labels:
+            if not isinstance(label, (int, str)):
+                raise no_single_class(label, source)
+        return labels
     if getattr(dataset, "targets", None) is None:
         raise UserError(f"data.source must be a labelled classification set, got {source}")
     values = np.asarray(dataset.targets)

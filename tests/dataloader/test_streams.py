@@ -149,6 +149,13 @@ def test_several_labels_an_image_are_refused(tmp_path):
     assert not (tmp_path / "tfds_x").exists()
 
 
+def test_a_label_without_a_class_is_refused_with_the_range(tmp_path):
+    stream = Stream([(image(), 0), (image(), 2)], {"ant": 0, "bee": 1})
+    with pytest.raises(UserError, match=r"labels of tfds/x \(train\) must be .* 0 to 1, .* got 2"):
+        write_stream("tfds/x", tmp_path, {"train": stream})
+    assert not (tmp_path / "tfds_x").exists()
+
+
 def test_a_stream_that_breaks_off_leaves_nothing(tmp_path):
     def broken():
         yield image(), 0

@@ -187,6 +187,36 @@ def test_a_class_that_train_lacks_is_named(tmp_path, hub):
         open_set("hfds/x", tmp_path)
 
 
+@pytest.mark.parametrize(("split", "label"), [("train", 2), ("test", 7), ("test", -1)])
+def test_a_label_out_of_range_is_refused_with_the_range(tmp_path, hub, split, label):
+    splits = {"train": hub_split([0, 1] * 5, 0), "test": hub_split([0, 1], 1)}
+    splits[split][1][0] = label
+    hub(splits, {"cat": 0, "dog": 1})
+    reason = rf"labels of hfds/x \({split}\) must be .* from 0 to 1, .* got {label}$"
+    with pytest.raises(UserError, match=reason):
+        open_set("hfds/x", tmp_path)
+
+
+def test_a_torchvision_label_out_of_range_is_refused_with_the_range(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
+    with pytest.raises(UserError, match=r"torch/mnist \(test\) must be .* 0 to 9, .* got 10"):
+        open_set("torch/mnist", tmp_path)
+
+
+@pytest.mark.parametrize("label", [None, [0, 1], 0.5])
+def test_a_label_that_is_no_single_class_is_refused(tmp_path, hub, label):
+    hub({"train": hub_split([0, 1, label], 0)}, {"cat": 0, "dog": 1})
+    with pytest.raises(UserError, match="must have one class an image, got hfds/x with a label"):
+        open_set("hfds/x", tmp_path)
+
+
+def test_words_and_numbers_in_one_column_are_classes_in_a_fixed_order(tmp_path, hub):
+    hub({"train": hub_split(["yak", 3, "cat"] * 4, 0), "test": hub_split([3], 1)})
+    assert open_set("hfds/x", tmp_path).train.class_names == ("3", "cat", "yak")
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
