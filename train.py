@@ -19,6 +19,7 @@ from online_aug.training.launcher import RECORD, launch, needs_launcher
 
 if TYPE_CHECKING:
     from online_aug.devices import DevicePlan
+    from online_aug.judge import check_judge
     from online_aug.recipe import Recipe
 
 # What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
@@ -55,6 +56,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_classifier(config.classifier)
     recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
     check_teacher(recipe)
+    check_judge(recipe)
     recipe.check(generates=devices.generate is not None)
     if command.is_dry_run:
         sys.stdout.write(describe_run(recipe, devices))

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from online_aug.config_data import DataConfig
 from online_aug.config_finetune import FinetuneConfig
+from online_aug.config_gate import GateConfig
 from online_aug.config_method import FractalConfig, MethodConfig, SaliencyConfig
 from online_aug.config_training import ClassifierConfig, OptimConfig
 from online_aug.config_types import (
@@ -123,6 +124,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     fractals: FractalConfig = FractalConfig()
     saliency: SaliencyConfig = SaliencyConfig()
+    gate: GateConfig = GateConfig()
     cache: CacheConfig = CacheConfig()
     devices: DevicesConfig = DevicesConfig()
     classifier: ClassifierConfig = ClassifierConfig()

@@ -82,6 +82,7 @@ def _work(recipe: "Recipe") -> "Work":
 
     from online_aug.generation.image_generator import fit
     from online_aug.generation.service import Work
+    from online_aug.judge import build_gate
     from online_aug.methods import METHODS
     from online_aug.recipe_images import SourceImages
 
@@ -106,6 +107,7 @@ def _work(recipe: "Recipe") -> "Work":
         plan_of=recipe.plan_of if recipe.saliency.follows_classifier else None,
         prepare=prepare,
         refusal=refusal,
+        gate=build_gate(recipe),
         slots=config.generation.slots,
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,

@@ -24,6 +24,7 @@ from online_aug.method_settings import instructions_of, settings_of
 from online_aug.methods import METHODS, Method, MethodContext, Source, plan_requests
 from online_aug.recipe_saliency import RecipeSaliency
 from online_aug.records import GenerationRequest
+from online_aug.saliency.version import file_digest
 
 LARGEST_FRACTAL_PX = 256
 
@@ -169,8 +170,29 @@ class Recipe:
             generator_fingerprint=fingerprint(
                 self.model_digest, self.adaptation.digest(self.finetuned), self.dtype
             ),
+            gate_version=self.gate_version,
             settings=settings_of(self.config, self.fractals),
         )
+
+    @cached_property
+    def gate_version(self) -> str | None:
+        """Of what judges the images' classes and its rule; None where nothing does.
+
+        Raises:
+            UserError: If the file of the classifier's weights cannot be read.
+        """
+        gate, config = self.config.gate, self.config
+        if gate.classifier is None:
+            return None
+        name, side = gate.name or config.classifier.name, gate.image_size or config.data.image_size
+        try:
+            digest = file_digest(gate.classifier)
+        except OSError as error:
+            raise UserError(
+                f"gate.classifier must be a file of weights, cannot read {gate.classifier}: "
+                f"{error.strerror}"
+            ) from None
+        return f"{name}-{side}-{digest}-{gate.min_probability!r}-{gate.top_k}"
 
     @cached_property
     def fractals(self) -> FractalBank | None:

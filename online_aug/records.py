@@ -46,6 +46,8 @@ class GenerationRequest:
     """Which of the images made from this source, from 0."""
     noise_seed: int
     saliency_version: str | None = None
+    gate_version: str | None = None
+    """What judged the class of the image, and by which rule; None where nothing did."""
     generator_fingerprint: str
     """Digest of base weights, adapters and dtype."""
 

@@ -173,6 +173,7 @@ class TrainingRun:
             served_cached=totals.cached,
             starved=totals.starved,
             generated=self._generated,
+            rejected=self._rejected,
             reused=sum(flag > 0 for flag in flags),
             generator_restarts=self._restarts,
             config_digest=config_digest(self._config),

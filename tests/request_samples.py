@@ -133,6 +133,7 @@ VALUES = {
     "variant": _numbers,
     "noise_seed": _numbers,
     "saliency_version": st.none() | _texts,
+    "gate_version": st.none() | _texts,
     "generator_fingerprint": _texts,
 }
 """What each field of a request may hold."""

@@ -1,16 +1,99 @@
-"""What must not reach the cache: images that are no images."""
+"""What must not reach the cache: images that are no images, or of another class than intended."""
 
-from jaxtyping import Float
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from online_aug.records import GenerationRequest
 
 FLAT_LEVELS = 2.0
 """Standard deviation over all pixels, in grey levels of 255, below which an image is blank."""
+EXTREME_LEVELS = 8.0
+"""Distance of a blank image's mean from 0 or 255 within which it is called black or white."""
+Classify = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, "b k"]]
+"""Images in [0, 1] to class probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether an image may be used, and what was measured."""
+
+    reason: str | None = None
+    """Why it is rejected; None if it is not."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """`probability_source` and `probability_target`, where a classifier judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRule:
+    """When a classifier's opinion is enough to reject an image.
+
+    An image is asked for between the classes of its source and its prompt, which are one for most
+    methods, so what counts is whether the classifier sees either of them.
+    """
+
+    min_probability: float = 0.0
+    """Least probability of both classes together."""
+    top_k: int | None = None
+    """One of them must be among this many most probable classes (SaSPA, NeurIPS 2024, takes 10)."""
+
+    def is_met(self, probabilities: Float[Tensor, " k"], classes: set[int]) -> bool:
+        """Whether an image with these class probabilities shows one of the classes."""
+        intended = probabilities[sorted(classes)]
+        if intended.sum().item() < self.min_probability:
+            return False
+        if self.top_k is None:
+            return True
+        return int((probabilities > intended.max()).sum()) < self.top_k
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Judges finished images; without a classifier only whether they are images at all."""
+
+    classify: Classify | None = None
+    rule: ClassRule = ClassRule()
+
+    @torch.no_grad()
+    def __call__(
+        self, requests: Sequence[GenerationRequest], images: Float[Tensor, "b 3 r r"]
+    ) -> list[Verdict]:
+        """A verdict for each image in [0, 1], in order."""
+        verdicts = [Verdict(reason=rejection(image)) for image in images]
+        fit = [place for place, verdict in enumerate(verdicts) if verdict.reason is None]
+        if self.classify is None or not fit:
+            return verdicts
+        for place, row in zip(fit, self.classify(images[fit]).cpu(), strict=True):
+            verdicts[place] = self._judge(requests[place], row)
+        return verdicts
+
+    def _judge(self, request: GenerationRequest, row: Float[Tensor, " k"]) -> Verdict:
+        source, target = request.source_label, request.target_label
+        return Verdict(
+            reason=None if self.rule.is_met(row, {source, target}) else "off-class",
+            scores={
+                "probability_source": row[source].item(),
+                "probability_target": row[target].item(),
+            },
+        )
+
+
+def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    """An image in [0, 1] as it is stored, to the nearest level."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def rejection(image: Float[Tensor, "3 h w"]) -> str | None:
     """Why an image in [0, 1] is not fit to be used, or None if it is."""
     if not image.isfinite().all():
         return "not finite"
-    if image.mean(0).std() * 255 < FLAT_LEVELS:
-        return "blank"
-    return None
+    grey = image.mean(0) * 255
+    if grey.std() >= FLAT_LEVELS:
+        return None
+    mean = grey.mean()
+    if mean < EXTREME_LEVELS:
+        return "black"
+    return "white" if mean > 255 - EXTREME_LEVELS else "flat"

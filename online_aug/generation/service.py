@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
-from online_aug.generation.gate import rejection
+from online_aug.generation.gate import Gate, to_bytes
 from online_aug.generation.image_generator import Group, group_of
 from online_aug.generation.messages import Status
 from online_aug.records import GenerationRequest
@@ -62,6 +61,8 @@ class Work:
     """Starting images of some requests, at the generator's resolution."""
     refusal: Callable[[GenerationRequest], str | None]
     """Why a request cannot be prepared, None where it can."""
+    gate: Gate
+    """What finished images have to pass."""
     slots: int
     max_ahead: int | None
     """Images not yet served at which to pause; None never pauses."""
@@ -181,12 +182,14 @@ class Service:
             return
         started = time.monotonic()
         images = self._generator.generate(batch, self._work.prepare(batch))
-        for request, image in zip(batch, images, strict=True):
-            if reason := rejection(image):
-                self._reject(request, reason)
+        verdicts = self._work.gate(batch, images)
+        for request, image, verdict in zip(batch, images, verdicts, strict=True):
+            if verdict.reason is not None:
+                self._reject(request, verdict.reason)
                 continue
-            pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-            self._writer.put(Entry(request=request.to_fields(), image=pixels.numpy()))
+            pixels = to_bytes(image).permute(1, 2, 0).numpy()
+            entry = Entry(request=request.to_fields(), image=pixels, scores=verdict.scores)
+            self._writer.put(entry)
             self._made += 1
         self._busy_s += time.monotonic() - started
         self._tell("generating")

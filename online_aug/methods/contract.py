@@ -40,6 +40,8 @@ class MethodContext:
     seed: int
     """Seed of the plan and of the noise (`generation.seed`)."""
     generator_fingerprint: str
+    gate_version: str | None = None
+    """What judges the images' classes; None where nothing does."""
     settings: object = None
     """What the recipe's own method needs beside this, of that method's type."""
     saliency: SaliencyTable | None = field(default=None, compare=False, repr=False)

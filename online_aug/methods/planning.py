@@ -1,6 +1,7 @@
 """The plan: every request of a recipe, in the order in which they are made."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from online_aug.methods.contract import Method, MethodContext, Source
 from online_aug.records import GenerationRequest
@@ -24,5 +25,6 @@ def plan_requests(
         for position in order:
             source = unique[position]
             rng = numpy_rng("plan", context.seed, variant, source.digest)
-            requests.append(method.plan(source, variant, context, rng))
+            request = method.plan(source, variant, context, rng)
+            requests.append(replace(request, gate_version=context.gate_version))
     return requests

@@ -94,10 +94,19 @@ class Summary:
     starved: int
     generated: int
     """Images this run made; what was in the making when a launch was stopped is not counted."""
+    rejected: int = 0
+    """Images the method refused to make, or that did not pass the gate."""
     reused: int
     """Images this run asked for that the cache already held."""
     generator_restarts: int
     config_digest: str
+
+    @property
+    def made_text(self) -> str:
+        """Images made, reused and rejected, in words."""
+        tried = self.generated + self.rejected
+        share = f" ({self.rejected / tried:.1%})" if self.rejected else ""
+        return f"{self.generated:,} made, {self.reused:,} reused, {self.rejected:,} rejected{share}"
 
     @property
     def served(self) -> Served:

@@ -57,7 +57,7 @@ def _summary_table(summary: Summary) -> str:
             ),
             ("served real, fresh, cached", f"{served.real:,}, {served.fresh:,}, {served.cached:,}"),
             ("starved", f"{served.starved:,}"),
-            ("images made, reused", f"{summary.generated:,}, {summary.reused:,}"),
+            ("images generated", summary.made_text),
             ("restarts of the generator", str(summary.generator_restarts)),
             ("first step after", f"{summary.first_step_s:.1f} s"),
             ("whole run", f"{duration(summary.wall_s)}, {summary.epochs} epochs"),

@@ -35,7 +35,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         (_worst_title(summary.per_class), Text(_worst(summary.per_class))),
         ("images served", mix_text(summary.served)),
         ("", Text(_served_counts(summary), "dim")),
-        ("images generated", Text(f"{summary.generated:,} made, {summary.reused:,} reused")),
+        ("images generated", Text(summary.made_text)),
         ("generator restarts", _restarts(summary.generator_restarts)),
         ("first step after", Text(duration(summary.first_step_s))),
         ("whole run", Text(f"{duration(summary.wall_s)}, {summary.epochs} epochs")),

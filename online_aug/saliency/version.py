@@ -17,9 +17,17 @@ def file_version(weights: Path, name: str, side: int) -> str:
     Raises:
         OSError: If the file cannot be read.
     """
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-    return f"grad_cam-{name}-{side}-{digest.hexdigest()}"
+    return f"grad_cam-{name}-{side}-{file_digest(weights)}"
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b of a file's content, 32 hexadecimal digits.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def weights_version(classifier: nn.Module, name: str, side: int) -> str:

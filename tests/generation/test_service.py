@@ -13,6 +13,7 @@ from request_samples import make_context, make_sources
 
 from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.generation import service
+from online_aug.generation.gate import ClassRule, Gate
 from online_aug.generation.image_generator import group_of
 from online_aug.generation.service import Service, Work
 from online_aug.methods import METHODS, plan_requests
@@ -85,6 +86,7 @@ def serve(store, painter=None, trainer=None, **changes):
         "plan_of": None,
         "prepare": starting_images,
         "refusal": lambda request: None,
+        "gate": Gate(),
     }
     work = Work(**settings | {"slots": SLOTS, "max_ahead": 10_000} | changes)
     Service(work, store, painter, trainer).run()
@@ -185,9 +187,23 @@ def test_images_that_are_none_are_rejected_and_not_tried_again(store):
     blank, broken = frozenset(PLAN[3:6]), frozenset(PLAN[40:42])
     _, trainer = serve(store, Painter(blank=blank, not_finite=broken))
     assert (trainer.told[-1].generated, trainer.told[-1].rejected) == (len(PLAN) - 5, 5)
-    assert store.stats()["rejected_by_reason"] == {"blank": 3, "not finite": 2}
+    assert store.stats()["rejected_by_reason"] == {"white": 3, "not finite": 2}
     assert not any(store.contains([request.key for request in blank | broken]))
     assert serve(store)[0].made == []
+
+
+def test_what_the_gate_finds_off_class_is_not_stored_and_the_rest_carries_its_scores(store):
+    def classify(images):
+        sure = images[:, 0, 0, 0] < 0.5  # as good as any rule: some images pass and some do not
+        return torch.where(sure[:, None], torch.full((4,), 0.25), torch.zeros(4))
+
+    gate = Gate(classify, ClassRule(min_probability=0.2))
+    _, trainer = serve(store, gate=gate)
+    rejected = store.stats()["rejected_by_reason"]["off-class"]
+    assert 0 < rejected == trainer.told[-1].rejected < len(PLAN)
+    stored = [store.get(r.key) for r in PLAN if store.contains([r.key])[0]]
+    assert len(stored) == len(PLAN) - rejected
+    assert all(set(r.scores) == {"probability_source", "probability_target"} for r in stored)
 
 
 def test_the_generator_pauses_when_it_is_far_ahead_and_goes_on_when_images_are_served(store):

@@ -99,7 +99,7 @@ EPOCH_FIELDS = """epoch step train_loss val_top1 lr images_per_s loader_wait_s s
     served_fresh served_cached starved generated generated_per_s rejected cache_entries
     cache_bytes"""
 SUMMARY_FIELDS = """top1 top1_best_val best_val_epoch per_class epochs wall_s first_step_s
-    served_real served_fresh served_cached starved generated reused generator_restarts
+    served_real served_fresh served_cached starved generated rejected reused generator_restarts
     config_digest"""
 
 
