@@ -49,7 +49,7 @@ class GenerationRequest:
     gate_version: str | None = None
     """What judged the class of the image, and by which rule; None where nothing did."""
     generator_fingerprint: str
-    """Digest of base weights, adapters and dtype."""
+    """Digest of base weights, adapters, dtype and version of the engine."""
 
     @cached_property
     def key(self) -> bytes:

@@ -28,6 +28,8 @@ _METHODS: Mapping[PipelineKind, str] = {
 _DECIDES_NOTHING = {"enabled", "path"}
 _FIRST_KEYS = {"steps", "batch_size", "lr", "token_lr", "schedule", "rank", "seed"}
 """Later keys count where they are set, so that older results keep their folders."""
+ENGINE_VERSION = 2
+"""Raised when the engine starts to make other pixels of the same request, be it by rounding."""
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -129,8 +131,8 @@ def finetuned_folder(
 
 
 def fingerprint(model_digest: str, adapters_digest: str | None, dtype: str) -> str:
-    """Digest of base weights, adapters and number format, hexadecimal."""
-    text = f"{model_digest}/{adapters_digest or 'none'}/{dtype}"
+    """Digest of base weights, adapters, number format and engine, hexadecimal."""
+    text = f"{model_digest}/{adapters_digest or 'none'}/{dtype}/{ENGINE_VERSION}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -6,6 +6,7 @@ from tiny_model import copy_with
 from online_aug.config import GenerationConfig
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.errors import UserError
+from online_aug.generation import identity
 from online_aug.generation.identity import (
     choose_dtype,
     digest_folder,
@@ -73,6 +74,12 @@ def test_a_fingerprint_tells_weights_adapters_and_number_format_apart():
         fingerprint("m", "other", "float32"),
     ]
     assert len(set(made)) == len(made)
+
+
+def test_another_version_of_the_engine_makes_other_fingerprints(monkeypatch):
+    before = fingerprint("m", None, "float32")
+    monkeypatch.setattr(identity, "ENGINE_VERSION", identity.ENGINE_VERSION + 1)
+    assert fingerprint("m", None, "float32") != before
 
 
 def test_a_fine_tuning_result_lies_in_its_folder_by_a_digest(tmp_path):

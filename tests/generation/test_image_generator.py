@@ -1,30 +1,34 @@
-"""Requests to images, held against diffusers' own pipeline."""
+"""Requests to images, held against diffusers' own pipelines."""
 
+import threading
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInstructPix2PixPipeline,
-)
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from PIL import Image
 from request_samples import make_request
 from tiny_model import copy_with
 
 from online_aug.config import GenerationConfig
+from online_aug.errors import UserError
 from online_aug.generation.identity import EMBEDDED
-from online_aug.generation.image_generator import ImageGenerator, fit, group_of
+from online_aug.generation.image_generator import ImageGenerator, fit
+from online_aug.generation.solver_tables import SOLVERS
 
 PROMPTS = ["a photo of a bird", "a photo of a thin digit", "snow", "a photo of a bird"]
-SOLVERS = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+MIXED = [(0.5, 2.5), (1.0, 7.5), (0.75, 1.0), (0.3, 7.5)]
+"""Strength and guidance scale of images in one batch."""
+SAME = 1e-5
+"""How far an image may be from itself in other company; no more than rounding."""
 
 
-def generator_of(model):
-    return ImageGenerator.load(model, None, GenerationConfig(), "float32", "cpu")
+def generator_of(model, slots=3):
+    return ImageGenerator.load(model, None, GenerationConfig(slots=slots), "float32", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,18 @@ def generator(tiny_model):
 @pytest.fixture(scope="module")
 def predicts_noise(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "epsilon"
-    return copy_with(tiny_model, folder, "scheduler", prediction_type="epsilon")
+    settings = {
+        "prediction_type": "epsilon",
+        "rescale_betas_zero_snr": False,
+        "timestep_spacing": "leading",
+    }
+    return copy_with(tiny_model, folder, "scheduler", **settings)
+
+
+@pytest.fixture(params=["random", "embedded", "predicts noise"])
+def model(request, tiny_model, predicts_noise):
+    models = {"random": tiny_model, "predicts noise": predicts_noise}
+    return models.get(request.param, EMBEDDED["image_to_image"])
 
 
 def make_requests(**changes):
@@ -43,58 +58,97 @@ def make_requests(**changes):
     return [make_request(prompt=p, noise_seed=n, **settings) for n, p in enumerate(PROMPTS)]
 
 
+def mixed_requests(**changes):
+    return [
+        replace(request, strength=strength, guidance_scale=scale)
+        for request, (strength, scale) in zip(make_requests(**changes), MIXED, strict=True)
+    ]
+
+
 def source_images(size=64):
     rng = torch.Generator().manual_seed(1)
     return torch.randint(256, (len(PROMPTS), 3, size, size), generator=rng).to(torch.uint8)
 
 
-def stock(model, request, image):
-    """What a user of diffusers gets for the same settings."""
-    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, dtype=torch.float32)
+@cache
+def stock_pipeline(kind, model):
+    pipeline = kind.from_pretrained(model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = SOLVERS[request.scheduler].from_config(pipeline.scheduler.config)
+    return pipeline, pipeline.scheduler.config
+
+
+def stock(kind, model, request, image, **own):
+    """What a user of diffusers gets for the same settings."""
+    pipeline, known = stock_pipeline(kind, model)
+    pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(known)
     return pipeline(
         prompt=request.prompt,
         image=Image.fromarray(image.permute(1, 2, 0).numpy()),
-        strength=request.strength,
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         generator=torch.Generator().manual_seed(request.noise_seed),
         output_type="pt",
+        **own,
     ).images[0]
 
 
-@pytest.mark.parametrize("scheduler", SOLVERS)
-@pytest.mark.parametrize(("strength", "guidance_scale"), [(0.5, 2.5), (1.0, 7.5), (0.75, 1.0)])
-def test_an_image_is_the_one_of_diffusers_own_pipeline(
-    tiny_model, generator, scheduler, strength, guidance_scale
-):
-    requests = make_requests(scheduler=scheduler, strength=strength, guidance_scale=guidance_scale)
-    images = source_images()
-    made = generator.generate(requests, images)
-    for index in (0, 1):
-        expected = stock(tiny_model, requests[index], images[index])
-        torch.testing.assert_close(made[index], expected, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("scheduler", SOLVERS)
-def test_a_model_that_predicts_noise_is_sampled_as_one(predicts_noise, generator, scheduler):
-    requests, images = make_requests(scheduler=scheduler), source_images()
-    made = generator_of(predicts_noise).generate(requests, images)[0]
-    expected = stock(predicts_noise, requests[0], images[0])
+def assert_same_pixels(made, expected):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
+    levels = [(image * 255).round().int() for image in (made, expected)]
+    assert (levels[0] - levels[1]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("scheduler", SOLVERS)
+def test_images_of_one_batch_are_those_of_diffusers_own_pipeline(model, scheduler):
+    requests = mixed_requests(scheduler=scheduler, num_inference_steps=7)
+    images = source_images()
+    made = generator_of(model).generate(requests, images)
+    for request, image, result in zip(requests, images, made, strict=True):
+        kind = StableDiffusionImg2ImgPipeline
+        expected = stock(kind, model, request, image, strength=request.strength)
+        assert_same_pixels(result, expected)
+
+
+def test_a_model_that_predicts_noise_is_sampled_as_one(predicts_noise, generator):
+    requests, images = make_requests(), source_images()
+    made = generator_of(predicts_noise).generate(requests, images)[0]
     assert (generator.generate(requests, images)[0] - made).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("scheduler", SOLVERS)
-def test_an_image_does_not_depend_on_its_batch(generator, scheduler):
-    requests, images = make_requests(scheduler=scheduler), source_images()
-    together = generator.generate(requests, images)
-    backwards = generator.generate(requests[::-1], images.flip(0)).flip(0)
-    alone = [generator.generate([requests[i]], images[i : i + 1])[0] for i in (0, 3)]
-    assert torch.equal(backwards, together)
-    assert torch.equal(alone[0], together[0])
-    assert torch.equal(alone[1], together[3])
+def any_requests():
+    """Requests that share only their resolution: solver, strength, steps and guidance are mixed."""
+    return [
+        replace(request, scheduler=scheduler, num_inference_steps=steps)
+        for scheduler, steps in zip(SOLVERS, (4, 5, 6, 7, 8), strict=True)
+        for request in mixed_requests()
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(generator):
+    """Each of those images made by itself."""
+    return [
+        generator.generate([request], source_images()[place % 4 :][:1])[0]
+        for place, request in enumerate(any_requests())
+    ]
+
+
+@hypothesis_settings(max_examples=10)
+@given(order=st.permutations(range(20)), count=st.integers(1, 9))
+def test_an_image_is_the_same_whatever_its_neighbours_and_their_order(
+    generator, alone, order, count
+):
+    requests, chosen = any_requests(), order[:count]
+    images = torch.stack([source_images()[place % 4] for place in chosen])
+    made = generator.generate([requests[place] for place in chosen], images)
+    for place, image in zip(chosen, made, strict=True):
+        torch.testing.assert_close(image, alone[place], rtol=0, atol=SAME)
+
+
+def test_the_number_of_slots_changes_no_pixel_by_a_level(tiny_model, generator):
+    requests, images = mixed_requests(), source_images()
+    made = generator_of(tiny_model, slots=1).generate(requests, images)
+    torch.testing.assert_close(made, generator.generate(requests, images), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -121,36 +175,24 @@ def edit_requests(**changes):
     return make_requests(**settings | changes)
 
 
-def stock_edit(model, request, image):
-    """What a user of diffusers' InstructPix2Pix gets for the same settings."""
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(model, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    known = pipeline.scheduler.config
-    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(known)
-    return pipeline(
-        prompt=request.prompt,
-        image=Image.fromarray(image.permute(1, 2, 0).numpy()),
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        image_guidance_scale=request.image_guidance_scale,
-        generator=torch.Generator().manual_seed(request.noise_seed),
-        output_type="pt",
-    ).images[0]
-
-
 @pytest.fixture(scope="module", params=["random", "embedded"])
 def editor_model(request, tiny_editor):
     return tiny_editor if request.param == "random" else EMBEDDED["instruct"]
 
 
-@pytest.mark.parametrize(("text_scale", "image_scale"), [(4.0, 1.5), (2.5, 1.0)])
-def test_an_edit_is_the_one_of_diffusers_own_pipeline(editor_model, text_scale, image_scale):
-    requests = edit_requests(guidance_scale=text_scale, image_guidance_scale=image_scale)
+@pytest.mark.parametrize("scheduler", SOLVERS)
+def test_edits_of_one_batch_are_those_of_diffusers_own_pipeline(editor_model, scheduler):
+    scales = [(4.0, 1.5), (2.5, 1.0), (1.0, 2.0), (7.5, 1.2)]
+    requests = [
+        replace(request, guidance_scale=text, image_guidance_scale=image)
+        for request, (text, image) in zip(edit_requests(scheduler=scheduler), scales, strict=True)
+    ]
     images = source_images()
     made = generator_of(editor_model).generate(requests, images)
-    for index in (0, 2):
-        expected = stock_edit(editor_model, requests[index], images[index])
-        torch.testing.assert_close(made[index], expected, rtol=0, atol=1e-3)
+    for request, image, result in zip(requests, images, made, strict=True):
+        kind, scale = StableDiffusionInstructPix2PixPipeline, request.image_guidance_scale
+        expected = stock(kind, editor_model, request, image, image_guidance_scale=scale)
+        assert_same_pixels(result, expected)
 
 
 def test_an_edit_does_not_depend_on_its_batch(tiny_editor):
@@ -179,39 +221,73 @@ def test_a_request_for_the_other_kind_of_model_is_refused(tiny_editor, generator
         generator.generate(edit_requests(), source_images())
 
 
-def test_requests_of_several_groups_are_refused(generator):
-    requests = [make_request(strength=0.5), make_request(strength=0.7)]
-    with pytest.raises(ValueError, match="^requests must be of one group, got 2$"):
-        generator.generate(requests, source_images()[:2])
+def test_numbers_that_are_none_come_out_as_such_and_reach_no_later_image(tiny_model, generator):
+    broken, requests = generator_of(tiny_model, slots=1), make_requests()
+    spoiled = broken._autoencoder.encode(source_images()[:1])[0]
+    spoiled.mean.fill_(float("nan"))
+    made = broken.generate(requests[:2], source_images()[:2])
+    assert made[0].isnan().all()
+    torch.testing.assert_close(
+        made[1], generator.generate(requests[1:2], source_images()[1:2])[0], rtol=0, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("strength", 0.9),
-        ("guidance_scale", 3.0),
-        ("image_guidance_scale", 1.5),
-        ("num_inference_steps", 7),
-        ("scheduler", "dpmsolver++"),
-        ("resolution", 96),
-    ],
-)
-def test_what_a_pipeline_call_shares_makes_a_group(field, value):
-    assert group_of(make_request(**{field: value})) != group_of(make_request())
+def test_images_of_two_resolutions_cannot_share_the_slots(tiny_model):
+    generator = generator_of(tiny_model)
+    generator.generate(make_requests()[:1], source_images()[:1])
+    message = "^resolution must be the same for all images of one generator, got 32 after 64$"
+    with pytest.raises(ValueError, match=message):
+        generator.generate(make_requests(resolution=32)[:1], source_images()[:1])
+    assert generator.in_flight == 0
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("prompt", "snow"), ("noise_seed", 1), ("source_label", 3), ("variant", 2)]
-)
-def test_what_differs_from_image_to_image_makes_no_group(field, value):
-    assert group_of(make_request(**{field: value})) == group_of(make_request())
+def drain(generator):
+    """All that is in flight, in the order in which it comes out."""
+    came = []
+    while generator.in_flight:
+        came += generator.step()
+    return came
 
 
-def test_numbers_that_are_none_come_out_as_such(tiny_model):
-    broken = generator_of(tiny_model)
-    with torch.no_grad():
-        broken._pipeline.vae.decoder.conv_out.bias.fill_(float("nan"))
-    assert broken.generate(make_requests()[:1], source_images()[:1]).isnan().all()
+def test_finished_images_come_out_while_others_are_under_way(tiny_model):
+    generator, images = generator_of(tiny_model, slots=2), source_images()
+    requests = [replace(request, strength=1.0) for request in make_requests()]
+    requests[1] = replace(requests[1], strength=0.25)
+    generator.submit(requests, lambda some: images[: len(some)])
+    came = [finished.request for finished in drain(generator)]
+    assert sorted(came, key=requests.index) == requests
+
+
+def test_preparation_and_decoding_are_done_in_threads_of_their_own(tiny_model):
+    generator, threads = generator_of(tiny_model), []
+
+    def prepare(requests):
+        threads.append(threading.current_thread().name)
+        return source_images()[: len(requests)]
+
+    generator.submit(make_requests(), prepare)
+    drain(generator)
+    assert threads[0].startswith("prepare")
+    assert generator.time.seconds["prepare"] < generator.time.seconds["denoise"]
+
+
+def test_what_preparation_raises_comes_out_of_the_next_step(tiny_model):
+    def prepare(_):
+        raise UserError("the source is gone")
+
+    generator = generator_of(tiny_model)
+    generator.submit(make_requests(), prepare)
+    with pytest.raises(UserError, match="^the source is gone$"):
+        drain(generator)
+
+
+def test_there_is_room_for_as_many_as_keep_the_slots_busy(tiny_model):
+    generator = generator_of(tiny_model, slots=2)
+    room = generator.room
+    assert room > generator.slots
+    generator.submit(make_requests(), lambda some: source_images()[: len(some)])
+    assert generator.room == room - len(PROMPTS)
+    generator.close()
 
 
 def test_an_image_that_fits_is_left_alone():

@@ -1,0 +1,93 @@
+"""Between pixels and latents: each source encoded once, the same result in whatever company."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+TOGETHER = 4
+"""Images a call of encoder or decoder. Fewer are filled up: another shape would round otherwise."""
+CACHED_BYTES = 2**30
+
+
+class Moments(NamedTuple):
+    """What an encoder says of an image: a Gaussian over latents."""
+
+    mean: Float[Tensor, "c h w"]
+    std: Float[Tensor, "c h w"]
+
+
+class Autoencoder:
+    """A VAE on its device that keeps what it has encoded, up to a number of bytes."""
+
+    def __init__(self, vae: AutoencoderKL, cached_bytes: int = CACHED_BYTES) -> None:
+        self._vae = vae
+        self._cached_bytes = cached_bytes
+        self._kept: OrderedDict[bytes, Moments] = OrderedDict()
+        self._size = 0
+        self.scaling_factor = float(vae.config.scaling_factor)
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> list[Moments]:
+        """The moments of each image, on the CPU; computed once an image while they are kept."""
+        wanted = {_digest(image): image for image in images}
+        missing = [key for key in wanted if key not in self._kept]
+        made = self._moments([wanted[key] for key in missing])
+        found = {key: self._kept[key] for key in wanted if key in self._kept}
+        found |= dict(zip(missing, made, strict=True))
+        for key, moments in found.items():
+            self._keep(key, moments)
+        return [found[_digest(image)] for image in images]
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[Float[Tensor, "c h w"]]) -> list[Float[Tensor, "3 h2 w2"]]:
+        """Images in [0, 1] on the CPU, NaN where the network made NaN."""
+
+        def decoded(batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+            scaled = (batch / self.scaling_factor).to(self._vae.dtype)
+            images: Tensor = self._vae.decode(scaled, return_dict=False)[0]
+            return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+        return list(_in_groups(decoded, latents))
+
+    def _moments(self, images: Sequence[UInt8[Tensor, "3 h w"]]) -> list[Moments]:
+        def encoded(batch: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b moments h2 w2"]:
+            pixels = (batch.to(self._vae.device).float() / 127.5 - 1).to(self._vae.dtype)
+            gaussian = self._vae.encode(pixels).latent_dist
+            return torch.cat([gaussian.mean, gaussian.std], dim=1).float().cpu()
+
+        return [Moments(*both.chunk(2)) for both in _in_groups(encoded, images)]
+
+    def _keep(self, key: bytes, moments: Moments) -> None:
+        """As the last to be dropped; the first are, where there are too many."""
+        if key not in self._kept:
+            self._size += _bytes(moments)
+        self._kept[key] = moments
+        self._kept.move_to_end(key)
+        while self._size > self._cached_bytes and len(self._kept) > 1:
+            self._size -= _bytes(self._kept.popitem(last=False)[1])
+
+
+def _in_groups(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A function of batches, over tensors of one shape, in batches of one size."""
+    results: list[Tensor] = []
+    for first in range(0, len(tensors), TOGETHER):
+        group = list(tensors[first : first + TOGETHER])
+        filled = group + group[-1:] * (TOGETHER - len(group))
+        results += function(torch.stack(filled))[: len(group)]
+    return results
+
+
+def _digest(image: UInt8[Tensor, "3 h w"]) -> bytes:
+    shape = repr(tuple(image.shape)).encode()
+    pixels = image.contiguous().numpy().tobytes()
+    return hashlib.blake2b(shape + pixels, digest_size=16).digest()
+
+
+def _bytes(moments: Moments) -> int:
+    return moments.mean.nbytes + moments.std.nbytes

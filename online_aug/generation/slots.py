@@ -1,0 +1,158 @@
+"""The denoising loop: a fixed number of slots, each with its own image at its own step."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from online_aug.generation.denoiser import Conditions, Denoiser
+from online_aug.generation.solver_tables import Step
+from online_aug.generation.solvers import Trajectory, advance
+from online_aug.records import GenerationRequest
+
+_NO_STEP = torch.zeros(len(Step._fields))
+"""What an empty slot does: its latents become zeros, which no other slot sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One image before its first step."""
+
+    request: GenerationRequest
+    latent: Float[Tensor, "c h w"]
+    """Noisy, as the trajectory begins."""
+    source: Float[Tensor, "c h w"] | None
+    """Latents that an InstructPix2Pix reads at every step."""
+    prompt: Float[Tensor, "t d"]
+    trajectory: Trajectory
+    rng: torch.Generator
+    """Goes on with the request's own noise; on the CPU, where every device has the same numbers."""
+
+
+@dataclass
+class _Occupant:
+    start: Start
+    done_steps: int = 0
+
+    @property
+    def row(self) -> Float[Tensor, " k"]:
+        return self.start.trajectory.rows[self.done_steps]
+
+
+class Slots:
+    """Latents of as many images as are denoised together.
+
+    Every tick is one call of the network at one shape, however many slots are taken: what a slot
+    computes depends on nothing but its own image.
+    """
+
+    def __init__(self, denoiser: Denoiser, count: int, like: Start, device: torch.device) -> None:
+        """Make room.
+
+        Args:
+            denoiser: The network.
+            count: Number of slots.
+            like: Any image that is to come; all have the shapes of this one.
+            device: Where the network is.
+        """
+
+        def room(tensor: Tensor) -> Tensor:
+            return torch.zeros(count, *tensor.shape, dtype=tensor.dtype, device=device)
+
+        self._denoiser = denoiser
+        self._device = device
+        self._occupants: list[_Occupant | None] = [None] * count
+        self._latents = room(like.latent)
+        self._previous = room(like.latent)
+        self._silence = room(like.latent)
+        self._prompts = room(like.prompt)
+        self._sources = None if like.source is None else room(like.source)
+
+    @property
+    def free(self) -> int:
+        """Slots without an image."""
+        return self._occupants.count(None)
+
+    @property
+    def taken(self) -> int:
+        """Slots with one."""
+        return len(self._occupants) - self.free
+
+    def put(self, start: Start) -> None:
+        """Begin an image in a free slot.
+
+        Raises:
+            ValueError: If no slot is free.
+        """
+        if not self.free:
+            raise ValueError("slots must have a free one, got none")
+        slot = self._occupants.index(None)
+        self._occupants[slot] = _Occupant(start)
+        self._latents[slot].copy_(start.latent, non_blocking=True)
+        self._previous[slot].zero_()  # of an image that was not finite even 0 times it would remain
+        self._prompts[slot].copy_(start.prompt, non_blocking=True)
+        if self._sources is not None and start.source is not None:
+            self._sources[slot].copy_(start.source, non_blocking=True)
+
+    @torch.no_grad()
+    def tick(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
+        """Take every image one step on; those that are finished leave their slots."""
+        columns = self._rows().T
+        scales = columns[-2:]
+        step = Step(*columns[:-2, :, None, None, None])
+        output = self._denoiser(
+            step.input_latent * self._latents,
+            columns[Step._fields.index("timestep")],
+            Conditions(self._prompts, self._sources, *scales),
+            is_guided=any(o.start.request.guidance_scale > 1 for o in self._occupants if o),
+        )
+        self._latents, self._previous = advance(
+            step, self._latents, output, self._previous, self._noise()
+        )
+        return self._leave()
+
+    def _rows(self) -> Float[Tensor, "s k"]:
+        rows = [
+            torch.cat([occupant.row, _scales(occupant.start.request)])
+            if occupant
+            else torch.cat([_NO_STEP, torch.ones(2)])
+            for occupant in self._occupants
+        ]
+        return to_device(torch.stack(rows), self._device)
+
+    def _noise(self) -> Float[Tensor, "s c h w"]:
+        place = Step._fields.index("next_noise")
+        takers = [
+            (slot, occupant.start.rng)
+            for slot, occupant in enumerate(self._occupants)
+            if occupant and occupant.row[place]
+        ]
+        if not takers:
+            return self._silence
+        noise = torch.zeros(self._latents.shape)
+        for slot, rng in takers:
+            noise[slot].normal_(generator=rng)
+        return to_device(noise, self._device)
+
+    def _leave(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
+        finished = []
+        for slot, occupant in enumerate(self._occupants):
+            if occupant is None:
+                continue
+            occupant.done_steps += 1
+            if occupant.done_steps == len(occupant.start.trajectory):
+                finished.append((occupant.start.request, self._latents[slot].clone()))
+                self._occupants[slot] = None
+        return finished
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU's host does not wait for the copy."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _scales(request: GenerationRequest) -> Float[Tensor, " 2"]:
+    return torch.tensor([request.guidance_scale, request.image_guidance_scale or 1.0])

@@ -1,0 +1,102 @@
+"""Guidance in one call of the network."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from request_samples import make_request
+
+from online_aug.generation import tiny
+from online_aug.generation.denoiser import Conditions, Denoiser, guide
+from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.models import load_pipeline
+from online_aug.generation.solvers import sampling_scheduler
+
+scales = st.floats(1.01, 20)
+
+
+def predictions(count, slots=2):
+    return torch.randn(count, slots, 1, 2, 2, generator=torch.Generator().manual_seed(count))
+
+
+@given(scale=scales)
+def test_guidance_leads_away_from_the_empty_prompt(scale):
+    with_prompt, without = predictions(2)
+    guided = guide((with_prompt, without), torch.full((2,), scale), torch.ones(2))
+    for place in range(with_prompt.numel()):
+        t, n = with_prompt.flatten()[place], without.flatten()[place]
+        torch.testing.assert_close(guided.flatten()[place], n + scale * (t - n))
+
+
+@given(text=scales, image=st.floats(1, 5))
+def test_an_edit_is_led_by_prompt_and_source_each_with_its_scale(text, image):
+    both, source_only, nothing = predictions(3)
+    guided = guide((both, source_only, nothing), torch.full((2,), text), torch.full((2,), image))
+    for place in range(both.numel()):
+        b, s, n = (each.flatten()[place] for each in (both, source_only, nothing))
+        torch.testing.assert_close(
+            guided.flatten()[place], n + image * (s - n) + text * (b - s), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_image_at_scale_one_is_left_as_predicted_beside_a_guided_one(count):
+    predicted = predictions(count)
+    guided = guide(tuple(predicted), torch.tensor([1.0, 7.5]), torch.tensor([1.5, 1.5]))
+    assert torch.equal(guided[0], predicted[0][0])
+    assert not torch.allclose(guided[1], predicted[0][1])
+
+
+@pytest.mark.parametrize(("kind", "copies"), [("image_to_image", 2), ("instruct", 3)])
+def test_guidance_is_part_of_the_same_call(tiny_model, tiny_editor, kind, copies):
+    pipeline = load_pipeline(
+        tiny_model if kind == "image_to_image" else tiny_editor, "float32", kind
+    )
+    rows = []
+    pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    denoiser = Denoiser(pipeline, torch.zeros(48, 128))
+    latents = torch.randn(3, 4, 16, 16)
+    given_ = Conditions(
+        torch.randn(3, 48, 128),
+        latents if kind == "instruct" else None,
+        torch.full((3,), 4.0),
+        torch.full((3,), 1.5),
+    )
+    with torch.no_grad():
+        for is_guided in (True, False):
+            denoiser(latents, torch.full((3,), 500.0), given_, is_guided=is_guided)
+    assert rows == [3 * copies, 3]
+
+
+def test_a_distilled_model_reads_its_guidance_scale_itself(tiny_model, tmp_path):
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = dict(tiny.new_unet().config) | {"time_cond_proj_dim": 16}
+        pipeline.unet = UNet2DConditionModel.from_config(config)
+    pipeline.scheduler = sampling_scheduler("lcm", pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path / "distilled")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = ImageGenerator(
+        load_pipeline(tmp_path / "distilled", "float32", "image_to_image"), "sdpa", slots=2
+    )
+    requests = [
+        make_request(scheduler="lcm", num_inference_steps=4, strength=0.75, guidance_scale=scale)
+        for scale in (1.5, 8.0)
+    ]
+    pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    made = generator.generate(requests, pixels.expand(2, -1, -1, -1))
+    assert (made[0] - made[1]).abs().max() > 1e-3
+    for request, image in zip(requests, made, strict=True):
+        expected = pipeline(
+            prompt=request.prompt,
+            image=Image.fromarray(pixels.permute(1, 2, 0).numpy()),
+            strength=request.strength,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator().manual_seed(request.noise_seed),
+            output_type="pt",
+        ).images[0]
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-3)
