@@ -30,6 +30,8 @@ def order_of(config: Config, num_images: int) -> Order:
         batch_size=config.optim.batch_size,
         repeats=config.data.epoch_repeats,
         seed=config.run.seed,
+        probability=config.mixing.synthetic_probability,
+        adds=config.mixing.policy == "concat",
     )
 
 
@@ -59,7 +61,7 @@ def build_loader(
     if recipe.is_synthetic and recipe.fractals:
         recipe.fractals.ensure()
     supply = Supply(
-        keys,
+        recipe.plan,
         store,
         rank=world.rank,
         world_size=world.world_size,
@@ -70,8 +72,7 @@ def build_loader(
         supply,
         config.mixing,
         WaitFor(store, supply.keys, generator, is_stopping=is_stopping),
-        rank=world.rank,
-        world_size=world.world_size,
+        digests=[source.digest for source in recipe.sources] if recipe.is_synthetic else (),
     )
     dataset = MixedDataset(
         images=recipe.splits.train,

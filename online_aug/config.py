@@ -46,14 +46,31 @@ class RunConfig(Section):
 class MixingConfig(Section):
     """How real and synthetic samples share a batch."""
 
-    policy: Literal["global"] = "global"
-    """`global`: a synthetic sample is drawn from the whole pool (Diff-Mix)."""
+    policy: Literal["global", "local", "concat"] = "global"
+    """A synthetic sample takes the place of a real one and comes from the whole pool (`global`,
+    Diff-Mix) or is made from that very image (`local`, DA-Fusion); or it is added, and every real
+    image is seen as well (`concat`, DiffuseMix)."""
     synthetic_probability: Fraction = 0.3
-    """Probability that a slot of the batch takes a synthetic sample, [0, 1]."""
+    """Probability that a slot of the batch takes a synthetic sample, [0, 1]; their share of the
+    longer epoch with `concat`."""
     starvation: Literal["substitute", "wait"] = "substitute"
     """No synthetic sample ready: serve the real one and count it, or wait for the generator."""
     max_times_sampled: Count | None = None
     """Times one generated image may be served in a run; null is no limit."""
+
+    @model_validator(mode="after")
+    def _policy_fits(self) -> "MixingConfig":
+        if self.policy == "concat" and self.synthetic_probability == 1:
+            raise ValueError(
+                "mixing.synthetic_probability must be below 1 with mixing.policy concat, got 1"
+            )
+        waits = self.starvation == "wait" and self.policy != "global"
+        if waits and self.max_times_sampled is not None:
+            raise ValueError(
+                "mixing.max_times_sampled must be null with mixing.starvation wait and "
+                f"mixing.policy {self.policy}, got {self.max_times_sampled}"
+            )
+        return self
 
 
 class GenerationConfig(Section):

@@ -1,6 +1,6 @@
 """A small data set, plan and loader whose pixels tell which image they are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import lmdb
 import numpy as np
@@ -70,12 +70,12 @@ def with_noise(image, rng):
     return (image // 2 + torch.randint(128, image.shape, generator=rng)).to(torch.uint8)
 
 
-def make_supply(store, *, rank=0, world_size=1, limit=None, keys=KEYS):
-    return Supply(keys, store, rank=rank, world_size=world_size, max_times_sampled=limit)
+def make_supply(store, *, rank=0, world_size=1, limit=None, plan=PLAN):
+    return Supply(plan, store, rank=rank, world_size=world_size, max_times_sampled=limit)
 
 
 def make_order(**changes):
-    settings = {"num_images": IMAGES, "batch_size": 8, "repeats": 2, "seed": 0}
+    settings = {"num_images": IMAGES, "batch_size": 8, "repeats": 2, "seed": 0, "probability": 0.5}
     return Order(**settings | changes)
 
 
@@ -89,6 +89,7 @@ class Setup:
 
     store: object
     probability: float = 0.5
+    policy: str = "global"
     starvation: str = "substitute"
     limit: int | None = None
     rank: int = 0
@@ -101,13 +102,15 @@ class Setup:
 
     def sampler(self):
         mixing = MixingConfig(
-            synthetic_probability=self.probability,
+            policy=self.policy,
             starvation=self.starvation,
             max_times_sampled=self.limit,
         )
         ranks = {"rank": self.rank, "world_size": self.world_size}
         supply = make_supply(self.store, limit=self.limit, **ranks)
-        return MixingSampler(self.order, supply, mixing, self.wait_for, **ranks)
+        order = replace(self.order, probability=self.probability, adds=self.policy == "concat")
+        digests = [digest_of(index) for index in range(IMAGES)]
+        return MixingSampler(order, supply, mixing, self.wait_for, digests=digests)
 
     def dataset(self):
         return MixedDataset(

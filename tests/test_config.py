@@ -168,6 +168,18 @@ def test_settings_that_diffusemix_cannot_use_are_refused(empty, override, part):
     assert line.startswith(part)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["policy=concat", "synthetic_probability=1"], "synthetic_probability must be below 1"),
+        (["policy=local", "starvation=wait", "max_times_sampled=2"], "max_times_sampled must be"),
+    ],
+)
+def test_a_policy_that_cannot_be_kept_is_refused(empty, overrides, part):
+    (line,) = error_lines(empty, *(f"mixing.{override}" for override in overrides))
+    assert line.startswith(f"mixing.{part}")
+
+
 def test_all_prompts_may_be_asked_for_where_every_one_is_used(empty):
     overrides = ["method.name=diffusemix", "method.prompt_choice=all"]
     load_config(empty, [*overrides, "generation.variants_per_image=18"])

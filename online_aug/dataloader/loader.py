@@ -113,7 +113,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         """
         self._starts.append(len(self.plan))
         oldest = self._starts[max(0, len(self._starts) - 1 - lag)]
-        self._mixing.extend([r.key for r in requests], oldest=oldest, epoch=epoch)
+        self._mixing.extend(requests, oldest=oldest, epoch=epoch)
         self.plan.extend(requests)
         self._iterator = None  # workers that have the older plan end; new ones have this one
         if self._process:

@@ -8,6 +8,7 @@ import numpy as np
 from online_aug.config import MixingConfig
 from online_aug.dataloader.slots import Kind, Order, Slot
 from online_aug.dataloader.supply import Supply
+from online_aug.records import GenerationRequest
 from online_aug.seeding import numpy_rng
 
 
@@ -21,38 +22,37 @@ class MixingSampler:
         mixing: MixingConfig,
         wait_for: Callable[[int], bool],
         *,
-        rank: int,
-        world_size: int,
+        digests: Sequence[str] = (),
     ) -> None:
-        """Serve this rank's part of every global batch.
+        """Serve the part of every global batch that belongs to the supply's rank.
 
         Args:
             order: The global batches.
             supply: The generated images this rank may serve.
-            mixing: Share of synthetic samples, and what happens where none is ready.
-            rank: Of this process.
-            world_size: Number of ranks.
+            mixing: From what a synthetic sample is drawn, and what happens where none is ready.
             wait_for: Blocks until the request of this number is in the cache; False if it was
                 rejected. Used with `starvation: wait` only.
+            digests: Of the real images; not needed where samples are drawn from the whole pool.
         """
         self._order = order
         self.supply = supply
         self._mixing = mixing
         self._wait_for = wait_for
-        self._size = order.batch_size // world_size
-        self._part = slice(rank * self._size, (rank + 1) * self._size)
-        self.rank, self.world_size = rank, world_size
+        self._digests = digests
+        self.rank, self.world_size = supply.rank, supply.world_size
+        size = order.batch_size // self.world_size
+        self._part = slice(self.rank * size, (self.rank + 1) * size)
         self._first, self._num_requests = 0, len(supply)
         self._since_epoch = 0
         self.epoch = self.first_step = 0
         self.planned: deque[list[Slot]] = deque()
         """Batches handed to the DataLoader and not yet to the training loop."""
 
-    def extend(self, keys: Sequence[bytes], *, oldest: int, epoch: int) -> None:
+    def extend(self, plan: Sequence[GenerationRequest], *, oldest: int, epoch: int) -> None:
         """Go on with a newer plan from an epoch's start; see `Supply.extend`."""
-        self._first, self._num_requests = len(self.supply), len(keys)
+        self._first, self._num_requests = len(self.supply), len(plan)
         self._since_epoch = epoch
-        self.supply.extend(keys, oldest=oldest)
+        self.supply.extend(plan, oldest=oldest)
 
     def __len__(self) -> int:
         return self._order.steps - self.first_step
@@ -60,46 +60,51 @@ class MixingSampler:
     def __iter__(self) -> Iterator[list[Slot]]:
         self.planned.clear()
         indices = self._order.indices(self.epoch)
-        drawn = self._synthetic_before(self.epoch, self.first_step)
+        is_synthetic = self._order.is_synthetic(self.epoch)
+        turns = self._turns_before(self.epoch) + np.cumsum(is_synthetic) - is_synthetic
         for step in range(self.first_step, self._order.steps):
-            batch, drawn = self._batch(step, indices, drawn)
+            rng = numpy_rng("choose", self._order.seed, self.epoch, step, self.rank)
+            self.supply.refresh()
+            batch = []
+            first = step * self._order.batch_size
+            for position in range(first, first + self._order.batch_size)[self._part]:
+                index, (kind, number) = int(indices[position]), (Kind.REAL, -1)
+                if is_synthetic[position]:
+                    kind, number = self._synthetic(position, index, int(turns[position]), rng)
+                batch.append(Slot(self.epoch, position, index, kind, number))
             self.planned.append(batch)
             yield batch
 
-    def _batch(self, step: int, indices: np.ndarray, drawn: int) -> tuple[list[Slot], int]:
-        wanted = self._order.is_synthetic(self.epoch, step, self._mixing.synthetic_probability)
-        turns = drawn + np.cumsum(wanted) - wanted
-        rng = numpy_rng("choose", self._order.seed, self.epoch, step, self.rank)
-        self.supply.refresh()
-        first = step * self._order.batch_size
-        batch = []
-        for place in range(self._order.batch_size)[self._part]:
-            kind, number = (Kind.REAL, -1)
-            if wanted[place]:
-                kind, number = self._synthetic(int(turns[place]), rng)
-            position = first + place
-            batch.append(Slot(self.epoch, position, int(indices[position]), kind, number))
-        return batch, drawn + int(wanted.sum())
-
-    def _synthetic(self, turn: int, rng: np.random.Generator) -> tuple[Kind, int]:
-        """Fill one slot; with `wait`, the turn alone decides which request it gets."""
+    def _synthetic(
+        self, position: int, index: int, turn: int, rng: np.random.Generator
+    ) -> tuple[Kind, int]:
+        """Fill one slot; with `wait`, what it gets does not depend on what is there."""
+        variants = None
+        if self._mixing.policy != "global":
+            variants = self.supply.variants(self._digests[index])
         if self._mixing.starvation == "substitute":
-            return self.supply.take(rng) or (Kind.STARVED, -1)
-        if not self._num_requests:
-            return Kind.STARVED, -1
-        times, place = divmod(turn, self._num_requests)
-        number = self._first + place
-        is_used_up = self.supply.limit is not None and times >= self.supply.limit
-        if is_used_up or not self._wait_for(number):
+            return self.supply.take(rng, variants) or (Kind.STARVED, -1)
+        number = self._in_turn(turn) if variants is None else self._drawn(position, variants)
+        if number is None or not self._wait_for(number):
             return Kind.STARVED, -1
         self.supply.refresh()
         return self.supply.take_number(number)
 
-    def _synthetic_before(self, epoch: int, step: int) -> int:
-        """Synthetic slots of all ranks before this step, since the newest plan came."""
-        if self._mixing.starvation == "substitute":
+    def _in_turn(self, turn: int) -> int | None:
+        """The plan over and over again, as often as allowed; None after that."""
+        times, place = divmod(turn, max(1, self._num_requests))
+        is_used_up = self.supply.limit is not None and times >= self.supply.limit
+        return None if is_used_up or not self._num_requests else self._first + place
+
+    def _drawn(self, position: int, variants: Sequence[int]) -> int | None:
+        """Any of an image's own variants of the newest plan."""
+        newest = [number for number in variants if number >= self._first]
+        rng = numpy_rng("variant", self._order.seed, self.epoch, position)
+        return newest[int(rng.integers(len(newest)))] if newest else None
+
+    def _turns_before(self, epoch: int) -> int:
+        """Synthetic slots of all ranks in earlier epochs, since the newest plan came."""
+        if self._mixing.starvation == "substitute" or self._mixing.policy != "global":
             return 0
-        steps = [(e, s) for e in range(self._since_epoch, epoch) for s in range(self._order.steps)]
-        steps += [(epoch, s) for s in range(step)]
-        share = self._mixing.synthetic_probability
-        return sum(int(self._order.is_synthetic(e, s, share).sum()) for e, s in steps)
+        epochs = range(self._since_epoch, epoch)
+        return sum(int(self._order.is_synthetic(earlier).sum()) for earlier in epochs)

@@ -42,23 +42,43 @@ class Order:
     """Over all ranks."""
     repeats: int
     seed: int
+    probability: float
+    """Share of synthetic samples; below 1 where they are added."""
+    adds: bool = False
+    """Synthetic samples come beside all the real ones, not in the place of some."""
 
     @property
     def steps(self) -> int:
         """Batches an epoch; the last images that fill none are left out, they change each epoch."""
-        return max(1, self.num_images * self.repeats // self.batch_size)
+        return max(1, self._pass_length * self.repeats // self.batch_size)
 
     def indices(self, epoch: int) -> np.ndarray:
-        """Real image of each position: every image once a repeat, `steps * batch_size` in all."""
+        """Real image of each position, `steps * batch_size` in all.
+
+        Every image once a repeat; where synthetic samples are added, these go round the images.
+        """
+        return self._entries(epoch) % self.num_images
+
+    def is_synthetic(self, epoch: int) -> np.ndarray:
+        """Which positions ask for a synthetic sample."""
+        if self.adds:
+            return np.asarray(self._entries(epoch) >= self.num_images)
+        steps = range(self.steps)
+        draws = [numpy_rng("mix", self.seed, epoch, s).random(self.batch_size) for s in steps]
+        return np.asarray(np.concatenate(draws) < self.probability)
+
+    @property
+    def _pass_length(self) -> int:
+        """Slots a repeat: the real images, and what is added to them."""
+        added = self.num_images * self.probability / (1 - self.probability) if self.adds else 0
+        return self.num_images + round(added)
+
+    def _entries(self, epoch: int) -> np.ndarray:
+        """A real image by its number, or an added sample by a number beyond theirs."""
         length = self.steps * self.batch_size
-        passes = math.ceil(length / self.num_images)
+        passes = math.ceil(length / self._pass_length)
         orders = [
-            numpy_rng("order", self.seed, epoch, number).permutation(self.num_images)
+            numpy_rng("order", self.seed, epoch, number).permutation(self._pass_length)
             for number in range(passes)
         ]
         return np.concatenate(orders)[:length]
-
-    def is_synthetic(self, epoch: int, step: int, probability: float) -> np.ndarray:
-        """Which slots of one global batch ask for a synthetic sample."""
-        draws = numpy_rng("mix", self.seed, epoch, step).random(self.batch_size)
-        return np.asarray(draws < probability)

@@ -1,14 +1,15 @@
 """The generated images that are there to be served: fresh ones, and the pool of all others."""
 
 import math
-from bisect import bisect_left
-from collections import Counter, deque
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cache import Store
 from online_aug.dataloader.slots import Kind
+from online_aug.records import GenerationRequest
 
 
 class Supply:
@@ -21,20 +22,22 @@ class Supply:
 
     def __init__(
         self,
-        keys: Sequence[bytes],
+        plan: Sequence[GenerationRequest],
         store: Store,
         *,
         rank: int,
         world_size: int,
         max_times_sampled: int | None,
     ) -> None:
-        """Look at what the cache holds of the plan's `keys` now."""
-        self.keys = list(keys)
+        """Look at what the cache holds of the plan now."""
+        self.keys: list[bytes] = []
         """Of all requests, by number."""
-        self._numbers = {key: number for number, key in enumerate(keys)}
+        self._numbers: dict[bytes, int] = {}
+        self._variants: defaultdict[str, list[int]] = defaultdict(list)
+        self._number(plan)
         self._oldest = 0
         self._store = store
-        self._rank, self._world_size = rank, world_size
+        self.rank, self.world_size = rank, world_size
         self.limit = max_times_sampled
         self.start(store.position(), {})
 
@@ -56,15 +59,20 @@ class Supply:
         """Requests of the plan."""
         return len(self._numbers)
 
-    def extend(self, keys: Sequence[bytes], *, oldest: int) -> None:
+    def variants(self, source_digest: str) -> list[int]:
+        """The requests made from one image that may still be served, ascending."""
+        numbers = self._variants[source_digest]
+        return numbers[bisect_left(numbers, self._oldest) :]
+
+    def extend(self, plan: Sequence[GenerationRequest], *, oldest: int) -> None:
         """Add requests behind those there are; from now on serve none before number `oldest`."""
         first = len(self.keys)
-        self.keys += keys
-        self._numbers |= {key: number for number, key in enumerate(keys, first)}
+        self._number(plan)
+        keys = self.keys[first:]
         self._oldest = oldest
         self._fresh = deque(number for number in self._fresh if number >= oldest)
         self._pool = [number for number in self._pool if number >= oldest]
-        for number, is_present in enumerate(self._store.contains(list(keys)), first):
+        for number, is_present in enumerate(self._store.contains(keys), first):
             if is_present:
                 self._offer(number)
 
@@ -78,26 +86,32 @@ class Supply:
             self.made_in_run[number] = position
             if self._times[number] or number < self._oldest:
                 continue
-            if position % self._world_size == self._rank:
+            if position % self.world_size == self.rank:
                 self._fresh.append(number)
             else:
                 self._offer(number)
 
-    def take(self, rng: np.random.Generator) -> tuple[Kind, int] | None:
-        """Fresh in the order it was made, else one of the pool; None where there is neither."""
-        while self._fresh:
-            number = self._fresh.popleft()
+    def take(
+        self, rng: np.random.Generator, among: Sequence[int] | None = None
+    ) -> tuple[Kind, int] | None:
+        """Fresh in the order it was made, else one of the pool; None where there is neither.
+
+        Args:
+            rng: Chooses from the pool.
+            among: Requests to choose from, ascending; None for all.
+        """
+        for number in [n for n in self._fresh if among is None or n in among]:
+            self._fresh.remove(number)
             if self._is_there(number):
                 self._times[number] += 1
                 self._offer(number)
                 return Kind.FRESH, number
-        while self._pool:
-            place = int(rng.integers(len(self._pool)))
-            number = self._pool[place]
+        while pool := self._pool if among is None else self._offered(among):
+            number = pool[int(rng.integers(len(pool)))]
             is_there = self._is_there(number)
             self._times[number] += is_there
             if not is_there or self._is_used_up(number):
-                del self._pool[place]
+                del self._pool[bisect_left(self._pool, number)]
             if is_there:
                 return Kind.CACHED, number
         return None
@@ -113,10 +127,14 @@ class Supply:
     def _offer(self, number: int) -> None:
         if number < self._oldest or self._is_used_up(number):
             return
-        place = bisect_left(self._pool, number)
-        is_offered = number in self._pool[place : place + 1]  # evicted unnoticed, and made again
-        if not is_offered:
-            self._pool.insert(place, number)
+        if not self._offered([number]):  # else evicted unnoticed, and made again
+            insort(self._pool, number)
+
+    def _offered(self, numbers: Sequence[int]) -> list[int]:
+        """Those of some requests that are in the pool."""
+        places = [bisect_left(self._pool, number) for number in numbers]
+        pairs = zip(numbers, places, strict=True)
+        return [number for number, place in pairs if number in self._pool[place : place + 1]]
 
     def _is_there(self, number: int) -> bool:
         """It was not evicted since."""
@@ -126,6 +144,13 @@ class Supply:
         """This rank has served its share of the limit; the shares of all ranks add up to it."""
         if self.limit is None:
             return False
-        first = self.made_in_run.get(number, number) % self._world_size
-        behind = (self._rank - first) % self._world_size
-        return self._times[number] >= math.ceil((self.limit - behind) / self._world_size)
+        first = self.made_in_run.get(number, number) % self.world_size
+        behind = (self.rank - first) % self.world_size
+        return self._times[number] >= math.ceil((self.limit - behind) / self.world_size)
+
+    def _number(self, plan: Sequence[GenerationRequest]) -> None:
+        """Number requests behind those there are."""
+        for number, request in enumerate(plan, len(self.keys)):
+            self.keys.append(request.key)
+            self._numbers[request.key] = number
+            self._variants[request.source_digest].append(number)

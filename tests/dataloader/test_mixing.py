@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, make_order, make_supply, put
+from request_samples import digest_of
 
 from cache import Keys, Oldest, Store
 from online_aug.dataloader.slots import Kind
@@ -141,7 +142,7 @@ def test_an_image_that_comes_while_the_run_starts_is_fresh_and_offered_once(stor
 
 
 def test_images_of_other_recipes_are_not_served(store):
-    supply = make_supply(store, keys=KEYS[:4])
+    supply = make_supply(store, plan=PLAN[:4])
     put(store, [4, 5, 6])
     supply.refresh()
     assert supply.take(RNG) is None
@@ -280,3 +281,53 @@ def test_an_image_made_again_after_an_unnoticed_eviction_is_not_drawn_twice_as_o
     supply.refresh()
     drawn = [number for _, number in (supply.take(rng) for _ in range(2001))]
     assert 900 < drawn.count(3) < 1100
+
+
+@pytest.mark.parametrize("policy", ["local", "concat"])
+@pytest.mark.parametrize("starvation", ["substitute", "wait"])
+def test_a_synthetic_sample_is_made_from_the_image_whose_slot_it_fills(store, policy, starvation):
+    put(store, range(len(PLAN)))
+    setup = Setup(store, policy=policy, starvation=starvation, wait_for=lambda number: True)
+    slots = [slot for slot in chain(*epochs(setup.sampler(), 3)) if slot.kind is not Kind.REAL]
+    assert len(slots) > IMAGES
+    assert all(PLAN[slot.number].source_digest == digest_of(slot.index) for slot in slots)
+    assert len({slot.number for slot in slots}) > IMAGES  # more than one variant of each
+
+
+@pytest.mark.parametrize("policy", ["local", "concat"])
+def test_an_image_without_a_variant_yet_is_served_itself(store, policy):
+    put(store, [4])
+    slots = list(chain(*epochs(Setup(store, policy=policy).sampler(), 1)))
+    made = {slot.index for slot in slots if slot.kind is Kind.CACHED}
+    assert [digest_of(index) for index in made] == [PLAN[4].source_digest]
+    assert {slot.kind for slot in slots} == {Kind.REAL, Kind.CACHED, Kind.STARVED}
+
+
+def test_a_fresh_variant_comes_first_and_an_image_is_used_up_for_itself_alone(store):
+    variants = make_supply(store).variants(digest_of(3))
+    put(store, [variants[0]])
+    supply = make_supply(store, limit=1)
+    put(store, [variants[1], *range(5)])
+    supply.refresh()
+    taken = [supply.take(RNG, variants) for _ in range(3)]
+    assert taken == [(Kind.FRESH, variants[1]), (Kind.CACHED, variants[0]), None]
+    assert supply.take(RNG) is not None
+
+
+@given(st.integers(1, 30), st.floats(0, 0.9), st.integers(1, 3), st.integers(0, 3))
+def test_added_samples_leave_every_real_image_in_the_epoch(images, share, repeats, epoch):
+    settings = {"num_images": images, "batch_size": 1, "repeats": repeats, "adds": True}
+    order = make_order(probability=share, **settings)
+    is_added = order.is_synthetic(epoch)
+    real = order.indices(epoch)[~is_added]
+    assert np.array_equal(np.bincount(real, minlength=images), np.full(images, repeats))
+    assert is_added.sum() == repeats * round(images * share / (1 - share))
+
+
+@pytest.mark.parametrize("policy", ["local", "concat"])
+def test_waiting_for_variants_does_not_depend_on_the_number_of_ranks(store, policy):
+    put(store, range(len(PLAN)))
+    setup = {"starvation": "wait", "policy": policy, "wait_for": lambda number: True}
+    alone = epochs(Setup(store, **setup).sampler(), 2)
+    ranks = [Setup(store, rank=rank, world_size=2, **setup) for rank in range(2)]
+    assert joined([epochs(rank.sampler(), 2) for rank in ranks]) == alone
