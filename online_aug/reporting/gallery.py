@@ -124,13 +124,10 @@ def _shown(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
 
 def _draw_heads(draw: ImageDraw.ImageDraw, columns: _Columns, title: str) -> None:
     draw.text((MARGIN, 18), _cut(title, 22, columns.end - MARGIN), INK, _font(22))
-    heads = {
-        **{name: columns.stage(name) for name in columns.stages},
-        "target": columns.target,
-        "strength": columns.strength,
-        "soft label": columns.label,
-    }
-    for name, x in heads.items():
+    heads = [(name, columns.stage(name)) for name in columns.stages]
+    heads += [("asked for", columns.target), ("strength", columns.strength)]
+    heads += [("soft label", columns.label)]
+    for name, x in heads:
         draw.text((x, TITLE_HEIGHT + 8), name, FAINT, _font(15))
 
 

@@ -38,6 +38,26 @@ CASES = {
         ["classifier.checkpoint={place}/w.pt"],
         r"classifier\.checkpoint must be a file",
     ),
+    "more candidates than images": (
+        ["method.name=sgd_mix", "method.candidates=[30, 50]"],
+        r"method\.candidates must be at most 39, the other training images, got \[30, 50\]$",
+    ),
+    "candidates the wrong way round": (
+        ["method.candidates=[5, 3]"],
+        r"method\.candidates must be fewest then most, got \[5, 3\]$",
+    ),
+    "no teacher": (
+        ["method.name=sgd_mix", "method.candidates=[3, 5]", "saliency.teacher={place}/w.pt"],
+        r"saliency\.teacher must be a file",
+    ),
+    "unknown teacher": (
+        ["method.name=sgd_mix", "saliency.teacher={place}/w.pt", "saliency.name=resnt50"],
+        r"saliency\.name .* nearest: resnet50",
+    ),
+    "maps of another size": (
+        ["method.name=sgd_mix", "classifier.name=test_vit", "saliency.image_size=64"],
+        r"saliency\.image_size must be null or 32, the one size that test_vit takes .* got 64$",
+    ),
     "batch and ranks": (
         ["devices.train=[cpu, cpu]", "optim.batch_size=7"],
         r"optim\.batch_size must be a multiple of the 2 training devices, got 7$",

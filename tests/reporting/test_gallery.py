@@ -51,6 +51,14 @@ def test_large_images_are_reduced_in_proportion(tmp_path: Path) -> None:
     assert count(sheet, (10, 200, 30)) == 192 * 96
 
 
+def test_a_stage_named_as_a_column_of_words_has_its_own_head(tmp_path: Path) -> None:
+    stages = {"source": picture(8, 8, (1, 2, 3)), "strength": picture(8, 8, (4, 5, 6))}
+    sheet = drawn([replace(ROW, pictures=stages)], tmp_path)
+    left = int(np.nonzero((sheet == (4, 5, 6)).all(axis=2).any(axis=0))[0][0])
+    head = sheet[54:88, left : left + 96]
+    assert head.min() < 200
+
+
 def test_every_row_is_drawn(tmp_path: Path) -> None:
     sheet = drawn([ROW] * 5, tmp_path)
     assert count(sheet, (200, 10, 190)) == 5 * 96 * 96
