@@ -120,9 +120,17 @@ def reject(txn: Transaction, tables: Tables, key: bytes, request: bytes, reason:
     """Note that `key` is not to be made again; the last reason counts."""
     restore(txn, tables, key)
     encoded = canonical_bytes({"reason": reason})
-    value = len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded + request
-    txn.put(key, value, db=tables.rejected)
-    add_number(txn, tables, f"rejected/{reason}", 1)
+    reject_as(txn, tables, key, len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded + request)
+
+
+def reject_as(txn: Transaction, tables: Tables, key: bytes, raw: bytes) -> None:
+    """Write an encoded rejection of `key`, which has none.
+
+    Raises:
+        CorruptRecordError: If `raw` is none.
+    """
+    add_number(txn, tables, f"rejected/{_reason(raw)}", 1)
+    txn.put(key, raw, db=tables.rejected)
 
 
 def restore(txn: Transaction, tables: Tables, key: bytes) -> None:

@@ -142,12 +142,17 @@ def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> l
     return found
 
 
+def position_served(name: bytes) -> int:
+    """The position that a key of the table of what was served ends with."""
+    return unpack_position(name[_TIMES.size :])
+
+
 def positions_served(txn: Transaction, tables: Tables, times: int) -> Iterator[int]:
     """Positions of records served at least `times`, by how often they were, then by age."""
     with txn.cursor(tables.served) as cursor:
         is_there = cursor.set_range(_TIMES.pack(min(times, _MOST_TIMES)))
         while is_there:
-            yield unpack_position(cursor.key()[_TIMES.size :])
+            yield position_served(cursor.key())
             is_there = cursor.next()
 
 

@@ -27,6 +27,19 @@ def put(txn: Transaction, tables: Tables, version: str, maps: Mapping[str, bytes
         add_number(txn, tables, "saliency_bytes", len(value) - (0 if old is None else len(old)))
 
 
+def adopt(txn: Transaction, tables: Tables, key: bytes, value: bytes) -> bool:
+    """Write an encoded map of another cache, unless there is one in its place; whether it was.
+
+    Raises:
+        CorruptRecordError: If it is not what was written.
+    """
+    check(key, value)
+    is_new = txn.put(key, value, overwrite=False, db=tables.saliency)
+    if is_new:
+        add_number(txn, tables, "saliency_bytes", len(value))
+    return is_new
+
+
 def get(txn: Transaction, tables: Tables, version: str, source: str) -> bytes | None:
     """The map of a source, None if there is none.
 

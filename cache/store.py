@@ -5,17 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from cache import claims, contents, saliency
+from cache import contents, saliency
 from cache.accounting import stored_size
-from cache.claims import Claim, Claims, Owner
+from cache.adoption import Adopted, adopt
+from cache.claims import Claims
 from cache.compaction import compact
 from cache.contents import is_present
-from cache.errors import CacheError
 from cache.eviction import Policy, Quota, evict_some
 from cache.index import Index
-from cache.key import Scalar, canonical_bytes, check_keys, digest_of
+from cache.key import check_keys, digest_of
+from cache.leasing import Leasing
 from cache.location import check_free
-from cache.pins import Pins
 from cache.reading import Reader
 from cache.record import Draft, Entry, Stored
 from cache.repair import drop_if_broken, mend
@@ -27,7 +27,7 @@ _EVICTED_AT_ONCE = 256
 """Records in one transaction of `evict`, so that other writers need not wait for long."""
 
 
-class Store(Reader):
+class Store(Leasing):
     """Generated images under the digest of their request, shared by any number of processes.
 
     A store holds no open file until it is used, survives `fork`, and pickles as its arguments. Its
@@ -36,6 +36,8 @@ class Store(Reader):
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
+        >>> from cache import request_key
         >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
         ...     entry = Entry({"method": "demo"}, np.zeros((8, 8, 3), np.uint8))
         ...     store.put_many([entry]), store.get(request_key(entry.request)).image.shape
@@ -126,25 +128,6 @@ class Store(Reader):
                 if position is not None:
                     index.add_served(position, times)
 
-    def pin(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> None:
-        """Keep the records under `keys` from eviction while `owner` and the lease live.
-
-        Pinning again renews the lease. A key may be pinned before it has a record.
-
-        Raises:
-            CacheError: If `lease_s` is not positive.
-        """
-        claim = self._lease(keys, owner, lease_s)
-        with self._environment.transaction(write=True) as (txn, tables):
-            Pins(txn, tables, time.time()).write(keys, claim)
-
-    def unpin(self, keys: Sequence[bytes], owner: Owner) -> None:
-        """End `owner`'s pins on `keys`; those of others stay."""
-        self._check_writable()
-        check_keys(keys)
-        with self._environment.transaction(write=True) as (txn, tables):
-            Pins(txn, tables, time.time()).drop(keys, owner)
-
     def put_saliency(self, version: str, maps: Mapping[str, bytes]) -> None:
         """Keep saliency maps by source digest, in place of what that version had for them.
 
@@ -165,44 +148,20 @@ class Store(Reader):
         with self._environment.transaction(write=True) as (txn, tables):
             return saliency.drop(txn, tables, version)
 
-    def claim(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> list[bytes]:
-        """Those of `keys` that are now `owner`'s to make, in order.
+    def adopt(self, other: Reader) -> Adopted:
+        """Take over what `other` has beside its records; may be cut short and done again.
 
-        Left out are keys that are present, rejected or claimed by another living owner; a claim
-        ends with its lease, or at once when its process is gone. One's own claim is renewed.
-
-        Raises:
-            CacheError: If `lease_s` is not positive.
-        """
-        claim = self._lease(keys, owner, lease_s)
-        with self._environment.transaction(write=True) as (txn, tables):
-            return contents.claim_free(txn, tables, keys, claim, time.time())
-
-    def release(self, keys: Sequence[bytes], owner: Owner) -> None:
-        """End `owner`'s claims on `keys`; those of others stay."""
-        self._check_writable()
-        check_keys(keys)
-        with self._environment.transaction(write=True) as (txn, tables):
-            held = Claims(txn, tables, time.time())
-            for key in keys:
-                held.drop(key, owner)
-
-    def reject(self, key: bytes, request: Mapping[str, Scalar], reason: str) -> None:
-        """Note that `request` is not to be made again, and end the claim on it.
-
-        A key that has a record keeps it and is not noted.
+        Rejections of keys that have neither a record nor a rejection here, the larger of two counts
+        of how often a record was served, and saliency maps that are not here. Claims and pins stay
+        where they are: they belong to processes.
 
         Raises:
-            CacheError: If `key` is not the key of `request`.
+            CacheFullError: If the maps do not fit under `max_gib` beside the records, or on the
+                disk.
         """
         self._check_writable()
-        encoded = canonical_bytes(request)
-        if digest_of(encoded) != key:
-            raise CacheError(f"key must be the request's own, got {key.hex()}")
-        with self._environment.transaction(write=True) as (txn, tables):
-            if not contents.is_present(txn, tables, key):
-                claims.reject(txn, tables, key, encoded, reason)
-            Claims(txn, tables, time.time()).drop(key)
+        max_bytes = None if self.max_gib is None else self.max_gib * _GIB
+        return adopt(self._environment, other._environment, max_bytes)
 
     def drop_corrupt(self, key: bytes) -> bool:
         """Take out the record under `key` if it cannot be read, so that it can be made again.
@@ -241,10 +200,3 @@ class Store(Reader):
         """
         self._check_writable()
         return compact(self._environment)
-
-    def _lease(self, keys: Sequence[bytes], owner: Owner, lease_s: float) -> Claim:
-        self._check_writable()
-        check_keys(keys)
-        if not lease_s > 0:
-            raise CacheError(f"lease_s must be positive, got {lease_s}")
-        return Claim(owner, time.time() + lease_s)

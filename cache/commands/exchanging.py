@@ -10,6 +10,7 @@ from cache.exchange.found import Source
 from cache.exchange.merging import check_merge, merge
 from cache.exchange.names import read_class_names
 from cache.exchange.report import Report
+from cache.exchange.targets import new_or_nothing
 from cache.selection import select
 from cache.store import Store
 from cache.terminal import print_json, print_table, progress
@@ -40,6 +41,7 @@ def _import(options: argparse.Namespace) -> int:
     format, images = importing.find(source, options.format)
     with (
         _target(options, options.path) as store,
+        new_or_nothing(store),
         progress("importing", is_quiet=options.json) as tell,
     ):
         report = importing.load(images, store, lambda done: tell(done, None))
@@ -53,7 +55,7 @@ def _merge(options: argparse.Namespace) -> int:
     total = sum(len(source) for source in sources)
     if not total:
         raise CacheError("there must be a record to merge, got empty caches")
-    with progress("merging", is_quiet=options.json) as tell:
+    with new_or_nothing(target), progress("merging", is_quiet=options.json) as tell:
         report = merge(sources, target, lambda done: tell(done, total))
     return _tell(report, options, f"added to {options.into}")
 
@@ -70,6 +72,11 @@ def _tell(report: Report, options: argparse.Namespace, what: str) -> int:
         rows = [(f"{report.done:,}", what)]
         if report.present:
             rows.append((f"{report.present:,}", "were there before"))
+        rows += [
+            (f"{number:,}", name.replace("_", " "))
+            for name, number in report.beside.items()
+            if number
+        ]
         if report.broken:
             rows.append((f"{report.broken:,}", "left out:"))
         rows += [("", f"{name}: {reason}") for name, reason in report.problems[:_PROBLEMS_SHOWN]]

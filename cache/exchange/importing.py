@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from cache.errors import CacheError
+from cache.errors import CacheError, CacheFullError
 from cache.exchange import diff_mix, diffusemix, folder, webdataset
 from cache.exchange.batches import Batches
 from cache.exchange.found import Found, Source, refuse
@@ -61,16 +61,25 @@ def load(images: Iterator[Found], store: Store, tell: Callable[[int], None]) -> 
         CacheError: If none of them can be read, or the store cannot be written.
     """
     batches = Batches(store, tell)
-    for name, read in images:
-        try:
-            batches.add(read())
-        except CacheError as error:
-            batches.report.leave_out(name, error)
-    batches.flush()
+    try:
+        _add_all(images, batches)
+        batches.flush()
+    except CacheFullError as error:
+        batches.report.stop(error)
     if not batches.report.done + batches.report.present:
         name, reason = batches.report.problems[0]
         raise CacheError(f"source must hold an image that can be read, got none; {name}: {reason}")
     return batches.report
+
+
+def _add_all(images: Iterator[Found], batches: Batches) -> None:
+    for name, read in images:
+        try:
+            record = read()
+        except CacheError as error:
+            batches.report.leave_out(name, error)
+        else:
+            batches.add(record)
 
 
 def _to_the_end(images: Iterator[Found], root: Path) -> Iterator[Found]:

@@ -44,7 +44,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="cache-machine-", dir=in_memory))
         self.model = Model()
         clock = SimpleNamespace(time=lambda: self.model.now)
-        self.patches = [mock.patch(f"cache.{name}.time", clock) for name in ("store", "reading")]
+        modules = ("store", "reading", "leasing")
+        self.patches = [mock.patch(f"cache.{name}.time", clock) for name in modules]
         for patch in self.patches:
             patch.start()
         self.store = self.make().open()

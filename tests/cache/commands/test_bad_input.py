@@ -139,6 +139,7 @@ def test_a_full_disk_under_the_target_of_an_import(birds, tmp_path, run):
         check=False,
     )
     assert_refused((done.returncode, done.stdout, done.stderr), "disk is full")
+    assert not (tmp_path / "c").exists()
 
 
 def test_parquet_without_pyarrow(birds, tmp_path, run, monkeypatch):

@@ -159,3 +159,18 @@ def test_a_limit_that_is_too_small_stops_import_and_merge(gib, message, birds, t
         ("merge", birds, "--into", tmp_path / "d"),
     ):
         assert_refused(run(*command, "--max-gib", gib), message)
+    assert {path.name for path in tmp_path.iterdir()} == {"birds", "out"}
+
+
+def test_a_limit_leaves_a_folder_that_was_there_as_it_was(birds, tmp_path, run):
+    (tmp_path / "c").mkdir()
+    arguments = ("merge", birds, "--into", tmp_path / "c", "--max-gib", "0.00001")
+    assert_refused(run(*arguments), "must leave room")
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_limit_leaves_an_empty_cache_that_was_there(birds, tmp_path, run):
+    Store(tmp_path / "c").open().close()
+    arguments = ("merge", birds, "--into", tmp_path / "c", "--max-gib", "0.00001")
+    assert_refused(run(*arguments), "must leave room")
+    assert contents(tmp_path / "c") == {}
