@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
 
 import PIL.Image
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 
 from cache.codec import Pixels
-from cache.errors import CacheError
 from cache.key import Scalar
+from cache.lettering import cut, font
 from cache.terminal import plain
 
 _SMALLEST_PX, _LARGEST_PX = 160, 256
@@ -84,9 +83,9 @@ def draw_sheet(cells: Sequence[Cell], title: str, *, has_sources: bool) -> bytes
     draw = ImageDraw.Draw(sheet)
     draw.text(
         (_MARGIN, _MARGIN - 4),
-        _cut(title, _TITLE_PX, sheet.width - 2 * _MARGIN),
+        cut(title, _TITLE_PX, sheet.width - 2 * _MARGIN),
         _INK,
-        _font(_TITLE_PX),
+        font(_TITLE_PX),
     )
     for number, (row, lines) in enumerate(zip(pictures, words, strict=True)):
         x, y = layout.corner(number)
@@ -138,7 +137,7 @@ def _draw_pictures(
         if picture is None:
             draw.rectangle((x, y, x + side - 1, y + side - 1), outline=_LINE)
             middle = (x + side // 2, y + side // 2)
-            draw.text(middle, "source not found", _FAINT, _font(_TEXT_PX), anchor="mm")
+            draw.text(middle, "source not found", _FAINT, font(_TEXT_PX), anchor="mm")
         else:
             sheet.paste(picture, (x, y))
 
@@ -146,7 +145,7 @@ def _draw_pictures(
 def _draw_words(draw: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[str]) -> None:
     for number, line in enumerate(lines):
         colour = _INK if number < 2 else _FAINT
-        draw.text((corner[0], corner[1] + number * _PITCH), line, colour, _font(_TEXT_PX))
+        draw.text((corner[0], corner[1] + number * _PITCH), line, colour, font(_TEXT_PX))
 
 
 def _lines(cell: Cell) -> list[str]:
@@ -158,29 +157,11 @@ def _wrapped(text: str) -> list[str]:
     lines: list[str] = []
     for word in text[:400].split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font(_TEXT_PX).getlength(longer) <= _WORDS_WIDTH:
+        if lines and font(_TEXT_PX).getlength(longer) <= _WORDS_WIDTH:
             lines[-1] = longer
         else:
             lines.append(word)
-    return [_cut(line, _TEXT_PX, _WORDS_WIDTH) for line in lines]
-
-
-def _cut(text: str, size: int, width: int) -> str:
-    if _font(size).getlength(text) <= width:
-        return text
-    kept = text
-    while kept and _font(size).getlength(kept + "...") > width:
-        kept = kept[:-1]
-    return kept.rstrip() + "..."
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own face: the same sheet on every machine.
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise CacheError("Pillow must be built with FreeType to draw a sheet; reinstall pillow")
-    return font
+    return [cut(line, _TEXT_PX, _WORDS_WIDTH) for line in lines]
 
 
 def _as_png(sheet: PIL.Image.Image) -> bytes:

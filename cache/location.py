@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,52 +10,8 @@ from cache.errors import CacheError, CacheFullError
 DATA, LOCK, COMPACT = "data.mdb", "lock.mdb", "data.mdb.compact"
 NOTE = "sound"
 """Which data file was last known to be sound; made again where it is missing."""
-MOUNTS = Path("/proc/mounts")
 MARGIN_BYTES = 2**20
 """Left free on the disk."""
-
-# LMDB's processes meet in shared memory and fcntl locks, which these do not keep coherent.
-_NETWORK = frozenset(
-    {
-        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre"),
-        *("ncpfs", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"),
-    }
-)
-_LOCAL_FUSE = frozenset({"fuse.mergerfs", "fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.bindfs"})
-
-
-def check_local(path: Path, mounts: Path | None = None) -> None:
-    """Refuse a path on a network file system; says nothing where `mounts` cannot be read.
-
-    Args:
-        path: Absolute and without symbolic links; need not exist.
-        mounts: What lists the mounted file systems, by default `/proc/mounts`.
-
-    Raises:
-        CacheError: If it is on one.
-    """
-    kind = filesystem_of(path, mounts or MOUNTS)
-    if kind in _NETWORK or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE):
-        raise CacheError(
-            f"cache path must be on a local disk, got {path} on {kind}: LMDB's locks and shared "
-            "memory do not work over a network; use a local path and `merge` caches later"
-        )
-
-
-def filesystem_of(path: Path, mounts: Path) -> str:
-    """The type of the file system that holds `path`, "" where it cannot be told."""
-    try:
-        lines = mounts.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return ""
-    depth, kind = -1, ""
-    for line in lines:
-        _, point, name, *_ = [*line.split(" "), "", "", ""]
-        mounted = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), point))
-        # Of two mounts on one point the later hides the earlier.
-        if path.is_relative_to(mounted) and len(mounted.parts) >= depth:
-            depth, kind = len(mounted.parts), name
-    return kind
 
 
 def is_started(path: Path) -> bool:

@@ -5,10 +5,10 @@ from pathlib import Path
 import lmdb
 
 from cache.errors import CacheError
+from cache.filesystems import check_local
 from cache.handle import open_handle, probe
 from cache.location import (
     LOCK,
-    check_local,
     check_not_compacting,
     check_readable,
     identity,

@@ -28,6 +28,7 @@ from cache.verify import VerifyReport
 _PROBLEMS_SHOWN = 20
 _LISTED = 20
 _COUNTS_SHOWN = 10
+_LINE = "{:>9}  {:12}  {:19}  {:>11}  {:>9}  {}"
 _COUNTS = {
     "by_method": "method",
     "by_source_label": "source class",
@@ -147,9 +148,20 @@ def _list(options: argparse.Namespace) -> int:
         if options.json:
             print_json_lines(rows)
         else:
-            heads = ("position", "key", "created", "size", "bytes", "request")
-            print_table(*heads, rows=map(_cells, rows))
+            _print_rows(rows)
     return 0
+
+
+def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
+    # Line by line and not as a table, whose widths would need all of them first.
+    head = ""
+    for row in rows:
+        if not head:
+            head = _LINE.format("position", "key", "created", "size", "bytes", "request")
+            sys.stdout.write(f"{head}\n")
+        sys.stdout.write(f"{plain(_LINE.format(*_cells(row)))}\n")
+    if not head:
+        sys.stdout.write("no records\n")
 
 
 def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Stored | Unreadable]:
@@ -157,7 +169,9 @@ def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Stor
         return select(store, replace(wanted, after=after))
     if wanted.is_all and wanted.limit is not None:
         return select(store, replace(wanted, after=max(0, store.position() - wanted.limit)))
-    return deque(select(store, replace(wanted, limit=None)), maxlen=wanted.limit)
+    matching = select(store, replace(wanted, limit=None))
+    positions = deque((found.position for found in matching), maxlen=wanted.limit)
+    return select(store, replace(wanted, after=positions[0] - 1)) if positions else ()
 
 
 def _row(found: Stored | Unreadable) -> dict[str, Any]:

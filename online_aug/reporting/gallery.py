@@ -3,13 +3,13 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from cache.lettering import cut, font
 from online_aug.reporting.atomic import write_atomically
 
 SMALLEST_PX, LARGEST_PX = 96, 192
@@ -107,7 +107,7 @@ def _columns(rows: Sequence[GalleryRow], cell: int) -> _Columns:
 
 
 def _width(names: list[str], size: int, narrowest: int = NARROWEST_NAME) -> int:
-    longest = max((_font(size).getlength(name) for name in names), default=0)
+    longest = max((font(size).getlength(name) for name in names), default=0)
     return min(max(round(longest) + 1, narrowest), WIDEST_NAME)
 
 
@@ -123,12 +123,12 @@ def _shown(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
 
 
 def _draw_heads(draw: ImageDraw.ImageDraw, columns: _Columns, title: str) -> None:
-    draw.text((MARGIN, 18), _cut(title, 22, columns.end - MARGIN), INK, _font(22))
+    draw.text((MARGIN, 18), cut(title, 22, columns.end - MARGIN), INK, font(22))
     heads = [(name, columns.stage(name)) for name in columns.stages]
     heads += [("asked for", columns.target), ("strength", columns.strength)]
     heads += [("soft label", columns.label)]
     for name, x in heads:
-        draw.text((x, TITLE_HEIGHT + 8), name, FAINT, _font(15))
+        draw.text((x, TITLE_HEIGHT + 8), name, FAINT, font(15))
 
 
 def _draw_pictures(
@@ -150,14 +150,14 @@ def _draw_source_name(
     draw: ImageDraw.ImageDraw, columns: _Columns, y: int, row: GalleryRow
 ) -> None:
     is_same = row.source_name == row.target_name
-    caption = _cut(row.source_name, 15, columns.cell + 2 * GAP)
+    caption = cut(row.source_name, 15, columns.cell + 2 * GAP)
     colour = TARGET_COLOUR if is_same else SOURCE_COLOUR
-    draw.text((MARGIN, y), caption, colour, _font(15))
+    draw.text((MARGIN, y), caption, colour, font(15))
 
 
 def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: GalleryRow) -> None:
-    target = _cut(row.target_name, 20, columns.target_width)
-    draw.text((columns.target, middle), target, TARGET_COLOUR, _font(20), anchor="lm")
+    target = cut(row.target_name, 20, columns.target_width)
+    draw.text((columns.target, middle), target, TARGET_COLOUR, font(20), anchor="lm")
     _draw_strength(draw, columns.strength, middle, row.strength)
     colours = {row.source_name: SOURCE_COLOUR, row.target_name: TARGET_COLOUR}
     bars = _heaviest(row.soft_label)
@@ -167,7 +167,7 @@ def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: 
 
 
 def _draw_strength(draw: ImageDraw.ImageDraw, x: int, middle: int, strength: float) -> None:
-    draw.text((x, middle - 6), f"{strength:.2f}", INK, _font(20), anchor="lm")
+    draw.text((x, middle - 6), f"{strength:.2f}", INK, font(20), anchor="lm")
     gauge = (x, middle + 10, x + STRENGTH_WIDTH, middle + 15)
     draw.rounded_rectangle(gauge, 2, TRACK)
     draw.rounded_rectangle((*gauge[:2], x + round(STRENGTH_WIDTH * strength), gauge[3]), 2, INK)
@@ -190,8 +190,8 @@ class _Bar:
 
 
 def _draw_bar(draw: ImageDraw.ImageDraw, columns: _Columns, y: int, bar: _Bar) -> None:
-    name = _cut(bar.name, 15, columns.name_width - 12)
-    draw.text((columns.label, y), name, INK, _font(15), anchor="lm")
+    name = cut(bar.name, 15, columns.name_width - 12)
+    draw.text((columns.label, y), name, INK, font(15), anchor="lm")
     left, above, below = (
         columns.label + columns.name_width,
         y - BAR_HEIGHT // 2,
@@ -200,25 +200,7 @@ def _draw_bar(draw: ImageDraw.ImageDraw, columns: _Columns, y: int, bar: _Bar) -
     draw.rounded_rectangle((left, above, left + BAR_WIDTH, below), 3, TRACK)
     filled = max(2, round(BAR_WIDTH * min(bar.mass, 1.0)))
     draw.rounded_rectangle((left, above, left + filled, below), 3, bar.colour)
-    draw.text((columns.end, y), f"{bar.mass:.2f}", INK, _font(15), anchor="rm")
-
-
-def _cut(text: str, size: int, width: int) -> str:
-    if _font(size).getlength(text) <= width:
-        return text
-    kept = text
-    while kept and _font(size).getlength(kept + "...") > width:
-        kept = kept[:-1]
-    return kept.rstrip() + "..."
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own face: the same sheet on every machine.
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow must be built with FreeType to draw a gallery; reinstall pillow")
-    return font
+    draw.text((columns.end, y), f"{bar.mass:.2f}", INK, font(15), anchor="rm")
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

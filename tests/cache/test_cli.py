@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import Entry, record, request_key
+from cache import Entry, Store, record, request_key
 from cache.cli import main
+from cache.commands import looking
 
 
 @pytest.fixture
@@ -52,6 +53,42 @@ def test_list_ends_with_the_newest(filled, capsys):
 def test_list_starts_where_it_is_told(filled, capsys):
     _, out, _ = run(capsys, "list", filled.path, "--after", 3, "--limit", 2, "--json")
     assert [row["position"] for row in json.loads(out)] == [4, 5]
+
+
+def test_list_with_a_filter_ends_with_the_newest_that_fit(filled, capsys):
+    with Store(filled.path) as store:
+        store.put_many(
+            [Entry({"method": "b", "v": v}, np.zeros((2, 2, 3), np.uint8)) for v in "ab"]
+        )
+        store.put_many([Entry({"method": "demo", "late": 1}, np.zeros((2, 2, 3), np.uint8))])
+    _, out, _ = run(capsys, "list", filled.path, "--method", "demo", "--limit", 3, "--json")
+    assert [row["position"] for row in json.loads(out)] == [29, 30, 33]
+    _, out, _ = run(capsys, "list", filled.path, "--method", "b")
+    assert [line.split()[0] for line in out.splitlines()] == ["position", "31", "32"]
+
+
+def test_list_prints_a_line_before_it_looks_for_the_next(capsys):
+    def rows():
+        yield {"position": 1, "key": "ab", "problem": "first"}
+        assert "first" in capsys.readouterr().out
+        yield {"position": 2, "key": "cd", "problem": "second"}
+
+    looking._print_rows(rows())
+    assert capsys.readouterr().out.endswith("second\n")
+
+
+def test_an_empty_cache_is_said_to_be_empty(store, capsys):
+    store.open().close()
+    assert run(capsys, "list", store.path) == (0, "no records\n", "")
+    assert run(capsys, "list", store.path, "--json") == (0, "[]\n", "")
+    assert run(capsys, "list", store.path, "--method", "none") == (0, "no records\n", "")
+    assert run(capsys, "verify", store.path) == (0, "0 records, 0 bytes: all well\n", "")
+    status, out, err = run(capsys, "stats", store.path)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1].split() == ["entries", "0"]
+    status, out, err = run(capsys, "evict", store.path, "--count", 3)
+    assert (status, err) == (0, "")
+    assert [line.split() for line in out.splitlines()][0] == ["evicted", "0"]
 
 
 def test_list_lets_no_request_steer_the_terminal(store, capsys):

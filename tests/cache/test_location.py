@@ -1,14 +1,17 @@
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import lmdb
 import pytest
 
-from cache import CacheError, Store, location
-from cache.location import check_local, filesystem_of
+from cache import CacheError, Store, filesystems
+from cache.filesystems import check_local, filesystem_of, magic_of
 
 MOUNTS = """/dev/sda1 / ext4 rw 0 0
 server:/home /home nfs4 rw 0 0
@@ -20,10 +23,21 @@ pool /mnt/pool fuse.mergerfs rw 0 0
 
 
 @pytest.fixture
-def mounts(tmp_path):
+def mounts(tmp_path, monkeypatch):
     path = tmp_path / "mounts"
     path.write_text(MOUNTS)
+    monkeypatch.setattr(filesystems, "MOUNTS", path)
     return path
+
+
+def pretend_statfs(monkeypatch, magic):
+    """As if the kernel's answer began with that word; no test machine has such a file system."""
+
+    def statfs(path, answer):
+        answer[:8] = (magic).to_bytes(8, sys.byteorder)
+        return 0
+
+    monkeypatch.setattr(filesystems.ctypes, "CDLL", lambda _: SimpleNamespace(statfs=statfs))
 
 
 def contents(folder):
@@ -57,22 +71,46 @@ def test_the_deepest_mount_point_decides(mounts, path, kind):
 @pytest.mark.parametrize("path", ["/home/me/cache", "/mnt/a b/c", "/mnt/far/cache"])
 def test_a_network_file_system_is_refused(mounts, path):
     with pytest.raises(CacheError, match="must be on a local disk.*use a local path"):
-        check_local(Path(path), mounts)
+        check_local(Path(path))
 
 
 @pytest.mark.parametrize("path", ["/var/cache", "/home/me/disk/cache", "/mnt/pool/cache"])
 def test_a_local_file_system_is_taken(mounts, path):
-    check_local(Path(path), mounts)
+    check_local(Path(path))
 
 
-def test_a_system_that_lists_no_mounts_is_trusted(tmp_path):
-    check_local(Path("/home"), tmp_path / "missing")
+def test_a_system_that_tells_nothing_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(filesystems, "MOUNTS", tmp_path / "missing")
+    monkeypatch.setattr(filesystems.sys, "platform", "another")
+    check_local(Path("/home"))
+
+
+@pytest.mark.parametrize(
+    ("magic", "kind"), [(0x6969, "nfs"), (0xFF534D42, "cifs"), (0x0BD00BD0, "lustre")]
+)
+def test_the_kernel_alone_may_say_that_it_is_a_network(magic, kind, mounts, monkeypatch):
+    pretend_statfs(monkeypatch, magic)
+    with pytest.raises(CacheError, match=f"must be on a local disk, got /var/cache on {kind}:"):
+        check_local(Path("/var/cache"))
+
+
+def test_a_store_where_the_kernel_says_nfs_does_not_open(tmp_path, monkeypatch):
+    pretend_statfs(monkeypatch, 0x6969)
+    with pytest.raises(CacheError, match="on nfs"):
+        Store(tmp_path / "cache").open()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_kernel_knows_the_file_system_of_a_path_that_is_yet_to_be_made(tmp_path):
+    magic = magic_of(tmp_path)
+    assert magic == magic_of(tmp_path / "not/made/yet")
+    assert magic == int(subprocess.check_output(["stat", "-f", "-c", "%t", tmp_path]), 16)
 
 
 def test_a_store_on_a_network_file_system_does_not_open(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/ {tmp_path.resolve()} nfs rw 0 0\n")
-    monkeypatch.setattr(location, "MOUNTS", mounts)
+    monkeypatch.setattr(filesystems, "MOUNTS", mounts)
     with pytest.raises(CacheError, match="on nfs"):
         Store(tmp_path / "cache").open()
     assert not (tmp_path / "cache").exists()
