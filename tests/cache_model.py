@@ -144,6 +144,21 @@ class Model:
             self.rejected[key] = reason
         self.claims.pop(key, None)
 
+    def adopt(self, rejected, counts, maps):
+        """Took over how many rejections, service counts and maps of another cache."""
+        new = {k for k in rejected if k not in self.records and k not in self.rejected}
+        self.rejected.update(dict.fromkeys(new, "else"))
+        more = {
+            key: times
+            for key, times in counts.items()
+            if key in self.records and self.records[key].served < times
+        }
+        for key, times in more.items():
+            self.records[key].served = times
+        missing = {name: data for name, data in maps.items() if name not in self.saliency}
+        self.saliency.update(missing)
+        return len(new), len(more), len(missing)
+
     def log(self):
         return sorted((kept.position, key) for key, kept in self.records.items())
 

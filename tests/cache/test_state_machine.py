@@ -21,10 +21,13 @@ from cache import (
     CorruptRecordError,
     Keys,
     Oldest,
+    RecipeFirst,
     ServedFirst,
     Store,
     recipe_of,
 )
+from cache.codec import CODECS
+from cache.record import Draft, parse
 
 MAX_BYTES = 40_000
 
@@ -94,6 +97,46 @@ class CacheMachine(RuleBasedStateMachine):
             assert np.array_equal(record.image, kept.entry.image)
             assert (record.request, record.scores) == (kept.entry.request, kept.entry.scores)
 
+    @rule(number=numbers)
+    def look_without_decoding(self, number):
+        kept = self.model.records.get(KEYS[number])
+        if kept is None:
+            assert self.store.inspect(KEYS[number]) is None
+            assert self.store.get_request(KEYS[number]) is None
+        elif not kept.is_broken:
+            stored = self.store.inspect(KEYS[number])
+            assert (stored.position, stored.codec.name) == (kept.position, "raw")
+            assert stored.image_bytes == kept.entry.image.tobytes()
+            assert self.store.get_request(KEYS[number]) == kept.entry.request
+
+    @rule(number=numbers, digits=st.integers(0, 64), limit=st.integers(0, 3))
+    def find(self, number, digits, limit):
+        prefix = KEYS[number].hex()[:digits]
+        fitting = sorted(key for key in self.model.records if key.hex().startswith(prefix))
+        assert self.store.find(prefix, limit) == fitting[:limit]
+
+    @rule(chosen=some)
+    def put_stored(self, chosen):
+        offered = [ENTRIES[number] for number in chosen]
+        records = [parse(KEYS[n], Draft(ENTRIES[n], CODECS["raw"], 1.0).seal(9)) for n in chosen]
+        assert self.store.put_stored(records) == self.model.put(offered)
+
+    @rule(chosen=some, others=some, served=some, data=st.binary(max_size=9))
+    def adopt(self, chosen, others, served, data):
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        with Store(folder, codec="raw") as other:
+            other.put_many([ENTRIES[number] for number in chosen])
+            other.note_served([KEYS[number] for number in served])
+            for number in others:
+                other.reject(KEYS[number], ENTRIES[number].request, "else")
+            other.put_saliency("one", {"s0": data})
+            adopted = self.store.adopt(other)
+        rejected = {KEYS[n] for n in others} - {KEYS[n] for n in chosen}
+        counts = Counter(KEYS[n] for n in served if n in chosen)
+        expected = self.model.adopt(rejected, counts, {("one", "s0"): data})
+        assert (adopted.rejections, adopted.served, adopted.saliency_maps) == expected
+        assert adopted.problems == []
+
     @rule(after=st.integers(0, 12), limit=st.none() | st.integers(0, 5))
     def tail(self, after, limit):
         expected = [(at, key) for at, key in self.model.log() if at > after]
@@ -161,6 +204,21 @@ class CacheMachine(RuleBasedStateMachine):
         for key in free[:count]:
             self.model.evict(key)
 
+    @rule(recipe=st.sampled_from([{"method": "a"}, {"method": "b"}]), count=st.integers(0, 4))
+    def evict_a_recipe(self, recipe, count):
+        fitting = [found.id for found in self.store.recipes() if found.fields == recipe]
+        free = [
+            key
+            for key, kept in self.model.records.items()
+            if recipe_of(kept.entry.request) == recipe and not self.model.is_pinned(key)
+        ]
+        gone = self.store.evict(RecipeFirst(tuple(fitting), then=None), count=count)
+        assert gone == min(count, len(free))
+        left = self.store.contains(free)  # which of them go is not promised
+        for key, is_left in zip(free, left, strict=True):
+            if not is_left:
+                self.model.evict(key)
+
     @rule(chosen=some)
     def evict_by_name(self, chosen):
         keys = dict.fromkeys(KEYS[number] for number in chosen)
@@ -173,6 +231,11 @@ class CacheMachine(RuleBasedStateMachine):
     def put_saliency(self, version, source, data):
         self.store.put_saliency(version, {f"s{source}": data})
         self.model.saliency[version, f"s{source}"] = data
+
+    @rule(version=versions, source=st.integers(0, 3))
+    def get_saliency(self, version, source):
+        expected = self.model.saliency.get((version, f"s{source}"))
+        assert self.store.get_saliency(version, f"s{source}") == expected
 
     @rule(version=versions)
     def drop_saliency(self, version):
@@ -217,12 +280,21 @@ class CacheMachine(RuleBasedStateMachine):
         assert other.tail() == self.model.log()
 
     @rule()
+    def compact(self):
+        before = self.store.stats()["file_bytes"]
+        freed = self.store.compact()
+        assert self.store.stats()["file_bytes"] == before - freed
+
+    @rule()
     def close(self):
         self.store.close()
 
     @invariant()
     def every_key_has_the_status_of_the_model(self):
         assert self.store.status(KEYS) == [self.model.status(key) for key in KEYS]
+        assert [self.store.is_rejected(key) for key in KEYS] == [
+            self.model.status(key) == "rejected" for key in KEYS
+        ]
         assert self.store.contains(KEYS) == [key in self.model.records for key in KEYS]
         assert (len(self.store), self.store.position()) == (
             len(self.model.records),
