@@ -19,7 +19,6 @@ from online_aug.training.launcher import RECORD, launch, needs_launcher
 
 if TYPE_CHECKING:
     from online_aug.devices import DevicePlan
-    from online_aug.judge import check_judge
     from online_aug.recipe import Recipe
 
 # What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
@@ -43,6 +42,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.dataloader.sources import load_splits
     from online_aug.devices import plan_devices
     from online_aug.finetune import ensure_finetuned
+    from online_aug.judge import check_judge
     from online_aug.recipe import Recipe
     from online_aug.reporting.live import print_summary
     from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
