@@ -34,11 +34,11 @@ def shots(classes, train=TRAIN, test=TEST):
                 yield split, label, k if split == "train" else train + k
 
 
-def write_cub(root):
+def write_cub(root, train=TRAIN):
     folder = root / "CUB_200_2011"
     tables = {"images": [], "image_class_labels": [], "train_test_split": []}
     # In the published files too train and test are in turns.
-    for number, (split, label, k) in enumerate(sorted(shots(3), key=lambda shot: shot[1:]), 1):
+    for number, (split, label, k) in enumerate(sorted(shots(3, train), key=lambda shot: shot[1:]), 1):
         file = f"{SPECIES[label]}/{k}.jpg"
         picture(folder / "images" / file, label, k)
         tables["images"].append((number, file))
@@ -64,8 +64,8 @@ def write_waterbirds(root):
         csv.writer(file).writerows([header, *rows])
 
 
-def write_cub_waterbirds(root):
-    write_cub(root)
+def write_cub_waterbirds(root, train=TRAIN):
+    write_cub(root, train)
     write_waterbirds(root)
 
 

@@ -1,16 +1,57 @@
 import json
+import re
+import shlex
 from pathlib import Path
 
 import jsonschema
 import pytest
 import timm
 import yaml
+from published_samples import WRITERS, accept_small_flowers
 
 from online_aug.config_files import load_config
 from online_aug.config_schema import fields, json_schema
+from online_aug.dataloader.published import PUBLISHED
+from train import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
+PAPERS = [path for path in RECIPES if load_config(path, []).data.source in PUBLISHED]
+CUB_IMAGES = {"train": 60}
+"""Of a class: more than 50 others are left to look for a background in, also in a long tail."""
+
+
+def head(path):
+    return path.read_text().partition("\n\n")[0]
+
+
+def variants(path):
+    """Keys of each variant that a head names; a name begins one, a line without goes on."""
+    _, _, below = head(path).partition("# Variants, as keys after the command:\n")
+    found = []
+    for line in below.partition("\n#\n")[0].splitlines():
+        name, keys = re.fullmatch(r"#   (.{20}) (.+)", line).groups()
+        if name.strip():
+            found.append([])
+        found[-1] += shlex.split(keys)
+    return found
+
+
+def dry_run(path, root, models):
+    """Exit status of `--dry-run` with the data, the model and all folders under `root`."""
+    config = load_config(path, [])
+    is_large = config.method.name == "sgd_mix"
+    WRITERS[config.data.source](root / "data", **(CUB_IMAGES if is_large else {}))
+    model = models["instruct" if config.method.name == "diffusemix" else "translate"]
+    places = {
+        "data.root": root / "data",
+        "generation.model": model,
+        "finetune.path": root / "finetuned",
+        "fractals.path": root / "fractals",
+        "cache.path": root / "cache",
+        "run.dir": root / "runs",
+    }
+    return main([str(path), *(f"{key}={place}" for key, place in places.items()), "--dry-run"])
 
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
@@ -55,3 +96,38 @@ def test_every_recipe_sets_known_keys_only(recipe):
 def test_the_schema_is_the_one_of_the_models():
     # Write it again with `make schema`.
     assert json.loads((FOLDER / "schema.json").read_text()) == json_schema()
+
+
+def test_each_paper_has_its_recipes():
+    names = {path.stem.partition("_")[0] for path in PAPERS}
+    assert {"cub", "aircraft", "cars", "dogs", "flowers", "waterbirds"} <= names
+    methods = {load_config(path, []).method.name for path in PAPERS}
+    assert methods == {"diff_mix", "diffusemix", "sgd_mix"}
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("word", ["Paper:", "Disk:", "Not known:"])
+def test_a_paper_s_recipe_says_its_source_its_disk_and_what_is_not_known(path, word):
+    assert f"# {word}" in head(path)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_the_command_of_a_paper_s_recipe_is_its_own(path):
+    assert f"python train.py configs/{path.name} data.root=" in head(path)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_every_variant_that_a_head_names_loads(path):
+    found = variants(path)
+    assert found
+    assert all(load_config(path, keys) != load_config(path, []) for keys in found)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
+    path, tmp_path, tiny_model, tiny_editor, monkeypatch, capsys
+):
+    accept_small_flowers(monkeypatch)
+    assert dry_run(path, tmp_path, {"translate": tiny_model, "instruct": tiny_editor}) == 0
+    assert "requests   " in capsys.readouterr().out
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
