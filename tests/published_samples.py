@@ -38,7 +38,9 @@ def write_cub(root, train=TRAIN):
     folder = root / "CUB_200_2011"
     tables = {"images": [], "image_class_labels": [], "train_test_split": []}
     # In the published files too train and test are in turns.
-    for number, (split, label, k) in enumerate(sorted(shots(3, train), key=lambda shot: shot[1:]), 1):
+    for number, (split, label, k) in enumerate(
+        sorted(shots(3, train), key=lambda shot: shot[1:]), 1
+    ):
         file = f"{SPECIES[label]}/{k}.jpg"
         picture(folder / "images" / file, label, k)
         tables["images"].append((number, file))
