@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from cache import Store
+from cache import CacheError, Store
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600
@@ -102,11 +102,14 @@ def read_metrics(folder):
 
 
 def count_images(cache):
-    """Images in a cache that may not be there yet."""
-    if not (cache / "data.mdb").exists():
-        return 0
-    with Store(cache, readonly=True) as store:
-        return len(store)
+    """Images in a cache that may not be there yet, or be in the making."""
+    try:
+        with Store(cache, readonly=True) as store:
+            return len(store)
+    except CacheError as error:
+        if "must be a directory with a cache" in str(error):
+            return 0
+        raise
 
 
 def processes_of(*words):
