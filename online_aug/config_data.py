@@ -24,6 +24,9 @@ class DataConfig(Section):
     """Few-shot: keep this many training images of each class, drawn by `data.seed`."""
     imbalance_factor: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
     """Long tail: size of the smallest class over the largest, (0, 1]; Diff-Mix's formula."""
+    many_few: tuple[Count, Count] = (100, 20)
+    """Long tail: a class with more training images than the first has many, with fewer than the
+    second few; their accuracy is told apart."""
     val_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.1
     """Share of a single folder (or of train where there is no val) kept for validation."""
     test_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.2
@@ -49,6 +52,8 @@ class DataConfig(Section):
     def _parts_fit(self) -> "DataConfig":
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"data.scale must be smallest then largest, got {list(self.scale)}")
+        if self.many_few[0] < self.many_few[1]:
+            raise ValueError(f"data.many_few must be many then few, got {list(self.many_few)}")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 "data.val_fraction + data.test_fraction must be below 1, got "

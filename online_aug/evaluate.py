@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,7 +30,7 @@ SUMMARY = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print top1 and the accuracy of each class.
+    """Print top1, top5 and the accuracy of each class, group and part of a long tail.
 
     Raises:
         UserError: If the configuration, the data or the weights cannot be used.
@@ -58,21 +58,37 @@ def _config_of(folder: Path) -> Path:
 def _judge(config: Config, weights: Path) -> Evaluation:
     if not weights.is_file():
         raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
-    images = load_splits(config.data).test
+    splits = load_splits(config.data)
+    images = splits.test
     device = torch.device(plan_devices(config.devices).train[0])
     settings = config.classifier.model_copy(update={"checkpoint": weights})
     classifier = build_classifier(
         settings, len(images.class_names), image_size=config.data.image_size
     )
-    return evaluate(classifier.to(device), images, config.data, device)
+    classifier.to(device)
+    return evaluate(classifier, images, config.data, device, train_labels=splits.train.labels)
 
 
 def _print(result: Evaluation, console: Console) -> None:
-    table = Table("class", "recognised", title="test split")
-    for name, share in result.per_class.items():
+    parts = {
+        "class": result.per_class,
+        "group": result.per_group,
+        "training images": result.per_shots,
+    }
+    for title, shares in parts.items():
+        if shares:
+            console.print(_table(title, shares))
+    console.print(
+        f"top1 {percent(result.top1)}, top5 {percent(result.top5)} of {result.images} images, "
+        f"loss {result.loss:.4f}"
+    )
+
+
+def _table(title: str, shares: Mapping[str, float]) -> Table:
+    table = Table(title, "recognised", title="test split")
+    for name, share in shares.items():
         table.add_row(name, percent(share))
-    console.print(table)
-    console.print(f"top1 {percent(result.top1)} of {result.images} images, loss {result.loss:.4f}")
+    return table
 
 
 if __name__ == "__main__":

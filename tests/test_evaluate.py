@@ -42,6 +42,7 @@ def test_a_run_directory_gives_the_figures_that_training_measured(finished, caps
     found = json.loads(capsys.readouterr().out)
     assert found["top1"] == expected.top1
     assert found["per_class"] == expected.per_class
+    assert found["top5"] == expected.top5
     assert found["loss"] == pytest.approx(expected.loss)
 
 

@@ -1,7 +1,7 @@
 """The figures of a run: one record an epoch, one at the end."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ TENSORBOARD_TAGS = {
     "images_per_s": "train/images_per_s",
     "loader_wait_s": "train/loader_wait_s",
     "val_top1": "val/top1",
+    "val_top5": "val/top5",
+    "val_worst_group": "val/worst_group",
     "served_real": "served/real",
     "served_fresh": "served/fresh",
     "served_cached": "served/cached",
@@ -41,6 +43,10 @@ class EpochMetrics:
     """Mean over the epoch."""
     val_top1: float
     """Share of the validation split recognised, [0, 1]."""
+    val_top5: float
+    """Share of it whose class is among the five likeliest, [0, 1]."""
+    val_worst_group: float | None
+    """Share recognised of the group that is recognised least; null without groups."""
     lr: float
     """Learning rate of the last step."""
     images_per_s: float
@@ -84,6 +90,14 @@ class Summary:
     """From 0."""
     per_class: Mapping[str, float]
     """Accuracy of each class on the test split after the last epoch, by class name."""
+    top5: float
+    """Share of the test split whose class is among the five likeliest after the last epoch."""
+    per_group: Mapping[str, float] = field(default_factory=dict)
+    """Accuracy of each group of the test split, by name; empty where it comes without."""
+    worst_group: float | None = None
+    """The smallest of these; null without groups."""
+    per_shots: Mapping[str, float] = field(default_factory=dict)
+    """Long tail: accuracy on classes with few, medium and many training images."""
     epochs: int
     wall_s: float
     first_step_s: float
@@ -100,6 +114,12 @@ class Summary:
     """Images this run asked for that the cache already held."""
     generator_restarts: int
     config_digest: str
+
+    @property
+    def parts(self) -> dict[str, Mapping[str, float]]:
+        """Accuracy by other parts of the test split than its classes, under the parts' name."""
+        found = {"groups": self.per_group, "training images": self.per_shots}
+        return {title: shares for title, shares in found.items() if shares}
 
     @property
     def made_text(self) -> str:
@@ -138,7 +158,8 @@ class MetricsLog:
         events = self._open_events()
         values = asdict(metrics)
         for name, tag in TENSORBOARD_TAGS.items():
-            events.add_scalar(tag, values[name], metrics.step)
+            if values[name] is not None:
+                events.add_scalar(tag, values[name], metrics.step)
         events.flush()
 
     def close(self) -> None:

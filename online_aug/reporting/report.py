@@ -1,7 +1,7 @@
 """`report.html`: one run on one page, with nothing to load from elsewhere."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -32,7 +32,11 @@ def write_report(directory: Path, summary: Summary, gallery: Path) -> None:
         "<h2>Epochs</h2>",
         *(_figure(title, curves) for title, curves in _charts(metrics).items()),
         "<h2>Accuracy of each class</h2>",
-        _table([(name, f"{value:.1%}") for name, value in summary.per_class.items()]),
+        _shares_table(summary.per_class),
+        *(
+            f"<h2>Accuracy by {escape(title)}</h2>{_shares_table(shares)}"
+            for title, shares in summary.parts.items()
+        ),
     ]
     if gallery.exists():
         data = base64.b64encode(gallery.read_bytes()).decode()
@@ -55,6 +59,7 @@ def _summary_table(summary: Summary) -> str:
                 "test top1, best validation epoch",
                 f"{summary.top1_best_val:.1%} (epoch {summary.best_val_epoch + 1})",
             ),
+            ("test top5, last epoch", f"{summary.top5:.1%}"),
             ("served real, fresh, cached", f"{served.real:,}, {served.fresh:,}, {served.cached:,}"),
             ("starved", f"{served.starved:,}"),
             ("images generated", summary.made_text),
@@ -63,6 +68,10 @@ def _summary_table(summary: Summary) -> str:
             ("whole run", f"{duration(summary.wall_s)}, {summary.epochs} epochs"),
         ]
     )
+
+
+def _shares_table(shares: Mapping[str, float]) -> str:
+    return _table([(name, f"{share:.1%}") for name, share in shares.items()])
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

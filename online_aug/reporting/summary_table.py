@@ -32,6 +32,8 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
     return [
         ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
         ("test top1, best validation", Text(best)),
+        ("test top5, last epoch", Text(percent(summary.top5))),
+        *((title, Text(_listed(shares))) for title, shares in summary.parts.items()),
         (_worst_title(summary.per_class), Text(_worst(summary.per_class))),
         ("images served", mix_text(summary.served)),
         ("", Text(_served_counts(summary), "dim")),
@@ -60,6 +62,10 @@ def _worst_title(per_class: Mapping[str, float]) -> str:
 
 def _worst(per_class: Mapping[str, float]) -> str:
     worst = sorted(per_class.items(), key=lambda entry: entry[1])[:WORST_CLASSES]
+    return _listed(dict(worst))
+
+
+def _listed(shares: Mapping[str, float]) -> str:
     return ", ".join(
-        f"{name}: {whole_percent(accuracy).replace(' ', '')}" for name, accuracy in worst
+        f"{name}: {whole_percent(share).replace(' ', '')}" for name, share in shares.items()
     )

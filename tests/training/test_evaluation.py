@@ -3,9 +3,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from online_aug.config_data import DataConfig
+from online_aug.dataloader.image_sets import FolderSet, Groups, Subset
 from online_aug.dataloader.images import BadImageError
 from online_aug.training.evaluation import evaluate
 
@@ -103,3 +105,60 @@ def test_an_unreadable_image_is_left_out_where_the_configuration_says_so():
 def test_a_set_without_images_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         judge(())
+
+
+class Always(nn.Module):
+    """Orders ten classes by their number, whatever it sees."""
+
+    num_classes = 10
+
+    def forward(self, images):
+        return torch.arange(10.0).flip(0).repeat(len(images), 1)
+
+
+def test_top5_counts_the_classes_among_the_five_likeliest():
+    images = FlatImages(np.array([0, 4, 5, 9]), class_names=tuple("abcdefghij"))
+    found = evaluate(Always(), images, DATA, "cpu")
+    assert (found.top1, found.top5) == (0.25, 0.5)
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """Four images, of which only the dark and the bright are recognised, in two groups."""
+    levels = (0, 100, 200, 200)
+    for number, level in enumerate(levels):
+        Image.new("RGB", (20, 20), (level, level, level)).save(tmp_path / f"{number}.png")
+    return FolderSet(
+        root=tmp_path,
+        files=tuple(f"{number}.png" for number in range(4)),
+        class_names=("dark", "middle", "bright"),
+        labels=np.array([0, 1, 2, 2]),
+        groups=Groups(("on land", "on water", "in the air"), np.array([0, 0, 1, 1])),
+    )
+
+
+def test_each_group_and_the_worst_of_them_are_told(grouped):
+    found = evaluate(ByBrightness(), grouped, DATA, "cpu")
+    assert found.per_group == {"on land": 0.5, "on water": 1.0}
+    assert found.worst_group == 0.5
+
+
+def test_groups_follow_a_part_of_a_set(grouped):
+    found = evaluate(ByBrightness(), Subset(grouped, np.array([3, 1])), DATA, "cpu")
+    assert found.per_group == {"on land": 0.0, "on water": 1.0}
+
+
+def test_a_set_without_groups_has_no_worst_one():
+    found = judge()
+    assert (found.per_group, found.worst_group) == ({}, None)
+
+
+def test_a_long_tail_is_told_by_the_training_images_of_the_classes():
+    train = np.repeat([0, 1, 2], [11, 10, 4])
+    long_tail = DataConfig(image_size=16, imbalance_factor=0.5, many_few=(10, 5))
+    found = judge((0, 1, 2, 2), data=long_tail, train_labels=train)
+    assert found.per_shots == {"many": 1.0, "medium": 0.0, "few": 1.0}
+
+
+def test_without_a_long_tail_nothing_is_told_by_training_images():
+    assert judge(train_labels=np.array([0, 1, 2])).per_shots == {}
