@@ -51,7 +51,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.teacher import check_teacher, ensure_saliency
     from online_aug.training.classifier import check_classifier
 
-    devices = plan_devices(config.devices)
+    devices = plan_devices(config.devices, generates=config.mixing.imported != "only")
     deepspeed_config(config, len(devices.train))
     check_classifier(config.classifier)
     recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
@@ -68,6 +68,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     open_store(config).open()
     if is_first_process():
         sys.stdout.write(f"{devices}\n")
+        sys.stdout.write(f"imported: {recipe.imports}\n" if recipe.imports.images else "")
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
     if config.run.resume and is_finished(directory, config.run.epochs):
         if is_first_process():

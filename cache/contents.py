@@ -1,6 +1,7 @@
 """What a cache holds, as one transaction sees or changes it across its tables."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice, takewhile
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ from cache.claims import Claim, Claims, Owner
 from cache.errors import CorruptRecordError
 from cache.facts import Facts, facts_of
 from cache.index import Index
+from cache.key import Scalar
 from cache.log import Row
 from cache.pins import Pins
 from cache.record import Draft, glimpse
@@ -72,6 +74,20 @@ def position_of(txn: Transaction, tables: Tables, key: bytes) -> int | None:
     if row is None or row.key != key:
         raise CorruptRecordError(f"record {key.hex()} is corrupt: it is not where it says")
     return position
+
+
+def requests_at(
+    txn: Transaction, tables: Tables, positions: Iterable[int]
+) -> list[tuple[bytes, dict[str, Scalar]]]:
+    """Keys and requests of the records at these positions, but for those that cannot be read."""
+    found = []
+    for position in positions:
+        with suppress(CorruptRecordError):
+            row = log.row_at(txn, tables, position)
+            value = None if row is None else txn.get(row.key, db=tables.records)
+            if row is not None and value is not None:
+                found.append((row.key, glimpse(row.key, value).request))
+    return found
 
 
 def is_present(txn: Transaction, tables: Tables, key: bytes) -> bool:

@@ -131,6 +131,20 @@ def sample(
     return keys
 
 
+def positions_of_recipe(
+    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
+) -> list[int]:
+    """Where all records, or those that match, are in the log, ascending."""
+    found = []
+    with txn.cursor(tables.members) as cursor:
+        for group, _ in _matching(txn, tables, recipe):
+            is_there = cursor.set_range(group)
+            while is_there and cursor.key().startswith(group):
+                found.append(unpack_position(cursor.value()[:_PLACE_BYTES]))
+                is_there = cursor.next()
+    return sorted(found)
+
+
 def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> list[int]:
     """Where the records made from one source are in the log, ascending."""
     found = []

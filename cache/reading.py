@@ -3,7 +3,7 @@
 import math
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
@@ -25,6 +25,8 @@ from cache.record import Record, Stored, parse
 
 _PART = 8192
 """Log positions read in one transaction."""
+_REQUESTS = 1024
+"""Requests read in one transaction."""
 
 
 Durability: TypeAlias = Literal["power", "process"]
@@ -191,6 +193,24 @@ class Reader:
         """Every recipe with how many records of it there are."""
         with self._environment.transaction() as (txn, tables):
             return accounting.recipes(txn, tables)
+
+    def requests(
+        self, recipe: Mapping[str, Scalar] | None = None
+    ) -> Iterator[tuple[bytes, dict[str, Scalar]]]:
+        """Keys and requests of the records that match, oldest first; images are not looked at.
+
+        What is evicted meanwhile, or has no request that can be read, is left out.
+
+        Args:
+            recipe: As for `sample`.
+        """
+        with self._environment.transaction() as (txn, tables):
+            positions = index.positions_of_recipe(txn, tables, recipe)
+        for start in range(0, len(positions), _REQUESTS):
+            part = positions[start : start + _REQUESTS]
+            with self._environment.transaction(buffers=True) as (txn, tables):
+                found = contents.requests_at(txn, tables, part)
+            yield from found
 
     def by_source(self, source_digest: str) -> list[bytes]:
         """Keys of the records whose request names that `source_digest`, oldest first."""

@@ -1,5 +1,6 @@
 """Putting a run together: store, generation process, loader; and saying what it will take."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from online_aug.dataloader.slots import Order
 from online_aug.dataloader.supply import Supply
 from online_aug.dataloader.transforms import train_transform
 from online_aug.devices import DevicePlan
+from online_aug.errors import UserError
 from online_aug.generation.supervisor import Supervisor
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose
+from online_aug.records import ImportedImage, Servable
 from online_aug.stores import open_store, pin_if_awaited
-from online_aug.training.distributed import World
+from online_aug.training.distributed import World, agree
 from online_aug.training.interrupts import Interrupt
 
 _RAW_BYTES = 3
@@ -60,8 +63,9 @@ def build_loader(
 
     if recipe.is_synthetic and recipe.fractals:
         recipe.fractals.ensure()
+    served: list[Servable] = [*recipe.plan, *agreed_imports(recipe, world)]
     supply = Supply(
-        recipe.plan,
+        served,
         store,
         rank=world.rank,
         world_size=world.world_size,
@@ -76,7 +80,7 @@ def build_loader(
     )
     dataset = MixedDataset(
         images=recipe.splits.train,
-        plan=list(recipe.plan),
+        plan=served,
         places=recipe.places if recipe.is_synthetic else {},
         compose=BoundCompose(recipe.context) if recipe.is_synthetic else None,
         store=store,
@@ -92,6 +96,23 @@ def build_loader(
         generator=generator,
         ledger=run_directory / "ledger",
     )
+
+
+def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
+    """The imported images to serve, by numbers that mean the same on every rank.
+
+    Raises:
+        UserError: On every rank, if they are not the same on all.
+    """
+    images = recipe.imports.images
+    keys = b"".join(image.key for image in images)
+    digest = int.from_bytes(hashlib.blake2b(keys, digest_size=6).digest())
+    if agree(world, digest) != -agree(world, -digest):
+        raise UserError(
+            "imported images must be the same on every rank: import the same folders in the same "
+            "order into the cache of each node, and none while a run starts"
+        )
+    return images
 
 
 def build_supervisor(devices: DevicePlan, run_directory: Path) -> Supervisor:
@@ -115,7 +136,7 @@ def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
     config, splits = recipe.config, recipe.splits
     order = order_of(config, len(splits.train))
     unique = len({source.digest for source in recipe.sources})
-    requests = unique * config.generation.variants_per_image if recipe.is_synthetic else 0
+    requests = unique * config.generation.variants_per_image if recipe.is_planned else 0
     gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30
     lines = [
         f"devices    {devices}",
@@ -130,7 +151,9 @@ def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
         lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")
     elif not recipe.has_maps:
         lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
-    if recipe.is_synthetic and not recipe.is_ready:
+    if recipe.imports.images:
+        lines.append(f"imported   {recipe.imports}")
+    if recipe.is_planned and not recipe.is_ready:
         learning = f"{config.finetune.mode}, {recipe.adaptation.steps} steps"
         lines.append(f"fine-tune  {learning}, result {recipe.finetuned}")
     elif recipe.plan_is_known:

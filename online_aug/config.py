@@ -57,12 +57,20 @@ class MixingConfig(Section):
     """No synthetic sample ready: serve the real one and count it, or wait for the generator."""
     max_times_sampled: Count | None = None
     """Times one generated image may be served in a run; null is no limit."""
+    imported: Literal["beside", "only"] | None = None
+    """Serve images that `python -m cache import` brought and that say of which classes they are:
+    `beside` those of the plan, or `only` them, without a generator; null serves none."""
 
     @model_validator(mode="after")
     def _policy_fits(self) -> "MixingConfig":
         if self.policy == "concat" and self.synthetic_probability == 1:
             raise ValueError(
                 "mixing.synthetic_probability must be below 1 with mixing.policy concat, got 1"
+            )
+        if self.imported is not None and self.starvation == "wait":
+            raise ValueError(
+                "mixing.imported must be null with mixing.starvation wait, which serves the plan "
+                f"in its order, got {self.imported}"
             )
         waits = self.starvation == "wait" and self.policy != "global"
         if waits and self.max_times_sampled is not None:
@@ -156,6 +164,16 @@ class Config(Section):
                     "method.strength * generation.num_inference_steps must be at least 1, "
                     f"got {strength:g} * {steps}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _imported_stay(self) -> "Config":
+        follows = (self.saliency.method, self.saliency.teacher) == ("grad_cam", "classifier")
+        if follows and self.method.name == "sgd_mix" and self.mixing.imported == "beside":
+            raise ValueError(
+                "mixing.imported must be null or only where saliency.teacher is the classifier in "
+                "training, whose plans replace one another, got beside"
+            )
         return self
 
     @model_validator(mode="after")

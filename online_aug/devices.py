@@ -25,15 +25,19 @@ class DevicePlan:
         return f"train on {', '.join(self.train)} ({self.train_threads} threads each); {made}"
 
 
-def plan_devices(devices: DevicesConfig, cores: int | None = None) -> DevicePlan:
+def plan_devices(
+    devices: DevicesConfig, cores: int | None = None, *, generates: bool = True
+) -> DevicePlan:
     """The plan for this node.
 
     `auto`: two or more GPUs, the last one generates; one GPU is shared; without a GPU both sides
-    run on the CPU and divide the cores.
+    run on the CPU and divide the cores. Where nothing is generated, all GPUs train.
 
     Raises:
         UserError: If a device does not exist here.
     """
+    if not generates:
+        devices = devices.model_copy(update={"generate": "none"})
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     train = _training(devices, gpus)
     generate = _generating(devices, gpus)

@@ -1,26 +1,25 @@
 """The run's gallery: some of the generated images beside what they were made from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cache import CacheError, Store
 from online_aug.dataloader.transforms import resize
 from online_aug.methods import METHODS
+from online_aug.methods.contract import Picture
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import SourceImages
-from online_aug.records import GenerationRequest
+from online_aug.records import GenerationRequest, Servable
 from online_aug.reporting.gallery import GalleryRow, draw_gallery
 from online_aug.seeding import numpy_rng
 
 ROWS = 16
 
 
-def draw_run_gallery(
-    recipe: Recipe, plan: Sequence[GenerationRequest], store: Store, path: Path
-) -> None:
+def draw_run_gallery(recipe: Recipe, plan: Sequence[Servable], store: Store, path: Path) -> None:
     """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
     rows = gallery_rows(recipe, plan, store, ROWS)
     if rows:
@@ -30,7 +29,7 @@ def draw_run_gallery(
 
 
 def gallery_rows(
-    recipe: Recipe, plan: Sequence[GenerationRequest], store: Store, count: int
+    recipe: Recipe, plan: Sequence[Servable], store: Store, count: int
 ) -> list[GalleryRow]:
     """Stages, target, strength and soft label of some records."""
     keys = [request.key for request in plan]
@@ -43,7 +42,7 @@ def gallery_rows(
     ]
 
 
-def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow | None:
+def _row(recipe: Recipe, store: Store, request: Servable) -> GalleryRow | None:
     """One row, composed by chance; None where the record cannot be read any more."""
     try:
         record = store.get(request.key)
@@ -51,22 +50,39 @@ def _row(recipe: Recipe, store: Store, request: GenerationRequest) -> GalleryRow
         return None
     if record is None:
         return None
+    pictures, label = _composed(recipe, request, record.image)
+    names = recipe.splits.train.class_names
+    shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
+    target = names[request.target_label]
+    if isinstance(request, GenerationRequest):
+        target = recipe.instructions.get(request.prompt, target)
+    return GalleryRow(
+        pictures=pictures,
+        source_name=names[request.source_label],
+        target_name=target,
+        strength=request.strength,
+        soft_label=shares,
+    )
+
+
+def _composed(
+    recipe: Recipe, request: Servable, generated: Picture
+) -> tuple[Mapping[str, Picture], Float[Tensor, " k"]]:
     images = SourceImages(recipe.splits.train, recipe.sources)
+    method, context = METHODS[request.method], recipe.context
+    rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
+
+    def source() -> Picture:
+        assert request.source_digest is not None  # else nothing asks for it
+        return images.by_digest(request.source_digest).permute(1, 2, 0).numpy()
+
+    _, label = method.compose(source, generated, request, context, same)
+    if not isinstance(request, GenerationRequest):
+        known = {} if request.source_digest is None else {"source": source()}
+        return known | {"generated": generated}, label
 
     def image_of(digest: str) -> UInt8[Tensor, "3 r r"]:
         return resize(images.by_digest(digest), request.resolution)
 
-    pixels = images.by_digest(request.source_digest).permute(1, 2, 0).numpy()
-    method, context = METHODS[request.method], recipe.context_of(request.saliency_version)
-    rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
-    pictures = method.stages(pixels, record.image, request, context, image_of, rng)
-    _, label = method.compose(lambda: pixels, record.image, request, context, same)
-    names = recipe.splits.train.class_names
-    shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
-    return GalleryRow(
-        pictures=pictures,
-        source_name=names[request.source_label],
-        target_name=recipe.instructions.get(request.prompt, names[request.target_label]),
-        strength=request.strength,
-        soft_label=shares,
-    )
+    context = recipe.context_of(request.saliency_version)
+    return method.stages(source(), generated, request, context, image_of, rng), label

@@ -20,11 +20,12 @@ from online_aug.generation.identity import (
     locate,
 )
 from online_aug.generation.weights import check_weights
-from online_aug.method_settings import instructions_of, settings_of
+from online_aug.method_settings import instructions_of
 from online_aug.methods import METHODS, Method, MethodContext, Source, plan_requests
+from online_aug.recipe_context import method_context
+from online_aug.recipe_imports import Imports, RecipeImports
 from online_aug.recipe_saliency import RecipeSaliency
 from online_aug.records import GenerationRequest
-from online_aug.saliency.version import file_digest
 
 LARGEST_FRACTAL_PX = 256
 
@@ -53,6 +54,7 @@ class Recipe:
         if not self.is_synthetic:
             return
         self.fractals  # noqa: B018 - there are some, or refused
+        self.imports  # noqa: B018 - some fit, or refused
         self.saliency.check_candidates(len(self.digests))
         if generates:
             check_attention(self.config.generation.attention, self.device)
@@ -110,7 +112,9 @@ class Recipe:
         """How the generator learns the classes."""
         return Adaptation(
             config=self.config.finetune,
-            is_wanted=self.config.finetune.enabled and self.method.pipeline != "instruct",
+            is_wanted=self.config.finetune.enabled
+            and self.is_planned
+            and self.method.pipeline != "instruct",
             class_names=self.splits.train.class_names,
             metaclass=self.config.data.metaclass,
         )
@@ -157,42 +161,8 @@ class Recipe:
                 "finetune.path must hold the result for these images and settings, "
                 f"{self.finetuned} is missing; run python -m online_aug.finetune first"
             )
-        config = self.config
-        return MethodContext(
-            prompts=tuple(concept.prompt for concept in self.concepts),
-            strengths=config.method.strength,
-            gamma=config.method.gamma,
-            guidance_scale=config.generation.guidance_scale,
-            num_inference_steps=config.generation.num_inference_steps,
-            scheduler=config.generation.scheduler,
-            resolution=config.generation.resolution,
-            seed=config.generation.seed,
-            generator_fingerprint=fingerprint(
-                self.model_digest, self.adaptation.digest(self.finetuned), self.dtype
-            ),
-            gate_version=self.gate_version,
-            settings=settings_of(self.config, self.fractals),
-        )
-
-    @cached_property
-    def gate_version(self) -> str | None:
-        """Of what judges the images' classes and its rule; None where nothing does.
-
-        Raises:
-            UserError: If the file of the classifier's weights cannot be read.
-        """
-        gate, config = self.config.gate, self.config
-        if gate.classifier is None:
-            return None
-        name, side = gate.name or config.classifier.name, gate.image_size or config.data.image_size
-        try:
-            digest = file_digest(gate.classifier)
-        except OSError as error:
-            raise UserError(
-                f"gate.classifier must be a file of weights, cannot read {gate.classifier}: "
-                f"{error.strerror}"
-            ) from None
-        return f"{name}-{side}-{digest}-{gate.min_probability!r}-{gate.top_k}"
+        prompts = tuple(concept.prompt for concept in self.concepts)
+        return method_context(self.config, prompts, self._fingerprint, self.fractals)
 
     @cached_property
     def fractals(self) -> FractalBank | None:
@@ -213,9 +183,21 @@ class Recipe:
 
         It is empty too where the classifier being trained is to say where the foregrounds are.
         """
-        if not self.is_synthetic or self.saliency.follows_classifier:
+        if not self.is_planned or self.saliency.follows_classifier:
             return []
         return self.plan_of(self.saliency.version)
+
+    @cached_property
+    def imports(self) -> Imports:
+        """The imported images that are served too, or alone.
+
+        Raises:
+            UserError: If some are asked for and none fits.
+            CacheError: If there is no cache to look for them in.
+        """
+        if not self.is_synthetic or self.config.mixing.imported is None:
+            return Imports()
+        return RecipeImports(self.config, self.splits.train, self.sources).find()
 
     def plan_of(self, version: str | None) -> list[GenerationRequest]:
         """Every request made with the saliency maps of a version, in order."""
@@ -247,8 +229,20 @@ class Recipe:
     @property
     def plan_is_known(self) -> bool:
         """There is something to generate, and nothing has to be made before it is known what."""
-        is_known = self.is_synthetic and not self.saliency.follows_classifier
+        is_known = self.is_planned and not self.saliency.follows_classifier
         return is_known and self.is_ready and self.has_maps
+
+    @property
+    def is_planned(self) -> bool:
+        """The run asks for images that a generator makes or has made by its plan."""
+        return self.is_synthetic and self.config.mixing.imported != "only"
+
+    @property
+    def _fingerprint(self) -> str:
+        """Of the generator; empty where no request is to be made."""
+        if not self.is_planned:
+            return ""
+        return fingerprint(self.model_digest, self.adaptation.digest(self.finetuned), self.dtype)
 
     @property
     def is_synthetic(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.methods import METHODS, MethodContext, Source
-from online_aug.records import GenerationRequest
+from online_aug.records import Servable
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class BoundCompose:
         self,
         source: Callable[[], UInt8[np.ndarray, "h w 3"]],
         generated: UInt8[np.ndarray, "h2 w2 3"],
-        request: GenerationRequest,
+        request: Servable,
         rng: np.random.Generator,
     ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
         """Image and soft label of one synthetic sample."""

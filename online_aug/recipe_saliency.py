@@ -26,8 +26,9 @@ class RecipeSaliency:
     @property
     def is_needed(self) -> bool:
         """Planning needs to know where the foregrounds are."""
-        is_synthetic = self.config.mixing.synthetic_probability > 0
-        return is_synthetic and METHODS[self.config.method.name].uses_saliency
+        mixing = self.config.mixing
+        is_planned = mixing.synthetic_probability > 0 and mixing.imported != "only"
+        return is_planned and METHODS[self.config.method.name].uses_saliency
 
     @property
     def weights(self) -> Path | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -12,6 +12,46 @@ from cache.key import Scalar, request_key
 
 PipelineKind = Literal["image_to_image", "instruct"]
 """Image-to-image of a text-to-image model, or editing by instruction (InstructPix2Pix)."""
+
+
+class Servable(Protocol):
+    """What it takes to serve a generated image, whoever made it."""
+
+    @property
+    def key(self) -> bytes:
+        """The cache key."""
+
+    @property
+    def method(self) -> str:
+        """Name in `METHODS` of what composes and labels it."""
+
+    @property
+    def source_digest(self) -> str | None:
+        """Digest of the source image; None where it is not known."""
+
+    @property
+    def source_label(self) -> int:
+        """Class of the source image."""
+
+    @property
+    def target_label(self) -> int:
+        """Class named in the prompt."""
+
+    @property
+    def strength(self) -> float:
+        """Fraction of the diffusion trajectory replayed, in (0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedImage:
+    """An image that another program made, as far as serving it needs to know; see `Servable`."""
+
+    key: bytes
+    method: str
+    source_digest: str | None
+    source_label: int
+    target_label: int
+    strength: float
 
 
 @dataclass(frozen=True, kw_only=True)

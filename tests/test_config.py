@@ -173,11 +173,18 @@ def test_settings_that_diffusemix_cannot_use_are_refused(empty, override, part):
     [
         (["policy=concat", "synthetic_probability=1"], "synthetic_probability must be below 1"),
         (["policy=local", "starvation=wait", "max_times_sampled=2"], "max_times_sampled must be"),
+        (["imported=only", "starvation=wait"], "imported must be null with mixing.starvation wait"),
     ],
 )
 def test_a_policy_that_cannot_be_kept_is_refused(empty, overrides, part):
     (line,) = error_lines(empty, *(f"mixing.{override}" for override in overrides))
     assert line.startswith(f"mixing.{part}")
+
+
+def test_imports_cannot_stand_beside_plans_that_replace_one_another(empty):
+    (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside")
+    assert line.startswith("mixing.imported must be null or only where saliency.teacher is")
+    load_config(empty, ["method.name=sgd_mix", "mixing.imported=only"])
 
 
 def test_all_prompts_may_be_asked_for_where_every_one_is_used(empty):

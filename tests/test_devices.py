@@ -33,6 +33,12 @@ def test_auto_gives_the_last_gpu_to_the_generator_and_shares_the_only_one(
     assert (found.train, found.generate) == (train, generate)
 
 
+def test_where_nothing_is_generated_every_gpu_trains(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = plan_devices(DevicesConfig(), 8, generates=False)
+    assert (found.train, found.generate) == (("cuda:0", "cuda:1"), None)
+
+
 @pytest.mark.parametrize(
     ("gpus", "generate", "train"),
     [

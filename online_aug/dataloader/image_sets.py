@@ -138,6 +138,14 @@ def groups_of(images: ImageSet) -> Groups | None:
     return images.groups if isinstance(images, FolderSet) else None
 
 
+def file_names_of(images: ImageSet) -> tuple[str, ...]:
+    """The files of a set's images, in the set's order; none where they are not in files."""
+    if isinstance(images, Subset):
+        names = file_names_of(images.parent)
+        return names and tuple(names[index] for index in images.indices)
+    return images.files if isinstance(images, FolderSet) else ()
+
+
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """BLAKE2b of shape and pixels, for images that have no file."""
     return content_digest(repr(image.shape).encode() + image.tobytes())

@@ -14,7 +14,7 @@ from online_aug.dataloader.generator_process import GeneratorProcess
 from online_aug.dataloader.mixed_dataset import MixedDataset, collate
 from online_aug.dataloader.mixing import MixingSampler
 from online_aug.dataloader.slots import Kind, Slot
-from online_aug.records import Batch, GenerationRequest, Served
+from online_aug.records import Batch, Servable, Served
 
 _NOTED_AT_ONCE = 1024
 _SERVED = (Kind.FRESH, Kind.CACHED)
@@ -100,9 +100,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         if epoch != self._mixing.epoch:
             self._mixing.epoch, self._mixing.first_step, self.step = epoch, 0, 0
 
-    def extend(
-        self, requests: Sequence[GenerationRequest], *, version: str, epoch: int, lag: int
-    ) -> None:
+    def extend(self, requests: Sequence[Servable], *, version: str, epoch: int, lag: int) -> None:
         """Go on with the plan by a newer version of the maps, from the start of an epoch.
 
         Args:

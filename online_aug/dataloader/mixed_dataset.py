@@ -16,14 +16,14 @@ from cache import CacheError, CorruptRecordError, Record, Store
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.slots import Kind, Slot
-from online_aug.records import Batch, GenerationRequest, Served
+from online_aug.records import Batch, Servable, Served
 from online_aug.seeding import numpy_rng, torch_rng
 
 _log = logging.getLogger(__name__)
 Image = UInt8[np.ndarray, "h w 3"]
 Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3 s s"]]
 Compose = Callable[
-    [Callable[[], Image], Image, GenerationRequest, np.random.Generator], tuple[Image, Tensor]
+    [Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Tensor]
 ]
 """Source image (read only if called), generated image, request, chance: what is served, label."""
 
@@ -49,7 +49,7 @@ class MixedDataset(Dataset[Sample]):
     """Samples by slot. Pickles to worker processes, each of which opens the cache for itself."""
 
     images: ImageSet
-    plan: list[GenerationRequest]
+    plan: list[Servable]
     """Grows in the main process while no worker runs."""
     places: Mapping[str, int]
     """Where in `images` the source with each digest is."""
@@ -79,16 +79,19 @@ class MixedDataset(Dataset[Sample]):
         record = self._record(request.key)
         if record is None:
             return *self._real(slot.index), Kind.STARVED
-        place = self.places[request.source_digest]
         rng = numpy_rng("compose", self.seed, slot.epoch, slot.position)
         try:
-            image, label = self.compose(lambda: self.images.load(place), record.image, request, rng)
+            image, label = self.compose(lambda: self._source(request), record.image, request, rng)
         except BadImageError as error:
             if not self.skips_bad_images:
                 raise
             _log.warning("skipped: %s", error)
             return *self._real(slot.index), Kind.STARVED
         return image, label, slot.kind
+
+    def _source(self, request: Servable) -> Image:
+        assert request.source_digest is not None  # else the method was not given the image
+        return self.images.load(self.places[request.source_digest])
 
     def _record(self, key: bytes) -> Record | None:
         """What the cache has for a request; a corrupt record leaves it, to be made again."""

@@ -8,7 +8,7 @@ import numpy as np
 from online_aug.config import MixingConfig
 from online_aug.dataloader.slots import Kind, Order, Slot
 from online_aug.dataloader.supply import Supply
-from online_aug.records import GenerationRequest
+from online_aug.records import Servable
 from online_aug.seeding import numpy_rng
 
 
@@ -48,7 +48,7 @@ class MixingSampler:
         self.planned: deque[list[Slot]] = deque()
         """Batches handed to the DataLoader and not yet to the training loop."""
 
-    def extend(self, plan: Sequence[GenerationRequest], *, oldest: int, epoch: int) -> None:
+    def extend(self, plan: Sequence[Servable], *, oldest: int, epoch: int) -> None:
         """Go on with a newer plan from an epoch's start; see `Supply.extend`."""
         self._first, self._num_requests = len(self.supply), len(plan)
         self._since_epoch = epoch

@@ -9,7 +9,7 @@ import numpy as np
 
 from cache import Store
 from online_aug.dataloader.slots import Kind
-from online_aug.records import GenerationRequest
+from online_aug.records import Servable
 
 
 class Supply:
@@ -22,7 +22,7 @@ class Supply:
 
     def __init__(
         self,
-        plan: Sequence[GenerationRequest],
+        plan: Sequence[Servable],
         store: Store,
         *,
         rank: int,
@@ -64,7 +64,7 @@ class Supply:
         numbers = self._variants[source_digest]
         return numbers[bisect_left(numbers, self._oldest) :]
 
-    def extend(self, plan: Sequence[GenerationRequest], *, oldest: int) -> None:
+    def extend(self, plan: Sequence[Servable], *, oldest: int) -> None:
         """Add requests behind those there are; from now on serve none before number `oldest`."""
         first = len(self.keys)
         self._number(plan)
@@ -148,9 +148,10 @@ class Supply:
         behind = (self.rank - first) % self.world_size
         return self._times[number] >= math.ceil((self.limit - behind) / self.world_size)
 
-    def _number(self, plan: Sequence[GenerationRequest]) -> None:
+    def _number(self, plan: Sequence[Servable]) -> None:
         """Number requests behind those there are."""
         for number, request in enumerate(plan, len(self.keys)):
             self.keys.append(request.key)
             self._numbers[request.key] = number
-            self._variants[request.source_digest].append(number)
+            if request.source_digest is not None:
+                self._variants[request.source_digest].append(number)

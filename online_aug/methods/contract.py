@@ -8,13 +8,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from online_aug.records import GenerationRequest, PipelineKind
+from online_aug.records import GenerationRequest, PipelineKind, Servable
 from online_aug.saliency import SaliencyTable
 
 # Of any size: with a name for a side, two pictures of one call would have to agree.
 Picture = UInt8[np.ndarray, "_ _ 3"]
 ImageOf = Callable[[str], UInt8[Tensor, "3 _ _"]]
 """A training image by its digest, at the generator's resolution."""
+WITHIN_CLASS = "it lies between two classes, where the method stays within one"
+"""Why a method cannot label an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +100,15 @@ class Method(Protocol):
         """
         ...
 
+    def misfit(self, image: Servable) -> str | None:
+        """Why an image that another program made cannot be composed, or None where it can."""
+        ...
+
     def compose(
         self,
         source: Callable[[], Picture],
         generated: Picture,
-        request: GenerationRequest,
+        request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
     ) -> tuple[Picture, Float[Tensor, " k"]]:

@@ -10,8 +10,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.labels import translation_label
-from online_aug.methods.contract import ImageOf, MethodContext, Picture, Source
-from online_aug.records import GenerationRequest
+from online_aug.methods.contract import (
+    WITHIN_CLASS,
+    ImageOf,
+    MethodContext,
+    Picture,
+    Source,
+)
+from online_aug.records import GenerationRequest, Servable
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,16 @@ class DiffMix:
         """The source images as they are."""
         return images
 
+    def misfit(self, image: Servable) -> str | None:
+        """`diff_aug` takes no image between two classes."""
+        fits = self.is_between_classes or image.source_label == image.target_label
+        return None if fits else WITHIN_CLASS
+
     def compose(
         self,
         source: Callable[[], Picture],
         generated: Picture,
-        request: GenerationRequest,
+        request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
     ) -> tuple[Picture, Float[Tensor, " k"]]:

@@ -15,9 +15,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from online_aug.methods.contract import ImageOf, MethodContext, Picture, Source
+from online_aug.methods.contract import (
+    WITHIN_CLASS,
+    ImageOf,
+    MethodContext,
+    Picture,
+    Source,
+)
 from online_aug.methods.masks import source_share
-from online_aug.records import GenerationRequest
+from online_aug.records import GenerationRequest, Servable
 
 
 class Pictures(Protocol):
@@ -94,11 +100,17 @@ class DiffuseMix:
         """The source images as they are."""
         return images
 
+    def misfit(self, image: Servable) -> str | None:
+        """An edit is blended with its source, which has to be known, and keeps the class."""
+        if image.source_digest is None:
+            return "its source image is not known, which diffusemix blends it with"
+        return None if image.source_label == image.target_label else WITHIN_CLASS
+
     def compose(
         self,
         source: Callable[[], Picture],
         generated: Picture,
-        request: GenerationRequest,
+        request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
     ) -> tuple[Picture, Float[Tensor, " k"]]:

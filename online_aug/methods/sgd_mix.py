@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from online_aug.methods.contract import ImageOf, MethodContext, Picture, Source
-from online_aug.records import GenerationRequest
+from online_aug.methods.contract import (
+    WITHIN_CLASS,
+    ImageOf,
+    MethodContext,
+    Picture,
+    Source,
+)
+from online_aug.records import GenerationRequest, Servable
 from online_aug.saliency import SaliencyTable, otsu_masks
 
 SOURCE_TOO_SMALL = "saliency: source mask too small"
@@ -98,11 +104,15 @@ class SgdMix:
         backgrounds = torch.stack([image_of(_digests(request)[1]) for request in requests])
         return torch.where(masks.unsqueeze(1), images, backgrounds)
 
+    def misfit(self, image: Servable) -> str | None:
+        """The label is the source's alone."""
+        return None if image.source_label == image.target_label else WITHIN_CLASS
+
     def compose(
         self,
         source: Callable[[], Picture],
         generated: Picture,
-        request: GenerationRequest,
+        request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
     ) -> tuple[Picture, Float[Tensor, " k"]]:

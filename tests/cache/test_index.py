@@ -61,6 +61,27 @@ def test_a_sample_of_an_unknown_recipe_is_empty(store):
     assert store.sample(np.random.default_rng(0), 5, {"method": "none"}) == []
 
 
+def test_requests_of_a_recipe_come_in_the_order_of_arrival_without_those_that_are_gone(store):
+    offered = [entry(v, method="ab"[v % 2]) for v in range(9)]
+    store.put_many(offered)
+    store.evict(Keys((keys_of(offered)[2],)))
+    expected = [(request_key(e.request), e.request) for e in (offered[n] for n in (0, 4, 6, 8))]
+    assert list(store.requests({"method": "a"})) == expected
+    assert len(list(store.requests())) == 8
+
+
+def test_requests_evicted_during_the_walk_are_left_out(store, monkeypatch):
+    monkeypatch.setattr("cache.reading._REQUESTS", 2)
+    offered = [entry(v) for v in range(6)]
+    store.put_many(offered)
+    walk = store.requests()
+    first = next(walk)
+    store.evict(Keys((keys_of(offered)[3],)))
+    assert [key for key, _ in (first, *walk)] == [
+        key for n, key in enumerate(keys_of(offered)) if n != 3
+    ]
+
+
 def test_records_are_found_by_their_source(store):
     offered = [entry(v, source="ab"[v % 2]) for v in range(7)]
     store.put_many(offered)
