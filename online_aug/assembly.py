@@ -105,6 +105,8 @@ def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
         UserError: On every rank, if they are not the same on all.
     """
     images = recipe.imports.images
+    if not images:  # on no rank: where some are asked for, none at all is refused
+        return []
     keys = b"".join(image.key for image in images)
     digest = int.from_bytes(hashlib.blake2b(keys, digest_size=6).digest())
     if agree(world, digest) != -agree(world, -digest):
