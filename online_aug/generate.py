@@ -67,7 +67,11 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
     generator = ImageGenerator.load(
         recipe.model, recipe.adapters, config.generation, recipe.dtype, device
     )
-    Service(_work(recipe), store, generator, lifeline).run()
+    generator.learn([request.prompt for request in recipe.plan])
+    try:
+        Service(_work(recipe), store, generator, lifeline).run()
+    finally:
+        generator.close()
 
 
 def _is_whole(recipe: "Recipe", store: Store) -> bool:
@@ -108,7 +112,6 @@ def _work(recipe: "Recipe") -> "Work":
         prepare=prepare,
         refusal=refusal,
         gate=build_gate(recipe),
-        slots=config.generation.slots,
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
     )

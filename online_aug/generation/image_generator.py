@@ -42,21 +42,6 @@ class Finished(NamedTuple):
     image: Float[Tensor, "3 r r"]
 
 
-Group: TypeAlias = tuple[float, float, float | None, int, str, int]
-
-
-def group_of(request: GenerationRequest) -> Group:
-    """What requests of one pipeline call must have in common."""
-    return (
-        request.strength,
-        request.guidance_scale,
-        request.image_guidance_scale,
-        request.num_inference_steps,
-        request.scheduler,
-        request.resolution,
-    )
-
-
 def fit(image: UInt8[Tensor, "3 h w"], resolution: int) -> UInt8[Tensor, "3 r r"]:
     """The image as a square of the generator's resolution, aspect ignored as Diff-Mix does."""
     if image.shape[-2:] == (resolution, resolution):
@@ -190,8 +175,21 @@ class ImageGenerator:
             made.update(self.step())
         return torch.stack([made[request] for request in requests])
 
+    def drop(self) -> None:
+        """Forget what is in flight; what a thread is at it finishes in vain."""
+        under_way: list[Future[Any]] = [*self._starting, *self._finishing]
+        for future in under_way:
+            future.cancel()
+        self._starting.clear()
+        self._ready.clear()
+        self._undecoded.clear()
+        self._finishing.clear()
+        self._running = None
+        self._in_flight = 0
+
     def close(self) -> None:
-        """Drop what is in flight and end the threads."""
+        """Forget what is in flight and end the threads."""
+        self.drop()
         self._before.close()
         self._after.close()
 

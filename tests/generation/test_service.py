@@ -14,7 +14,7 @@ from request_samples import make_context, make_sources
 from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.generation import service
 from online_aug.generation.gate import ClassRule, Gate
-from online_aug.generation.image_generator import group_of
+from online_aug.generation.image_generator import Finished
 from online_aug.generation.service import Service, Work
 from online_aug.methods import METHODS, plan_requests
 
@@ -26,21 +26,34 @@ FORK = multiprocessing.get_context("fork")
 class Painter:
     """Stands for `ImageGenerator`: it takes what that takes and gives what that gives.
 
-    An image is a function of its request alone, float in [0, 1], one for each request in order, and
-    requests of several groups are refused. It only paints noise where that denoises.
+    It has slots and takes in a few more than those, paints what is in the slots in one step, and
+    an image is a function of its request alone, float in [0, 1]. It only paints noise where that
+    denoises.
     """
 
     def __init__(self, seconds=0.0, blank=frozenset(), not_finite=frozenset()):
         self.batches = []
+        self.most_waiting = 0
+        self._waiting = []
         self._seconds, self._blank, self._not_finite = seconds, blank, not_finite
 
-    def generate(self, requests, images):
-        if len({group_of(request) for request in requests}) != 1:
-            raise ValueError("requests must be of one group")
-        assert len(images) == len(requests)
-        self.batches.append(list(requests))
+    @property
+    def room(self):
+        return max(0, SLOTS + 4 - len(self._waiting))
+
+    def submit(self, requests, prepare):
+        assert len(prepare(requests)) == len(requests)
+        self._waiting += requests
+        self.most_waiting = max(self.most_waiting, len(self._waiting))
+
+    def step(self):
+        batch, self._waiting = self._waiting[:SLOTS], self._waiting[SLOTS:]
+        self.batches.append(batch)
         time.sleep(self._seconds)
-        return torch.stack([self._paint(request) for request in requests])
+        return [Finished(request, self._paint(request)) for request in reversed(batch)]
+
+    def drop(self):
+        self._waiting = []
 
     def _paint(self, request):
         rng = torch.Generator().manual_seed(request.noise_seed)
@@ -88,7 +101,7 @@ def serve(store, painter=None, trainer=None, **changes):
         "refusal": lambda request: None,
         "gate": Gate(),
     }
-    work = Work(**settings | {"slots": SLOTS, "max_ahead": 10_000} | changes)
+    work = Work(**settings | {"max_ahead": 10_000} | changes)
     Service(work, store, painter, trainer).run()
     return painter, trainer
 
@@ -140,32 +153,15 @@ def test_a_plan_that_is_refused_as_a_whole_is_finished(store):
     assert trainer.states[-1] == "finished"
 
 
-def test_a_batch_holds_requests_of_one_group_at_most_as_many_as_there_are_slots(store):
+def test_the_generator_is_kept_busy_and_never_given_more_than_it_has_room_for(store):
     painter, _ = serve(store)
-    assert all(1 <= len(batch) <= SLOTS for batch in painter.batches)
-    assert all(len({group_of(r) for r in batch}) == 1 for batch in painter.batches)
+    assert all(len(batch) == SLOTS for batch in painter.batches[:-1])
+    assert painter.most_waiting <= SLOTS + 4
 
 
-def test_nearly_all_batches_are_full_though_strengths_are_drawn_at_random(store):
+def test_the_order_of_the_plan_is_kept_whatever_the_strengths(store):
     painter, _ = serve(store)
-    assert len(painter.batches) <= len(PLAN) / SLOTS + 3
-
-
-def test_the_order_of_the_plan_is_kept_but_for_a_few_batches(store):
-    painter, _ = serve(store)
-    places = {request: place for place, request in enumerate(PLAN)}
-    shifts = [abs(places[request] - when) for when, request in enumerate(painter.made)]
-    assert max(shifts) <= 2 * SLOTS * service.LOOK_AHEAD_BATCHES
-    assert painter.made[0] == PLAN[0]
-
-
-def test_the_oldest_request_is_never_passed_over(store):
-    painter, _ = serve(store)
-    made, waiting = set(), list(PLAN)
-    for batch in painter.batches:
-        waiting = [request for request in waiting if request not in made]
-        assert waiting[0] in batch
-        made.update(batch)
+    assert painter.made == PLAN
 
 
 def test_what_is_in_the_cache_is_not_made_again(store):
@@ -246,9 +242,9 @@ def test_images_that_another_process_stored_first_do_not_count_as_ahead(store):
         trainer.is_stopping = status.state == "paused"
 
     class Slow(Painter):
-        def generate(self, requests, images):
+        def submit(self, requests, prepare):
             store.put_many([entry(request) for request in requests])  # its claims had run out
-            return super().generate(requests, images)
+            super().submit(requests, prepare)
 
     painter, trainer = serve(store, Slow(), Listener(give_up), max_ahead=10)
     assert len(painter.made) == len(PLAN)
@@ -283,7 +279,7 @@ def test_a_stop_ends_the_work_and_releases_what_was_claimed(store, state):
 
 def test_a_failure_releases_what_was_claimed_and_not_begun(store):
     class Failing(Painter):
-        def generate(self, requests, images):
+        def step(self):
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -368,10 +364,10 @@ def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
     class Meeting(Painter):
         """Paints its first batch when the other process has one to paint too."""
 
-        def generate(self, requests, images):
+        def step(self):
             if not self.batches:
                 both.wait()
-            return super().generate(requests, images)
+            return super().step()
 
     def run(sender):
         with Store(path) as store:
