@@ -18,7 +18,8 @@ from online_aug.dataloader.sources import load_splits
 from online_aug.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.finetune import ensure_finetuned
-from online_aug.generation.image_generator import ImageGenerator, fit
+from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.starting import fit
 from online_aug.methods import METHODS
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import SourceImages

@@ -52,8 +52,8 @@ def ensure_finetuned(recipe: Recipe) -> None:
 def _finetune(recipe: Recipe, folder: Path) -> None:
     from online_aug.generation.finetuning.latents import Examples  # diffusers: slow to import
     from online_aug.generation.finetuning.loop import FinetuneTask, finetune
-    from online_aug.generation.image_generator import fit
     from online_aug.generation.models import load_img2img
+    from online_aug.generation.starting import fit
 
     config = recipe.config
     images = SourceImages(recipe.splits.train, recipe.sources)

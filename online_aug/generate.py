@@ -63,9 +63,15 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
         return
     from online_aug.generation.image_generator import ImageGenerator
     from online_aug.generation.service import Service
+    from online_aug.judge import build_gate
 
     generator = ImageGenerator.load(
-        recipe.model, recipe.adapters, config.generation, recipe.dtype, device
+        recipe.model,
+        recipe.adapters,
+        config.generation,
+        recipe.dtype,
+        device,
+        build_gate(recipe),
     )
     generator.learn([request.prompt for request in recipe.plan])
     try:
@@ -84,9 +90,8 @@ def _is_whole(recipe: "Recipe", store: Store) -> bool:
 def _work(recipe: "Recipe") -> "Work":
     import torch
 
-    from online_aug.generation.image_generator import fit
     from online_aug.generation.service import Work
-    from online_aug.judge import build_gate
+    from online_aug.generation.starting import fit
     from online_aug.methods import METHODS
     from online_aug.recipe_images import SourceImages
 
@@ -111,7 +116,6 @@ def _work(recipe: "Recipe") -> "Work":
         plan_of=recipe.plan_of if recipe.saliency.follows_classifier else None,
         prepare=prepare,
         refusal=refusal,
-        gate=build_gate(recipe),
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
     )

@@ -8,7 +8,8 @@ from cache import Store
 from online_aug.config_files import resolved_yaml
 from online_aug.errors import UserError
 from online_aug.generate import serve
-from online_aug.generation.image_generator import ImageGenerator, fit
+from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.starting import fit
 from online_aug.recipe_images import SourceImages
 
 

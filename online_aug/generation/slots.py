@@ -1,6 +1,6 @@
 """The denoising loop: a fixed number of slots, each with its own image at its own step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -17,27 +17,51 @@ _NO_STEP = torch.zeros(len(Step._fields))
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """One image before its first step."""
+    """One image before its first step, or before a later one when it has left its slot."""
 
     request: GenerationRequest
     latent: Float[Tensor, "c h w"]
-    """Noisy, as the trajectory begins."""
+    """Noisy, as the trajectory begins or was left."""
     source: Float[Tensor, "c h w"] | None
     """Latents that an InstructPix2Pix reads at every step."""
     prompt: Float[Tensor, "t d"]
     trajectory: Trajectory
     rng: torch.Generator
     """Goes on with the request's own noise; on the CPU, where every device has the same numbers."""
+    done_steps: int = 0
+    previous: Float[Tensor, "c h w"] | None = None
+    """What the solver remembers of the last step."""
+    noise: Float[Tensor, "c h w"] | None = None
+    """Drawn for the next step already."""
 
 
 @dataclass
 class _Occupant:
     start: Start
-    done_steps: int = 0
+    done_steps: int
+    noise: Float[Tensor, "c h w"] | None
 
     @property
     def row(self) -> Float[Tensor, " k"]:
         return self.start.trajectory.rows[self.done_steps]
+
+    @property
+    def needs_noise(self) -> bool:
+        return bool(self.row[Step._fields.index("next_noise")])
+
+    def draw(self) -> Float[Tensor, "c h w"]:
+        """Noise of the next step, the same when the step fails and is tried again."""
+        if self.noise is None:
+            self.noise = torch.empty(self.start.latent.shape).normal_(generator=self.start.rng)
+        return self.noise
+
+    def go_on(self) -> None:
+        self.done_steps += 1
+        self.noise = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.done_steps == len(self.start.trajectory)
 
 
 class Slots:
@@ -80,7 +104,7 @@ class Slots:
         return len(self._occupants) - self.free
 
     def put(self, start: Start) -> None:
-        """Begin an image in a free slot.
+        """Begin an image in a free slot, or go on with one that has left.
 
         Raises:
             ValueError: If no slot is free.
@@ -88,16 +112,20 @@ class Slots:
         if not self.free:
             raise ValueError("slots must have a free one, got none")
         slot = self._occupants.index(None)
-        self._occupants[slot] = _Occupant(start)
+        self._occupants[slot] = _Occupant(start, start.done_steps, start.noise)
         self._latents[slot].copy_(start.latent, non_blocking=True)
-        self._previous[slot].zero_()  # of an image that was not finite even 0 times it would remain
+        # Of an image that was not finite even 0 times it would remain.
+        self._previous[slot] = 0 if start.previous is None else start.previous
         self._prompts[slot].copy_(start.prompt, non_blocking=True)
         if self._sources is not None and start.source is not None:
             self._sources[slot].copy_(start.source, non_blocking=True)
 
     @torch.no_grad()
     def tick(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
-        """Take every image one step on; those that are finished leave their slots."""
+        """Take every image one step on; those that are finished leave their slots.
+
+        Whatever it raises, every image is then as it was before.
+        """
         columns = self._rows().T
         scales = columns[-2:]
         step = Step(*columns[:-2, :, None, None, None])
@@ -110,7 +138,23 @@ class Slots:
         self._latents, self._previous = advance(
             step, self._latents, output, self._previous, self._noise()
         )
-        return self._leave()
+        return self._finish()
+
+    def leave(self) -> list[Start]:
+        """Take all images out as they stand after the last tick that succeeded."""
+        left = [
+            replace(
+                occupant.start,
+                latent=self._latents[slot].clone(),
+                done_steps=occupant.done_steps,
+                previous=self._previous[slot].clone(),
+                noise=occupant.noise,
+            )
+            for slot, occupant in enumerate(self._occupants)
+            if occupant
+        ]
+        self._occupants = [None] * len(self._occupants)
+        return left
 
     def _rows(self) -> Float[Tensor, "s k"]:
         rows = [
@@ -122,26 +166,25 @@ class Slots:
         return to_device(torch.stack(rows), self._device)
 
     def _noise(self) -> Float[Tensor, "s c h w"]:
-        place = Step._fields.index("next_noise")
-        takers = [
-            (slot, occupant.start.rng)
+        drawn = {
+            slot: occupant.draw()
             for slot, occupant in enumerate(self._occupants)
-            if occupant and occupant.row[place]
-        ]
-        if not takers:
+            if occupant and occupant.needs_noise
+        }
+        if not drawn:
             return self._silence
         noise = torch.zeros(self._latents.shape)
-        for slot, rng in takers:
-            noise[slot].normal_(generator=rng)
+        for slot, own in drawn.items():
+            noise[slot] = own
         return to_device(noise, self._device)
 
-    def _leave(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
+    def _finish(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
         finished = []
         for slot, occupant in enumerate(self._occupants):
             if occupant is None:
                 continue
-            occupant.done_steps += 1
-            if occupant.done_steps == len(occupant.start.trajectory):
+            occupant.go_on()
+            if occupant.is_finished:
                 finished.append((occupant.start.request, self._latents[slot].clone()))
                 self._occupants[slot] = None
         return finished

@@ -17,8 +17,9 @@ from tiny_model import copy_with
 from online_aug.config import GenerationConfig
 from online_aug.errors import UserError
 from online_aug.generation.identity import EMBEDDED
-from online_aug.generation.image_generator import ImageGenerator, fit
+from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.solver_tables import SOLVERS
+from online_aug.generation.starting import fit
 
 PROMPTS = ["a photo of a bird", "a photo of a thin digit", "snow", "a photo of a bird"]
 MIXED = [(0.5, 2.5), (1.0, 7.5), (0.75, 1.0), (0.3, 7.5)]

@@ -12,7 +12,7 @@ import torch
 from request_samples import make_context, make_sources
 
 from cache import CacheFullError, Entry, Owner, Store, Writer
-from online_aug.generation import service
+from online_aug.generation import service, worklist
 from online_aug.generation.gate import ClassRule, Gate
 from online_aug.generation.image_generator import Finished
 from online_aug.generation.service import Service, Work
@@ -31,11 +31,12 @@ class Painter:
     denoises.
     """
 
-    def __init__(self, seconds=0.0, blank=frozenset(), not_finite=frozenset()):
+    def __init__(self, seconds=0.0, blank=frozenset(), not_finite=frozenset(), gate=None):
         self.batches = []
         self.most_waiting = 0
         self._waiting = []
         self._seconds, self._blank, self._not_finite = seconds, blank, not_finite
+        self._gate = gate or Gate()
 
     @property
     def room(self):
@@ -50,7 +51,11 @@ class Painter:
         batch, self._waiting = self._waiting[:SLOTS], self._waiting[SLOTS:]
         self.batches.append(batch)
         time.sleep(self._seconds)
-        return [Finished(request, self._paint(request)) for request in reversed(batch)]
+        return [self._finish(request) for request in reversed(batch)]
+
+    def _finish(self, request):
+        image = self._paint(request)
+        return Finished(request, image, *self._gate([request], image[None]))
 
     def drop(self):
         self._waiting = []
@@ -99,7 +104,6 @@ def serve(store, painter=None, trainer=None, **changes):
         "plan_of": None,
         "prepare": starting_images,
         "refusal": lambda request: None,
-        "gate": Gate(),
     }
     work = Work(**settings | {"max_ahead": 10_000} | changes)
     Service(work, store, painter, trainer).run()
@@ -194,7 +198,7 @@ def test_what_the_gate_finds_off_class_is_not_stored_and_the_rest_carries_its_sc
         return torch.where(sure[:, None], torch.full((4,), 0.25), torch.zeros(4))
 
     gate = Gate(classify, ClassRule(min_probability=0.2))
-    _, trainer = serve(store, gate=gate)
+    _, trainer = serve(store, Painter(gate=gate))
     rejected = store.stats()["rejected_by_reason"]["off-class"]
     assert 0 < rejected == trainer.told[-1].rejected < len(PLAN)
     stored = [store.get(r.key) for r in PLAN if store.contains([r.key])[0]]
@@ -338,7 +342,7 @@ def test_a_process_that_pauses_leaves_the_rest_to_others_and_makes_nothing_twice
 
 
 def test_a_claim_that_ran_out_while_it_waited_its_turn_is_made_anew(store, monkeypatch):
-    monkeypatch.setattr(service, "LEASE_S", 0.01)
+    monkeypatch.setattr(worklist, "LEASE_S", 0.01)
     theirs = []
 
     def others_take_over(_, status):

@@ -1,0 +1,110 @@
+"""From a request to its first noisy latent: prompt and source encoded once, noise drawn."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+import torchvision.transforms.v2.functional as tvf
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from jaxtyping import UInt8
+from torch import Tensor
+
+from online_aug.generation.autoencoding import Autoencoder, Moments
+from online_aug.generation.models import Pipeline
+from online_aug.generation.prompts import Prompts
+from online_aug.generation.slots import Start, to_device
+from online_aug.generation.solvers import Solver, Trajectory
+from online_aug.generation.timing import Shares
+from online_aug.records import GenerationRequest
+from online_aug.seeding import torch_rng
+
+Prepare: TypeAlias = Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b 3 r r"]]
+"""Starting images of some requests, at their resolution."""
+
+
+def fit(image: UInt8[Tensor, "3 h w"], resolution: int) -> UInt8[Tensor, "3 r r"]:
+    """The image as a square of the generator's resolution, aspect ignored as Diff-Mix does."""
+    if image.shape[-2:] == (resolution, resolution):
+        return image
+    resized: Tensor = tvf.resize(image, [resolution, resolution], antialias=True)
+    return resized
+
+
+class Starter:
+    """What one pipeline starts images from; remembers prompts, sources and trajectories."""
+
+    def __init__(self, pipeline: Pipeline, autoencoder: Autoencoder, time: Shares) -> None:
+        """Take a pipeline that is on its device.
+
+        Args:
+            pipeline: Its text encoder leaves the device.
+            autoencoder: Of the same pipeline.
+            time: Counts under `prepare` and `encode`.
+        """
+        self._device = pipeline.unet.device
+        self._edits = isinstance(pipeline, StableDiffusionInstructPix2PixPipeline)
+        self._trained_with = dict(pipeline.scheduler.config)
+        self._autoencoder, self._time = autoencoder, time
+        self.prompts = Prompts(pipeline, self._device)
+        self._trajectories: dict[tuple[str, int, float], Trajectory] = {}
+        self._resolution: int | None = None
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse what this pipeline cannot make beside the rest.
+
+        Raises:
+            ValueError: If a request is for a pipeline of the other kind, or for an image of another
+                size than those before.
+        """
+        if self._edits != (request.image_guidance_scale is not None):
+            raise ValueError(
+                "image_guidance_scale must be given to an InstructPix2Pix and to no other model, "
+                f"got {request.image_guidance_scale}"
+            )
+        self._resolution = self._resolution or request.resolution
+        if request.resolution != self._resolution:
+            raise ValueError(
+                "resolution must be the same for all images of one generator, "
+                f"got {request.resolution} after {self._resolution}"
+            )
+
+    def __call__(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> list[Start]:
+        """Some images before their first step, in order."""
+        with self._time.of("prepare"):
+            images = prepare(requests)
+        with self._time.of("encode"):
+            self.prompts.learn([request.prompt for request in requests])
+            moments = self._autoencoder.encode(images)
+        return [self._begin(*pair) for pair in zip(requests, moments, strict=True)]
+
+    def _begin(self, request: GenerationRequest, moments: Moments) -> Start:
+        """The first noisy latent, its noise drawn in the order of diffusers' pipelines.
+
+        Image-to-image starts from a sample of the encoder's Gaussian, InstructPix2Pix reads its
+        mean, unscaled.
+        """
+        rng, way = torch_rng(request.noise_seed), self._trajectory(request)
+        shape = moments.mean.shape
+        if self._edits:
+            latent = way.start_noise * torch.randn(shape, generator=rng)
+        else:
+            sample = moments.mean + moments.std * torch.randn(shape, generator=rng)
+            noise = torch.randn(shape, generator=rng)
+            clean = self._autoencoder.scaling_factor * sample
+            latent = way.start_image * clean + way.start_noise * noise
+        return Start(
+            request=request,
+            latent=to_device(latent, self._device),
+            source=to_device(moments.mean, self._device) if self._edits else None,
+            prompt=self.prompts[request.prompt],
+            trajectory=way,
+            rng=rng,
+        )
+
+    def _trajectory(self, request: GenerationRequest) -> Trajectory:
+        name, steps, strength = request.scheduler, request.num_inference_steps, request.strength
+        if (name, steps, strength) not in self._trajectories:
+            solver = Solver(name, self._trained_with)
+            way = solver.from_noise(steps) if self._edits else solver.from_image(steps, strength)
+            self._trajectories[name, steps, strength] = way
+        return self._trajectories[name, steps, strength]
