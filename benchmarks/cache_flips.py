@@ -131,11 +131,12 @@ def _work(whole: bytes, flips: list[tuple[int, int]], path: Path, sender: Connec
         sender.send(end)
 
 
-def _examine(path: Path) -> str:
+def _examine(path: Path) -> CacheError | None:
     try:
-        return "damaged" if verify(str(path)) else ""
+        is_damaged = bool(verify(str(path)))
     except VerifyError:
-        return "damaged"
+        is_damaged = True
+    return CacheError("damaged") if is_damaged else None
 
 
 def _end(path: Path) -> str:

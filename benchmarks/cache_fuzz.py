@@ -19,7 +19,8 @@ from cache import CorruptRecordError, Entry, decode_fields, request_key
 from cache.claims import Claim, Owner
 from cache.codec import CODECS
 from cache.log import Row
-from cache.record import _CHECKSUMS, _HEADER, Draft, glimpse, parse
+from cache.record import Draft, glimpse, parse
+from cache.record_header import CHECKSUMS, HEADER
 from cache.saliency import check
 
 REQUEST = {"method": "fuzz", "strength": 0.5, "variant": -3, "prompt": "ein Vögelchen", "n": None}
@@ -76,9 +77,9 @@ def _change(data: bytearray, rng: np.random.Generator) -> None:
 
 
 def _sign(data: bytearray) -> None:
-    checksum = _CHECKSUMS.get(int.from_bytes(data[4:6], "big"))
-    if checksum is not None and len(data) >= (body := _HEADER.size + checksum.size):
-        data[_HEADER.size : body] = checksum.of(data[body:], data[: _HEADER.size])
+    checksum = CHECKSUMS.get(int.from_bytes(data[4:6], "big"))
+    if checksum is not None and len(data) >= (body := HEADER.size + checksum.size):
+        data[HEADER.size : body] = checksum.of(data[body:], data[: HEADER.size])
 
 
 def _outcome(decode: Callable[[bytes], object], data: bytes) -> str:

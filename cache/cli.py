@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from cache.commands.arguments import Parser
+from cache.commands.checking import VERIFY
 from cache.commands.exchanging import EXPORT, IMPORT, MERGE
-from cache.commands.looking import LIST, STATS, VERIFY
+from cache.commands.looking import LIST, STATS
 from cache.commands.showing import SHOW
 from cache.commands.upkeep import COMPACT, EVICT
 from cache.errors import CacheError

@@ -1,11 +1,9 @@
 """One entry of the cache and its bytes: header, request, scores, image, under one checksum."""
 
-import hashlib
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Self, TypeAlias
+from typing import Self
 from zlib import crc32
 
 from cache.codec import (
@@ -18,17 +16,7 @@ from cache.codec import (
 from cache.errors import CacheError, CorruptRecordError
 from cache.facts import Facts, facts_of
 from cache.key import Scalar, canonical_bytes, decode_fields, digest_of
-
-Bytes: TypeAlias = bytes | memoryview
-"""A record as it was read: a copy, or LMDB's own page while its transaction runs."""
-
-MAGIC = b"OARC"
-RECORD_VERSION = 2
-"""Of the bytes of a record, apart from the schema of the tables it is kept in."""
-
-# magic, version, codec, zero, height, width, created, position, lengths of request/scores/image
-_HEADER = struct.Struct(">4sHBBIIdQIII")
-_PERSON = b"online-aug rec 1"
+from cache.record_header import BODY, HEADER, MAGIC, RECORD_VERSION, Bytes, Header, seal
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +159,12 @@ class Draft:
     @property
     def size(self) -> int:
         """Bytes of the sealed record."""
-        return _BODY + sum(self._lengths)
+        return BODY + sum(self._lengths)
 
     def seal(self, position: int) -> bytes:
         """The bytes to store for an entry at that place of the log."""
-        header = _HEADER.pack(*self._fixed, position, *self._lengths)
-        checksum = crc32(header, self._crc).to_bytes(_CRC_BYTES, "big")
-        return b"".join((header, checksum, *self._parts))
+        header = HEADER.pack(*self._fixed, position, *self._lengths)
+        return b"".join((header, seal(header, self._crc), *self._parts))
 
 
 def parse(key: bytes, value: Bytes) -> Stored:
@@ -186,25 +173,34 @@ def parse(key: bytes, value: Bytes) -> Stored:
     Raises:
         CorruptRecordError: If a byte of it is not what was written.
     """
-    version, codec, height, width, created, position, start, scores, image = _unpack(key, value)
+    header = _whole(key, value)
     view = memoryview(value)
-    checksum = _CHECKSUMS[version].of(view[start:], view[: _HEADER.size])
-    if checksum != view[_HEADER.size : start]:
+    if not header.has_checksum(view):
         raise _corrupt(key, "its checksum does not match")
-    request = bytes(view[start:scores])
+    request = bytes(view[header.start : header.scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
     return Stored(
         key=key,
-        codec=codec_numbered(codec),
-        height=height,
-        width=width,
-        created=created,
-        position=position,
+        codec=codec_numbered(header.codec),
+        height=header.height,
+        width=header.width,
+        created=header.created,
+        position=header.position,
         request_bytes=request,
-        scores_bytes=bytes(view[scores:image]),
-        image_bytes=bytes(view[image:]),
+        scores_bytes=bytes(view[header.scores : header.image]),
+        image_bytes=bytes(view[header.image :]),
     )
+
+
+def key_in(value: Bytes) -> bytes:
+    """The key that a whole record's own request has.
+
+    Raises:
+        CorruptRecordError: If `value` is not as long as its header says.
+    """
+    header = _whole(b"", value)
+    return digest_of(bytes(value[header.start : header.scores]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +218,7 @@ def glimpse(key: bytes, value: Bytes) -> Glimpse:
     Raises:
         CorruptRecordError: If the request is not what was written.
     """
-    header = _unpack(key, value)
+    header = _whole(key, value)
     request = bytes(value[header.start : header.scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
@@ -231,58 +227,17 @@ def glimpse(key: bytes, value: Bytes) -> Glimpse:
 
 def position_of(value: Bytes) -> int | None:
     """The log position a record names, unchecked; None where there is no whole header."""
-    return None if len(value) < _HEADER.size else int(_HEADER.unpack_from(value)[7])
+    return None if len(value) < HEADER.size else int(HEADER.unpack_from(value)[7])
 
 
-class _Header(NamedTuple):
-    version: int
-    codec: int
-    height: int
-    width: int
-    created: float
-    position: int
-    start: int
-    """Where the request starts, behind the checksum; then where scores and image do."""
-    scores: int
-    image: int
-
-
-def _unpack(key: bytes, value: Bytes) -> _Header:
-    if len(value) < _HEADER.size:
-        raise _corrupt(key, f"it has {len(value)} bytes, a header has {_HEADER.size}")
-    magic, version, codec, zero, height, width, created, position, *lengths = _HEADER.unpack_from(
-        value
-    )
-    if magic != MAGIC or version not in _CHECKSUMS or zero:
-        raise _corrupt(key, "its header is not one of this version's")
-    start = _HEADER.size + _CHECKSUMS[version].size
-    if start + sum(lengths) != len(value):
+def _whole(key: bytes, value: Bytes) -> Header:
+    try:
+        header = Header.read(value)
+    except CorruptRecordError as error:
+        raise _corrupt(key, str(error)) from error
+    if header.end != len(value):
         raise _corrupt(key, f"it has {len(value)} bytes, which is not what its header says")
-    scores = start + lengths[0]
-    image = scores + lengths[1]
-    return _Header(version, codec, height, width, created, position, start, scores, image)
-
-
-class _Checksum(NamedTuple):
-    size: int
-    of: Callable[[Bytes, Bytes], bytes]
-    """Takes what is behind the checksum, and the header before it."""
-
-
-def _crc_32(body: Bytes, header: Bytes) -> bytes:
-    return crc32(header, crc32(body)).to_bytes(_CRC_BYTES, "big")
-
-
-def _blake2b(body: Bytes, header: Bytes) -> bytes:
-    hasher = hashlib.blake2b(body, digest_size=_BLAKE2B_BYTES, person=_PERSON)
-    hasher.update(header)
-    return hasher.digest()
-
-
-_CRC_BYTES, _BLAKE2B_BYTES = 4, 16
-_CHECKSUMS = {1: _Checksum(_BLAKE2B_BYTES, _blake2b), 2: _Checksum(_CRC_BYTES, _crc_32)}
-"""By the version of a record; version 1 was written under schemas 1 and 2."""
-_BODY = _HEADER.size + _CHECKSUMS[RECORD_VERSION].size
+    return header
 
 
 def _corrupt(key: bytes, reason: str) -> CorruptRecordError:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from cache.errors import CacheError
+from cache.errors import CacheError, DamagedCacheError
 from cache.location import DATA, LOCK, NOTE
 
 _DURABLE = "-"
@@ -34,26 +34,31 @@ except VerifyError as error:
 """
 
 
-def check_sound(path: Path) -> bool:
+def check_sound(path: Path, *, trusts_note: bool = True) -> bool:
     """Whether the data file is to be noted as sound once it is known to be a cache's.
 
     Takes two small reads where it is noted. One that another process has open is trusted, for it
     changes while it would be looked at.
 
+    Args:
+        path: Directory of the cache, which this process has not open.
+        trusts_note: Whether one that is noted is not looked at.
+
     Raises:
-        CacheError: If its pages are damaged or it is no file of LMDB's.
+        DamagedCacheError: If its pages are damaged or it is no file of LMDB's.
+        CacheError: If it cannot be examined.
     """
     while True:
         before = fingerprint(path)
         if before is None:
             return True
-        if _is_noted(path, before) or is_in_use(path):
+        if (trusts_note and _is_noted(path, before)) or is_in_use(path):
             return False
         problem = _examine(path)
-        if not problem:
+        if problem is None:
             return True
         if fingerprint(path) == before and not is_in_use(path):
-            raise CacheError(problem)
+            raise problem
 
 
 def note_sound(path: Path, *, durable: bool = False) -> None:
@@ -102,22 +107,25 @@ def _is_noted(path: Path, found: str) -> bool:
     return note in (f"{found} {_DURABLE}\n", f"{found} {_boot()}\n")
 
 
-def _examine(path: Path) -> str:
+def _examine(path: Path) -> CacheError | None:
     command = [sys.executable, "-P", "-c", _EXAMINE, str(path / DATA)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
-        return f"cache {path} cannot be examined for damage: {error.strerror}"
+        return CacheError(f"cache {path} cannot be examined for damage: {error.strerror}")
     lines = (done.stdout or done.stderr or f"status {done.returncode}").splitlines()
     if done.returncode == _NO_LMDB:
-        return f"cache path must hold a cache, got {path} with another file ({lines[0]})"
+        return DamagedCacheError(
+            f"cache path must hold a cache, got {path} with another file ({lines[0]})"
+        )
     if done.returncode:
-        return f"cache {path} cannot be examined for damage: {lines[-1]}"
+        return CacheError(f"cache {path} cannot be examined for damage: {lines[-1]}")
     if not done.stdout:
-        return ""
-    return (
+        return None
+    return DamagedCacheError(
         f"cache {path} is damaged: {lines[0]} ({len(lines)} such); its records were not changed; "
-        "put back a copy of data.mdb, or name a new directory"
+        "put back a copy of data.mdb, or take them into a new file with "
+        f"python -m cache verify --repair {path}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`stats`, `verify` and `list`: what is in a cache and whether it is whole; they change nothing."""
+"""`stats` and `list`: what is in a cache; they change nothing."""
 
 import argparse
 import sys
@@ -9,7 +9,6 @@ from typing import Any
 
 from cache.accounting import Recipe
 from cache.commands.arguments import Command, add_filters, count, selection
-from cache.location import check_readable
 from cache.record import Stored
 from cache.selection import Selection, Unreadable, select
 from cache.store import Store
@@ -19,13 +18,10 @@ from cache.terminal import (
     print_json,
     print_json_lines,
     print_table,
-    progress,
     request_words,
     size,
 )
-from cache.verify import VerifyReport
 
-_PROBLEMS_SHOWN = 20
 _LISTED = 20
 _COUNTS_SHOWN = 10
 _LINE = "{:>9}  {:12}  {:19}  {:>11}  {:>9}  {}"
@@ -95,53 +91,6 @@ def _recipe_fields(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _verify(options: argparse.Namespace) -> int:
-    with (
-        Store(options.path, readonly=not options.repair) as store,
-        progress("checking", is_quiet=options.json) as tell,
-    ):
-        check_readable(store.path)  # a store that may write would make one
-        report = store.verify(tell, repair=options.repair)
-    if options.json:
-        print_json(_report_fields(report))
-    else:
-        _print_report(report, options)
-    return 0 if report.is_clean or options.repair else 1
-
-
-def _report_fields(report: VerifyReport) -> dict[str, Any]:
-    return {
-        "records": report.records,
-        "positions": report.positions,
-        "payload_bytes": report.payload_bytes,
-        "is_clean": report.is_clean,
-        "dropped": [key.hex() for key in report.dropped],
-        "problems": [
-            {
-                "what": problem.what,
-                "key": None if problem.key is None else problem.key.hex(),
-                "position": problem.position,
-            }
-            for problem in report.problems
-        ],
-    }
-
-
-def _print_report(report: VerifyReport, options: argparse.Namespace) -> None:
-    write = sys.stdout.write
-    for problem in report.problems[:_PROBLEMS_SHOWN]:
-        where = f" at position {problem.position}" if problem.position else ""
-        key = problem.key.hex() if problem.key else ""
-        named = f" {key}" if key not in problem.what else ""
-        write(f"{plain(problem.what)}{named}{where}\n")
-    if len(report.problems) > _PROBLEMS_SHOWN:
-        write(f"... and {len(report.problems) - _PROBLEMS_SHOWN} more (--json lists all)\n")
-    verdict = "all well" if report.is_clean else f"{len(report.problems)} problems"
-    write(f"{report.records:,} records, {size(report.payload_bytes)}: {verdict}\n")
-    if options.repair and not report.is_clean:
-        write(f"repaired: {len(report.dropped):,} records dropped, indexes written anew\n")
-
-
 def _list(options: argparse.Namespace) -> int:
     with Store(options.path, readonly=True) as store:
         rows = map(_row, _listed(store, selection(options, store), options.after))
@@ -201,12 +150,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [*start, moment(row["created"]), shape, f"{row['bytes']:,}", request]
 
 
-def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--repair", action="store_true", help="drop broken records and write the indexes anew"
-    )
-
-
 def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     add_filters(parser, limit=_LISTED)
     parser.add_argument(
@@ -224,15 +167,6 @@ STATS = Command(
 runs/cache --json                the same for a program""",
     _stats,
     lambda parser: None,
-)
-VERIFY = Command(
-    "verify",
-    "check and decode every record; exit status 1 if any is broken and not repaired",
-    """runs/cache                      read and decode everything
-runs/cache --json               every problem, for a program
-runs/cache --repair             drop what is broken, write the indexes anew""",
-    _verify,
-    _add_verify_arguments,
 )
 LIST = Command(
     "list",

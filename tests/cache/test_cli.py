@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import Entry, Store, record, request_key
+from cache import Entry, Store, record_header, request_key
 from cache.cli import main
 from cache.commands import looking
 
@@ -106,7 +106,7 @@ def test_verify_of_a_whole_cache_succeeds(filled, capsys):
 
 
 def test_verify_of_a_broken_cache_fails_and_says_where(filled, capsys, monkeypatch):
-    monkeypatch.setitem(record._CHECKSUMS, 2, record._Checksum(4, lambda body, header: bytes(4)))
+    monkeypatch.setitem(record_header.CHECKSUMS, 2, record_header.Checksum(4, lambda *_: bytes(4)))
     status, out, _ = run(capsys, "verify", filled.path)
     assert status == 1
     assert out.count("is corrupt: its checksum does not match\n") == 20
