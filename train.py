@@ -13,7 +13,6 @@ from online_aug.command_line import Command, parse_command, run_main
 from online_aug.config import Config
 from online_aug.config_files import config_digest, resolved_yaml
 from online_aug.run_folder import run_folder
-from online_aug.training.deepspeed_config import deepspeed_config
 from online_aug.training.interrupts import Interrupt
 from online_aug.training.launcher import RECORD, launch, needs_launcher
 
@@ -49,11 +48,10 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.reporting.terminal import open_console
     from online_aug.stores import open_store
     from online_aug.teacher import check_teacher, ensure_saliency
-    from online_aug.training.classifier import check_classifier
+    from online_aug.training.checks import check_training
 
     devices = plan_devices(config.devices, generates=config.mixing.imported != "only")
-    deepspeed_config(config, len(devices.train))
-    check_classifier(config.classifier)
+    check_training(config, devices.train)
     recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
     check_teacher(recipe)
     check_judge(recipe)

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from online_aug.config_types import Count, Exponent, Fraction, Pixels, Positive, Section, Seed
+from online_aug.config_types import (
+    Count,
+    Exponent,
+    Fraction,
+    NotNegative,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+    Strength,
+    Text,
+)
 
 
 class DataConfig(Section):
@@ -39,6 +50,18 @@ class DataConfig(Section):
     """An unreadable file ends the start with its name, or is left out and counted."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes a rank; null chooses from the cores."""
+    resize: Literal["squash", "shortest", "longest"] = "squash"
+    """Which side becomes `resize_px`: both, whatever their ratio; the shortest; or the longest,
+    with black borders beside the other."""
+    resize_px: Pixels | None = None
+    """Side of images before they are cut to `image_size`, px; null is `image_size`."""
+    crop: Literal["centre", "random", "resized"] = "centre"
+    """Training transform: the cut is in the middle, as in evaluation, anywhere, or takes a part of
+    any area of the image and resizes it."""
+    crop_pad_px: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Training transform: black border before a `random` cut, px."""
+    crop_area: tuple[Strength, Strength] = (0.08, 1.0)
+    """Training transform: smallest and largest part that a `resized` cut takes, (0, 1]."""
     shift: Fraction = 0.1
     """Training transform: largest shift, as a fraction of the side."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180), Exponent] = 10.0
@@ -47,11 +70,25 @@ class DataConfig(Section):
     """Training transform: smallest and largest zoom."""
     hflip: Fraction = 0.0
     """Training transform: probability of a horizontal flip."""
+    auto_augment: Text | None = None
+    """Training transform: timm's RandAugment, AutoAugment or AugMix, such as
+    `rand-m9-mstd0.5-inc1`; null is off."""
+    colour_jitter: NotNegative | None = None
+    """Training transform: largest change of brightness, contrast and saturation; null is off."""
+    erase: Fraction = 0.0
+    """Training transform: probability that a rectangle is replaced by noise (timm)."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "DataConfig":
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"data.scale must be smallest then largest, got {list(self.scale)}")
+        for name in ("scale", "crop_area"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"data.{name} must be smallest then largest, got {[low, high]}")
+        if self.resize_px is not None and self.resize_px < self.image_size:
+            raise ValueError(
+                f"data.resize_px must be at least data.image_size, got {self.resize_px} "
+                f"for {self.image_size}"
+            )
         if self.many_few[0] < self.many_few[1]:
             raise ValueError(f"data.many_few must be many then few, got {list(self.many_few)}")
         if self.val_fraction + self.test_fraction >= 1:

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from online_aug.config import Config
-from online_aug.dataloader.transforms import normalise, resize
+from online_aug.dataloader.frames import resize
+from online_aug.dataloader.transforms import normalise
 from online_aug.errors import UserError
 from online_aug.generation.gate import Classify, ClassRule, Gate, to_bytes
 from online_aug.recipe import Recipe

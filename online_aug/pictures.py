@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cache import CacheError, Store
-from online_aug.dataloader.transforms import resize
+from online_aug.dataloader.frames import resize
 from online_aug.methods import METHODS
 from online_aug.methods.contract import Picture
 from online_aug.recipe import Recipe

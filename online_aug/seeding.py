@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,22 @@ def numpy_global_state(rng: np.random.Generator) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(saved)  # noqa: NPY002
+
+
+@contextmanager
+def library_state(seed: int) -> Iterator[None]:
+    """Let transforms that draw from Python's, NumPy's and PyTorch's global state draw by `seed`.
+
+    All three are restored on exit.
+    """
+    saved = random.getstate()
+    rng = np.random.default_rng(seed)
+    random.seed(int(rng.integers(2**32)))
+    try:
+        with numpy_global_state(rng), torch_global_state(int(rng.integers(2**32))):
+            yield
+    finally:
+        random.setstate(saved)
 
 
 @contextmanager

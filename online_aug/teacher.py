@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cache import Store
 from online_aug.dataloader.batches import ordered_batches
+from online_aug.dataloader.frames import Frame
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.transforms import EvalTransform, normalise
 from online_aug.errors import UserError
@@ -78,7 +79,7 @@ def saliency_maps(
     Raises:
         BadImageError: If an image cannot be read and such are not skipped.
     """
-    transform = EvalTransform(size=side)
+    transform = EvalTransform(frame=Frame(size=side))
     labels = torch.from_numpy(np.asarray(images.labels))
     batches = ordered_batches(images, transform, BATCH_SIZE, skips_bad_images=skips_bad_images)
     with progress("looking for foregrounds", len(images), enabled=is_shown) as bar:

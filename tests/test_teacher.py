@@ -63,7 +63,8 @@ def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(recipe_o
 
 
 def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(recipe_of, weights):
-    from online_aug.dataloader.transforms import normalise, resize
+    from online_aug.dataloader.frames import resize
+    from online_aug.dataloader.transforms import normalise
     from online_aug.recipe_images import SourceImages
     from online_aug.training.classifier import input_statistics
 

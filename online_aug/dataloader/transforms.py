@@ -13,28 +13,29 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.config_data import DataConfig
+from online_aug.dataloader.colours import Colours
+from online_aug.dataloader.frames import Frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """Square resize; the aspect ratio is ignored, as in Diff-Mix (arXiv:2403.19600)."""
+    """The middle of the resized image; all of it, squashed, as in Diff-Mix (arXiv:2403.19600)."""
 
-    size: int
-    """Side of the result, px."""
+    frame: Frame
 
     def __call__(
         self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator | None = None
     ) -> UInt8[Tensor, "3 s s"]:
         """The image at the size the classifier sees; `rng` is not used."""
-        return resize(image, self.size)
+        return self.frame.central(image)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Square resize, then a random shift, turn, zoom and flip in a single interpolation."""
+    """A cut, then a random shift, turn, zoom and flip in a single interpolation, then colours."""
 
-    size: int
-    """Side of the result, px."""
+    frame: Frame
+    """Where to cut."""
     shift: float
     """Largest shift in x and in y, fraction of the side."""
     rotate_degrees: float
@@ -43,14 +44,18 @@ class TrainTransform:
     """Smallest and largest zoom; above 1 makes things larger."""
     hflip: float
     """Probability of a horizontal flip."""
+    colours: Colours = Colours()
 
     def __call__(
         self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator
     ) -> UInt8[Tensor, "3 s s"]:
         """The image moved at random; what leaves the frame is replaced by its border."""
-        image = resize(image, self.size)
-        # Always five numbers: one setting then does not change what another one draws.
+        # Always so many numbers, then the cut's: one setting does not change what another draws.
         draws = torch.rand(5, generator=rng, dtype=torch.float64).tolist()
+        seed = int(torch.randint(2**32, (), generator=rng))
+        return self.colours(self._moved(self.frame.drawn(image, rng), draws), seed)
+
+    def _moved(self, image: UInt8[Tensor, "3 s s"], draws: list[float]) -> UInt8[Tensor, "3 s s"]:
         flip = draws[0] < self.hflip
         angle = math.radians((2 * draws[1] - 1) * self.rotate_degrees)
         zoom = self.scale[0] + draws[2] * (self.scale[1] - self.scale[0])
@@ -63,17 +68,30 @@ class TrainTransform:
 def train_transform(data: DataConfig) -> TrainTransform:
     """The random transform of training images that the configuration describes."""
     return TrainTransform(
-        size=data.image_size,
+        frame=frame_of(data),
         shift=data.shift,
         rotate_degrees=data.rotate_degrees,
         scale=data.scale,
         hflip=data.hflip,
+        colours=Colours(policy=data.auto_augment, jitter=data.colour_jitter, erase=data.erase),
     )
 
 
 def eval_transform(data: DataConfig) -> EvalTransform:
     """The fixed transform of validation and test images."""
-    return EvalTransform(size=data.image_size)
+    return EvalTransform(frame=frame_of(data))
+
+
+def frame_of(data: DataConfig) -> Frame:
+    """What part of an image the classifier sees."""
+    return Frame(
+        size=data.image_size,
+        resize=data.resize,
+        resize_px=data.resize_px,
+        crop=data.crop,
+        pad_px=data.crop_pad_px,
+        area=data.crop_area,
+    )
 
 
 def normalise(
@@ -86,15 +104,6 @@ def normalise(
     spread = torch.tensor(std, device=images.device).view(3, 1, 1)
     centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
     return torch.addcmul(-centre / spread, images.float(), 1 / (255 * spread))
-
-
-def resize(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
-    """The image as a square of `size` px: bilinear, with antialiasing where it shrinks."""
-    if image.shape[1:] == (size, size):
-        return image
-    # The byte kernel of PyTorch is fastest with the channels innermost.
-    batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return F.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]
 
 
 def warp(image: UInt8[Tensor, "3 s s"], theta: Float[Tensor, "2 3"]) -> UInt8[Tensor, "3 s s"]:

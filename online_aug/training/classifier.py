@@ -1,8 +1,9 @@
 """The timm model that is trained."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -52,6 +53,30 @@ def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[fl
     return tuple(found["mean"]), tuple(found["std"])
 
 
+def prepare_training(classifier: nn.Module, config: ClassifierConfig) -> None:
+    """Put the classifier in training mode: all of it, or the head alone.
+
+    Raises:
+        UserError: If the head alone is to be trained and timm does not say which part that is.
+    """
+    classifier.train()
+    if not config.head_only:
+        return
+    heads = _heads(classifier)
+    if not heads:
+        raise UserError(f"classifier.head_only must be false for {config.name}, which has no head")
+    classifier.requires_grad_(False).eval()
+    classifier.training = True  # dropout before the head is the whole model's
+    for head in heads:
+        head.requires_grad_(True).train()
+
+
+def _heads(classifier: Any) -> list[nn.Module]:
+    found = classifier.get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)
+    return [head for head in heads if any(True for _ in head.parameters())]
+
+
 def check_classifier(config: ClassifierConfig) -> None:
     """Refuse a classifier that cannot be built, as far as that is told without building it.
 
@@ -60,6 +85,25 @@ def check_classifier(config: ClassifierConfig) -> None:
     """
     check_name(config.name)
     _check_checkpoint(config.checkpoint)
+
+
+def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
+    """Refuse a number format that a training device does not compute in.
+
+    Raises:
+        UserError: If so.
+    """
+    on_cpu = any(device.startswith("cpu") for device in devices)
+    if config.precision == "float16" and on_cpu:
+        raise UserError(
+            "classifier.precision must be float32 or bfloat16 on a CPU, which does not train in "
+            "float16, got float16"
+        )
+    if config.precision == "bfloat16" and not on_cpu and not torch.cuda.is_bf16_supported():
+        raise UserError(
+            "classifier.precision must be float32 or float16 on these GPUs, which do not compute "
+            "in bfloat16, got bfloat16"
+        )
 
 
 def check_name(name: str, key: str = "classifier.name") -> None:

@@ -9,13 +9,15 @@ from online_aug.errors import UserError
 OWNED = {
     "train_batch_size": "set optim.batch_size",
     "train_micro_batch_size_per_gpu": "set optim.batch_size and devices.train",
-    "gradient_accumulation_steps": "an optimizer step takes one batch of optim.batch_size images",
+    "gradient_accumulation_steps": "set optim.accumulation",
+    "gradient_clipping": "set optim.clip_grad",
     "optimizer": "set optim.name, optim.lr, optim.weight_decay, optim.momentum",
     "scheduler": "set optim.schedule and optim.warmup_epochs",
-    "bf16": "set torch_autocast: {enabled: true, dtype: bfloat16}, which keeps weights in float32",
-    "bfloat16": "set torch_autocast: {enabled: true, dtype: bfloat16}",
-    "fp16": "set torch_autocast: {enabled: true, dtype: bfloat16}",
-    "amp": "set torch_autocast: {enabled: true, dtype: bfloat16}",
+    "bf16": "set classifier.precision",
+    "bfloat16": "set classifier.precision",
+    "fp16": "set classifier.precision",
+    "amp": "set classifier.precision",
+    "torch_autocast": "set classifier.precision",
     "checkpoint": "checkpoints are written to the run directory",
 }
 DEFAULTS: dict[str, Any] = {
@@ -41,22 +43,36 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
             )
     merged = {**DEFAULTS, **given}
     _check_stage(merged["zero_optimization"])
-    return {**merged, "train_batch_size": per_rank * world_size,
-            "train_micro_batch_size_per_gpu": per_rank}  # fmt: skip
+    parts, precision = config.optim.accumulation, config.classifier.precision
+    return {
+        **merged,
+        "train_batch_size": per_rank * world_size,
+        "train_micro_batch_size_per_gpu": per_rank // parts,
+        "gradient_accumulation_steps": parts,
+        "gradient_clipping": config.optim.clip_grad or 0.0,
+        "torch_autocast": {"enabled": precision != "float32", "dtype": precision},
+    }
 
 
 def rank_batch_size(config: Config, world_size: int) -> int:
     """Images a step on each rank.
 
     Raises:
-        UserError: If `optim.batch_size` is not a multiple of the number of ranks.
+        UserError: If `optim.batch_size` is not a multiple of the number of ranks, or the share of
+            each not of `optim.accumulation`.
     """
-    if config.optim.batch_size % world_size:
+    batch_size, parts = config.optim.batch_size, config.optim.accumulation
+    if batch_size % world_size:
         raise UserError(
             f"optim.batch_size must be a multiple of the {world_size} training devices, "
-            f"got {config.optim.batch_size}"
+            f"got {batch_size}"
         )
-    return config.optim.batch_size // world_size
+    if batch_size // world_size % parts:
+        raise UserError(
+            f"optim.accumulation must divide the {batch_size // world_size} images of a step on "
+            f"each device, got {parts}"
+        )
+    return batch_size // world_size
 
 
 def zero_stage(config: Config) -> int:

@@ -1,19 +1,16 @@
 """One optimizer step after another on a DeepSpeed engine, and the state to go on later."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from online_aug.config import Config
-from online_aug.config_training import OptimConfig
 from online_aug.dataloader.transforms import normalise
 from online_aug.errors import UserError
 from online_aug.labels import smooth
@@ -21,13 +18,16 @@ from online_aug.records import Batch
 from online_aug.reporting.atomic import write_atomically
 from online_aug.seeding import numpy_rng, torch_global_state
 from online_aug.training import checkpoints
-from online_aug.training.classifier import first_line, input_statistics
-from online_aug.training.deepspeed_config import deepspeed_config, zero_stage
-from online_aug.training.distributed import World, agree, barrier, set_environment
+from online_aug.training.classifier import first_line, input_statistics, prepare_training
+from online_aug.training.deepspeed_config import zero_stage
+from online_aug.training.deepspeed_engine import save_plain, start_engine
+from online_aug.training.distributed import World, agree, barrier
 from online_aug.training.mixing import mix_batch
 from online_aug.training.schedule import learning_rate
 
 AVERAGE_FILE = "average.pt"
+_SCALER = "loss_scaler"
+"""Among a rank's own state: DeepSpeed does not save that of its autocast."""
 
 
 class TrainingEngine:
@@ -44,10 +44,16 @@ class TrainingEngine:
         self._config, self._world = config, world
         self._steps_per_epoch = steps_per_epoch
         self._mean, self._std = input_statistics(classifier)
-        classifier.to(world.device).train()
+        self._format = (
+            torch.channels_last if config.classifier.channels_last else torch.contiguous_format
+        )
+        classifier.to(world.device)
+        prepare_training(classifier, config.classifier)
         ema = config.optim.ema
         self._average = None if ema is None else ModelEmaV3(classifier, decay=ema)
-        self._engine = _initialize(classifier, config, world)
+        self._engine = start_engine(classifier, config, world)
+        if zero_stage(config) == 0:  # the other stages have put the weights into flat buffers
+            self._engine.module.to(memory_format=self._format)
 
     @property
     def step(self) -> int:
@@ -70,17 +76,16 @@ class TrainingEngine:
         images = normalise(batch.images.to(device, non_blocking=True), self._mean, self._std)
         labels = batch.labels.to(device, non_blocking=True)
         images, labels = mix_batch(images, labels, optim, numpy_rng("mixup", *self._entropy()))
+        images = images.contiguous(memory_format=self._format)
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
         seed = int(numpy_rng("dropout", *self._entropy()).integers(2**63))
+        labels = smooth(labels, optim.label_smoothing)
         with torch_global_state(seed, device):
-            logits = self._engine(images)
-            loss = F.cross_entropy(logits.float(), smooth(labels, optim.label_smoothing))
-            self._engine.backward(loss)
-        self._engine.step()
+            loss = self._descend(images, labels)
         if self._average is not None:
             self._average.update(self._engine.module, step=self.step)
-        return loss.detach()
+        return loss
 
     def evaluated_model(self) -> nn.Module:
         """The classifier to judge and to export: the average of the weights where there is one."""
@@ -103,7 +108,9 @@ class TrainingEngine:
             checkpoints.discard(path)
         barrier(self._world)
         self._engine.save_checkpoint(str(folder), tag=path.name, save_latest=False)
-        _save_plain(client_state, self._rank_file(path))
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        own = {**client_state, _SCALER: scaler.state_dict() if scaler else None}
+        save_plain(own, self._rank_file(path))
         if self._world.is_first and self._average is not None:
             torch.save(self._average.module.state_dict(), path / AVERAGE_FILE)
         barrier(self._world)
@@ -140,6 +147,19 @@ class TrainingEngine:
             whole = {name: value.detach().cpu().clone() for name, value in weights.items()}
             write_atomically(path, safetensors.torch.save(whole, metadata={"format": "pt"}))
 
+    def _descend(
+        self, images: Float[Tensor, "b 3 h w"], labels: Float[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
+        """Gradients of the parts of a batch one after another, then the step; the mean loss."""
+        parts = self._config.optim.accumulation
+        losses = []
+        for some, wanted in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            loss = F.cross_entropy(self._engine(some).float(), wanted)
+            self._engine.backward(loss)
+            self._engine.step()  # DeepSpeed waits for the last part
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
     def _entropy(self) -> tuple[int, int, int]:
         return self._config.run.seed, self._world.rank, self.step
 
@@ -153,6 +173,9 @@ class TrainingEngine:
             average = torch.load(path / AVERAGE_FILE, map_location=device, weights_only=True)
             self._average.module.load_state_dict(average)
         state: dict[str, Any] = torch.load(self._rank_file(path), weights_only=True)
+        scale = state.pop(_SCALER)
+        if scale is not None:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(scale)
         return state
 
     def _made_with(self) -> checkpoints.MadeWith:
@@ -164,64 +187,3 @@ class TrainingEngine:
             "optim.name": self._config.optim.name,
             "average of weights": self._average is not None,
         }
-
-
-def _initialize(classifier: nn.Module, config: Config, world: World) -> Any:
-    import deepspeed
-
-    settings = deepspeed_config(config, world.world_size)
-    # DeepSpeed takes the device from here and insists on the launcher's variable.
-    place = SimpleNamespace(device_rank=world.device.index or 0)
-    with set_environment(LOCAL_RANK=str(world.local_rank)):
-        _check_settings(settings)
-        engine, *_ = deepspeed.initialize(
-            args=place,
-            model=classifier,
-            optimizer=_optimizer(classifier, config.optim),
-            config=settings,
-            dist_init_required=False,
-        )
-    engine.checkpoint_engine.load = _load_plain
-    return engine
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    import deepspeed
-
-    try:
-        deepspeed.DeepSpeedConfig(settings)
-    except (ValueError, AssertionError, TypeError, deepspeed.DeepSpeedConfigError) as error:
-        said = "; ".join(line.strip() for line in str(error).splitlines())
-        raise UserError(f"classifier.deepspeed must be settings of DeepSpeed: {said}") from None
-
-
-def _optimizer(classifier: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    # timm's "sgd" is Nesterov's, which PyTorch refuses without momentum.
-    is_plain = optim.name == "sgd" and optim.momentum == 0
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        classifier,
-        opt="momentum" if is_plain else optim.name,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        momentum=optim.momentum,
-    )
-    return optimizer
-
-
-def _save_plain(state: dict[str, Any], path: Path) -> None:
-    torch.save(state, path)
-    try:
-        torch.load(path, weights_only=True)
-    except Exception as error:
-        raise TypeError(f"client_state must hold plain values and tensors only: {error}") from None
-
-
-def _load_plain(path: str, map_location: Any = None) -> Any:
-    """Stands in for DeepSpeed's loader, which would run whatever code a file brings."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    with torch.serialization.safe_globals(known):
-        return torch.load(path, map_location=map_location, weights_only=True)

@@ -25,7 +25,7 @@ def mix_batch(
     Args:
         images: Normalised; changed in place.
         labels: Rows that sum to 1.
-        optim: Beta parameters.
+        optim: Beta parameters, and how often there is mixing at all.
         rng: Source of all chance.
     """
     paired = len(images) - len(images) % 2
@@ -34,6 +34,7 @@ def mix_batch(
     mixup = Mixup(
         mixup_alpha=optim.mixup or 0.0,
         cutmix_alpha=optim.cutmix or 0.0,
+        prob=optim.mix_probability,
         label_smoothing=0.0,
         num_classes=paired,
     )

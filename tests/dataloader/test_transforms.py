@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online_aug.config_data import DataConfig
+from online_aug.dataloader.frames import Frame, resize
 from online_aug.dataloader.transforms import (
     TrainTransform,
     eval_transform,
     normalise,
-    resize,
     train_transform,
 )
 from online_aug.seeding import torch_rng
@@ -25,7 +25,7 @@ def noise(height, width, seed=0):
 
 
 def still(size=32, **settings):
-    return TrainTransform(size=size, **{**STILL, **settings})
+    return TrainTransform(frame=Frame(size=size), **{**STILL, **settings})
 
 
 def spot(x, y, size=33):

@@ -20,9 +20,21 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 
 
 def test_a_persons_settings_are_merged_over_our_defaults():
-    found = settings(gradient_clipping=1.0, zero_optimization={"stage": 1})
-    assert found["gradient_clipping"] == 1.0
+    found = settings(wall_clock_breakdown=True, zero_optimization={"stage": 1})
+    assert found["wall_clock_breakdown"] is True
     assert found["zero_optimization"] == {"stage": 1}
+
+
+def test_parts_divide_what_a_rank_gets():
+    found = deepspeed_config(make_config(optim={"batch_size": 16, "accumulation": 4}), 2)
+    assert found["train_batch_size"] == 16
+    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (2, 4)
+
+
+def test_parts_that_do_not_divide_it_are_refused():
+    config = make_config(optim={"accumulation": 3})
+    with pytest.raises(UserError, match=r"optim\.accumulation must divide the 4 images .* got 3"):
+        deepspeed_config(config, 2)
 
 
 @pytest.mark.parametrize("key", sorted(OWNED))

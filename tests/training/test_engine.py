@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import timm
 import torch
@@ -74,7 +76,15 @@ def test_weight_decay_spares_biases_and_norms(make_engine):
             assert (group["weight_decay"] == 0) == (parameter.ndim <= 1)
 
 
-@pytest.mark.parametrize("optim", [{"name": "adamw"}, {"momentum": 0}])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"name": "adamw"},
+        {"momentum": 0},
+        {"name": "momentum"},
+        {"name": "lamb", "options": {"betas": [0.8, 0.9]}},
+    ],
+)
 def test_other_optimizers_train(make_engine, optim):
     engine = make_engine(optim=optim)
     before = weights(engine)
@@ -117,9 +127,19 @@ def test_resuming_equals_never_having_stopped(make_engine, tmp_path, sections):
     assert_same_weights(weights(whole), weights(resumed))
 
 
-def test_clipping_through_deepspeeds_settings_bounds_the_step(make_engine):
-    optim = {"name": "sgd", "momentum": 0, "lr": 1.0, "weight_decay": 0, "warmup_epochs": 0}
-    engine = make_engine(optim=optim, classifier={"deepspeed": {"gradient_clipping": 0.01}})
+PLAIN = {"name": "momentum", "momentum": 0, "lr": 1.0, "weight_decay": 0, "warmup_epochs": 0}
+
+
+def stage(number):
+    return {"deepspeed": {"zero_optimization": {"stage": number}}}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_clipping_bounds_the_step(make_engine, zero, parts):
+    engine = make_engine(
+        optim=PLAIN | {"clip_grad": 0.01, "accumulation": parts}, classifier=stage(zero)
+    )
     before = [p.detach().clone() for p in engine.evaluated_model().parameters()]
     train(engine, 1)
     after = engine.evaluated_model().parameters()
@@ -127,9 +147,80 @@ def test_clipping_through_deepspeeds_settings_bounds_the_step(make_engine):
     assert float(moved.detach()) == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_batch_in_parts_gives_the_step_of_a_whole_one(make_engine, zero):
+    no_batch_norm = {"name": "test_convnext"} | stage(zero)
+    ends = []
+    for parts in (1, 4):
+        optim = {"lr": 0.05, "warmup_epochs": 0, "mixup": 0.4, "accumulation": parts}
+        engine = make_engine(optim=optim, classifier=no_batch_norm)
+        ends.append((train(engine, 3), weights(engine), engine.step))
+    (losses, whole, steps), (losses_in_parts, in_parts, steps_in_parts) = ends
+    assert losses == pytest.approx(losses_in_parts, rel=1e-4)
+    assert steps == steps_in_parts == 3
+    for name, value in whole.items():
+        torch.testing.assert_close(value, in_parts[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_layers_far_from_the_head_learn_more_slowly(make_engine, zero):
+    optim = {"name": "adamw", "lr": 0.01, "warmup_epochs": 0, "layer_decay": 0.5}
+    engine = make_engine(optim=optim, classifier={"name": "test_vit"} | stage(zero))
+    train(engine, 1)
+    rates = {group["lr"] for group in engine._engine.optimizer.param_groups}
+    assert max(rates) == pytest.approx(0.01)
+    assert {round(math.log2(0.01 / rate)) for rate in rates} == {*range(len(rates))}
+    assert len(rates) > 2
+
+
+def test_the_head_alone_is_trained_and_nothing_else_moves(make_engine):
+    engine = make_engine(classifier={"head_only": True, "drop_rate": 0.5}, optim={"lr": 0.1})
+    before = weights(engine)
+    train(engine, 2)
+    moved = {k for k, value in weights(engine).items() if not torch.equal(value, before[k])}
+    assert moved == {"fc.weight", "fc.bias"}
+
+
+def test_dropout_before_a_head_trained_alone_drops(make_engine):
+    losses = [
+        train(make_engine(classifier={"head_only": True, "drop_rate": rate}), 1)
+        for rate in (0.0, 0.9)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_a_model_without_a_head_cannot_train_it_alone(make_engine):
+    with pytest.raises(UserError, match=r"classifier\.head_only must be false for test_resnet"):
+        make_engine(classifier={"head_only": True}, num_classes=0)
+
+
+def test_channels_last_trains_the_same_network(make_engine):
+    ends = []
+    for channels_last in (False, True):
+        engine = make_engine(classifier={"channels_last": channels_last}, optim=FAST)
+        ends.append(train(engine, 3))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+    layout = {p.is_contiguous(memory_format=torch.channels_last) for p in conv_weights(engine)}
+    assert layout == {True}
+
+
+def conv_weights(engine):
+    return [p for p in engine.evaluated_model().parameters() if p.ndim == 4 and p.shape[2] > 1]
+
+
+def test_a_checkpoint_keeps_the_scale_of_a_float16_loss(make_engine, tmp_path, world):
+    engine = make_engine(classifier={"precision": "float16"})
+    train(engine, 1)
+    scaler = engine._engine.torch_autocast_z0_gradscaler
+    scaler.update(new_scale=128.0)
+    engine.save(tmp_path, {})
+    resumed = make_engine(classifier={"precision": "float16"})
+    assert resumed.load(tmp_path) == {}
+    assert resumed._engine.torch_autocast_z0_gradscaler.get_scale() == 128.0
+
+
 def test_autocast_keeps_the_weights_in_float32(make_engine):
-    autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-    engine = make_engine(classifier={"deepspeed": autocast})
+    engine = make_engine(classifier={"precision": "bfloat16"})
     assert train(engine, 1)[0] > 0
     assert {p.dtype for p in engine.evaluated_model().parameters()} == {torch.float32}
 

@@ -37,6 +37,12 @@ def test_mixed_soft_labels_are_distributions(size, classes, optim, seed):
     torch.testing.assert_close(soft.sum(1), torch.ones(size))
 
 
+def test_batches_are_mixed_as_often_as_their_probability():
+    labels, optim = torch.eye(2), OptimConfig(cutmix=1.0, mix_probability=0.25)
+    plain = sum(torch.equal(mixed(labels, optim, seed)[1], labels) for seed in range(200))
+    assert 120 < plain < 175
+
+
 @given(seed=st.integers(0, 2**32 - 1), optim=st.sampled_from([MIXUP, CUTMIX, BOTH]))
 def test_labels_are_mixed_by_the_share_of_pixels(seed, optim):
     first, last = torch.tensor([0.7, 0.3, 0.0]), torch.tensor([0.0, 0.2, 0.8])

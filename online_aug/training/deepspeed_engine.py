@@ -1,0 +1,72 @@
+"""A DeepSpeed engine around a classifier, and its files read without running code in them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from online_aug.config import Config
+from online_aug.errors import UserError
+from online_aug.training.deepspeed_config import deepspeed_config
+from online_aug.training.distributed import World, set_environment
+from online_aug.training.optimizers import build_optimizer
+
+
+def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
+    """DeepSpeed's engine for a classifier on the rank's device.
+
+    Raises:
+        UserError: If batch size, optimizer or `classifier.deepspeed` cannot be used.
+    """
+    import deepspeed
+
+    settings = deepspeed_config(config, world.world_size)
+    # DeepSpeed takes the device from here and insists on the launcher's variable.
+    place = SimpleNamespace(device_rank=world.device.index or 0)
+    with set_environment(LOCAL_RANK=str(world.local_rank)):
+        _check_settings(settings)
+        engine, *_ = deepspeed.initialize(
+            args=place,
+            model=classifier,
+            optimizer=build_optimizer(classifier, config.optim),
+            config=settings,
+            dist_init_required=False,
+        )
+    engine.checkpoint_engine.load = _load_plain
+    return engine
+
+
+def save_plain(state: dict[str, Any], path: Path) -> None:
+    """Write what can be read back without running code.
+
+    Raises:
+        TypeError: If `state` holds anything but plain values, containers and tensors.
+    """
+    torch.save(state, path)
+    try:
+        torch.load(path, weights_only=True)
+    except Exception as error:
+        raise TypeError(f"client_state must hold plain values and tensors only: {error}") from None
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    import deepspeed
+
+    try:
+        deepspeed.DeepSpeedConfig(settings)
+    except (ValueError, AssertionError, TypeError, deepspeed.DeepSpeedConfigError) as error:
+        said = "; ".join(line.strip() for line in str(error).splitlines())
+        raise UserError(f"classifier.deepspeed must be settings of DeepSpeed: {said}") from None
+
+
+def _load_plain(path: str, map_location: Any = None) -> Any:
+    """Stands in for DeepSpeed's loader, which would run whatever code a file brings."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(known):
+        return torch.load(path, map_location=map_location, weights_only=True)
