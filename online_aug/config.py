@@ -158,7 +158,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _every_strength_runs_a_step(self) -> "Config":
         steps = self.generation.num_inference_steps
-        for strength in self.method.strength if self.method.name != "diffusemix" else ():
+        if self.method.name in ("diffusemix", "diff_gen"):
+            return self
+        for strength in self.method.strength:
             if int(steps * strength) < 1:
                 raise ValueError(
                     "method.strength * generation.num_inference_steps must be at least 1, "

@@ -1,7 +1,7 @@
 """A configuration from a YAML file and `key.sub=value` overrides, and back to YAML.
 
-Precedence: default, then file, then command line. Everything that is wrong is reported at once, one
-line each, before anything is started or written.
+Precedence: default, then the method's presets, then file, then command line. Everything that is
+wrong is reported at once, one line each, before anything is started or written.
 """
 
 import difflib
@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from online_aug.config import Config
+from online_aug.config_presets import with_presets
 from online_aug.config_schema import allowed, fields, sections, shown
 from online_aug.errors import UserError
 from online_aug.yaml_text import read_yaml
@@ -23,7 +24,7 @@ Values = dict[str, Any]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration: defaults, changed by the file, changed by the overrides.
+    """The validated configuration: defaults, presets, the file, the overrides.
 
     Args:
         path: A YAML file that holds what differs from the defaults; it may be empty.
@@ -38,7 +39,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             _apply(values, override)
         except UserError as error:
             problems.append(str(error))
-    config, invalid = _validate(values)
+    config, invalid = _validate(with_presets(values))
     problems.extend(invalid)
     if config is None or problems:
         lines = dict.fromkeys(" ".join(problem.splitlines()) for problem in problems)

@@ -12,7 +12,8 @@ class FinetuneConfig(Section):
     """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
 
     enabled: bool = True
-    """Fine-tune before training where no result is found; DiffuseMix takes its model as it is."""
+    """Fine-tune before training where no result is found; `diffusemix`, `real_guidance` and
+    `real_mix` take their model as it is."""
     path: Path = Path("runs/finetuned")
     """Folder of results, one sub-folder for each fingerprint; or a file or folder of adapters made
     elsewhere, used instead: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""

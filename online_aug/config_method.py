@@ -23,11 +23,23 @@ from online_aug.config_types import (
 class MethodConfig(Section):
     """What is generated."""
 
-    name: Literal["diff_mix", "diff_aug", "diffusemix", "sgd_mix"] = "diff_mix"
-    """`diff_mix`: towards any class; `diff_aug`: own class; `diffusemix`: edited by instruction;
+    name: Literal[
+        "diff_mix",
+        "diff_aug",
+        "diff_gen",
+        "real_guidance",
+        "real_mix",
+        "da_fusion",
+        "diffusemix",
+        "sgd_mix",
+    ] = "diff_mix"
+    """`diff_mix`: towards any class; `diff_aug`: own class; `diff_gen`: own class, from noise;
+    `real_guidance`, `real_mix`: own or any class by a model that was not fine-tuned; `da_fusion`:
+    own class, with defaults of DA-Fusion (docs/METHODS.md); `diffusemix`: edited by instruction;
     `sgd_mix`: on the background of another image."""
     strength: Strengths = (0.5, 0.7, 0.9)
-    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from.
+    `diffusemix` and `diff_gen` replay all of it."""
     gamma: Positive = 0.8
     """Exponent of the soft label `(1 - s^gamma) y_source + s^gamma y_target`, above 0."""
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)] = (

@@ -114,7 +114,7 @@ class Recipe:
             config=self.config.finetune,
             is_wanted=self.config.finetune.enabled
             and self.is_planned
-            and self.method.pipeline != "instruct",
+            and self.method.uses_finetuning,
             class_names=self.splits.train.class_names,
             metaclass=self.config.data.metaclass,
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -12,6 +12,7 @@ from cache.key import Scalar, request_key
 
 PipelineKind = Literal["image_to_image", "instruct"]
 """Image-to-image of a text-to-image model, or editing by instruction (InstructPix2Pix)."""
+StartsFrom = Literal["image", "noise"]
 
 
 class Servable(Protocol):
@@ -59,8 +60,12 @@ class GenerationRequest:
     """All that decides the pixels of one generated image; its digest is the cache key.
 
     The training seed, the rank, the batch and the clock are absent on purpose: that is what lets
-    another seed or run ask for the same image. A new field changes every key by construction.
+    another seed or run ask for the same image. A new field changes every key by construction, but
+    one of those that say nothing at what all requests before it meant.
     """
+
+    SILENT: ClassVar[Mapping[str, Scalar]] = {"starts_from": "image"}
+    """Fields added later, left out of key and record at this value: older keys remain valid."""
 
     method: str
     """Name in `METHODS`."""
@@ -75,6 +80,8 @@ class GenerationRequest:
     prompt: str
     strength: float
     """Fraction of the diffusion trajectory replayed, in (0, 1]."""
+    starts_from: StartsFrom = "image"
+    """The noised source, or noise alone: the source then says no more than the class."""
     guidance_scale: float
     image_guidance_scale: float | None = None
     num_inference_steps: int
@@ -98,7 +105,8 @@ class GenerationRequest:
 
     def to_fields(self) -> dict[str, Scalar]:
         """The request as the flat mapping the cache stores and digests."""
-        return asdict(self)
+        values = asdict(self).items()
+        return {name: value for name, value in values if (name, value) not in self.SILENT.items()}
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Scalar]) -> "GenerationRequest":
@@ -108,8 +116,8 @@ class GenerationRequest:
             ValueError: If fields are missing or unknown: the record was made by another version.
         """
         known = {field.name for field in fields(cls)}
-        if known != set(values):
-            differ = ", ".join(sorted(known ^ set(values)))
+        if differing := known ^ (set(values) | set(cls.SILENT)):
+            differ = ", ".join(sorted(differing))
             raise ValueError(f"request must hold exactly the known fields, differs in: {differ}")
         return cls(**values)  # type: ignore[arg-type]
 

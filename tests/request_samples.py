@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from online_aug.methods import (
+    METHODS,
     DiffuseMix,
     DiffuseMixSettings,
     MethodContext,
@@ -117,7 +118,7 @@ _numbers = st.integers(0, 2**63 - 1)
 _positive = st.floats(0.01, 100)
 _texts = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUES = {
-    "method": st.sampled_from(["diff_mix", "diff_aug", "diffusemix", "sgd_mix"]),
+    "method": st.sampled_from(sorted(METHODS)),
     "method_version": _numbers,
     "source_digest": _texts,
     "source_label": _numbers,
@@ -125,6 +126,7 @@ VALUES = {
     "target_digest": st.none() | _texts,
     "prompt": _texts,
     "strength": _positive,
+    "starts_from": st.sampled_from(["image", "noise"]),
     "guidance_scale": _positive,
     "image_guidance_scale": st.none() | _positive,
     "num_inference_steps": _numbers,

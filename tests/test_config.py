@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from cache.codec import CODECS, DEFAULT_CODEC
 from online_aug.config import CacheConfig, Config
 from online_aug.config_files import config_digest, load_config, resolved_yaml
-from online_aug.config_schema import allowed, describe, fields
+from online_aug.config_presets import PRESETS
+from online_aug.config_schema import allowed, describe, fields, shown
 from online_aug.errors import UserError
 
 
@@ -56,6 +57,35 @@ def test_the_command_line_beats_the_file_and_the_file_beats_the_default(tmp_path
     config = load_config(path, ["run.seed=2"])
     assert (config.run.seed, config.run.epochs) == (2, 7)
     assert config.run.resume is Config().run.resume
+
+
+def test_a_method_s_presets_beat_the_defaults(empty):
+    config = load_config(empty, ["method.name=da_fusion"])
+    assert config.method.strength == (1, 0.75, 0.5, 0.25)
+    assert (config.mixing.policy, config.mixing.synthetic_probability) == ("local", 0.5)
+    assert config.generation.variants_per_image == 10
+    assert config.finetune.mode == "textual_inversion"
+
+
+def test_the_file_and_the_command_line_beat_a_method_s_presets(tmp_path):
+    path = written(tmp_path, "method: {name: da_fusion, strength: 0.5}\nfinetune: {mode: joint}")
+    config = load_config(path, ["generation.variants_per_image=3"])
+    assert (config.method.strength, config.finetune.mode) == ((0.5,), "joint")
+    assert config.generation.variants_per_image == 3
+    assert config.mixing.policy == "local"
+
+
+def test_presets_set_known_keys_to_other_values_than_the_defaults():
+    for sections in PRESETS.values():
+        for section, keys in sections.items():
+            plain = Config().model_dump(mode="json")[section]
+            assert all(plain[key] != value for key, value in keys.items())
+
+
+@pytest.mark.parametrize("override", ["method.name=[1]", "mixing=3", "generation=null"])
+def test_a_preset_hides_no_mistake(empty, override):
+    (line,) = error_lines(empty, "method.name=da_fusion", override)
+    assert f"got {shown(yaml.safe_load(override.partition('=')[2]))}" in line
 
 
 def test_of_two_overrides_of_one_key_the_last_holds(empty):

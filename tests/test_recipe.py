@@ -108,6 +108,22 @@ def test_without_fine_tuning_prompts_hold_the_names(recipe_of):
     assert recipe.context.prompts == tuple(f"a photo of a {name} bird" for name in CLASS_NAMES)
 
 
+@pytest.mark.parametrize("name", ["real_guidance", "real_mix"])
+def test_the_real_baselines_are_not_fine_tuned_whatever_is_enabled(tmp_path, tiny_model, name):
+    recipe = make_recipe(tmp_path, tiny_model, method={"name": name})
+    assert recipe.config.finetune.enabled
+    assert recipe.finetuned is None
+    assert {request.prompt for request in recipe.plan} <= {
+        f"a photo of a {called} bird" for called in CLASS_NAMES
+    }
+
+
+@pytest.mark.parametrize("name", ["diff_aug", "diff_gen", "da_fusion"])
+def test_the_other_baselines_share_diff_mix_s_fine_tuned_model(tmp_path, tiny_model, name):
+    recipe = make_recipe(tmp_path, tiny_model, method={"name": name})
+    assert recipe.finetuned == make_recipe(tmp_path, tiny_model).finetuned
+
+
 def test_a_plan_before_fine_tuning_is_one_clear_line_with_the_way_out(tmp_path, tiny_model):
     recipe = make_recipe(tmp_path, tiny_model)
     assert not recipe.is_ready

@@ -7,9 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from request_samples import VALUES, make_request, requests
 
-from cache import canonical_bytes, decode_fields
+from cache import canonical_bytes, decode_fields, request_key
 from online_aug.records import Batch, GenerationRequest, Served
 
+SILENT = GenerationRequest.SILENT
 NAMES = [field.name for field in fields(GenerationRequest)]
 counts = st.builds(Served, **dict.fromkeys(vars(Served()), st.integers(0, 1000)))
 
@@ -41,13 +42,21 @@ def test_a_key_is_not_taken_over_by_a_changed_copy():
     assert replace(request, variant=1).key != before
 
 
+@pytest.mark.parametrize("name", SILENT)
+def test_a_field_added_later_leaves_the_keys_of_older_requests_valid(name):
+    request = make_request(**{name: SILENT[name]})
+    older = {field: value for field, value in vars(make_request()).items() if field != name}
+    assert request.key == request_key({k: v for k, v in older.items() if k not in SILENT})
+    assert GenerationRequest.from_fields(request.to_fields()) == request
+
+
 def test_a_request_pickles_to_worker_processes_with_its_key():
     request = make_request()
     copy = pickle.loads(pickle.dumps(request))
     assert (copy, copy.key) == (request, request.key)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", make_request().to_fields())
 def test_a_record_without_a_field_is_of_another_version(name):
     stored = make_request().to_fields()
     del stored[name]

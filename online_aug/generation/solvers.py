@@ -63,7 +63,7 @@ class Solver:
         return self._checked(rows, rows[0][0], rows[0][1])
 
     def from_noise(self, num_inference_steps: int) -> Trajectory:
-        """From noise alone through all steps, as InstructPix2Pix does.
+        """From noise alone through all steps, as text-to-image and InstructPix2Pix do.
 
         Raises:
             UserError: If this solver has no such trajectory.

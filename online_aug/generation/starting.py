@@ -46,7 +46,7 @@ class Starter:
         self._trained_with = dict(pipeline.scheduler.config)
         self._autoencoder, self._time = autoencoder, time
         self.prompts = Prompts(pipeline, self._device)
-        self._trajectories: dict[tuple[str, int, float], Trajectory] = {}
+        self._trajectories: dict[tuple[str, int, float | None], Trajectory] = {}
         self._resolution: int | None = None
 
     def check(self, request: GenerationRequest) -> None:
@@ -80,12 +80,12 @@ class Starter:
     def _begin(self, request: GenerationRequest, moments: Moments) -> Start:
         """The first noisy latent, its noise drawn in the order of diffusers' pipelines.
 
-        Image-to-image starts from a sample of the encoder's Gaussian, InstructPix2Pix reads its
-        mean, unscaled.
+        Image-to-image starts from a sample of the encoder's Gaussian, text-to-image and
+        InstructPix2Pix from noise alone; InstructPix2Pix reads the Gaussian's mean, unscaled.
         """
         rng, way = torch_rng(request.noise_seed), self._trajectory(request)
         shape = moments.mean.shape
-        if self._edits:
+        if self._is_from_noise(request):
             latent = way.start_noise * torch.randn(shape, generator=rng)
         else:
             sample = moments.mean + moments.std * torch.randn(shape, generator=rng)
@@ -102,9 +102,14 @@ class Starter:
         )
 
     def _trajectory(self, request: GenerationRequest) -> Trajectory:
-        name, steps, strength = request.scheduler, request.num_inference_steps, request.strength
+        name, steps = request.scheduler, request.num_inference_steps
+        strength = None if self._is_from_noise(request) else request.strength
         if (name, steps, strength) not in self._trajectories:
             solver = Solver(name, self._trained_with)
-            way = solver.from_noise(steps) if self._edits else solver.from_image(steps, strength)
-            self._trajectories[name, steps, strength] = way
+            self._trajectories[name, steps, strength] = (
+                solver.from_noise(steps) if strength is None else solver.from_image(steps, strength)
+            )
         return self._trajectories[name, steps, strength]
+
+    def _is_from_noise(self, request: GenerationRequest) -> bool:
+        return self._edits or request.starts_from == "noise"

@@ -7,8 +7,12 @@ from online_aug.methods.planning import plan_requests
 from online_aug.methods.sgd_mix import SgdMix, SgdMixSettings
 
 METHODS: dict[str, Method] = {
-    "diff_mix": DiffMix("diff_mix", is_between_classes=True),
-    "diff_aug": DiffMix("diff_aug", is_between_classes=False),
+    "diff_mix": DiffMix("diff_mix"),
+    "diff_aug": DiffMix("diff_aug", targets="own"),
+    "diff_gen": DiffMix("diff_gen", targets="own", starts_from="noise"),
+    "real_guidance": DiffMix("real_guidance", targets="own", uses_finetuning=False),
+    "real_mix": DiffMix("real_mix", uses_finetuning=False),
+    "da_fusion": DiffMix("da_fusion", targets="own"),
     "diffusemix": DiffuseMix(),
     "sgd_mix": SgdMix(),
 }

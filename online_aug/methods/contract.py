@@ -73,6 +73,11 @@ class Method(Protocol):
         """Whether planning needs `MethodContext.saliency`."""
         ...
 
+    @property
+    def uses_finetuning(self) -> bool:
+        """Whether its model learns the classes first; else it is taken as it is."""
+        ...
+
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:

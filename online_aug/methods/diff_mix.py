@@ -1,4 +1,4 @@
-"""Diff-Mix (arXiv:2403.19600): translate an image towards another class, label it in between."""
+"""Diff-Mix (arXiv:2403.19600) and the baselines of its paper: one engine, different fields."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from online_aug.methods.contract import (
     Picture,
     Source,
 )
-from online_aug.records import GenerationRequest, Servable
+from online_aug.records import GenerationRequest, Servable, StartsFrom
 
 
 @dataclass(frozen=True)
 class DiffMix:
-    """Image-to-image translation with the prompt of the target class.
-
-    `diff_mix` draws the target uniformly over all classes, the image's own included, as the paper's
-    code does; `diff_aug`, the paper's intra-class baseline, keeps the source's class.
-    """
+    """Image-to-image translation with the prompt of the target class, labelled in between."""
 
     name: str
-    is_between_classes: bool
+    targets: Literal["any", "own"] = "any"
+    """Any class, drawn uniformly, the source's included as in the paper's code; or the source's."""
+    starts_from: StartsFrom = "image"
+    """Noise alone is text-to-image: nothing of the source is left but its class."""
+    uses_finetuning: bool = True
     version: ClassVar[int] = 1
     pipeline: ClassVar[Literal["image_to_image"]] = "image_to_image"
     uses_saliency: ClassVar[bool] = False
@@ -39,7 +39,8 @@ class DiffMix:
     ) -> GenerationRequest:
         """Draw target class, strength and noise."""
         target = int(rng.integers(context.num_classes))
-        if not self.is_between_classes:
+        strength = float(context.strengths[int(rng.integers(len(context.strengths)))])
+        if self.targets == "own":
             target = source.label
         return GenerationRequest(
             method=self.name,
@@ -48,7 +49,8 @@ class DiffMix:
             source_label=source.label,
             target_label=target,
             prompt=context.prompts[target],
-            strength=float(context.strengths[int(rng.integers(len(context.strengths)))]),
+            strength=1.0 if self.starts_from == "noise" else strength,
+            starts_from=self.starts_from,
             guidance_scale=context.guidance_scale,
             num_inference_steps=context.num_inference_steps,
             scheduler=context.scheduler,

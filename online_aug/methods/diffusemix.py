@@ -61,6 +61,7 @@ class DiffuseMix:
     version: ClassVar[int] = 1
     pipeline: ClassVar[Literal["instruct"]] = "instruct"
     uses_saliency: ClassVar[bool] = False
+    uses_finetuning: ClassVar[bool] = False
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator

@@ -50,6 +50,7 @@ class SgdMix:
     version: ClassVar[int] = 1
     pipeline: ClassVar[Literal["image_to_image"]] = "image_to_image"
     uses_saliency: ClassVar[bool] = True
+    uses_finetuning: ClassVar[bool] = True
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator

@@ -6,7 +6,11 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+)
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -78,19 +82,22 @@ def stock_pipeline(kind, model):
     return pipeline, pipeline.scheduler.config
 
 
-def stock(kind, model, request, image, **own):
+def stock(kind, model, request, **own):
     """What a user of diffusers gets for the same settings."""
     pipeline, known = stock_pipeline(kind, model)
     pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(known)
     return pipeline(
         prompt=request.prompt,
-        image=Image.fromarray(image.permute(1, 2, 0).numpy()),
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         generator=torch.Generator().manual_seed(request.noise_seed),
         output_type="pt",
         **own,
     ).images[0]
+
+
+def picture(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 def assert_same_pixels(made, expected):
@@ -106,8 +113,27 @@ def test_images_of_one_batch_are_those_of_diffusers_own_pipeline(model, schedule
     made = generator_of(model).generate(requests, images)
     for request, image, result in zip(requests, images, made, strict=True):
         kind = StableDiffusionImg2ImgPipeline
-        expected = stock(kind, model, request, image, strength=request.strength)
+        expected = stock(kind, model, request, image=picture(image), strength=request.strength)
         assert_same_pixels(result, expected)
+
+
+@pytest.mark.parametrize("scheduler", SOLVERS)
+def test_images_from_noise_are_those_of_diffusers_own_pipeline(model, scheduler):
+    requests = mixed_requests(scheduler=scheduler, starts_from="noise")
+    made = generator_of(model).generate(requests, source_images())
+    for request, result in zip(requests, made, strict=True):
+        expected = stock(StableDiffusionPipeline, model, request, height=64, width=64)
+        assert_same_pixels(result, expected)
+
+
+def test_an_image_from_noise_is_the_same_whatever_its_source_and_neighbours(generator):
+    start, other = source_images()[:2]
+    request = make_request(starts_from="noise", strength=1.0, num_inference_steps=4)
+    neighbour = replace(request, starts_from="image")
+    made = generator.generate([request, neighbour], torch.stack([start, start]))
+    alone = generator.generate([request], other.unsqueeze(0))
+    torch.testing.assert_close(made[0], alone[0], rtol=0, atol=SAME)
+    assert (made[0] - made[1]).abs().max() > 1e-3
 
 
 def test_a_model_that_predicts_noise_is_sampled_as_one(predicts_noise, generator):
@@ -192,7 +218,9 @@ def test_edits_of_one_batch_are_those_of_diffusers_own_pipeline(editor_model, sc
     made = generator_of(editor_model).generate(requests, images)
     for request, image, result in zip(requests, images, made, strict=True):
         kind, scale = StableDiffusionInstructPix2PixPipeline, request.image_guidance_scale
-        expected = stock(kind, editor_model, request, image, image_guidance_scale=scale)
+        expected = stock(
+            kind, editor_model, request, image=picture(image), image_guidance_scale=scale
+        )
         assert_same_pixels(result, expected)
 
 

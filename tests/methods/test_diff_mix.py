@@ -19,14 +19,34 @@ def targets(name, source, count):
     return [request.target_label for request in plans]
 
 
-def test_diff_mix_draws_every_class_equally_often_the_own_one_included():
-    counts = np.bincount(targets("diff_mix", SOURCES[1], 1200), minlength=CLASSES)
+WITHIN = ["diff_aug", "diff_gen", "real_guidance", "da_fusion"]
+BETWEEN = ["diff_mix", "real_mix"]
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_every_class_is_drawn_equally_often_the_own_one_included(name):
+    counts = np.bincount(targets(name, SOURCES[1], 1200), minlength=CLASSES)
     assert (np.abs(counts - 300) < 5 * np.sqrt(300 * 0.75)).all()
 
 
+@pytest.mark.parametrize("name", WITHIN)
 @pytest.mark.parametrize("source", SOURCES)
-def test_diff_aug_stays_in_the_class_of_the_source(source):
-    assert set(targets("diff_aug", source, 50)) == {source.label}
+def test_intra_class_baselines_stay_in_the_class_of_the_source(source, name):
+    assert set(targets(name, source, 50)) == {source.label}
+
+
+def test_diff_gen_alone_starts_from_noise_and_replays_all_of_the_trajectory():
+    plans = {
+        name: METHODS[name].plan(SOURCES[0], 0, CONTEXT, numpy_rng("test", 0))
+        for name in (*WITHIN, *BETWEEN)
+    }
+    assert plans["diff_gen"].strength == 1
+    assert [name for name, plan in plans.items() if plan.starts_from == "noise"] == ["diff_gen"]
+
+
+def test_the_real_baselines_take_the_model_as_it_is_and_the_others_do_not():
+    taken = {name for name in (*WITHIN, *BETWEEN) if not METHODS[name].uses_finetuning}
+    assert taken == {"real_guidance", "real_mix"}
 
 
 def test_both_methods_draw_strength_and_noise_alike_but_share_no_image():
