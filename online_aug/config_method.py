@@ -40,6 +40,9 @@ class MethodConfig(Section):
     strength: Strengths = (0.5, 0.7, 0.9)
     """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from.
     `diffusemix` and `diff_gen` replay all of it."""
+    target_balance: Fraction = 0.0
+    """Diff-Mix, Real-Mix: a class of n images is drawn as target in proportion to 1 / (n + 1)^x: 0
+    draws all classes alike, 1 is Diff-Mix's for long tails."""
     gamma: Positive = 0.8
     """Exponent of the soft label `(1 - s^gamma) y_source + s^gamma y_target`, above 0."""
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)] = (

@@ -1,5 +1,6 @@
 """What the trainer and the generation process agree on: data, model, prompts, plan."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -162,7 +163,15 @@ class Recipe:
                 f"{self.finetuned} is missing; run python -m online_aug.finetune first"
             )
         prompts = tuple(concept.prompt for concept in self.concepts)
-        return method_context(self.config, prompts, self._fingerprint, self.fractals)
+        return method_context(
+            self.config, prompts, self._fingerprint, self.fractals, self._class_sizes
+        )
+
+    @property
+    def _class_sizes(self) -> list[int]:
+        """Training images of each class."""
+        counts = Counter(source.label for source in self.sources)
+        return [counts[label] for label in range(len(self.splits.train.class_names))]
 
     @cached_property
     def fractals(self) -> FractalBank | None:

@@ -1,5 +1,7 @@
 """What all requests of a recipe share, read from its configuration."""
 
+from collections.abc import Sequence
+
 from online_aug.config import Config
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank
@@ -13,6 +15,7 @@ def method_context(
     prompts: tuple[str, ...],
     generator_fingerprint: str,
     fractals: FractalBank | None,
+    class_sizes: Sequence[int],
 ) -> MethodContext:
     """What a configuration says to its method, without saliency maps.
 
@@ -21,6 +24,7 @@ def method_context(
         prompts: Of the classes, by label.
         generator_fingerprint: Of what makes the images.
         fractals: DiffuseMix's pictures.
+        class_sizes: Training images of each class.
 
     Raises:
         UserError: If the file of the judge's weights cannot be read.
@@ -29,6 +33,7 @@ def method_context(
     return MethodContext(
         prompts=prompts,
         strengths=config.method.strength,
+        target_weights=target_weights(class_sizes, config.method.target_balance),
         gamma=config.method.gamma,
         guidance_scale=made.guidance_scale,
         num_inference_steps=made.num_inference_steps,
@@ -39,6 +44,19 @@ def method_context(
         gate_version=gate_version(config),
         settings=settings_of(config, fractals),
     )
+
+
+def target_weights(class_sizes: Sequence[int], balance: float) -> tuple[float, ...] | None:
+    """Chance of each class as target, by 1 / (n + 1)^balance; None where all are drawn alike.
+
+    Example:
+        >>> target_weights([2, 4], 1.0)
+        (0.625, 0.375)
+    """
+    if not balance:
+        return None
+    shares = [(size + 1) ** -balance for size in class_sizes]
+    return tuple(share / sum(shares) for share in shares)
 
 
 def gate_version(config: Config) -> str | None:

@@ -108,6 +108,20 @@ def test_without_fine_tuning_prompts_hold_the_names(recipe_of):
     assert recipe.context.prompts == tuple(f"a photo of a {name} bird" for name in CLASS_NAMES)
 
 
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_rare_classes_are_drawn_as_targets_by_their_sizes(recipe_of, tmp_path, balance):
+    recipe_of()
+    for number in (2, 3):
+        (tmp_path / "images" / "train" / CLASS_NAMES[0] / f"{number}.png").unlink()
+    weights = recipe_of(method={"target_balance": balance}).context.target_weights
+    assert sum(weights) == pytest.approx(1)
+    assert weights[0] / weights[1] == pytest.approx(((4 + 1) / (2 + 1)) ** balance)
+
+
+def test_without_balance_all_classes_are_drawn_alike(recipe_of):
+    assert recipe_of().context.target_weights is None
+
+
 @pytest.mark.parametrize("name", ["real_guidance", "real_mix"])
 def test_the_real_baselines_are_not_fine_tuned_whatever_is_enabled(tmp_path, tiny_model, name):
     recipe = make_recipe(tmp_path, tiny_model, method={"name": name})

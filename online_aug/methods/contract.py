@@ -42,6 +42,8 @@ class MethodContext:
     seed: int
     """Seed of the plan and of the noise (`generation.seed`)."""
     generator_fingerprint: str
+    target_weights: tuple[float, ...] | None = None
+    """Chance of each class to be drawn as target, summing to 1; None draws all alike."""
     gate_version: str | None = None
     """What judges the images' classes; None where nothing does."""
     settings: object = None

@@ -26,7 +26,7 @@ class DiffMix:
 
     name: str
     targets: Literal["any", "own"] = "any"
-    """Any class, drawn uniformly, the source's included as in the paper's code; or the source's."""
+    """Any class, the source's included as in the paper's code; or the source's."""
     starts_from: StartsFrom = "image"
     """Noise alone is text-to-image: nothing of the source is left but its class."""
     uses_finetuning: bool = True
@@ -38,7 +38,7 @@ class DiffMix:
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:
         """Draw target class, strength and noise."""
-        target = int(rng.integers(context.num_classes))
+        target = int(rng.choice(context.num_classes, p=context.target_weights))
         strength = float(context.strengths[int(rng.integers(len(context.strengths)))])
         if self.targets == "own":
             target = source.label
@@ -75,8 +75,8 @@ class DiffMix:
         return images
 
     def misfit(self, image: Servable) -> str | None:
-        """`diff_aug` takes no image between two classes."""
-        fits = self.is_between_classes or image.source_label == image.target_label
+        """What stays within a class takes no image between two."""
+        fits = self.targets == "any" or image.source_label == image.target_label
         return None if fits else WITHIN_CLASS
 
     def compose(

@@ -13,9 +13,10 @@ def plan_requests(
 ) -> list[GenerationRequest]:
     """All requests, variant by variant, each time through all sources in a new random order.
 
-    A request depends on the recipe's seed, the source image, the variant number and, where the
-    method looks at other images, on the context's saliency table. So a source that is in two data
-    sets, cuts or runs asks for the same image in each, unless a background has to be found for it.
+    A request depends on the recipe's seed, the source image and the variant number; on the
+    context's saliency table where the method looks at other images, on its target weights where
+    they are given. So a source that is in two data sets, cuts or runs asks for the same image in
+    each, unless a background has to be found for it or a class by its size.
     Copies of one image in a set share their requests.
     """
     unique = list({source.digest: source for source in sources}.values())

@@ -29,6 +29,16 @@ def test_every_class_is_drawn_equally_often_the_own_one_included(name):
     assert (np.abs(counts - 300) < 5 * np.sqrt(300 * 0.75)).all()
 
 
+@pytest.mark.parametrize("name", BETWEEN)
+def test_targets_are_drawn_by_the_weights_of_the_classes(name):
+    context = make_context(target_weights=(0.5, 0.0, 0.2, 0.3))
+    plans = (
+        METHODS[name].plan(SOURCES[1], 0, context, numpy_rng("test", seed)) for seed in range(1000)
+    )
+    counts = np.bincount([request.target_label for request in plans], minlength=CLASSES)
+    np.testing.assert_allclose(counts / 1000, context.target_weights, atol=0.06)
+
+
 @pytest.mark.parametrize("name", WITHIN)
 @pytest.mark.parametrize("source", SOURCES)
 def test_intra_class_baselines_stay_in_the_class_of_the_source(source, name):
