@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from online_aug.command_line import Command, parse_command, run_main
+from online_aug.command_line import DRY_RUN, Command, parse_command, run_main
 from online_aug.config import Config
 from online_aug.config_files import config_digest, resolved_yaml
 from online_aug.run_folder import run_folder
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         prog="python train.py",
         summary="Train a classifier while a second process generates augmentations for it.",
-        offers_dry_run=True,
+        switches=DRY_RUN,
     )
     return start(command, command.load_config(), argv)
 
@@ -56,7 +56,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_teacher(recipe)
     check_judge(recipe)
     recipe.check(generates=devices.generate is not None)
-    if command.is_dry_run:
+    if "--dry-run" in command.switches:
         sys.stdout.write(describe_run(recipe, devices))
         return 0
     directory = run_folder(config.run, command.config_path)

@@ -7,11 +7,11 @@ standard error and exit status 2.
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import NoReturn
 
 from cache import CacheError
@@ -24,10 +24,10 @@ INTERRUPTED = 130
 MISUSED = 2
 
 _EXAMPLES = """\
-examples:
-  {prog} configs/quickstart.yaml
-  {prog} configs/quickstart.yaml run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
+configs/quickstart.yaml
+configs/quickstart.yaml run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
 """
+DRY_RUN = {"--dry-run": "print devices, requests and disk; do nothing"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Command:
 
     config_path: Path
     overrides: tuple[str, ...]
-    is_dry_run: bool = False
-    """Print the plan and do nothing; only where the program offers it."""
+    switches: frozenset[str] = frozenset()
+    """Those that were typed, such as `--dry-run`, of the ones the program offers."""
 
     def load_config(self) -> Config:
         """The validated configuration; raises `UserError` with one line for each mistake."""
@@ -45,7 +45,12 @@ class Command:
 
 
 def parse_command(
-    argv: Sequence[str], *, prog: str, summary: str, offers_dry_run: bool = False
+    argv: Sequence[str],
+    *,
+    prog: str,
+    summary: str,
+    switches: Mapping[str, str] = MappingProxyType({}),
+    examples: str = _EXAMPLES,
 ) -> Command:
     """Read the arguments; `--help` prints usage, examples and every key, and exits with status 0.
 
@@ -53,16 +58,19 @@ def parse_command(
         argv: The arguments without the program's name.
         prog: How the program is called, such as `python train.py`.
         summary: One sentence on what it does.
-        offers_dry_run: Take `--dry-run`.
+        switches: Options without a value that it takes, such as `--dry-run`, and what each does.
+        examples: Arguments for `--help` to show, a line each.
 
     Raises:
         UserError: If an option is unknown or the configuration file is not named.
     """
+    offered = "".join(f" [{name}]" for name in switches)
+    shown = "".join(f"  {prog} {line}\n" for line in examples.splitlines())
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} CONFIG.yaml [key.sub=value ...]{' [--dry-run]' if offers_dry_run else ''}",
+        usage=f"{prog} CONFIG.yaml [key.sub=value ...]{offered}",
         description=summary,
-        epilog=f"{_EXAMPLES.format(prog=prog)}\nkeys, with their defaults:\n\n{describe()}",
+        epilog=f"examples:\n{shown}\nkeys, with their defaults:\n\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -74,9 +82,9 @@ def parse_command(
         default=[],  # without one argparse calls it required when CONFIG.yaml is missing
         help="replaces a value of the file",
     )
-    if offers_dry_run:
+    for name, effect in switches.items():
         parser.add_argument(
-            "--dry-run", action="store_true", help="print devices, requests and disk; do nothing"
+            name, dest="switches", action="append_const", const=name, default=[], help=effect
         )
     # The DeepSpeed launcher adds this to the command; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -84,7 +92,7 @@ def parse_command(
     return Command(
         config_path=found.config_path,
         overrides=tuple(found.overrides),
-        is_dry_run=offers_dry_run and found.dry_run,
+        switches=frozenset(found.switches),
     )
 
 

@@ -14,6 +14,7 @@ class DevicePlan:
     """Training devices, one rank each, and the generator's device."""
 
     train: tuple[str, ...]
+    """Empty where images are made ahead of training."""
     generate: str | None
     """None serves the cache only."""
     train_threads: int
@@ -22,16 +23,23 @@ class DevicePlan:
 
     def __str__(self) -> str:
         made = f"generate on {self.generate}" if self.generate else "no generation (cache only)"
+        if not self.train:
+            return f"{made} ({self.generate_threads} threads)"
         return f"train on {', '.join(self.train)} ({self.train_threads} threads each); {made}"
 
 
 def plan_devices(
-    devices: DevicesConfig, cores: int | None = None, *, generates: bool = True
+    devices: DevicesConfig,
+    cores: int | None = None,
+    *,
+    generates: bool = True,
+    trains: bool = True,
 ) -> DevicePlan:
     """The plan for this node.
 
     `auto`: two or more GPUs, the last one generates; one GPU is shared; without a GPU both sides
-    run on the CPU and divide the cores. Where nothing is generated, all GPUs train.
+    run on the CPU and divide the cores. Where nothing is generated, all GPUs train; where nothing
+    is trained, the generator has all cores.
 
     Raises:
         UserError: If a device does not exist here.
@@ -39,15 +47,16 @@ def plan_devices(
     if not generates:
         devices = devices.model_copy(update={"generate": "none"})
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    train = _training(devices, gpus)
+    train = _training(devices, gpus) if trains else ()
     generate = _generating(devices, gpus)
     cores = cores or len(os.sched_getaffinity(0))
     parts = len(train) + (generate == "cpu")
+    train_threads = max(1, cores // max(1, parts))
     return DevicePlan(
         train=train,
         generate=generate,
-        train_threads=max(1, cores // parts),
-        generate_threads=max(1, cores - len(train) * max(1, cores // parts)),
+        train_threads=train_threads,
+        generate_threads=max(1, cores - len(train) * train_threads),
     )
 
 

@@ -16,9 +16,7 @@ from online_aug.generation.messages import Failed, Status
 from online_aug.stores import open_store
 
 if TYPE_CHECKING:
-    from online_aug.generation.service import Work
     from online_aug.recipe import Recipe
-    from online_aug.records import GenerationRequest
 
 # torch and diffusers, whose import takes seconds, come after this process is tied to the trainer,
 # and diffusers only where an image is left to make.
@@ -61,21 +59,12 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
     if _is_whole(recipe, store):
         lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
         return
-    from online_aug.generation.image_generator import ImageGenerator
     from online_aug.generation.service import Service
-    from online_aug.judge import build_gate
+    from online_aug.workload import load_generator, work_of
 
-    generator = ImageGenerator.load(
-        recipe.model,
-        recipe.adapters,
-        config.generation,
-        recipe.dtype,
-        device,
-        build_gate(recipe),
-    )
-    generator.learn([request.prompt for request in recipe.plan])
+    generator = load_generator(recipe)
     try:
-        Service(_work(recipe), store, generator, lifeline).run()
+        Service(work_of(recipe), store, generator, lifeline).run()
     finally:
         generator.close()
 
@@ -85,40 +74,6 @@ def _is_whole(recipe: "Recipe", store: Store) -> bool:
     if recipe.saliency.follows_classifier:
         return False
     return not {"free", "claimed"} & set(store.status([request.key for request in recipe.plan]))
-
-
-def _work(recipe: "Recipe") -> "Work":
-    import torch
-
-    from online_aug.generation.service import Work
-    from online_aug.generation.starting import fit
-    from online_aug.methods import METHODS
-    from online_aug.recipe_images import SourceImages
-
-    config = recipe.config
-    sources = SourceImages(recipe.splits.train, recipe.sources)
-    method = METHODS[config.method.name]
-    resolution = config.generation.resolution
-
-    def image_of(digest: str) -> torch.Tensor:
-        return fit(sources.by_digest(digest), resolution)
-
-    def prepare(requests: "Sequence[GenerationRequest]") -> torch.Tensor:
-        images = torch.stack([image_of(request.source_digest) for request in requests])
-        version = requests[0].saliency_version  # of one plan, so the same for all
-        return method.prepare(images, requests, recipe.context_of(version), image_of)
-
-    def refusal(request: "GenerationRequest") -> str | None:
-        return method.refusal(request, recipe.context_of(request.saliency_version))
-
-    return Work(
-        plan=recipe.plan,
-        plan_of=recipe.plan_of if recipe.saliency.follows_classifier else None,
-        prepare=prepare,
-        refusal=refusal,
-        # A trainer that waits for one image cannot serve the others that would end a pause.
-        max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
-    )
 
 
 if __name__ == "__main__":

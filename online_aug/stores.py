@@ -27,7 +27,13 @@ def open_store(config: Config) -> Store:
 
 def pin_if_awaited(store: Store, config: Config, keys: Sequence[bytes]) -> None:
     """Keep what a run waits for, again and again, from eviction while this process lives."""
-    if config.mixing.starvation == "wait" and config.cache.max_gib is not None:
+    if config.mixing.starvation == "wait":
+        pin(store, keys)
+
+
+def pin(store: Store, keys: Sequence[bytes]) -> None:
+    """Keep images from eviction while this process lives."""
+    if store.max_gib is not None:
         store.pin(keys, Owner.current(), _PIN_S)
 
 

@@ -3,15 +3,13 @@ from pathlib import Path
 import pytest
 
 from cache import CacheError
-from online_aug.command_line import parse_command, run_main
+from online_aug.command_line import DRY_RUN, parse_command, run_main
 from online_aug.config_schema import fields
 from online_aug.errors import UserError
 
 
-def parse(*argv, offers_dry_run=True):
-    return parse_command(
-        argv, prog="python train.py", summary="Trains.", offers_dry_run=offers_dry_run
-    )
+def parse(*argv, switches=DRY_RUN, **more):
+    return parse_command(argv, prog="python train.py", summary="Trains.", switches=switches, **more)
 
 
 def status_of(main, *argv, monkeypatch):
@@ -25,7 +23,7 @@ def test_file_and_overrides_are_taken_in_order():
     command = parse("configs/x.yaml", "run.seed=1", "run.seed=2")
     assert command.config_path == Path("configs/x.yaml")
     assert command.overrides == ("run.seed=1", "run.seed=2")
-    assert not command.is_dry_run
+    assert command.switches == frozenset()
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
@@ -33,7 +31,7 @@ def test_a_dry_run_may_be_asked_for_anywhere_on_the_line(place):
     argv = ["x.yaml", "run.seed=1", "optim.lr=1"]
     argv.insert(place, "--dry-run")
     command = parse(*argv)
-    assert command.is_dry_run
+    assert command.switches == {"--dry-run"}
     assert command.overrides == ("run.seed=1", "optim.lr=1")
 
 
@@ -53,7 +51,7 @@ def test_a_wrong_option_or_no_file_is_one_line_that_names_the_help(argv):
 
 def test_a_dry_run_is_refused_where_it_is_not_offered():
     with pytest.raises(UserError, match="--dry-run"):
-        parse("x.yaml", "--dry-run", offers_dry_run=False)
+        parse("x.yaml", "--dry-run", switches={})
 
 
 def test_help_lists_every_key_and_exits_with_status_0(capsys):
@@ -62,6 +60,13 @@ def test_help_lists_every_key_and_exits_with_status_0(capsys):
     text = capsys.readouterr().out
     assert text.startswith("usage: python train.py CONFIG.yaml [key.sub=value ...] [--dry-run]")
     assert all(f"  {dotted}=" in text for dotted in fields())
+
+
+def test_help_shows_the_examples_of_its_program(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        parse("--help", examples="x.yaml\nx.yaml run.seed=1")
+    text = capsys.readouterr().out
+    assert "examples:\n  python train.py x.yaml\n  python train.py x.yaml run.seed=1\n" in text
 
 
 def test_the_command_loads_its_configuration(tmp_path):

@@ -39,6 +39,14 @@ def test_where_nothing_is_generated_every_gpu_trains(monkeypatch):
     assert (found.train, found.generate) == (("cuda:0", "cuda:1"), None)
 
 
+@pytest.mark.parametrize(("gpus", "generate"), [(0, "cpu"), (2, "cuda:1")])
+def test_where_nothing_is_trained_the_generator_has_all_cores(monkeypatch, gpus, generate):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    found = plan_devices(DevicesConfig(), 8, trains=False)
+    assert (found.train, found.generate, found.generate_threads) == ((), generate, 8)
+    assert str(found) == f"generate on {generate} (8 threads)"
+
+
 @pytest.mark.parametrize(
     ("gpus", "generate", "train"),
     [

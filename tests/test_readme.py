@@ -29,8 +29,9 @@ def check_configuration(argv):
     if "--help" not in argv:
         config_path, *_ = argv
         assert (ROOT / config_path).is_file()
+        switches = dict.fromkeys(("--dry-run", "--print-speed"), "")
         command = parse_command(
-            [str(ROOT / config_path), *argv[1:]], prog="x", summary="x", offers_dry_run=True
+            [str(ROOT / config_path), *argv[1:]], prog="x", summary="x", switches=switches
         )
         command.load_config()
 

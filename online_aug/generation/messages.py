@@ -1,5 +1,6 @@
 """What trainer and generation process tell each other: typed JSON lines, nothing is unpickled."""
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -38,10 +39,23 @@ class Status(_Message):
     generated: int = 0
     """Images put into the cache by this process."""
     rejected: int = 0
+    rejected_by_reason: dict[str, int] = Field(default_factory=dict)
+    """The same, by what was wrong with them."""
     reused: int = 0
     """Requests of the plan that were in the cache already or made by another process."""
     images_per_s: float = 0.0
     """Over the time spent generating, pauses left out."""
+
+    def after(self, earlier: "Status") -> "Status":
+        """This, with what an earlier process made and rejected counted in."""
+        reasons = Counter(earlier.rejected_by_reason) + Counter(self.rejected_by_reason)
+        return self.model_copy(
+            update={
+                "generated": earlier.generated + self.generated,
+                "rejected": earlier.rejected + self.rejected,
+                "rejected_by_reason": dict(reasons),
+            }
+        )
 
 
 class Failed(_Message):

@@ -1,6 +1,7 @@
 """The generation process' loop: begin what has room, go on, put what is finished."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -44,13 +45,22 @@ class Generates(Protocol):
 
 
 class Trainer(Protocol):
-    """The other side of the pipe."""
+    """Whom the images are for."""
 
-    served: int
-    """Fresh images served in this run so far."""
-    is_stopping: bool
-    saliency_version: str | None
-    """The newest maps by the classifier being trained; None before the first, or without such."""
+    @property
+    def served(self) -> int:
+        """Fresh images served in this run so far."""
+        ...
+
+    @property
+    def is_stopping(self) -> bool:
+        """The work is to end, however much is left."""
+        ...
+
+    @property
+    def saliency_version(self) -> str | None:
+        """The newest maps by the classifier being trained; None before the first or without."""
+        ...
 
     def tell(self, status: Status) -> None:
         """Send where the work stands."""
@@ -83,7 +93,8 @@ class Service:
         self._version: str | None = None
         self._list = Worklist(work.plan, store, self._owner)
         self._start_of_plan = (0, 0)
-        self._made = self._rejected = self._reused_before = 0
+        self._made = self._reused_before = 0
+        self._rejected: Counter[str] = Counter()
         self._busy_s = 0.0
         self._told: tuple[State, float] = ("loading", 0.0)
         self._writer = Writer(store, batch_size=WRITE_BATCH, max_queued=2 * WRITE_BATCH)
@@ -170,7 +181,7 @@ class Service:
 
     def _reject(self, request: GenerationRequest, reason: str) -> None:
         self._store.reject(request.key, request.to_fields(), reason)
-        self._rejected += 1
+        self._rejected[reason] += 1
         self._list.end(request)
 
     def _wait(self) -> None:
@@ -214,7 +225,8 @@ class Service:
             Status(
                 state=state,
                 generated=self._writer.written,
-                rejected=self._rejected,
+                rejected=self._rejected.total(),
+                rejected_by_reason=dict(self._rejected),
                 reused=self._reused_before + self._list.reused,
                 images_per_s=self._made / self._busy_s if self._busy_s else 0.0,
             )

@@ -72,12 +72,7 @@ class Supervisor:
     @property
     def status(self) -> Status:
         """Where the work stands, counted over all restarts."""
-        return self._current.model_copy(
-            update={
-                "generated": self._earlier.generated + self._current.generated,
-                "rejected": self._earlier.rejected + self._current.rejected,
-            }
-        )
+        return self._current.after(self._earlier)
 
     def start(self) -> None:
         """Start the process; call from the main thread, whose end also ends the child."""

@@ -54,3 +54,15 @@ def test_what_is_no_message_is_passed_over_by_the_trainer(line):
 def test_what_is_no_message_is_an_error_to_the_generator(line):
     with pytest.raises(ValueError, match="validation error"):
         read_by_generator(line)
+
+
+def test_what_an_earlier_process_made_and_rejected_is_counted_in():
+    earlier = Status(
+        state="generating", generated=3, rejected=2, rejected_by_reason={"white": 2}, reused=9
+    )
+    now = Status(
+        state="paused", generated=4, rejected=2, rejected_by_reason={"black": 1, "white": 1}
+    )
+    found = now.after(earlier)
+    assert (found.state, found.generated, found.rejected, found.reused) == ("paused", 7, 4, 0)
+    assert found.rejected_by_reason == {"white": 3, "black": 1}

@@ -187,6 +187,7 @@ def test_images_that_are_none_are_rejected_and_not_tried_again(store):
     blank, broken = frozenset(PLAN[3:6]), frozenset(PLAN[40:42])
     _, trainer = serve(store, Painter(blank=blank, not_finite=broken))
     assert (trainer.told[-1].generated, trainer.told[-1].rejected) == (len(PLAN) - 5, 5)
+    assert trainer.told[-1].rejected_by_reason == {"white": 3, "not finite": 2}
     assert store.stats()["rejected_by_reason"] == {"white": 3, "not finite": 2}
     assert not any(store.contains([request.key for request in blank | broken]))
     assert serve(store)[0].made == []

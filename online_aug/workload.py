@@ -1,0 +1,61 @@
+"""What works through the plan of a recipe: its requests, their images, the loaded model."""
+
+from collections.abc import Sequence
+
+import torch
+
+from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.service import Work
+from online_aug.generation.starting import fit
+from online_aug.judge import build_gate
+from online_aug.methods import METHODS
+from online_aug.recipe import Recipe
+from online_aug.recipe_images import SourceImages
+from online_aug.records import GenerationRequest
+
+
+def work_of(recipe: Recipe) -> Work:
+    """The plan, and what its images start from."""
+    config = recipe.config
+    sources = SourceImages(recipe.splits.train, recipe.sources)
+    method = METHODS[config.method.name]
+    resolution = config.generation.resolution
+
+    def image_of(digest: str) -> torch.Tensor:
+        return fit(sources.by_digest(digest), resolution)
+
+    def prepare(requests: Sequence[GenerationRequest]) -> torch.Tensor:
+        images = torch.stack([image_of(request.source_digest) for request in requests])
+        version = requests[0].saliency_version  # of one plan, so the same for all
+        return method.prepare(images, requests, recipe.context_of(version), image_of)
+
+    def refusal(request: GenerationRequest) -> str | None:
+        return method.refusal(request, recipe.context_of(request.saliency_version))
+
+    return Work(
+        plan=recipe.plan,
+        plan_of=recipe.plan_of if recipe.saliency.follows_classifier else None,
+        prepare=prepare,
+        refusal=refusal,
+        # A trainer that waits for one image cannot serve the others that would end a pause.
+        max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
+    )
+
+
+def load_generator(recipe: Recipe) -> ImageGenerator:
+    """The recipe's model on its device, with the judge of its images and the plan's prompts.
+
+    Raises:
+        UserError: If model, adapters or judge cannot be used.
+    """
+    config = recipe.config
+    generator = ImageGenerator.load(
+        recipe.model,
+        recipe.adapters,
+        config.generation,
+        recipe.dtype,
+        recipe.device,
+        build_gate(recipe),
+    )
+    generator.learn([request.prompt for request in recipe.plan])
+    return generator
