@@ -1,6 +1,6 @@
 """What comes of a cache when one of its bytes is another? A table over every byte of a small one.
 
-    python benchmarks/cache_flips.py [--stride 1] [--first 0] [--seed 0]
+    python benchmarks/cache_flips.py [--stride 1] [--first 0] [--seed 0] [--jobs 2]
 
 Flips bits of one byte of the data file, reads everything, writes on, reads everything again, puts
 the file back and goes on to the next byte. Good ends are a byte that does not matter, a cache that
@@ -16,18 +16,25 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from lmdb.verify import VerifyError, verify
 
-from cache import CacheError, Entry, Owner, Store, request_key, soundness
+from cache import CacheError, Entry, Owner, Store, opening, request_key, soundness
 from online_aug.reporting.progress import progress
 
 HANG_S = 120
 PAGE_BYTES = 4096
+LATER = 1000
+"""First variant of what is written to a cache with a flipped byte."""
 BAD = ("wrong image", "killed", "hung", "error without words", "loss that verify does not see")
+Flip: TypeAlias = tuple[int, int]
+"""Which byte, and which of its bits."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -38,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--stride", type=int, default=1, help="flip every so manyth byte")
     parser.add_argument("--first", type=int, default=0, help="the first byte to flip")
     parser.add_argument("--seed", type=int, default=0, help="draws the bits that are flipped")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that flip at once")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="cache-flips-", dir=_memory()) as folder:
         whole = _small_cache(Path(folder, "whole"))
@@ -46,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             (at, int(masks[at])) for at in range(arguments.first, len(whole), arguments.stride)
         ]
         print(f"{len(flips)} of {len(whole)} bytes, {len(whole) // PAGE_BYTES} pages", flush=True)
-        ends = dict(_ends(whole, flips, Path(folder, "flipped")))
+        ends = _all_ends(whole, flips, Path(folder), arguments.jobs)
     return _report(ends)
 
 
@@ -75,34 +83,51 @@ def _small_cache(path: Path) -> bytes:
     return (path / "data.mdb").read_bytes()
 
 
-def _entries(first: int = 0) -> list[Entry]:
+@cache
+def _entries(first: int = 0) -> tuple[Entry, ...]:
     rng = np.random.default_rng(first)
-    sides = [(6, 8)] * 20 + [(40, 50)] * 2  # some in the pages of the tree, some in pages of theirs
-    return [
+    sides = [(6, 8)] * 5 + [(20, 50)]  # in pages of the tree, and in one of its own
+    return tuple(
         Entry({"method": "demo", "variant": variant}, rng.integers(0, 256, (*side, 3), np.uint8))
         for variant, side in enumerate(sides, first)
-    ]
+    )
 
 
-def _ends(whole: bytes, flips: list[tuple[int, int]], path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def _expected(*firsts: int) -> dict[bytes, Entry]:
+    return {request_key(entry.request): entry for first in firsts for entry in _entries(first)}
+
+
+def _all_ends(whole: bytes, flips: list[Flip], folder: Path, jobs: int) -> dict[int, str]:
+    ends: dict[int, str] = {}
+
+    def work(job: int) -> None:
+        for at, end in _ends(whole, flips[job::jobs], folder / f"flipped{job}"):
+            ends[at] = end
+            bar.advance(1)
+
+    with progress("flipping", len(flips)) as bar, ThreadPoolExecutor(jobs) as threads:
+        list(threads.map(work, range(jobs)))
+    return dict(sorted(ends.items()))
+
+
+def _ends(whole: bytes, flips: list[Flip], path: Path) -> Iterator[tuple[int, str]]:
+    """One process after another, each until a flip kills it or hangs."""
     path.mkdir()
-    with progress("flipping", len(flips)) as bar:
-        done = 0
-        while done < len(flips):
-            receiver, sender = _CONTEXT.Pipe(duplex=False)
-            process = _CONTEXT.Process(target=_work, args=(whole, flips[done:], path, sender))
-            process.start()
-            sender.close()
-            for end in _received(receiver):
-                yield flips[done][0], end
-                done += 1
-                bar.advance(1)
-            process.join()
-            if process.exitcode:
-                is_hung = process.exitcode == -signal.SIGALRM
-                yield flips[done][0], "hung" if is_hung else f"killed by {-process.exitcode}"
-                done += 1
-                bar.advance(1)
+    done = 0
+    while done < len(flips):
+        receiver, sender = _CONTEXT.Pipe(duplex=False)
+        process = _CONTEXT.Process(target=_work, args=(whole, flips[done:], path, sender))
+        process.start()
+        sender.close()
+        for end in _received(receiver):
+            yield flips[done][0], end
+            done += 1
+        process.join()
+        if process.exitcode:
+            is_hung = process.exitcode == -signal.SIGALRM
+            yield flips[done][0], "hung" if is_hung else f"killed by {-process.exitcode}"
+            done += 1
 
 
 def _received(receiver: Connection) -> Iterator[str]:
@@ -113,9 +138,10 @@ def _received(receiver: Connection) -> Iterator[str]:
             return
 
 
-def _work(whole: bytes, flips: list[tuple[int, int]], path: Path, sender: Connection) -> None:
+def _work(whole: bytes, flips: list[Flip], path: Path, sender: Connection) -> None:
     # What a child process does for each opening; one for each byte would take hours.
     soundness._examine = _examine
+    opening.check_local = lambda path: None  # the list of mounts is as it was for the last byte
     for at, mask in flips:
         broken = bytearray(whole)
         broken[at] ^= mask
@@ -140,18 +166,15 @@ def _examine(path: Path) -> CacheError | None:
 
 
 def _end(path: Path) -> str:
-    expected = {request_key(entry.request): entry for entry in _entries()}
-    try:
-        Store(path, readonly=True).open()
-    except CacheError:
-        return "refused when opened"
     with Store(path, codec="raw", readonly=True) as store:
-        first = _read(store, expected)
+        try:
+            store.open()
+        except CacheError:
+            return "refused when opened"
+        first = _read(store, _expected(0))
     with Store(path, codec="raw") as store:
         refusals = _write(store)
-        later = _entries(1000)
-        written = {} if refusals else {request_key(entry.request): entry for entry in later}
-        second = _read(store, expected | written)
+        second = _read(store, _expected(0) if refusals else _expected(0, LATER))
     found = first + second + refusals
     for end in ("wrong image", "record missing", "record found to be broken", "operation refused"):
         if end in found and end == "record missing":
@@ -191,7 +214,7 @@ def _read(store: Store, expected: dict[bytes, Entry]) -> list[str]:
 def _write(store: Store) -> list[str]:
     request = {"rejected": "later"}
     calls = (
-        lambda: store.put_many(_entries(1000)),
+        lambda: store.put_many(_entries(LATER)),
         lambda: store.claim([request_key({"claimed": number}) for number in range(6)], _ME),
         lambda: store.reject(request_key(request), request, "blank"),
         lambda: store.release([request_key({"claimed": 0})], _ME),
