@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import cache_rivals
+import cache_scaling
 import cache_sharing
 import numpy as np
 from cache_filling import (
@@ -34,7 +35,6 @@ from cache_timing import Side, faster, in_turns, rate
 from cache import Store
 from cache.codec import CODECS, DEFAULT_CODEC
 
-BASE_RECORDS = 10_000
 READS = 200
 SECTIONS = ("get", "put", "scaling", "rivals", "memory", "sharing")
 
@@ -58,6 +58,10 @@ class Bench:
         rng = np.random.default_rng([7, repetition + 1])
         return [int(number) for number in rng.integers(0, self.records, count)]
 
+    def keys(self, repetition: int, count: int = READS) -> list[bytes]:
+        """The keys of those records."""
+        return [key_of(number) for number in self.draw(repetition, count)]
+
 
 def main() -> None:
     """Measure the sections that were asked for and print a table for each."""
@@ -79,7 +83,7 @@ def compare_get(bench: Bench) -> None:
     """`get` against a bare `get` and the same decoder."""
     path = bench.folder / "bare"
     fill_bare(bench.pictures, path, bench.records)
-    keys = {repetition: _keys(bench, repetition) for repetition in range(-1, bench.repetitions)}
+    keys = {repetition: bench.keys(repetition) for repetition in range(-1, bench.repetitions)}
     decode = bench.pictures.decode
     with Store(bench.store, readonly=True) as store, open_bare(path) as environment:
 
@@ -128,70 +132,6 @@ def _writes(bench: Bench, encodes: bool) -> dict[str, list[float]]:
     return seconds
 
 
-def compare_sizes(bench: Bench) -> None:
-    """What must not depend on the number of records, against a cache of ten thousand."""
-    small = bench.folder / "small"
-    fill_store(bench.pictures, small, min(BASE_RECORDS, bench.records))
-    _table("cost", f"of that at {BASE_RECORDS:,} records")
-    stores = {"here": Store(bench.store, readonly=True), "small": Store(small, readonly=True)}
-    for store in stores.values():
-        _walk_indexes(store)
-    for name, calls, call in _operations(bench):
-        sides = {side: partial(call, store) for side, store in stores.items()}
-        seconds = in_turns(sides, bench.repetitions)
-        cost = faster(seconds, "small", "here")
-        here, there = (rate(seconds, side, calls) for side in ("here", "small"))
-        print(f"| {name} | {cost:.2f} x | {here:,.0f}/s | {there:,.0f}/s |")
-    for store in stores.values():
-        store.close()
-    shutil.rmtree(small)
-
-
-def _operations(bench: Bench) -> list[tuple[str, int, Callable[[Store, int], object]]]:
-    # In this order: what opens the cache anew unmaps the pages that the walk has touched.
-    return [
-        ("`contains`, one key", 64, partial(_contain, bench)),
-        ("`sample`, 64 keys", 1, _draw),
-        ("`tail`, the last 64", 1, lambda store, _: store.tail(store.position() - 64)),
-        ("`sample`, 64 keys, newly opened", 1, _draw_anew),
-        ("opening", 8, _reopen),
-    ]
-
-
-def _reopen(store: Store, _: int) -> None:
-    for _ in range(8):
-        store.close()
-        store.open()
-
-
-def _contain(bench: Bench, store: Store, repetition: int) -> None:
-    for key in _keys(bench, repetition, 64):
-        store.contains([key])
-
-
-def _draw(store: Store, repetition: int) -> None:
-    store.sample(np.random.default_rng(repetition + 1), 64)
-
-
-def _draw_anew(store: Store, repetition: int) -> None:
-    if repetition < 0:  # from here on a page that it looks at for the first time is a page fault
-        store.close()
-    _draw(store, repetition)
-
-
-def _walk_indexes(store: Store) -> None:
-    """Bring into memory what a cache in use has there: the pages that lead to records."""
-    with store._environment.transaction() as (txn, tables):
-        for table in tables:
-            with txn.cursor(table) as cursor:
-                for _ in cursor.iternext(values=False):
-                    pass
-
-
-def _keys(bench: Bench, repetition: int, count: int = READS) -> list[bytes]:
-    return [key_of(number) for number in bench.draw(repetition, count)]
-
-
 def _batch(repetition: int) -> tuple[int, int]:
     return (repetition + 1) * COMMIT, (repetition + 2) * COMMIT
 
@@ -213,7 +153,7 @@ def _row(what: str, seconds: dict[str, list[float]], ours: str, other: str, item
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The cache against bare LMDB and other stores.")
-    parser.add_argument("--records", type=int, default=BASE_RECORDS)
+    parser.add_argument("--records", type=int, default=cache_scaling.BASE_RECORDS)
     parser.add_argument("--bytes", type=int, default=20_000, help="mean size of an image")
     parser.add_argument("--codec", choices=CODECS, default=DEFAULT_CODEC)
     parser.add_argument("--quick", action="store_true", help="few repetitions")
@@ -225,7 +165,7 @@ def _arguments() -> argparse.Namespace:
 _SECTIONS: dict[str, Callable[[Bench], None]] = {
     "get": compare_get,
     "put": compare_put,
-    "scaling": compare_sizes,
+    "scaling": lambda bench: cache_scaling.compare(bench),
     "rivals": lambda bench: cache_rivals.compare(bench),
     "memory": lambda bench: cache_sharing.print_memory(bench.store, bench.records),
     "sharing": lambda bench: cache_sharing.print_sharing(bench.pictures, bench.store),

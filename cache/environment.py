@@ -16,16 +16,14 @@ from pathlib import Path
 import lmdb
 
 from cache.errors import CacheError
-from cache.handle import begin, worded
-from cache.location import DATA
+from cache.handle import worded
 from cache.opening import open_cache
-from cache.soundness import note_sound
-from cache.tables import Tables, Transaction
+from cache.tables import Tables
+from cache.transaction import ShortTransaction
+from cache.watching import DataFile
 
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""
-READERS_CHECKED_EVERY_S = 5.0
-"""How often a writer clears the slots of killed readers, which keep old pages from being reused."""
 
 _gate = threading.Condition()
 _environments: dict[Path, "Environment"] = {}
@@ -43,17 +41,13 @@ class Environment:
         self.wants_writing = self.wants_sync = False
         self._handle: lmdb.Environment | None = None
         self._tables: Tables | None = None
-        self._is_writable = self._is_synced = self._is_reserved = False
+        self._is_writable = self.is_synced = self._is_reserved = False
         self._pid = 0
-        self._data = str(path / DATA)
-        self._seen = (0, 0)
-        self._readers_checked = 0.0
+        self._file: DataFile | None = None
+        self.readers_checked = 0.0
         self._running: list[int] = []
 
-    @contextmanager
-    def transaction(
-        self, *, write: bool = False, buffers: bool = False
-    ) -> Iterator[tuple[Transaction, Tables]]:
+    def transaction(self, *, write: bool = False, buffers: bool = False) -> ShortTransaction:
         """One short transaction, committed at the end, undone by an exception.
 
         Inside it no code of a caller, no import and no logging runs: a fork in another thread may
@@ -67,29 +61,13 @@ class Environment:
             CacheError: If the directory cannot be used or LMDB fails.
             CacheFullError: If the disk is full.
         """
-        try:
-            handle, tables = self._enter(write)
-            try:
-                if write:
-                    self._clear_dead_readers(handle)
-                txn = begin(handle, write, buffers)
-                try:
-                    yield txn, tables
-                    txn.commit()
-                finally:
-                    txn.abort()  # nothing after a commit
-                if write:
-                    note_sound(self.path, durable=self._is_synced)
-            finally:
-                self._leave()
-        except lmdb.Error as error:
-            raise worded(self.path, error) from error
+        return ShortTransaction(self, write, buffers)
 
     def open(self) -> None:
         """Open the environment now, so that a path that cannot be used is said at once."""
         try:
-            self._enter(self.wants_writing)
-            self._leave()
+            self.enter(self.wants_writing)
+            self.leave()
         except lmdb.Error as error:
             raise worded(self.path, error) from error
 
@@ -113,7 +91,8 @@ class Environment:
                 self._is_reserved = False
                 _gate.notify_all()
 
-    def _enter(self, write: bool) -> tuple[lmdb.Environment, Tables]:
+    def enter(self, write: bool) -> tuple[lmdb.Environment, Tables]:
+        """Pass the gate, open what is not open, and count as one that must `leave`."""
         with _gate:
             while _forks or not self._can_admit(write):
                 _gate.wait()
@@ -121,7 +100,8 @@ class Environment:
             self._running.append(threading.get_ident())
             return opened
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """End what `enter` began."""
         thread = threading.get_ident()
         with _gate:
             if thread in self._running:  # not in a child that was forked right here
@@ -133,7 +113,7 @@ class Environment:
         return not self._is_reserved and (self._suits(write) or not self._running)
 
     def _suits(self, write: bool) -> bool:
-        return not write or (self._is_writable and self._is_synced >= self.wants_sync)
+        return not write or (self._is_writable and self.is_synced >= self.wants_sync)
 
     def _opened(self, write: bool) -> tuple[lmdb.Environment, Tables]:
         if self._handle is not None and self._pid != os.getpid():
@@ -145,8 +125,8 @@ class Environment:
             self._shut()
         if self._handle is None or self._tables is None:
             self._open()
-        else:
-            self._check_same_file()
+        elif self._file is not None:
+            self._file.check()
         assert self._handle is not None
         assert self._tables is not None
         return self._handle, self._tables
@@ -154,31 +134,9 @@ class Environment:
     def _open(self) -> None:
         writable, sync = self.wants_writing, self.wants_sync
         self._handle, self._tables = open_cache(self.path, writable=writable, sync=sync)
-        self._is_writable, self._is_synced = writable, sync
+        self._is_writable, self.is_synced = writable, sync
         self._pid = os.getpid()
-        found = os.stat(self._data)  # noqa: PTH116
-        self._seen = found.st_ino, found.st_size
-
-    def _clear_dead_readers(self, handle: lmdb.Environment) -> None:
-        now = time.monotonic()
-        if now - self._readers_checked >= READERS_CHECKED_EVERY_S:
-            handle.reader_check()
-            self._readers_checked = now
-
-    def _check_same_file(self) -> None:
-        # What LMDB has mapped must be there: a page cut off kills the process that reads it, and
-        # records written to a removed file are lost.
-        inode, size = self._seen
-        try:
-            found = os.stat(self._data)  # noqa: PTH116  # a Path takes as long again
-        except OSError:
-            found = None
-        if found is None or found.st_ino != inode or found.st_size < size:
-            raise CacheError(
-                f"cache {self.path} was removed, replaced or cut short while it was open; "
-                "put it back, or close the store to start with what is there now"
-            )
-        self._seen = inode, found.st_size
+        self._file = DataFile(self.path)
 
     def _shut(self) -> None:
         # An inherited one stays untouched: closing it would free the reader slots of the parent.
@@ -186,6 +144,9 @@ class Environment:
             self._handle.close()
             self._handle = self._tables = None
             self._is_writable = False
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def _shut_for_fork(self, deadline: float) -> None:
         thread = threading.get_ident()

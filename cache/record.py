@@ -35,11 +35,12 @@ class Entry:
         return canonical_bytes(self.request)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Described:
     """What a record says about its image, checked; decoded when it is first asked for.
 
-    A reader of many images asks for no request, and decoding one takes longer than finding it.
+    A reader of many images asks for no request, and decoding one takes longer than finding it. Not
+    to be written to; not frozen, since setting the fields of a frozen one takes that long too.
     """
 
     key: bytes
@@ -67,7 +68,7 @@ class Described:
         return {name: score for name, score in scores.items() if isinstance(score, float)}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Record(Described):
     """What the cache returns."""
 
@@ -75,7 +76,7 @@ class Record(Described):
     """uint8, `h w 3`, read-only."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Stored(Described):
     """A record whose checksum was right and whose image is still encoded."""
 

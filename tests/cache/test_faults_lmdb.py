@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from cache import Entry, Store, environment, handle, request_key
+from cache import Entry, Store, handle, request_key, transaction
 
 FORK = multiprocessing.get_context("fork")
 
@@ -84,7 +84,7 @@ with Store({str(tmp_path)!r})._environment.transaction():
 
 
 def test_a_writer_clears_the_slots_of_readers_that_died_since_it_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "READERS_CHECKED_EVERY_S", 0.0)
+    monkeypatch.setattr(transaction, "READERS_CHECKED_EVERY_S", 0.0)
     store = Store(tmp_path / "cache").open()
     is_reading = FORK.Event()
 

@@ -1,0 +1,131 @@
+"""What must not depend on the number of records, and what of that is LMDB's own."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import lmdb
+import numpy as np
+from cache_filling import fill_store
+from cache_timing import faster, in_turns, rate
+
+from cache import Store
+from cache.index import EVERYTHING
+
+if TYPE_CHECKING:
+    from cache_speed import Bench
+
+BASE_RECORDS = 10_000
+CALLS = 64
+
+Look: TypeAlias = Callable[[int], object]
+Turns: TypeAlias = dict[int, list[bytes]]
+"""Keys by repetition, made before the clock starts."""
+
+
+def compare(bench: "Bench") -> None:
+    """Cost in the cache over that in one of ten thousand; the same of LMDB without us."""
+    small = bench.folder / "small"
+    fill_store(bench.pictures, small, min(BASE_RECORDS, bench.records))
+    print(
+        f"\n| cost | of that at {BASE_RECORDS:,} records | cache | other |\n|---|---|---|---|",
+        flush=True,
+    )
+    stores = {"here": Store(bench.store, readonly=True), "small": Store(small, readonly=True)}
+    for store in stores.values():
+        _walk_indexes(store)
+    for name, calls, call in _operations(bench):
+        _print_row(name, calls, bench, {side: partial(call, of) for side, of in stores.items()})
+    for store in stores.values():
+        store.close()
+    for name, looks in _bare_looks(bench):
+        with looks(bench.store) as here, looks(small) as there:
+            _print_row(f"bare LMDB, {name}", CALLS, bench, {"here": here, "small": there})
+    shutil.rmtree(small)
+
+
+def _print_row(name: str, calls: int, bench: "Bench", sides: dict[str, Look]) -> None:
+    seconds = in_turns(sides, bench.repetitions)
+    cost = faster(seconds, "small", "here")
+    here, there = (rate(seconds, side, calls) for side in ("here", "small"))
+    print(f"| {name} | {cost:.2f} x | {here:,.0f}/s | {there:,.0f}/s |", flush=True)
+
+
+def _operations(bench: "Bench") -> list[tuple[str, int, Callable[[Store, int], object]]]:
+    # In this order: what opens the cache anew unmaps the pages that the walk has touched.
+    return [
+        ("`contains`, one key", CALLS, partial(_contain, _by_turn(bench, bench.keys))),
+        ("`sample`, 64 keys", 1, _draw),
+        ("`tail`, the last 64", 1, lambda store, _: store.tail(store.position() - 64)),
+        ("`sample`, 64 keys, newly opened", 1, _draw_anew),
+        ("opening", 8, _reopen),
+    ]
+
+
+def _reopen(store: Store, _: int) -> None:
+    for _ in range(8):
+        store.close()
+        store.open()
+
+
+def _contain(keys: Turns, store: Store, repetition: int) -> None:
+    for key in keys[repetition]:
+        store.contains([key])
+
+
+def _draw(store: Store, repetition: int) -> None:
+    store.sample(np.random.default_rng(repetition + 1), CALLS)
+
+
+def _draw_anew(store: Store, repetition: int) -> None:
+    if repetition < 0:  # from here on a page that it looks at for the first time is a page fault
+        store.close()
+    _draw(store, repetition)
+
+
+def _walk_indexes(store: Store) -> None:
+    """Bring into memory what a cache in use has there: the pages that lead to records."""
+    with store._environment.transaction() as (txn, tables):
+        for table in tables:
+            with txn.cursor(table) as cursor:
+                for _ in cursor.iternext(values=False):
+                    pass
+
+
+def _bare_looks(bench: "Bench") -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """The look-ups that `contains` and `sample` are made of, on the same files."""
+    yield "a key of `contains`", partial(_bare, b"records", _by_turn(bench, bench.keys))
+    yield "an entry of `sample`", partial(_bare, b"members", _by_turn(bench, _ordinals(bench)))
+
+
+def _ordinals(bench: "Bench") -> Callable[[int, int], list[bytes]]:
+    def ordinals(repetition: int, count: int) -> list[bytes]:
+        return [EVERYTHING + number.to_bytes(8, "big") for number in bench.draw(repetition, count)]
+
+    return ordinals
+
+
+def _by_turn(bench: "Bench", keys: Callable[[int, int], list[bytes]]) -> Turns:
+    return {repetition: keys(repetition, CALLS) for repetition in range(-1, bench.repetitions)}
+
+
+@contextmanager
+def _bare(table: bytes, keys: Turns, path: Path) -> Iterator[Look]:
+    """Finds keys as they are, one short transaction each, with every page of the table mapped."""
+    with lmdb.open(
+        str(path), map_size=2**40, max_dbs=16, readonly=True, lock=False, lib_version=0
+    ) as environment:
+        found = environment.open_db(table, create=False)
+        with environment.begin(db=found) as txn:
+            for _ in txn.cursor().iternext(values=False):
+                pass
+
+        def look(repetition: int) -> None:
+            for key in keys[repetition]:
+                with environment.begin(db=found) as txn:
+                    txn.cursor().set_key(key)
+
+        yield look

@@ -1,0 +1,61 @@
+"""Whether the file that LMDB has mapped is still the one at its path."""
+
+import os
+import time
+from pathlib import Path
+
+from cache.errors import CacheError
+from cache.location import DATA
+
+LOOKED_EVERY_S = 1.0
+"""How often the path is asked too, which takes three times as long as the open file."""
+
+
+class DataFile:
+    """The data file of an open environment.
+
+    What LMDB has mapped must be there: a page cut off kills the process that reads it, and records
+    written to a removed file are lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Note the file at `path`, the directory of the cache."""
+        self._folder, self._path = path, str(path / DATA)
+        self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._looked = time.monotonic()
+        found = os.fstat(self._file)
+        self._inode, self._links, self._size = found.st_ino, found.st_nlink, found.st_size
+
+    def check(self) -> None:
+        """Refuse to go on with a file that is not what it was.
+
+        Raises:
+            CacheError: If it was removed, replaced or cut short.
+        """
+        if not self._is_there():
+            raise CacheError(
+                f"cache {self._folder} was removed, replaced or cut short while it was open; "
+                "put it back, or close the store to start with what is there now"
+            )
+
+    def close(self) -> None:
+        """Give the file back; LMDB's locks are on another one and stay."""
+        os.close(self._file)
+
+    def _is_there(self) -> bool:
+        found, now = os.fstat(self._file), time.monotonic()
+        is_odd = found.st_nlink != self._links or found.st_size < self._size
+        if is_odd or now - self._looked >= LOOKED_EVERY_S:
+            return self._is_at_path(now)
+        self._size = found.st_size
+        return True
+
+    def _is_at_path(self, now: float) -> bool:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116  # a Path takes as long again
+        except OSError:
+            return False
+        if found.st_ino != self._inode or found.st_size < self._size:
+            return False
+        self._links, self._size, self._looked = found.st_nlink, found.st_size, now
+        return True
