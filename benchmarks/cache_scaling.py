@@ -1,8 +1,9 @@
 """What must not depend on the number of records, and what of that is LMDB's own."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -34,15 +35,19 @@ def compare(bench: "Bench") -> None:
         f"\n| cost | of that at {BASE_RECORDS:,} records | cache | other |\n|---|---|---|---|",
         flush=True,
     )
+    fewer = replace(bench, records=min(BASE_RECORDS, bench.records))
     stores = {"here": Store(bench.store, readonly=True), "small": Store(small, readonly=True)}
     for store in stores.values():
         _walk_indexes(store)
-    for name, calls, call in _operations(bench):
+    for name, calls, call in _operations((bench, fewer)):
         _print_row(name, calls, bench, {side: partial(call, of) for side, of in stores.items()})
     for store in stores.values():
         store.close()
-    for name, looks in _bare_looks(bench):
-        with looks(bench.store) as here, looks(small) as there:
+    for name, table, keys in _BARE_LOOKS:
+        with (
+            _bare(table, _by_turn(bench, keys), bench.store) as here,
+            _bare(table, _by_turn(fewer, keys), small) as there,
+        ):
             _print_row(f"bare LMDB, {name}", CALLS, bench, {"here": here, "small": there})
     shutil.rmtree(small)
 
@@ -54,10 +59,11 @@ def _print_row(name: str, calls: int, bench: "Bench", sides: dict[str, Look]) ->
     print(f"| {name} | {cost:.2f} x | {here:,.0f}/s | {there:,.0f}/s |", flush=True)
 
 
-def _operations(bench: "Bench") -> list[tuple[str, int, Callable[[Store, int], object]]]:
+def _operations(sizes: Sequence["Bench"]) -> list[tuple[str, int, Callable[[Store, int], object]]]:
+    keys = {sized.records: _by_turn(sized, _keys) for sized in sizes}
     # In this order: what opens the cache anew unmaps the pages that the walk has touched.
     return [
-        ("`contains`, one key", CALLS, partial(_contain, _by_turn(bench, bench.keys))),
+        ("`contains`, one key", CALLS, partial(_contain, keys)),
         ("`sample`, 64 keys", 1, _draw),
         ("`tail`, the last 64", 1, lambda store, _: store.tail(store.position() - 64)),
         ("`sample`, 64 keys, newly opened", 1, _draw_anew),
@@ -71,8 +77,8 @@ def _reopen(store: Store, _: int) -> None:
         store.open()
 
 
-def _contain(keys: Turns, store: Store, repetition: int) -> None:
-    for key in keys[repetition]:
+def _contain(keys: dict[int, Turns], store: Store, repetition: int) -> None:
+    for key in keys[len(store)][repetition]:
         store.contains([key])
 
 
@@ -95,21 +101,17 @@ def _walk_indexes(store: Store) -> None:
                     pass
 
 
-def _bare_looks(bench: "Bench") -> Iterator[tuple[str, Callable[[Path], object]]]:
-    """The look-ups that `contains` and `sample` are made of, on the same files."""
-    yield "a key of `contains`", partial(_bare, b"records", _by_turn(bench, bench.keys))
-    yield "an entry of `sample`", partial(_bare, b"members", _by_turn(bench, _ordinals(bench)))
+def _keys(bench: "Bench", repetition: int) -> list[bytes]:
+    return bench.keys(repetition, CALLS)
 
 
-def _ordinals(bench: "Bench") -> Callable[[int, int], list[bytes]]:
-    def ordinals(repetition: int, count: int) -> list[bytes]:
-        return [EVERYTHING + number.to_bytes(8, "big") for number in bench.draw(repetition, count)]
-
-    return ordinals
+def _ordinals(bench: "Bench", repetition: int) -> list[bytes]:
+    drawn = bench.draw(repetition, CALLS)
+    return [EVERYTHING + number.to_bytes(8, "big") for number in drawn]
 
 
-def _by_turn(bench: "Bench", keys: Callable[[int, int], list[bytes]]) -> Turns:
-    return {repetition: keys(repetition, CALLS) for repetition in range(-1, bench.repetitions)}
+def _by_turn(bench: "Bench", keys: Callable[["Bench", int], list[bytes]]) -> Turns:
+    return {repetition: keys(bench, repetition) for repetition in range(-1, bench.repetitions)}
 
 
 @contextmanager
@@ -129,3 +131,10 @@ def _bare(table: bytes, keys: Turns, path: Path) -> Iterator[Look]:
                     txn.cursor().set_key(key)
 
         yield look
+
+
+_BARE_LOOKS = (
+    ("a key of `contains`", b"records", _keys),
+    ("an entry of `sample`", b"members", _ordinals),
+)
+"""The look-ups that the cache's own calls are made of."""
