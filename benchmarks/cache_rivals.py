@@ -2,8 +2,9 @@
 
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-from cache_filling import CLASSES, file_of, fill_folders, key_of
+from cache_filling import CLASSES, file_of, fill_folders, fill_store, key_of
 from cache_timing import Side, faster, in_turns, rate
 
 from cache import Store
-from cache.codec import Pixels
+from cache.codec import CODECS, Pixels
 
 if TYPE_CHECKING:
     from cache_speed import Bench
 
 SHARD_BYTES = 2**26
 READS = 200
+FEWER = 10_000
+_FILES: dict[str, dict[str, int]] = {"PNG": {}, "JPEG": {"quality": 95}}
+"""Kinds of image files and what Pillow is told besides, as scripts that generate images do."""
 
 
 def compare(bench: "Bench") -> None:
@@ -40,6 +44,45 @@ def compare(bench: "Bench") -> None:
         for order, side in prepare(bench, path).items():
             _print_row(bench, name, order, side)
         shutil.rmtree(path)
+
+
+def compare_codecs(bench: "Bench") -> None:
+    """Random reads of a cache of every codec over image files of the same photos, opened by PIL."""
+    records = min(bench.records, FEWER)
+    print(f"\n| {records:,} images, random | KiB | cache | {' | '.join(_FILES)} |")
+    print(f"|---|---|---|{'---|' * len(_FILES)}", flush=True)
+    files = {kind: bench.folder / f"files-{kind}" for kind in _FILES}
+    for kind, path in files.items():
+        encoded = [_as_file(image, kind) for image in bench.pictures.images]
+        fill_folders(replace(bench.pictures, encoded=encoded), path, records)
+    for codec in CODECS.values():
+        encoded = [codec.encode(image) for image in bench.pictures.images]
+        pictures = replace(bench.pictures, encoded=encoded, codec=codec)
+        path = bench.folder / "codec"
+        fill_store(pictures, path, records)
+        _print_codec(replace(bench, pictures=pictures, records=records), path, files)
+        shutil.rmtree(path)
+    for path in files.values():
+        shutil.rmtree(path)
+
+
+def _print_codec(bench: "Bench", path: Path, files: Mapping[str, Path]) -> None:
+    with Store(path, readonly=True) as store:
+        sides: dict[str, Side] = {
+            "cache": lambda n: [store.get(key_of(number)) for number in bench.draw(n, READS)]
+        }
+        for kind, folder in files.items():
+            sides[kind] = lambda n, folder=folder: _read_files(folder, bench.draw(n, READS))
+        seconds = in_turns(sides, bench.repetitions)
+    ratios = " | ".join(f"{faster(seconds, 'cache', kind):.2f}" for kind in files)
+    size, mine = bench.pictures.mean_bytes / 2**10, rate(seconds, "cache", READS)
+    print(f"| `{bench.pictures.codec.name}` | {size:.1f} | {mine:,.0f}/s | {ratios} |", flush=True)
+
+
+def _read_files(path: Path, numbers: list[int]) -> None:
+    for number in numbers:
+        with PIL.Image.open(file_of(path, number)) as picture:
+            np.asarray(picture.convert("RGB"))
 
 
 def _print_row(bench: "Bench", name: str, order: str, side: Side) -> None:
@@ -69,10 +112,7 @@ def _log(store: Store) -> Iterator[tuple[int, bytes]]:
 def _folders(bench: "Bench", path: Path) -> dict[str, Side]:
     fill_folders(bench.pictures, path, bench.records)
 
-    def read(numbers: list[int]) -> None:
-        for number in numbers:
-            with PIL.Image.open(file_of(path, number)) as picture:
-                np.asarray(picture.convert("RGB"))
+    read = partial(_read_files, path)
 
     def in_order(repetition: int) -> None:
         start = (repetition + 1) * READS % bench.records
@@ -85,13 +125,13 @@ def _folders(bench: "Bench", path: Path) -> dict[str, Side]:
 
 def _png_folders(bench: "Bench", path: Path) -> dict[str, Side]:
     """The pictures as scripts that generate images commonly save them."""
-    files = [_as_png(image) for image in bench.pictures.images]
+    files = [_as_file(image, "PNG") for image in bench.pictures.images]
     return _folders(replace(bench, pictures=replace(bench.pictures, encoded=files)), path)
 
 
-def _as_png(image: Pixels) -> bytes:
+def _as_file(image: Pixels, kind: str) -> bytes:
     buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, "PNG")
+    PIL.Image.fromarray(image).save(buffer, kind, **_FILES[kind])
     return buffer.getvalue()
 
 

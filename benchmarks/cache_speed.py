@@ -36,7 +36,7 @@ from cache import Store
 from cache.codec import CODECS, DEFAULT_CODEC
 
 READS = 200
-SECTIONS = ("get", "put", "scaling", "rivals", "memory", "sharing")
+SECTIONS = ("get", "put", "scaling", "rivals", "codecs", "memory", "sharing")
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ _SECTIONS: dict[str, Callable[[Bench], None]] = {
     "put": compare_put,
     "scaling": lambda bench: cache_scaling.compare(bench),
     "rivals": lambda bench: cache_rivals.compare(bench),
+    "codecs": lambda bench: cache_rivals.compare_codecs(bench),
     "memory": lambda bench: cache_sharing.print_memory(bench.store, bench.records),
     "sharing": lambda bench: cache_sharing.print_sharing(bench.pictures, bench.store),
 }
