@@ -10,6 +10,8 @@ class Shares:
 
     def __init__(self, *kinds: str) -> None:
         self.seconds = dict.fromkeys(kinds, 0.0)
+        self.times = dict.fromkeys(kinds, 0)
+        """How often each was done."""
 
     @contextmanager
     def of(self, kind: str) -> Iterator[None]:
@@ -19,3 +21,9 @@ class Shares:
             yield
         finally:
             self.seconds[kind] += perf_counter() - started
+            self.times[kind] += 1
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for kind in self.seconds:
+            self.seconds[kind], self.times[kind] = 0.0, 0

@@ -1,0 +1,231 @@
+"""What continuous batching gains, beside what the same network could do at best and at worst.
+
+    python benchmarks/engine.py configs/quickstart.yaml [key=value ...]
+
+All sides make images of the same requests in the order of their plan, strengths mixed, in one
+process and in turns:
+
+- ours: the whole service, from reading sources to committed records;
+- bare: as many calls of U-Net, encoder and decoder at the same shapes, and nothing else;
+- one by one: a call of diffusers' pipeline an image, read and saved as a file, as the published
+  scripts do;
+- in batches: diffusers' pipeline fed with batches of one strength from as many requests ahead as
+  ours looks, at the batch size that is fastest here.
+
+Targets: at least 0.95 of bare, 3 times one by one, 1.3 times in batches.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+from PIL import Image
+
+from cache import Store
+from online_aug.command_line import parse_command, run_main
+from online_aug.dataloader.sources import load_splits
+from online_aug.devices import plan_devices
+from online_aug.finetune import ensure_finetuned
+from online_aug.generation.adapters import load_adapters
+from online_aug.generation.autoencoding import TOGETHER
+from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.models import load_img2img
+from online_aug.generation.service import Service, Work
+from online_aug.generation.starting import fit
+from online_aug.generation.timing import Shares
+from online_aug.recipe import Recipe
+from online_aug.recipe_images import SourceImages
+from online_aug.records import GenerationRequest
+from online_aug.reporting.progress import progress
+from online_aug.seeding import torch_rng
+
+MIXED = (
+    "method.strength=[0.3, 0.5, 0.7, 0.9]",
+    "generation.num_inference_steps=25",
+    "generation.guidance_scale=7.5",
+    "finetune.steps=2",
+)
+"""The plan that is measured; how well the model was fine-tuned takes no time here."""
+IMAGES = 48
+ROUNDS = 2
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+class NoTrainer:
+    """Nobody waits for the images."""
+
+    served = 0
+    is_stopping = False
+    saliency_version = None
+
+    def tell(self, status: object) -> None:
+        """Nothing to tell it to."""
+
+
+class Bench:
+    """One recipe, a model for each side, and the requests that all sides work off."""
+
+    def __init__(self, recipe: Recipe, generator: ImageGenerator) -> None:
+        self.requests = recipe.plan[:IMAGES]
+        self.generator = generator
+        self.shares = Shares("commit")
+        self._recipe = recipe
+        self._sources = SourceImages(recipe.splits.train, recipe.sources)
+        self._pipeline = self._stock_pipeline()
+
+    def ours(self) -> None:
+        """The service into an empty cache."""
+        self.generator.time.reset()
+        self.shares.reset()
+        with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+            self._count_commits(store)
+            work = Work(
+                plan=self.requests,
+                plan_of=None,
+                prepare=lambda some: torch.stack([self._source(request) for request in some]),
+                refusal=lambda request: None,
+                max_ahead=None,
+            )
+            Service(work, store, self.generator, NoTrainer()).run()
+            assert len(store) == len(self.requests)
+
+    @torch.no_grad()
+    def bare(self) -> None:
+        """The calls of the last `ours`, on tensors of its shapes."""
+        pipeline, slots = self._pipeline, self.generator.slots
+        side = pipeline.unet.config.sample_size
+        latents = torch.randn(2 * slots, 4, side, side)
+        prompts = torch.randn(2 * slots, 77, pipeline.unet.config.cross_attention_dim)
+        pixels = torch.randn(TOGETHER, 3, *[self._recipe.config.generation.resolution] * 2)
+        for _ in range(self.generator.time.times["denoise"]):
+            pipeline.unet(latents, torch.full((2 * slots,), 500), prompts)
+        for _ in range(len({r.source_digest for r in self.requests}) // TOGETHER):
+            pipeline.vae.encode(pixels)
+        for _ in range(len(self.requests) // TOGETHER):
+            pipeline.vae.decode(latents[:TOGETHER])
+
+    def one_by_one(self) -> None:
+        """As the published scripts do: a file read, a call, a file written."""
+        with tempfile.TemporaryDirectory() as folder:
+            for number, request in enumerate(self.requests):
+                image = self._call([request])[0]
+                image.save(Path(folder) / f"{number}.png")
+
+    def in_batches(self, size: int) -> None:
+        """The most frequent strength among what is looked ahead to, again and again."""
+        ahead = self.generator.slots + 3 * TOGETHER
+        waiting, rest = list(self.requests[:ahead]), list(self.requests[ahead:])
+        while waiting:
+            strengths = [request.strength for request in waiting]
+            strength = max(strengths, key=strengths.count)
+            batch = [request for request in waiting if request.strength == strength][:size]
+            self._call(batch)
+            waiting = [request for request in waiting if request not in batch]
+            waiting += [rest.pop(0) for _ in range(min(len(batch), len(rest)))]
+
+    def _call(self, batch: Sequence[GenerationRequest]) -> list[Image.Image]:
+        images: list[Image.Image] = self._pipeline(
+            prompt=[request.prompt for request in batch],
+            image=[Image.fromarray(self._source(r).permute(1, 2, 0).numpy()) for r in batch],
+            strength=batch[0].strength,
+            num_inference_steps=batch[0].num_inference_steps,
+            guidance_scale=batch[0].guidance_scale,
+            generator=[torch_rng(request.noise_seed) for request in batch],
+        ).images
+        return images
+
+    def _source(self, request: GenerationRequest) -> torch.Tensor:
+        return fit(self._sources.by_digest(request.source_digest), request.resolution)
+
+    def _stock_pipeline(self) -> StableDiffusionImg2ImgPipeline:
+        pipeline = load_img2img(self._recipe.model, self._recipe.dtype)
+        if self._recipe.adapters:
+            load_adapters(pipeline, self._recipe.adapters)
+        known = pipeline.scheduler.config
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(known)
+        return pipeline.to(self._recipe.device)
+
+    def _count_commits(self, store: Store) -> None:
+        put_many = store.put_many
+
+        def counted(entries: Any) -> int:
+            with self.shares.of("commit"):
+                return put_many(entries)
+
+        store.put_many = counted  # type: ignore[method-assign]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the ratios, and what the time of ours went into."""
+    command = parse_command(
+        [*argv[:1], *MIXED, *argv[1:]],
+        prog="python benchmarks/engine.py",
+        summary="Measure the generation engine beside diffusers' pipelines.",
+    )
+    config = command.load_config()
+    devices = plan_devices(config.devices)
+    recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    ensure_finetuned(recipe)
+    bench = Bench(
+        recipe,
+        ImageGenerator.load(
+            recipe.model, recipe.adapters, config.generation, recipe.dtype, recipe.device
+        ),
+    )
+    best = _best_batch(bench)
+    sides: dict[str, Callable[[], None]] = {
+        "ours": bench.ours,
+        "bare": bench.bare,
+        "one by one": bench.one_by_one,
+        "in batches": lambda: bench.in_batches(best),
+    }
+    seconds = _in_turns(sides)
+    print(f"\n{len(bench.requests)} images, {bench.generator.slots} slots, batches of {best}, ")
+    print(f"{torch.get_num_threads()} threads; medians over {ROUNDS} rounds\n")
+    print("| side | images/s | ours is so many times as fast |\n|---|---|---|")
+    for name in sides:
+        ratios = [
+            theirs / ours for ours, theirs in zip(seconds["ours"], seconds[name], strict=True)
+        ]
+        speed = len(bench.requests) / statistics.median(seconds[name])
+        print(f"| {name} | {speed:.2f} | {statistics.median(ratios):.2f} |")
+    _print_shares(bench, seconds["ours"][-1])
+    bench.generator.close()
+
+
+def _best_batch(bench: Bench) -> int:
+    times = {size: _timed(lambda size=size: bench.in_batches(size)) for size in BATCH_SIZES}
+    rows = ", ".join(f"{size}: {len(bench.requests) / s:.2f}" for size, s in times.items())
+    print(f"images/s in batches of {rows}")
+    return min(times, key=times.__getitem__)
+
+
+def _in_turns(sides: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    with progress("rounds", ROUNDS * len(sides)) as bar:
+        for _ in range(ROUNDS):
+            for name, side in sides.items():
+                seconds[name].append(_timed(side))
+                bar.advance(1)
+    return seconds
+
+
+def _timed(side: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    side()
+    return time.perf_counter() - started
+
+
+def _print_shares(bench: Bench, total: float) -> None:
+    spent = bench.generator.time.seconds | bench.shares.seconds
+    print("\nof the last round of ours (threads overlap, so that the sum may be over 100 %):")
+    print(", ".join(f"{kind} {seconds / total:.0%}" for kind, seconds in spent.items()))
+
+
+if __name__ == "__main__":
+    run_main(main)
