@@ -103,6 +103,10 @@ class GenerationConfig(Section):
     """Images denoised together."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """Attention kernels; `auto` takes PyTorch's own on a CPU and measures on a GPU."""
+    execution: Literal["auto", "eager", "graph", "compile"] = "auto"
+    """How the network is called: `graph` records a call and replays it (a CUDA graph on a GPU),
+    `compile` is torch.compile, which takes minutes at the start and needs a C++ compiler on a CPU;
+    `auto` records on a CPU only."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the generator; `auto` is float32 on a CPU, float16 on a GPU."""
     max_ahead: Count = 256

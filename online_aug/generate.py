@@ -3,6 +3,7 @@
 `python -m online_aug.generate RUN/config.yaml DEVICE THREADS`, the trainer on standard input.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     """Serve one plan; failures are told to the trainer and end with a status of their own."""
     die_with_parent()
     lifeline = Lifeline()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("online_aug").setLevel(logging.INFO)
     config_path, device, threads = argv
     lifeline.tell(Status(state="loading"))
     try:

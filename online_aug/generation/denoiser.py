@@ -7,6 +7,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from online_aug.generation.execution import Execution, Network
 from online_aug.generation.models import Pipeline
 
 
@@ -23,18 +24,25 @@ class Conditions(NamedTuple):
 class Denoiser:
     """One call of the network an image and step, whatever its guidance takes."""
 
-    def __init__(self, pipeline: Pipeline, empty_prompt: Float[Tensor, "t d"]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        empty_prompt: Float[Tensor, "t d"],
+        execution: Execution = "eager",
+    ) -> None:
         """Take a pipeline's U-Net, already on its device.
 
         Args:
             pipeline: Of either kind.
             empty_prompt: Embedding of the empty prompt, from which guidance leads away.
+            execution: How the network is called.
         """
-        self._unet = pipeline.unet
+        self._dtype = pipeline.unet.dtype
+        self._network = Network(pipeline.unet, execution)
         self._empty_prompt = empty_prompt
         self._edits = isinstance(pipeline, StableDiffusionInstructPix2PixPipeline)
         # A distilled consistency model reads the scale itself, and takes no guidance from outside.
-        self._scale_width = None if self._edits else self._unet.config.time_cond_proj_dim
+        self._scale_width = None if self._edits else pipeline.unet.config.time_cond_proj_dim
         self._scale_embedding: Any = getattr(pipeline, "get_guidance_scale_embedding", None)
 
     def __call__(
@@ -68,6 +76,10 @@ class Denoiser:
         )
         return guide(predicted.chunk(copies), given.guidance_scale, given.image_guidance_scale)
 
+    def forget(self) -> None:
+        """Free what recorded calls hold of the device's memory."""
+        self._network.forget()
+
     def _predict(
         self,
         latents: Float[Tensor, "b c h w"],
@@ -76,21 +88,14 @@ class Denoiser:
         sources: Float[Tensor, "b c h w"] | None,
         given: Conditions,
     ) -> Float[Tensor, "b c h w"]:
-        dtype = self._unet.dtype
         if sources is not None:
             latents = torch.cat([latents, sources], dim=1)
         scales = None
         if self._scale_width:
             scales = self._scale_embedding(
                 given.guidance_scale.cpu() - 1, embedding_dim=self._scale_width
-            ).to(latents.device, dtype)
-        predicted: Tensor = self._unet(
-            latents.to(dtype),
-            timesteps,
-            encoder_hidden_states=prompts,
-            timestep_cond=scales,
-            return_dict=False,
-        )[0]
+            ).to(latents.device, self._dtype)
+        predicted = self._network(latents.to(self._dtype), timesteps, prompts, scales)
         return predicted.to(latents.dtype)
 
 

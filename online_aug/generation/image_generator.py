@@ -20,6 +20,7 @@ from online_aug.generation.adapter_files import Adapters
 from online_aug.generation.adapters import load_adapters
 from online_aug.generation.autoencoding import TOGETHER, Autoencoder
 from online_aug.generation.denoiser import Denoiser
+from online_aug.generation.execution import Execution, chosen_execution
 from online_aug.generation.gate import Gate, Verdict
 from online_aug.generation.identity import kind_of
 from online_aug.generation.models import Pipeline, choose_attention, load_pipeline
@@ -48,24 +49,27 @@ class ImageGenerator:
     """
 
     def __init__(
-        self, pipeline: Pipeline, attention: str, slots: int, gate: Gate | None = None
+        self,
+        pipeline: Pipeline,
+        slots: int,
+        execution: Execution = "eager",
+        gate: Gate | None = None,
     ) -> None:
         """Take a pipeline that is on its device.
 
         Args:
             pipeline: Its text encoder leaves the device.
-            attention: Which kernels were set.
             slots: Images denoised together.
+            execution: How the network is called.
             gate: Judges what is finished; None looks only whether it is an image at all.
         """
         device = pipeline.unet.device
-        self.attention = attention
         self.slots = slots
         self.time = Shares("prepare", "encode", "denoise", "decode", "judge", "idle")
         self._device = device
         self._autoencoder = Autoencoder(pipeline.vae)
         self._starter = Starter(pipeline, self._autoencoder, self.time)
-        self._denoiser = Denoiser(pipeline, self._starter.prompts[""])
+        self._denoiser = Denoiser(pipeline, self._starter.prompts[""], execution)
         self._gate = gate or Gate()
         self._running: Slots | None = None
         self._before = Side("prepare", device, self._starter)
@@ -96,7 +100,9 @@ class ImageGenerator:
         for network in (pipeline.unet, pipeline.vae):
             network.to(memory_format=torch.channels_last)
         attention = choose_attention(config.attention, pipeline, torch.device(device))
-        return cls(pipeline, attention, config.slots, gate)
+        execution = chosen_execution(config.execution, torch.device(device))
+        _log.info("%s on %s: %s attention, %s calls", model, device, attention, execution)
+        return cls(pipeline, config.slots, execution, gate)
 
     @property
     def in_flight(self) -> int:
@@ -214,6 +220,7 @@ class ImageGenerator:
         return [Finished(*parts) for parts in zip(requests, images, verdicts, strict=True)]
 
     def _halve_slots(self) -> None:
+        self._denoiser.forget()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self.slots //= 2

@@ -204,11 +204,14 @@ class Service:
     @property
     def _is_far_ahead(self) -> bool:
         """Each plan counts for itself: what was made by older maps may never be served."""
-        if self._work.max_ahead is None:
+        limit = self._work.max_ahead
+        if limit is None:
             return False
+        if self._told[0] == "paused":  # until all slots have something to do
+            limit = max(1, limit - self._generator.room)
         made, served = self._start_of_plan
         ahead = (self._made - made) - (self._trainer.served - served)
-        return ahead + self._list.under_way >= self._work.max_ahead
+        return ahead + self._list.under_way >= limit
 
     def _flush(self) -> None:
         self._writer.flush()

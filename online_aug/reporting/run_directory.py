@@ -20,7 +20,7 @@ MAY_DIFFER = frozenset(
         "data.root", "data.workers", "finetune.path", "cache.path", "cache.max_gib",
         "cache.eviction", "cache.durability",
         "devices.train", "devices.generate",
-        "generation.slots", "generation.attention", "generation.max_ahead",
+        "generation.slots", "generation.attention", "generation.execution", "generation.max_ahead",
     }
 )  # fmt: skip
 """Keys that say how far, where or how fast, not what is computed: a run resumes under others."""

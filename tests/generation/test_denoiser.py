@@ -80,7 +80,9 @@ def test_a_distilled_model_reads_its_guidance_scale_itself(tiny_model, tmp_path)
     pipeline.save_pretrained(tmp_path / "distilled")
     pipeline.set_progress_bar_config(disable=True)
     generator = ImageGenerator(
-        load_pipeline(tmp_path / "distilled", "float32", "image_to_image"), "sdpa", slots=2
+        load_pipeline(tmp_path / "distilled", "float32", "image_to_image"),
+        slots=2,
+        execution="graph",
     )
     requests = [
         make_request(scheduler="lcm", num_inference_steps=4, strength=0.75, guidance_scale=scale)

@@ -37,6 +37,9 @@ class FailsAt:
     def __init__(self, function, *calls):
         self._function, self._failing, self.calls = function, calls, 0
 
+    def __getattr__(self, name):
+        return getattr(self._function, name)
+
     def __call__(self, *args, **kwargs):
         self.calls += 1
         if self.calls in self._failing:

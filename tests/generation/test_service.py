@@ -221,6 +221,14 @@ def test_the_generator_pauses_when_it_is_far_ahead_and_goes_on_when_images_are_s
     assert trainer.told[-1].state == "finished"
 
 
+def test_a_pause_ends_when_all_slots_have_something_to_do(store):
+    def serve_one(trainer, status):
+        trainer.served += status.state == "paused"
+
+    painter, _ = serve(store, trainer=Listener(serve_one), max_ahead=16)
+    assert all(len(batch) == SLOTS for batch in painter.batches)
+
+
 def test_whatever_is_told_as_generated_is_in_the_cache(store):
     def compare(_, status):
         assert status.generated <= len(store)
