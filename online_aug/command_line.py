@@ -83,9 +83,8 @@ def parse_command(
         help="replaces a value of the file",
     )
     for name, effect in switches.items():
-        parser.add_argument(
-            name, dest="switches", action="append_const", const=name, default=[], help=effect
-        )
+        parser.add_argument(name, dest="switches", action="append_const", const=name, help=effect)
+    parser.set_defaults(switches=[])
     # The DeepSpeed launcher adds this to the command; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     found = parser.parse_intermixed_args(argv)

@@ -118,7 +118,7 @@ def print_speed(recipe: "Recipe", devices: "DevicePlan") -> int:
             whole = len(recipe.plan) / speed.images_per_s
             said = (
                 f"{rate(speed.images_per_s)} images/s ({speed.images} in {duration(speed.seconds)};"
-                f" {generator.slots} slots, {recipe.dtype}, {generator.attention});"
+                f" {generator.slots} slots, {recipe.dtype}, {generator.fast_paths});"
                 f" the {len(recipe.plan)} of the plan take {duration(whole)}"
             )
         else:

@@ -26,6 +26,10 @@ def test_file_and_overrides_are_taken_in_order():
     assert command.switches == frozenset()
 
 
+def test_a_program_may_offer_no_switches():
+    assert parse("x.yaml", switches={}).switches == frozenset()
+
+
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_dry_run_may_be_asked_for_anywhere_on_the_line(place):
     argv = ["x.yaml", "run.seed=1", "optim.lr=1"]

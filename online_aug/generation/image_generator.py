@@ -65,6 +65,7 @@ class ImageGenerator:
         """
         device = pipeline.unet.device
         self.slots = slots
+        self.fast_paths = f"{execution} calls"
         self.time = Shares("prepare", "encode", "denoise", "decode", "judge", "idle")
         self._device = device
         self._autoencoder = Autoencoder(pipeline.vae)
@@ -101,8 +102,10 @@ class ImageGenerator:
             network.to(memory_format=torch.channels_last)
         attention = choose_attention(config.attention, pipeline, torch.device(device))
         execution = chosen_execution(config.execution, torch.device(device))
-        _log.info("%s on %s: %s attention, %s calls", model, device, attention, execution)
-        return cls(pipeline, config.slots, execution, gate)
+        generator = cls(pipeline, config.slots, execution, gate)
+        generator.fast_paths = f"{attention} attention, {execution} calls"
+        _log.info("%s on %s: %s", model, device, generator.fast_paths)
+        return generator
 
     @property
     def in_flight(self) -> int:
