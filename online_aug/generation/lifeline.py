@@ -4,8 +4,11 @@ import ctypes
 import os
 import signal
 import threading
+import time
 
 from online_aug.generation.messages import (
+    BEAT_S,
+    Alive,
     Failed,
     NewMaps,
     ServedCount,
@@ -26,15 +29,23 @@ class Lifeline:
         self.is_stopping = False
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # what libraries print must not mix with messages
+        self._telling = threading.Lock()
         threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
 
-    def tell(self, message: Status | Failed) -> None:
+    def tell(self, message: Status | Alive | Failed) -> None:
         """Send a message; without a listener there is nobody left to work for."""
         try:
-            self._out.write(message.model_dump_json().encode() + b"\n")
-            self._out.flush()
+            with self._telling:
+                self._out.write(message.model_dump_json().encode() + b"\n")
+                self._out.flush()
         except BrokenPipeError:
             os._exit(1)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            self.tell(Alive())
 
     def _listen(self) -> None:
         pending = b""

@@ -58,6 +58,12 @@ class Status(_Message):
         )
 
 
+class Alive(_Message):
+    """Generator: it runs, whatever it is busy with; sent every `BEAT_S`."""
+
+    type: Literal["alive"] = "alive"
+
+
 class Failed(_Message):
     """Generator: it ends, and why; `is_final` where a restart cannot help."""
 
@@ -66,10 +72,11 @@ class Failed(_Message):
     is_final: bool
 
 
+BEAT_S = 2.0
 ToGenerator = Annotated[ServedCount | NewMaps | Stop, Field(discriminator="type")]
-ToTrainer = Annotated[Status | Failed, Field(discriminator="type")]
+ToTrainer = Annotated[Status | Alive | Failed, Field(discriminator="type")]
 _to_generator: TypeAdapter[ServedCount | NewMaps | Stop] = TypeAdapter(ToGenerator)
-_to_trainer: TypeAdapter[Status | Failed] = TypeAdapter(ToTrainer)
+_to_trainer: TypeAdapter[Status | Alive | Failed] = TypeAdapter(ToTrainer)
 
 
 def read_by_generator(line: bytes) -> ServedCount | NewMaps | Stop:
@@ -81,7 +88,7 @@ def read_by_generator(line: bytes) -> ServedCount | NewMaps | Stop:
     return _to_generator.validate_json(line)
 
 
-def read_by_trainer(line: bytes) -> Status | Failed | None:
+def read_by_trainer(line: bytes) -> Status | Alive | Failed | None:
     """The generator's message, or None for a line that is none (a library printed it)."""
     try:
         return _to_trainer.validate_json(line)

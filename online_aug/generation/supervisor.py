@@ -24,6 +24,10 @@ MAX_RESTARTS = 5
 BACK_OFF_S = 1.0
 STOP_TIMEOUT_S = 20.0
 LAST_WORDS_S = 5.0
+SILENT_S = 60.0
+"""Without a word for so long a process counts as hung; it speaks every `BEAT_S`."""
+MAKE_SURE_S = 5.0
+"""More of that silence: perhaps the whole machine slept, and its words are still in the pipe."""
 _LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -65,6 +69,8 @@ class Supervisor:
         self._failure: Failed | None = None
         self._maps: NewMaps | None = None
         self._start_at = 0.0
+        self._heard_at = 0.0
+        self._silent_since: float | None = None
         self._earlier = Status(state="loading")
         self._current = Status(state="loading")
         self.restarts = 0
@@ -89,11 +95,12 @@ class Supervisor:
             )
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
         self._listener.start()
+        self._heard_at = time.monotonic()
         if self._maps is not None:
             self._send(self._maps)
 
     def check(self) -> None:
-        """Notice a dead process and restart it in time; cheap enough for every batch.
+        """Notice a dead or hung process and restart it in time; cheap enough for every batch.
 
         Raises:
             UserError: If it failed for a reason that a restart does not mend, or too often.
@@ -104,6 +111,10 @@ class Supervisor:
                 self.start()
             return
         status = process.poll()
+        if status is None and self._is_hung():
+            process.kill()  # a stopped process ends by nothing less
+            status = process.wait()
+            self._failure = Failed(reason=f"no word for {SILENT_S:.0f} s", is_final=False)
         if status is None:
             return
         self._hear_out()
@@ -150,6 +161,14 @@ class Supervisor:
         self._hear_out()
         self._forget(process)
 
+    def _is_hung(self) -> bool:
+        now = time.monotonic()
+        if now - self._heard_at < SILENT_S:
+            self._silent_since = None
+            return False
+        self._silent_since = self._silent_since or now
+        return now - self._silent_since >= MAKE_SURE_S
+
     def _send(self, message: ServedCount | NewMaps) -> None:
         if self._process is not None:
             self._write(self._process, message)
@@ -167,6 +186,7 @@ class Supervisor:
         with process.stdout:
             for line in process.stdout:
                 message = read_by_trainer(line)
+                self._heard_at = time.monotonic()
                 if isinstance(message, Status):
                     self._current = message
                 elif isinstance(message, Failed):

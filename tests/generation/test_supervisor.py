@@ -159,6 +159,38 @@ def test_a_child_that_was_killed_is_started_again(supervise, tmp_path):
     assert process.restarts == 1
 
 
+def test_a_child_that_hangs_is_replaced(supervise, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(supervisor, "SILENT_S", 4.0)
+    monkeypatch.setattr(supervisor, "MAKE_SURE_S", 0.1)
+    process = supervise("serve")
+    hung = child(tmp_path)["pid"]
+    os.kill(hung, signal.SIGSTOP)
+    check_until(process, lambda: (tmp_path / "child1.json").exists())
+    assert is_gone(hung)
+    assert process.restarts == 1
+    assert "no word for 4 s" in caplog.text
+
+
+def test_a_busy_child_is_left_alone_as_long_as_it_says_that_it_lives(supervise, monkeypatch):
+    monkeypatch.setattr(supervisor, "SILENT_S", 4.0)
+    monkeypatch.setattr(supervisor, "MAKE_SURE_S", 0.1)
+    process = supervise("serve")
+    until = time.monotonic() + 6.0
+    while time.monotonic() < until:
+        process.check()
+        time.sleep(0.05)
+    assert process.restarts == 0
+
+
+def test_after_a_sleep_of_the_whole_machine_the_child_gets_time_to_be_heard(supervise, monkeypatch):
+    process = supervise("serve")
+    eventually(lambda: process.status.state == "generating")
+    slept = time.monotonic() + 2 * supervisor.SILENT_S
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: slept)
+    process.check()
+    assert process.restarts == 0
+
+
 def test_restarts_come_at_growing_distances(supervise, tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "BACK_OFF_S", 0.3)
     process = supervise("crash")
