@@ -13,6 +13,7 @@ from online_aug.config_data import DataConfig
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.config_gate import GateConfig
 from online_aug.config_method import FractalConfig, MethodConfig, SaliencyConfig
+from online_aug.config_schedule import ScheduleConfig
 from online_aug.config_training import ClassifierConfig, OptimConfig
 from online_aug.config_types import (
     Count,
@@ -150,6 +151,7 @@ class Config(Section):
     method: MethodConfig = MethodConfig()
     mixing: MixingConfig = MixingConfig()
     generation: GenerationConfig = GenerationConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     fractals: FractalConfig = FractalConfig()
     saliency: SaliencyConfig = SaliencyConfig()
@@ -170,6 +172,21 @@ class Config(Section):
                     "method.strength * generation.num_inference_steps must be at least 1, "
                     f"got {strength:g} * {steps}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_waited_for_is_made_in_order(self) -> "Config":
+        schedule = self.schedule
+        if self.mixing.starvation == "wait" and schedule.priority != "uniform":
+            raise ValueError(
+                "schedule.priority must be uniform with mixing.starvation wait, which serves the "
+                f"plan in its order, got {schedule.priority}"
+            )
+        if self.mixing.starvation == "wait" and not schedule.helps:
+            raise ValueError(
+                "schedule.helps must be true with mixing.starvation wait, which needs the whole "
+                "plan, got false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,8 +8,10 @@ from dataclasses import replace
 from cache import Store
 from online_aug.errors import UserError
 from online_aug.generation.messages import Status
+from online_aug.generation.order import part_of
 from online_aug.generation.service import Service
 from online_aug.recipe import Recipe
+from online_aug.records import GenerationRequest
 from online_aug.reporting.progress import Tally, progress
 from online_aug.reporting.wording import byte_size, rate
 from online_aug.stores import pin
@@ -22,6 +24,7 @@ class Nobody:
 
     served = 0
     saliency_version = None
+    class_losses = None
 
     def __init__(self, bar: Tally, store: Store, interrupt: Interrupt) -> None:
         """Take what to show the work on, and whose signals end it."""
@@ -49,7 +52,7 @@ class Nobody:
 
 def describe_plan(recipe: Recipe, store: Store) -> str:
     """How much of a recipe's plan a cache has, in one line."""
-    status = Counter(_status(recipe, store))
+    status = Counter(_status(part_of(recipe.plan, recipe.config.schedule), store))
     rejected = f", {status['rejected']} rejected" if status["rejected"] else ""
     there = f"{status['present']} of the plan's {status.total()} images"
     return f"cache {store.path}: {there}{rejected}, {_size_of(store)} in all"
@@ -66,18 +69,18 @@ def make_missing(recipe: Recipe, store: Store, interrupt: Interrupt) -> bool:
     Raises:
         UserError: If the cache is full before the end.
     """
-    found = zip(recipe.plan, _status(recipe, store), strict=True)
+    work = work_of(recipe)
+    found = zip(work.plan, _status(work.plan, store), strict=True)
     missing = [request for request, status in found if status in ("free", "claimed")]
     if not missing:
         return False
-    pin(store, [request.key for request in recipe.plan])
-    work = replace(work_of(recipe), plan=missing, max_ahead=None)
+    pin(store, [request.key for request in work.plan])
     with (
         closing(load_generator(recipe)) as generator,
         progress("filling", len(missing)) as bar,
     ):
         nobody = Nobody(bar, store, interrupt)
-        Service(work, store, generator, nobody).run()
+        Service(replace(work, plan=missing, max_ahead=None), store, generator, nobody).run()
     if nobody.status.state == "full":
         raise UserError(
             f"cache.path must have room for the plan, {store.path} is full after {bar.done} of "
@@ -86,8 +89,8 @@ def make_missing(recipe: Recipe, store: Store, interrupt: Interrupt) -> bool:
     return True
 
 
-def _status(recipe: Recipe, store: Store) -> Sequence[str]:
-    return store.status([request.key for request in recipe.plan])
+def _status(requests: Sequence[GenerationRequest], store: Store) -> Sequence[str]:
+    return store.status([request.key for request in requests])
 
 
 def _rejections(reasons: Mapping[str, int]) -> str:

@@ -76,7 +76,11 @@ def _is_whole(recipe: "Recipe", store: Store) -> bool:
     """Nothing is left to make, and nothing else will be asked for."""
     if recipe.saliency.follows_classifier:
         return False
-    return not {"free", "claimed"} & set(store.status([request.key for request in recipe.plan]))
+    from online_aug.generation.order import part_of
+
+    part = part_of(recipe.plan, recipe.config.schedule)
+    status = store.status([request.key for request in part])
+    return not {"free", "claimed"} & set(status)
 
 
 if __name__ == "__main__":

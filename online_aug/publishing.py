@@ -1,8 +1,9 @@
-"""New versions of the saliency maps while the classifier that makes them is being trained."""
+"""What the classifier being trained says to the generation process: saliency maps, losses."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from online_aug.dataloader.loader import OnlineAugLoader
@@ -12,7 +13,9 @@ from online_aug.reporting.json_records import from_json, to_json
 from online_aug.saliency.version import weights_version
 from online_aug.stores import open_store, pin_if_awaited
 from online_aug.teacher import gaze_of, make_maps
+from online_aug.training.class_losses import ClassLosses
 from online_aug.training.distributed import World, barrier
+from online_aug.training.engine import TrainingEngine
 
 VERSIONS_FILE = "saliency_versions.jsonl"
 
@@ -98,3 +101,32 @@ class SaliencyPublisher:
     def _read(self) -> list[Published]:
         lines = self._path.read_text().splitlines()
         return [from_json(Published, line, str(self._path)) for line in lines]
+
+
+class LossPublisher:
+    """Every `schedule.refresh_steps` steps: the classifier's loss on each class.
+
+    The rank that owns the generation process tells it of its own share of the training, where
+    `schedule.priority` is `hard`; elsewhere nothing is looked at.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loader: OnlineAugLoader,
+        engine: TrainingEngine,
+        device: torch.device,
+    ) -> None:
+        """Begin to watch the engine on its device, where there is somebody to tell."""
+        schedule, self._process = recipe.config.schedule, loader.process
+        self._every, self._engine = schedule.refresh_steps, engine
+        self._losses: ClassLosses | None = None
+        if schedule.priority == "hard" and self._process is not None:
+            num_classes = len(recipe.splits.train.class_names)
+            self._losses = ClassLosses(num_classes, device)
+            engine.watch = self._losses.add
+
+    def after_step(self) -> None:
+        """Publish where it is due; call it after every step."""
+        if self._losses and self._process and self._engine.step % self._every == 0:
+            self._process.publish_losses(self._losses.read())

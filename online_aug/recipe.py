@@ -164,11 +164,11 @@ class Recipe:
             )
         prompts = tuple(concept.prompt for concept in self.concepts)
         return method_context(
-            self.config, prompts, self._fingerprint, self.fractals, self._class_sizes
+            self.config, prompts, self._fingerprint, self.fractals, self.class_sizes
         )
 
     @property
-    def _class_sizes(self) -> list[int]:
+    def class_sizes(self) -> list[int]:
         """Training images of each class."""
         counts = Counter(source.label for source in self.sources)
         return [counts[label] for label in range(len(self.splits.train.class_names))]

@@ -1,7 +1,7 @@
 """What crosses a border between planning, generating, storing and serving."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -105,8 +105,9 @@ class GenerationRequest:
 
     def to_fields(self) -> dict[str, Scalar]:
         """The request as the flat mapping the cache stores and digests."""
-        values = asdict(self).items()
-        return {name: value for name, value in values if (name, value) not in self.SILENT.items()}
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        silent = self.SILENT.items()
+        return {name: value for name, value in values if (name, value) not in silent}
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Scalar]) -> "GenerationRequest":

@@ -14,7 +14,7 @@ from online_aug.dataloader.generator_process import StopWaiting
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.errors import UserError
-from online_aug.publishing import SaliencyPublisher
+from online_aug.publishing import LossPublisher, SaliencyPublisher
 from online_aug.recipe import Recipe
 from online_aug.records import Batch
 from online_aug.run_state import EpochTally, RunState
@@ -42,6 +42,7 @@ class TrainingRun:
         self._loader, self._directory = loader, directory
         self._publisher = SaliencyPublisher(recipe, loader, world, directory)
         self._engine = TrainingEngine(classifier, recipe.config, world, steps_per_epoch=len(loader))
+        self._losses = LossPublisher(recipe, loader, self._engine, world.device)
         self._state, self._tally = RunState(), EpochTally()
         self._report = TrainingReport(recipe, loader, world, directory)
         self.first_epoch = 0
@@ -161,6 +162,7 @@ class TrainingRun:
         self._tally.add(loss, batch.served)
         if self._state.first_step_s is None:
             self._state.first_step_s = time.monotonic() - self._built
+        self._losses.after_step()
         self._report.step(epoch, loss, self._tally)
 
     def _timed(self, loader: OnlineAugLoader) -> Iterator[Batch]:

@@ -5,17 +5,25 @@ from collections.abc import Sequence
 import torch
 
 from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.service import Work
+from online_aug.generation.order import Stripe, part_of
 from online_aug.generation.starting import fit
+from online_aug.generation.work import Work
 from online_aug.judge import build_gate
 from online_aug.methods import METHODS
 from online_aug.recipe import Recipe
+from online_aug.recipe_context import target_weights
 from online_aug.recipe_images import SourceImages
 from online_aug.records import GenerationRequest
 
 
-def work_of(recipe: Recipe) -> Work:
-    """The plan, and what its images start from."""
+def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
+    """The plan, and what its images start from.
+
+    Args:
+        recipe: Ready to be planned.
+        number: Of this process among those of this machine, from 0: each begins with its part.
+        count: Of them.
+    """
     config = recipe.config
     sources = SourceImages(recipe.splits.train, recipe.sources)
     method = METHODS[config.method.name]
@@ -32,14 +40,32 @@ def work_of(recipe: Recipe) -> Work:
     def refusal(request: GenerationRequest) -> str | None:
         return method.refusal(request, recipe.context_of(request.saliency_version))
 
+    schedule = config.schedule
+
+    def plan_of(version: str) -> list[GenerationRequest]:
+        return part_of(recipe.plan_of(version), schedule)
+
     return Work(
-        plan=recipe.plan,
-        plan_of=recipe.plan_of if recipe.saliency.follows_classifier else None,
+        plan=part_of(recipe.plan, schedule),
+        plan_of=plan_of if recipe.saliency.follows_classifier else None,
         prepare=prepare,
         refusal=refusal,
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
+        stripe=Stripe.of(schedule).split(number, count),
+        weights=_class_weights(recipe),
+        follows_losses=schedule.priority == "hard",
     )
+
+
+def _class_weights(recipe: Recipe) -> Sequence[float] | None:
+    match recipe.config.schedule.priority:
+        case "uniform":
+            return None
+        case "long_tail":
+            return target_weights(recipe.class_sizes, balance=1.0)
+        case "hard":  # until the classifier has losses
+            return [1.0] * len(recipe.class_sizes)
 
 
 def load_generator(recipe: Recipe) -> ImageGenerator:

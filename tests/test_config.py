@@ -211,6 +211,19 @@ def test_a_policy_that_cannot_be_kept_is_refused(empty, overrides, part):
     assert line.startswith(f"mixing.{part}")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["schedule.stripe=2", "schedule.stripes=2"], "schedule.stripe must be below"),
+        (["mixing.starvation=wait", "schedule.priority=hard"], "schedule.priority must be uniform"),
+        (["mixing.starvation=wait", "schedule.helps=false"], "schedule.helps must be true with"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused(empty, overrides, part):
+    (line,) = error_lines(empty, *overrides)
+    assert line.startswith(part)
+
+
 def test_imports_cannot_stand_beside_plans_that_replace_one_another(empty):
     (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside")
     assert line.startswith("mixing.imported must be null or only where saliency.teacher is")

@@ -16,7 +16,7 @@ from online_aug.recipe_images import SourceImages
 class Trainer:
     """Stands for the lifeline: what is told is kept, and nothing was served yet."""
 
-    served, is_stopping, saliency_version = 0, False, None
+    served, is_stopping, saliency_version, class_losses = 0, False, None, None
 
     def __init__(self):
         self.told = []

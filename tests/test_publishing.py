@@ -6,7 +6,7 @@ import torch
 from recipe_samples import make_recipe
 
 from online_aug.config_training import ClassifierConfig
-from online_aug.publishing import SaliencyPublisher
+from online_aug.publishing import LossPublisher, SaliencyPublisher
 from online_aug.saliency.version import weights_version
 from online_aug.training.classifier import build_classifier
 from online_aug.training.distributed import World
@@ -81,3 +81,53 @@ def test_with_a_file_as_teacher_nothing_is_published(recipe_of, tmp_path):
     weights = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file(classifier_of(seed=5).state_dict(), weights)
     assert publish(recipe_of(teacher=weights, refresh_epochs=1), tmp_path, range(4)) == []
+
+
+class Generator:
+    """Stands for the supervisor: it writes down what it is to tell."""
+
+    def __init__(self):
+        self.told = []
+
+    def publish_losses(self, losses):
+        self.told.append(losses)
+
+
+class Engine:
+    """Stands for the training engine: it counts steps and shows what was said in them."""
+
+    def __init__(self):
+        self.step, self.watch = 0, None
+
+    def train_step(self, label):
+        self.step += 1
+        if self.watch is not None:
+            self.watch(
+                torch.zeros(1, 2), torch.nn.functional.one_hot(torch.tensor([label]), 2).float()
+            )
+
+
+def losses_told(recipe, process, steps):
+    engine = Engine()
+    loader = Loader()
+    loader.process = process
+    publisher = LossPublisher(recipe, loader, engine, torch.device("cpu"))
+    for _ in range(steps):
+        engine.train_step(label=1)
+        publisher.after_step()
+    return engine
+
+
+def test_losses_are_told_every_few_steps(tmp_path, tiny_model):
+    recipe = make_recipe(tmp_path, tiny_model, schedule={"priority": "hard", "refresh_steps": 3})
+    process = Generator()
+    losses_told(recipe, process, 8)
+    assert process.told == [[None, pytest.approx(0.693, abs=1e-3)]] * 2
+
+
+@pytest.mark.parametrize(("priority", "process"), [("uniform", Generator()), ("hard", None)])
+def test_nothing_is_looked_at_where_nobody_is_to_be_told(tmp_path, tiny_model, priority, process):
+    recipe = make_recipe(tmp_path, tiny_model, schedule={"priority": priority, "refresh_steps": 1})
+    engine = losses_told(recipe, process, 3)
+    assert engine.watch is None
+    assert process is None or process.told == []

@@ -1,7 +1,7 @@
 """The generation process as the loader sees it, and the wait for one of its images."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cache import Store
@@ -50,6 +50,9 @@ class GeneratorProcess(Protocol):
 
     def publish(self, version: str) -> None:
         """Tell that there is a newer version of the saliency maps."""
+
+    def publish_losses(self, losses: Sequence[float | None]) -> None:
+        """Tell the classifier's loss on each class, None where it saw none yet."""
 
     def stop(self) -> None:
         """End the process."""

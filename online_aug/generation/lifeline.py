@@ -9,6 +9,7 @@ import time
 from online_aug.generation.messages import (
     BEAT_S,
     Alive,
+    ClassLosses,
     Failed,
     NewMaps,
     ServedCount,
@@ -26,6 +27,7 @@ class Lifeline:
         """Start listening; standard output becomes the message channel and prints go to the log."""
         self.served = 0
         self.saliency_version: str | None = None
+        self.class_losses: tuple[float | None, ...] | None = None
         self.is_stopping = False
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # what libraries print must not mix with messages
@@ -62,6 +64,8 @@ class Lifeline:
             self.served = message.fresh
         elif isinstance(message, NewMaps):
             self.saliency_version = message.version
+        elif isinstance(message, ClassLosses):
+            self.class_losses = message.losses
         else:
             self.is_stopping = True
 

@@ -1,7 +1,7 @@
 """What trainer and generation process tell each other: typed JSON lines, nothing is unpickled."""
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -29,6 +29,14 @@ class NewMaps(_Message):
 
     type: Literal["maps"] = "maps"
     version: str
+
+
+class ClassLosses(_Message):
+    """Trainer: the classifier's running loss on each class; what is hard is to be made first."""
+
+    type: Literal["losses"] = "losses"
+    losses: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
+    """By label; None for a class that was not seen yet."""
 
 
 class Status(_Message):
@@ -73,13 +81,14 @@ class Failed(_Message):
 
 
 BEAT_S = 2.0
-ToGenerator = Annotated[ServedCount | NewMaps | Stop, Field(discriminator="type")]
+FromTrainer: TypeAlias = ServedCount | NewMaps | ClassLosses | Stop
+ToGenerator = Annotated[FromTrainer, Field(discriminator="type")]
 ToTrainer = Annotated[Status | Alive | Failed, Field(discriminator="type")]
-_to_generator: TypeAdapter[ServedCount | NewMaps | Stop] = TypeAdapter(ToGenerator)
+_to_generator: TypeAdapter[FromTrainer] = TypeAdapter(ToGenerator)
 _to_trainer: TypeAdapter[Status | Alive | Failed] = TypeAdapter(ToTrainer)
 
 
-def read_by_generator(line: bytes) -> ServedCount | NewMaps | Stop:
+def read_by_generator(line: bytes) -> FromTrainer:
     """The trainer's message.
 
     Raises:

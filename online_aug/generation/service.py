@@ -2,16 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal
 
 from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
 from online_aug.generation.autoencoding import TOGETHER
 from online_aug.generation.gate import to_bytes
 from online_aug.generation.image_generator import Finished
 from online_aug.generation.messages import Status
-from online_aug.generation.starting import Prepare
+from online_aug.generation.order import Order, weights_by_loss
+from online_aug.generation.work import Generates, Trainer, Work
 from online_aug.generation.worklist import Worklist
 from online_aug.records import GenerationRequest
 
@@ -23,66 +23,6 @@ WRITE_BATCH = 64
 State = Literal["loading", "generating", "paused", "waiting", "finished", "full"]
 
 
-class Generates(Protocol):
-    """An image generator: takes requests in, gives images back in any order."""
-
-    @property
-    def room(self) -> int:
-        """How many more requests keep it busy."""
-        ...
-
-    def submit(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> None:
-        """Take requests in, and what prepares them."""
-        ...
-
-    def step(self) -> list[Finished]:
-        """Go on a little; gives what is finished by then."""
-        ...
-
-    def drop(self) -> None:
-        """Forget what is not finished."""
-        ...
-
-
-class Trainer(Protocol):
-    """Whom the images are for."""
-
-    @property
-    def served(self) -> int:
-        """Fresh images served in this run so far."""
-        ...
-
-    @property
-    def is_stopping(self) -> bool:
-        """The work is to end, however much is left."""
-        ...
-
-    @property
-    def saliency_version(self) -> str | None:
-        """The newest maps by the classifier being trained; None before the first or without."""
-        ...
-
-    def tell(self, status: Status) -> None:
-        """Send where the work stands."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is to be made, and from what."""
-
-    plan: Sequence[GenerationRequest]
-    """What is known at the start."""
-    plan_of: Callable[[str], Sequence[GenerationRequest]] | None
-    """The plan by a version of the saliency maps; None where none but the first will come."""
-    prepare: Prepare
-    """Starting images of some requests of one plan, at the generator's resolution."""
-    refusal: Callable[[GenerationRequest], str | None]
-    """Why a request cannot be prepared, None where it can."""
-    max_ahead: int | None
-    """Images not yet served at which to pause; None never pauses."""
-
-
 class Service:
     """Works through a plan until all of it is in the cache, at the trainer's pace."""
 
@@ -91,7 +31,9 @@ class Service:
         self._generator, self._trainer = generator, trainer
         self._owner = Owner.current()
         self._version: str | None = None
-        self._list = Worklist(work.plan, store, self._owner)
+        self._weights = work.weights
+        self._losses: Sequence[float | None] | None = None
+        self._list = self._listed(work.plan)
         self._start_of_plan = (0, 0)
         self._made = self._reused_before = 0
         self._rejected: Counter[str] = Counter()
@@ -135,9 +77,19 @@ class Service:
             return False
         self._version = self._trainer.saliency_version
         self._reused_before += self._list.reused
-        self._list = Worklist(self._work.plan_of(self._version), self._store, self._owner)
+        self._list = self._listed(self._work.plan_of(self._version))
         self._start_of_plan = (self._made, self._trainer.served)
         return True
+
+    def _listed(self, plan: Sequence[GenerationRequest]) -> Worklist:
+        order = Order(plan, self._work.stripe, self._weights)
+        return Worklist(order, self._store, self._owner)
+
+    def _follow_losses(self) -> None:
+        losses = self._trainer.class_losses
+        if self._work.follows_losses and losses is not None and losses != self._losses:
+            self._losses, self._weights = losses, weights_by_loss(losses)
+            self._list.reweigh(self._weights)
 
     @property
     def _is_plan_over(self) -> bool:
@@ -145,6 +97,7 @@ class Service:
 
     def _begin(self) -> None:
         """Give the generator as much as it has room for and the trainer wants."""
+        self._follow_losses()
         while self._generator.room >= TOGETHER and not self._is_far_ahead:
             taken = self._list.take(TOGETHER)
             if not taken:

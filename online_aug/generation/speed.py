@@ -7,7 +7,7 @@ from itertools import count, islice
 
 from online_aug.errors import UserError
 from online_aug.generation.autoencoding import TOGETHER
-from online_aug.generation.service import Generates, Work
+from online_aug.generation.work import Generates, Work
 from online_aug.records import GenerationRequest
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from online_aug.errors import UserError
 from online_aug.generation.messages import (
+    ClassLosses,
     Failed,
+    FromTrainer,
     NewMaps,
     ServedCount,
     Status,
@@ -67,7 +69,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._listener: threading.Thread | None = None
         self._failure: Failed | None = None
-        self._maps: NewMaps | None = None
+        self._lasting: dict[str, NewMaps | ClassLosses] = {}
         self._start_at = 0.0
         self._heard_at = 0.0
         self._silent_since: float | None = None
@@ -96,8 +98,8 @@ class Supervisor:
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
         self._listener.start()
         self._heard_at = time.monotonic()
-        if self._maps is not None:
-            self._send(self._maps)
+        for message in self._lasting.values():
+            self._send(message)
 
     def check(self) -> None:
         """Notice a dead or hung process and restart it in time; cheap enough for every batch.
@@ -141,8 +143,11 @@ class Supervisor:
 
     def publish(self, version: str) -> None:
         """Tell that the cache holds a newer version of the maps; told again after a restart."""
-        self._maps = NewMaps(version=version)
-        self._send(self._maps)
+        self._tell_for_good(NewMaps(version=version))
+
+    def publish_losses(self, losses: Sequence[float | None]) -> None:
+        """Tell the classifier's loss on each class; told again after a restart."""
+        self._tell_for_good(ClassLosses(losses=tuple(losses)))
 
     def stop(self) -> None:
         """End the process: asked first, then terminated, then killed."""
@@ -169,13 +174,15 @@ class Supervisor:
         self._silent_since = self._silent_since or now
         return now - self._silent_since >= MAKE_SURE_S
 
-    def _send(self, message: ServedCount | NewMaps) -> None:
+    def _tell_for_good(self, message: NewMaps | ClassLosses) -> None:
+        self._lasting[message.type] = message
+        self._send(message)
+
+    def _send(self, message: FromTrainer) -> None:
         if self._process is not None:
             self._write(self._process, message)
 
-    def _write(
-        self, process: subprocess.Popen[bytes], message: ServedCount | NewMaps | Stop
-    ) -> None:
+    def _write(self, process: subprocess.Popen[bytes], message: FromTrainer) -> None:
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended; `check` says so
             process.stdin.write(message.model_dump_json().encode() + b"\n")

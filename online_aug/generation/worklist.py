@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from cache import Owner, Store
+from online_aug.generation.order import Order
 from online_aug.records import GenerationRequest
 
 LOOKED_UP_TOGETHER = 1024
@@ -15,22 +16,22 @@ LEASE_S = 300.0
 
 
 class Worklist:
-    """The requests of one plan in order, each claimed before it is given out.
+    """The requests of one plan as an order has them, each claimed before it is given out.
 
     Claims that are not begun can be given back, and those under way are renewed, so that no other
     process makes the same images meanwhile.
     """
 
-    def __init__(self, plan: Sequence[GenerationRequest], store: Store, owner: Owner) -> None:
+    def __init__(self, order: Order, store: Store, owner: Owner) -> None:
         """Look at nothing yet.
 
         Args:
-            plan: In the order of work.
+            order: Of the plan; used up.
             store: The cache that tells what is there, rejected or claimed.
             owner: Holder of the claims.
         """
         self._store, self._owner = store, owner
-        self._unseen = deque(plan)
+        self._unseen = order
         self._free: deque[GenerationRequest] = deque()
         self._claimed: deque[GenerationRequest] = deque()
         self._under_way: dict[GenerationRequest, None] = {}
@@ -76,6 +77,12 @@ class Worklist:
         self.give_back()
         self._store.release([request.key for request in self._under_way], self._owner)
 
+    def reweigh(self, weights: Sequence[float]) -> None:
+        """Go on in proportion to other weights of the classes; what is claimed comes first."""
+        self._unseen.put_back(list(self._free))
+        self._free.clear()
+        self._unseen.reweigh(weights)
+
     def look_again(self) -> None:
         """Look anew at what others had claimed: they may have given it up."""
         self._unseen.extend(self._elsewhere)
@@ -83,13 +90,14 @@ class Worklist:
 
     def _find_free(self) -> bool:
         while not self._free and self._unseen:
-            count = min(LOOKED_UP_TOGETHER, len(self._unseen))
-            requests = [self._unseen.popleft() for _ in range(count)]
-            status = self._store.status([request.key for request in requests])
-            found = dict(zip(requests, status, strict=True))
-            self._free.extend(request for request in requests if found[request] == "free")
-            self._elsewhere += [request for request in requests if found[request] == "claimed"]
-            self.reused += status.count("present")
+            requests = self._unseen.take(LOOKED_UP_TOGETHER)
+            found = self._store.status([request.key for request in requests])
+            for request, status in zip(requests, found, strict=True):
+                if status == "free":
+                    self._free.append(request)
+                elif status == "claimed":
+                    self._elsewhere.append(request)
+            self.reused += found.count("present")
         return bool(self._free)
 
     def _claim(self) -> None:

@@ -21,6 +21,7 @@ MAY_DIFFER = frozenset(
         "cache.eviction", "cache.durability",
         "devices.train", "devices.generate",
         "generation.slots", "generation.attention", "generation.execution", "generation.max_ahead",
+        "schedule.stripe", "schedule.stripes",
     }
 )  # fmt: skip
 """Keys that say how far, where or how fast, not what is computed: a run resumes under others."""

@@ -1,5 +1,6 @@
 """One optimizer step after another on a DeepSpeed engine, and the state to go on later."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,9 @@ _SCALER = "loss_scaler"
 """Among a rank's own state: DeepSpeed does not save that of its autocast."""
 
 
+Watch = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"]], None]
+
+
 class TrainingEngine:
     """Trains a classifier; mixing and dropout are functions of seed, rank and step alone."""
 
@@ -42,6 +46,8 @@ class TrainingEngine:
             UserError: If the batch size or `classifier.deepspeed` cannot be used.
         """
         self._config, self._world = config, world
+        self.watch: Watch | None = None
+        """Sees what the classifier says in training, and the labels before smoothing."""
         self._steps_per_epoch = steps_per_epoch
         self._mean, self._std = input_statistics(classifier)
         self._format = (
@@ -80,7 +86,6 @@ class TrainingEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         seed = int(numpy_rng("dropout", *self._entropy()).integers(2**63))
-        labels = smooth(labels, optim.label_smoothing)
         with torch_global_state(seed, device):
             loss = self._descend(images, labels)
         if self._average is not None:
@@ -154,7 +159,10 @@ class TrainingEngine:
         parts = self._config.optim.accumulation
         losses = []
         for some, wanted in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-            loss = F.cross_entropy(self._engine(some).float(), wanted)
+            logits = self._engine(some).float()
+            loss = F.cross_entropy(logits, smooth(wanted, self._config.optim.label_smoothing))
+            if self.watch is not None:
+                self.watch(logits.detach(), wanted)
             self._engine.backward(loss)
             self._engine.step()  # DeepSpeed waits for the last part
             losses.append(loss.detach())

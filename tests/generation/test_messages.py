@@ -1,6 +1,7 @@
 import pytest
 
 from online_aug.generation.messages import (
+    ClassLosses,
     Failed,
     NewMaps,
     ServedCount,
@@ -15,7 +16,15 @@ def line_of(message):
     return message.model_dump_json().encode() + b"\n"
 
 
-@pytest.mark.parametrize("message", [ServedCount(fresh=3), NewMaps(version="v"), Stop()])
+@pytest.mark.parametrize(
+    "message",
+    [
+        ServedCount(fresh=3),
+        NewMaps(version="v"),
+        ClassLosses(losses=(0.5, None, 0.0)),
+        Stop(),
+    ],
+)
 def test_the_generator_reads_what_the_trainer_writes(message):
     assert read_by_generator(line_of(message)) == message
 
@@ -66,3 +75,10 @@ def test_what_an_earlier_process_made_and_rejected_is_counted_in():
     found = now.after(earlier)
     assert (found.state, found.generated, found.rejected, found.reused) == ("paused", 7, 4, 0)
     assert found.rejected_by_reason == {"white": 3, "black": 1}
+
+
+@pytest.mark.parametrize("loss", ["-0.1", "NaN", "Infinity", '"hard"'])
+def test_a_loss_that_is_none_is_an_error_to_the_generator(loss):
+    line = f'{{"type": "losses", "losses": [1.0, {loss}]}}'
+    with pytest.raises(ValueError, match="validation error"):
+        read_by_generator(line.encode())

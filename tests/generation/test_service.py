@@ -15,7 +15,8 @@ from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.generation import service, worklist
 from online_aug.generation.gate import ClassRule, Gate
 from online_aug.generation.image_generator import Finished
-from online_aug.generation.service import Service, Work
+from online_aug.generation.service import Service
+from online_aug.generation.work import Work
 from online_aug.methods import METHODS, plan_requests
 
 SLOTS = 4
@@ -79,6 +80,7 @@ class Listener:
 
     def __init__(self, on_tell=None):
         self.served, self.is_stopping, self.saliency_version = 0, False, None
+        self.class_losses = None
         self.told = []
         self._on_tell = on_tell
 
@@ -396,6 +398,26 @@ def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
         process.join()
     assert Counter(made[0] + made[1]) == Counter(request.key for request in PLAN)
     assert min(map(len, made)) > 0
+
+
+def test_what_is_hard_for_the_classifier_is_made_first_from_then_on(store):
+    def hear(trainer, status):
+        trainer.class_losses = (0.0, 0.0, 9.0, None)
+
+    weights = [1.0, 1.0, 1.0, 1.0]
+    painter, _ = serve(store, trainer=Listener(hear), weights=weights, follows_losses=True)
+    assert Counter(painter.made) == Counter(PLAN)
+    hard = [number for number, r in enumerate(painter.made) if r.target_label == 2]
+    easy = [number for number, r in enumerate(painter.made) if r.target_label == 0]
+    assert max(hard) < max(easy)
+    assert len([number for number in hard if number < 36]) == len(hard)
+
+
+def test_losses_change_nothing_where_they_are_not_followed(store):
+    trainer = Listener()
+    trainer.class_losses = (0.0, 0.0, 9.0, None)
+    painter, _ = serve(store, trainer=trainer)
+    assert painter.made == PLAN
 
 
 def version_of(letter):

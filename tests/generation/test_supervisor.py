@@ -299,3 +299,14 @@ def test_maps_that_came_before_the_start_are_told_at_the_start(supervise, tmp_pa
     process.start()
     pid = child(tmp_path, 1)["pid"]
     eventually(lambda: (tmp_path / f"v2-{pid}").exists())
+
+
+def test_a_child_hears_of_losses_and_one_after_a_restart_too(supervise, tmp_path):
+    process = supervise("note losses")
+    first = child(tmp_path)["pid"]
+    process.publish_losses([0.5, None])
+    eventually(lambda: (tmp_path / f"(0.5, None)-{first}").exists())
+    os.kill(first, signal.SIGKILL)
+    check_until(process, lambda: (tmp_path / "child1.json").exists())
+    second = child(tmp_path, 1)["pid"]
+    eventually(lambda: (tmp_path / f"(0.5, None)-{second}").exists())

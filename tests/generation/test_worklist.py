@@ -8,6 +8,7 @@ from request_samples import make_context, make_sources
 
 from cache import Entry, Owner
 from online_aug.generation import worklist
+from online_aug.generation.order import Order, Stripe
 from online_aug.generation.worklist import Worklist
 from online_aug.methods import METHODS, plan_requests
 
@@ -34,7 +35,7 @@ def take_all(items):
 
 @pytest.fixture
 def items(store):
-    return Worklist(PLAN, store, ME)
+    return Worklist(Order(PLAN), store, ME)
 
 
 def test_all_is_given_out_in_the_order_of_the_plan(items):
@@ -103,7 +104,7 @@ def test_a_release_ends_all_claims(store, items):
 def test_leases_are_renewed_before_they_end(store, items, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(worklist.time, "monotonic", lambda: now)
-    items = Worklist(PLAN, store, ME)
+    items = Worklist(Order(PLAN), store, ME)
     items.take(2)
     asked = []
     claim = store.claim
@@ -120,3 +121,26 @@ def test_a_claim_that_is_anothers_by_now_is_not_given_out(store, items, monkeypa
     taken = take_all(items)
     assert theirs
     assert not set(theirs) & set(keys(taken))
+
+
+def test_other_weights_change_the_order_of_all_that_is_not_claimed(store):
+    items = Worklist(Order(PLAN, None, [1e6, 1.0, 1.0, 1.0]), store, ME)
+    first = items.take(2)
+    items.reweigh([1.0, 1.0, 1.0, 1e6])
+    rest = take_all(items)
+    assert {request.target_label for request in first} == {0}
+    claimed = rest[: worklist.CLAIMED_TOGETHER - len(first)]
+    hard = [r for r in PLAN if r.target_label == 3 and r not in claimed]
+    assert rest[len(claimed) : len(claimed) + len(hard)] == hard
+    assert set(first + rest) == set(PLAN)
+
+
+def test_processes_with_parts_of_their_own_meet_only_at_the_end(store):
+    mine, theirs = (
+        Worklist(Order(PLAN, Stripe(number=number, count=2)), store, owner)
+        for number, owner in enumerate((ME, OTHER))
+    )
+    own = [request for request in PLAN if Stripe(number=0, count=2).holds(request)]
+    taken = [request for _ in own for request in mine.take(1)]
+    assert taken == own
+    assert not set(take_all(theirs)) & set(own)

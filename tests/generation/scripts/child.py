@@ -48,11 +48,17 @@ def echo(lifeline, folder):
         time.sleep(0.01)
 
 
-def note_maps(lifeline, folder):
-    while not lifeline.is_stopping:
-        if lifeline.saliency_version is not None:
-            (folder / f"{lifeline.saliency_version}-{os.getpid()}").touch()
-        time.sleep(0.01)
+def note(what):
+    """Leave a file named after what was heard and by whom."""
+
+    def behave(lifeline, folder):
+        while not lifeline.is_stopping:
+            heard = getattr(lifeline, what)
+            if heard is not None:
+                (folder / f"{heard}-{os.getpid()}").touch()
+            time.sleep(0.01)
+
+    return behave
 
 
 def finish(lifeline, folder):
@@ -80,7 +86,8 @@ def fail_once(lifeline, folder):
 BEHAVIOURS = {
     "serve": serve,
     "echo": echo,
-    "note maps": note_maps,
+    "note maps": note("saliency_version"),
+    "note losses": note("class_losses"),
     "finish": finish,
     "fail for good": fail_for_good,
     "fail": fail,

@@ -1,0 +1,42 @@
+"""What of the configuration decides what a process makes, and in which order."""
+
+import pytest
+from recipe_samples import make_recipe
+
+from online_aug.generation.order import Stripe
+from online_aug.recipe_context import target_weights
+from online_aug.workload import work_of
+
+
+@pytest.fixture
+def work(tmp_path, tiny_model):
+    def make(number=0, count=1, **schedule):
+        recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, schedule=schedule)
+        return work_of(recipe, number, count), recipe
+
+    return make
+
+
+def test_a_process_begins_with_its_part_of_the_part_of_its_machine(work):
+    found, recipe = work(1, 2, stripe=2, stripes=3)
+    assert found.stripe == Stripe(number=2, count=3).split(1, 2)
+    assert found.plan == recipe.plan
+
+
+def test_a_machine_that_helps_nobody_plans_its_own_part(work):
+    found, recipe = work(stripe=0, stripes=2, helps=False)
+    stripe = Stripe(number=0, count=2)
+    assert found.plan == [request for request in recipe.plan if stripe.holds(request)]
+
+
+@pytest.mark.parametrize(
+    ("priority", "weights", "follows"),
+    [
+        ("uniform", None, False),
+        ("long_tail", target_weights([4, 4], 1.0), False),
+        ("hard", [1.0, 1.0], True),
+    ],
+)
+def test_the_priority_says_how_classes_are_weighed(work, priority, weights, follows):
+    found, _ = work(priority=priority)
+    assert (found.weights, found.follows_losses) == (weights, follows)
