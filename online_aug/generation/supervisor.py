@@ -23,6 +23,7 @@ from online_aug.generation.messages import (
 )
 
 MAX_RESTARTS = 5
+"""In a row of processes that made nothing; one that made an image is always replaced."""
 BACK_OFF_S = 1.0
 STOP_TIMEOUT_S = 20.0
 LAST_WORDS_S = 5.0
@@ -73,6 +74,7 @@ class Supervisor:
         self._start_at = 0.0
         self._heard_at = 0.0
         self._silent_since: float | None = None
+        self._in_vain = 0
         self._earlier = Status(state="loading")
         self._current = Status(state="loading")
         self.restarts = 0
@@ -126,13 +128,16 @@ class Supervisor:
         reason = self._failure.reason if self._failure else f"exit status {status}"
         if self._failure and self._failure.is_final:
             raise UserError(f"generation process: {reason}")
-        if self.restarts >= MAX_RESTARTS:
+        self._in_vain = (
+            0 if self._current.generated or self._current.rejected else self._in_vain + 1
+        )
+        if self._in_vain > MAX_RESTARTS:
             raise UserError(
-                f"generation process died {self.restarts + 1} times, last: {reason}; "
+                f"generation process died {self._in_vain} times and made nothing, last: {reason}; "
                 f"see {self._log_path}"
             )
         self.restarts += 1
-        self._start_at = time.monotonic() + BACK_OFF_S * 2 ** (self.restarts - 1)
+        self._start_at = time.monotonic() + BACK_OFF_S * 2 ** max(0, self._in_vain - 1)
         self._earlier, self._current = self.status, Status(state="loading")
         self._failure = None
         _log.warning("generation process ended (%s), restart %d", reason, self.restarts)

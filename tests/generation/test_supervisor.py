@@ -205,15 +205,21 @@ def test_restarts_come_at_growing_distances(supervise, tmp_path, monkeypatch):
 
 
 def test_it_gives_up_in_words_after_too_many_restarts(supervise, tmp_path):
-    process = supervise("fail")
+    process = supervise("fail in vain")
     with pytest.raises(UserError) as caught:
         check_until(process, lambda: False)
     log = tmp_path / "generator.log"
     assert str(caught.value) == (
-        f"generation process died 3 times, last: OutOfMemoryError: no room; see {log}"
+        "generation process died 3 times and made nothing, last: OutOfMemoryError: no room; "
+        f"see {log}"
     )
     assert process.restarts == 2
-    assert process.status.generated == 15
+
+
+def test_a_child_that_made_something_is_replaced_however_often_and_all_it_made_counts(supervise):
+    process = supervise("fail")
+    check_until(process, lambda: process.restarts > supervisor.MAX_RESTARTS + 1)
+    assert process.status.generated >= 5 * process.restarts
 
 
 def test_a_crash_without_words_is_given_by_its_exit_status(supervise):

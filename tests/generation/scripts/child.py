@@ -76,6 +76,11 @@ def fail(lifeline, folder):
     sys.exit(1)
 
 
+def fail_in_vain(lifeline, folder):
+    lifeline.tell(Failed(reason="OutOfMemoryError: no room", is_final=False))
+    sys.exit(1)
+
+
 def fail_once(lifeline, folder):
     if (folder / "child1.json").exists():
         serve(lifeline, folder)
@@ -91,6 +96,7 @@ BEHAVIOURS = {
     "finish": finish,
     "fail for good": fail_for_good,
     "fail": fail,
+    "fail in vain": fail_in_vain,
     "fail once": fail_once,
 }
 
