@@ -32,7 +32,12 @@ class Source:
         Raises:
             CacheError: If there are no classes.
         """
-        return self.classes or read_class_names(folder)
+        if self.classes is not None:
+            return self.classes
+        try:
+            return read_class_names(folder)
+        except CacheError as error:
+            raise CacheError(f"source must hold class folders, got none in {folder}") from error
 
 
 def refuse(reason: str) -> Stored:

@@ -11,6 +11,7 @@ from cache.exchange import diff_mix, diffusemix, folder, webdataset
 from cache.exchange.batches import Batches
 from cache.exchange.found import Found, Source, refuse
 from cache.exchange.report import Report
+from cache.location import is_started
 from cache.store import Store
 
 
@@ -40,6 +41,8 @@ def find(source: Source, format: str | None = None) -> tuple[str, Iterator[Found
     root = source.root
     if not root.exists():
         raise CacheError(f"source must be a folder or a tar shard, got {root} which does not exist")
+    if is_started(root):
+        raise CacheError(f"source must hold images, got the cache {root}; merge joins caches")
     tried = FORMATS if format is None else [format]
     format = next((name for name in tried if FORMATS[name].is_one(root)), None)
     if format is None:

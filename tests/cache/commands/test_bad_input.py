@@ -155,7 +155,8 @@ def test_parquet_without_pyarrow(birds, tmp_path, run, monkeypatch):
     ("arguments", "message"),
     [
         (("import", "{c}", "{none}"), "which does not exist"),
-        (("import", "{c}", "{empty}"), "classes must hold a name, got none"),
+        (("import", "{c}", "{birds}"), "source must hold images, got the cache"),
+        (("import", "{c}", "{empty}"), "source must hold class folders, got none"),
         (("import", "{c}", "{file}"), "source must be of the format"),
         (("import", "{c}", "{photos}", "--classes", "{none}"), "classes must be a readable"),
         (("import", "{photos}", "{photos}"), "cache path must be new, empty or a cache"),
