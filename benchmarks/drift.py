@@ -28,6 +28,7 @@ from online_aug.seeding import numpy_rng
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 IMAGES_PER_STRENGTH = 200
+IMAGES_TOGETHER = 50
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,8 +62,8 @@ def _rates(recipe: Recipe, judge: torch.nn.Module) -> dict[float, tuple[float, f
         for strength in STRENGTHS:
             requests = _requests(recipe, strength)
             made = []
-            for start in range(0, len(requests), generation.slots):
-                batch = requests[start : start + generation.slots]
+            for start in range(0, len(requests), IMAGES_TOGETHER):
+                batch = requests[start : start + IMAGES_TOGETHER]
                 sources = [
                     fit(images.by_digest(r.source_digest), generation.resolution) for r in batch
                 ]

@@ -23,6 +23,7 @@ from online_aug.generation.denoiser import Denoiser
 from online_aug.generation.execution import Execution, chosen_execution
 from online_aug.generation.gate import Gate, Verdict
 from online_aug.generation.identity import kind_of
+from online_aug.generation.memory import chosen_slots
 from online_aug.generation.models import Pipeline, choose_attention, load_pipeline
 from online_aug.generation.sides import Side
 from online_aug.generation.slots import Slots, Start
@@ -102,9 +103,10 @@ class ImageGenerator:
             network.to(memory_format=torch.channels_last)
         attention = choose_attention(config.attention, pipeline, torch.device(device))
         execution = chosen_execution(config.execution, torch.device(device))
-        generator = cls(pipeline, config.slots, execution, gate)
+        slots = chosen_slots(config.slots, pipeline, config.resolution)
+        generator = cls(pipeline, slots, execution, gate)
         generator.fast_paths = f"{attention} attention, {execution} calls"
-        _log.info("%s on %s: %s", model, device, generator.fast_paths)
+        _log.info("%s on %s: %d slots, %s", model, device, slots, generator.fast_paths)
         return generator
 
     @property
