@@ -9,9 +9,7 @@ from online_aug.config import Config
 from online_aug.dataloader.generator_process import WaitFor
 from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.dataloader.mixed_dataset import MixedDataset
-from online_aug.dataloader.mixing import MixingSampler
-from online_aug.dataloader.slots import Order
-from online_aug.dataloader.supply import Supply
+from online_aug.dataloader.replay import LEDGER_FOLDER
 from online_aug.dataloader.transforms import train_transform
 from online_aug.devices import DevicePlan
 from online_aug.errors import UserError
@@ -19,23 +17,12 @@ from online_aug.generation.supervisor import Supervisor
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose
 from online_aug.records import ImportedImage, Servable
+from online_aug.serving import order_of, sampler_of, supply_of
 from online_aug.stores import open_store, pin_if_awaited
 from online_aug.training.distributed import World, agree
 from online_aug.training.interrupts import Interrupt
 
 _RAW_BYTES = 3
-
-
-def order_of(config: Config, num_images: int) -> Order:
-    """The global batches of every epoch."""
-    return Order(
-        num_images=num_images,
-        batch_size=config.optim.batch_size,
-        repeats=config.data.epoch_repeats,
-        seed=config.run.seed,
-        probability=config.mixing.synthetic_probability,
-        adds=config.mixing.policy == "concat",
-    )
 
 
 def build_loader(
@@ -64,20 +51,9 @@ def build_loader(
     if recipe.is_synthetic and recipe.fractals:
         recipe.fractals.ensure()
     served: list[Servable] = [*recipe.plan, *agreed_imports(recipe, world)]
-    supply = Supply(
-        served,
-        store,
-        rank=world.rank,
-        world_size=world.world_size,
-        max_times_sampled=config.mixing.max_times_sampled,
-    )
-    sampler = MixingSampler(
-        order_of(config, len(recipe.splits.train)),
-        supply,
-        config.mixing,
-        WaitFor(store, supply.keys, generator, is_stopping=is_stopping),
-        digests=[source.digest for source in recipe.sources] if recipe.is_synthetic else (),
-    )
+    supply = supply_of(recipe, store, served, world)
+    wait_for = WaitFor(store, supply.keys, generator, is_stopping=is_stopping)
+    sampler = sampler_of(recipe, supply, wait_for)
     dataset = MixedDataset(
         images=recipe.splits.train,
         plan=served,
@@ -94,7 +70,7 @@ def build_loader(
         workers=_workers(config, devices),
         pin_memory=world.device.type == "cuda",
         generator=generator,
-        ledger=run_directory / "ledger",
+        ledger=run_directory / LEDGER_FOLDER,
     )
 
 

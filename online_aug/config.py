@@ -42,6 +42,11 @@ class RunConfig(Section):
     """Go on from the newest checkpoint of this run directory where there is one."""
     checkpoint_epochs: Count = 5
     """Epochs between two checkpoints; the last epoch and an interrupt always write one."""
+    checkpoint_steps: Count | None = None
+    """Optimizer steps between two checkpoints beside these, so that less is lost to a crash."""
+    replay: Path | None = None
+    """Directory of an earlier run of the same settings: its sequence of images is served again,
+    from its ledger and the cache; nothing is generated."""
 
 
 class MixingConfig(Section):

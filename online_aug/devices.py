@@ -41,6 +41,11 @@ def plan_devices(
     run on the CPU and divide the cores. Where nothing is generated, all GPUs train; where nothing
     is trained, the generator has all cores.
 
+    Args:
+        devices: What the person asks for.
+        cores: Of this machine; counted if None.
+        generates: False where the run serves the cache only, whatever `devices.generate` says.
+
     Raises:
         UserError: If a device does not exist here.
     """

@@ -41,7 +41,7 @@ class SaliencyPublisher:
         self, recipe: Recipe, loader: OnlineAugLoader, world: World, directory: Path
     ) -> None:
         self._recipe, self._loader, self._world = recipe, loader, world
-        self._path = directory / VERSIONS_FILE
+        self._path = (recipe.config.run.replay or directory) / VERSIONS_FILE
         self._published: list[Published] = []
 
     def resume(self, epoch: int) -> None:
@@ -67,12 +67,12 @@ class SaliencyPublisher:
         is_done = any(each.epoch == epoch for each in self._published)
         if not self._recipe.saliency.follows_classifier or not is_due or is_done:
             return
-        if self._world.is_first:
+        if self._world.is_first and self._recipe.config.run.replay is None:
             self._publish(epoch, classifier)
         barrier(self._world)
-        newest = self._read()[-1]
-        if newest.epoch == epoch:  # not where the weights are those of the version before
-            self._take_up(newest)
+        for each in self._read():
+            if each.epoch == epoch:  # none where the weights are those of the version before
+                self._take_up(each)
 
     def _publish(self, epoch: int, classifier: nn.Module) -> None:
         recipe = self._recipe

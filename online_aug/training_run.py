@@ -86,6 +86,8 @@ class TrainingRun:
         try:
             for batch in self._timed(self._loader):
                 self._step(epoch, batch)
+                if self._is_due_after(self._engine.step):
+                    self.checkpoint(epoch)
                 if received := agree(self._world, interrupt.received or 0):
                     return self._stop(epoch, received)
         except StopWaiting:
@@ -122,6 +124,7 @@ class TrainingRun:
         Args:
             epoch: The one to go on with.
         """
+        self._loader.save_ledger()
         content = {
             "epoch": epoch,
             "run": asdict(self._now()),
@@ -199,6 +202,10 @@ class TrainingRun:
         found = self._judge(self._recipe.splits.test)
         model.load_state_dict(last)
         return found
+
+    def _is_due_after(self, step: int) -> bool:
+        every = self._config.run.checkpoint_steps
+        return every is not None and step % every == 0
 
     def _is_checkpoint_due(self, epoch: int) -> bool:
         every = self._config.run.checkpoint_epochs

@@ -9,11 +9,12 @@ from recipe_samples import make_recipe
 
 from cache import Oldest, ServedFirst, Store
 from online_aug import assembly
-from online_aug.assembly import build_loader, build_supervisor, describe_run, order_of
+from online_aug.assembly import build_loader, build_supervisor, describe_run
 from online_aug.config_files import resolved_yaml
 from online_aug.devices import DevicePlan, plan_devices
 from online_aug.errors import UserError
 from online_aug.records import Served
+from online_aug.serving import order_of
 from online_aug.stores import open_store
 from online_aug.training.distributed import World
 

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from cache import CacheError
 from online_aug.dataloader.generator_process import GeneratorProcess
+from online_aug.dataloader.ledger import LedgerWriter
 from online_aug.dataloader.mixed_dataset import MixedDataset, collate
 from online_aug.dataloader.mixing import MixingSampler
 from online_aug.dataloader.slots import Kind, Slot
+from online_aug.errors import UserError
 from online_aug.records import Batch, Servable, Served
 
 _NOTED_AT_ONCE = 1024
 _SERVED = (Kind.FRESH, Kind.CACHED)
 _log = logging.getLogger(__name__)
-_LEDGER = np.dtype([("index", "<u4"), ("kind", "u1"), ("number", "<i4")])
 
 
 class OnlineAugLoader(DataLoader[Batch]):
@@ -61,7 +61,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._process = generator
         self._is_started = False
         self._served_before = 0
-        self._ledger = ledger
+        self._ledger = LedgerWriter(ledger, sampler.rank)
         self._times: Counter[int] = Counter()
         self._mixed, self._unnoted = dataset, list[bytes]()
         self._starts: list[int] = []
@@ -82,17 +82,16 @@ class OnlineAugLoader(DataLoader[Batch]):
             self._served_before = self.totals.fresh
         sampler = self._mixing
         self.step = sampler.first_step
-        part = f"epoch{sampler.epoch:04d}-rank{sampler.rank}-step{sampler.first_step}"
-        rows: list[tuple[int, Kind, int]] = []
+        self._ledger.begin(sampler.epoch, sampler.first_step)
         try:
             for batch, kinds in super().__iter__():
                 slots = sampler.planned.popleft()
-                self._account(slots, batch.served)
-                rows += map(_ledger_row, slots, kinds)
+                self._account(slots, kinds, batch.served)
+                self._ledger.add(slots, kinds)
                 self._count_served(slots, kinds)
                 yield batch
         finally:  # also when the training loop ends in the middle of the epoch
-            self._write_ledger(part, rows)
+            self.save_ledger()
             self._note_served()
 
     def set_epoch(self, epoch: int) -> None:
@@ -150,7 +149,16 @@ class OnlineAugLoader(DataLoader[Batch]):
             self._process.stop()
             self._is_started = False
 
-    def _account(self, slots: list[Slot], served: Served) -> None:
+    def save_ledger(self) -> None:
+        """Write what has been served so far; a checkpoint is of use only with it."""
+        self._ledger.save()
+
+    def _account(self, slots: list[Slot], kinds: list[Kind], served: Served) -> None:
+        if self._mixing.is_replay and kinds != [slot.kind for slot in slots]:
+            raise UserError(
+                "run.replay must find every image it serves in the cache, one cannot be read any "
+                f"more at epoch {self._mixing.epoch + 1}, step {self.step + 1}"
+            )
         if self._process:
             self._process.check()  # may raise: then this batch has not been received
         self.step += 1
@@ -175,13 +183,3 @@ class OnlineAugLoader(DataLoader[Batch]):
                 self._mixed.store.note_served(keys)
         except CacheError as error:
             _log.warning("what was served is not noted in the cache: %s", error)
-
-    def _write_ledger(self, part: str, rows: list[tuple[int, Kind, int]]) -> None:
-        if self._ledger is not None and rows:
-            self._ledger.mkdir(parents=True, exist_ok=True)
-            np.save(self._ledger / f"{part}.npy", np.array(rows, dtype=_LEDGER))
-
-
-def _ledger_row(slot: Slot, kind: Kind) -> tuple[int, Kind, int]:
-    """What the slot got: real image, kind, and request unless it was the real image after all."""
-    return slot.index, kind, -1 if kind is Kind.STARVED else slot.number

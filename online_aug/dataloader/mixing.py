@@ -15,12 +15,15 @@ from online_aug.seeding import numpy_rng
 class MixingSampler:
     """Batches of slots for one rank; a `batch_sampler` for the DataLoader."""
 
+    is_replay = False
+    """Whether a slot that is not filled as planned is an error."""
+
     def __init__(
         self,
         order: Order,
         supply: Supply,
-        mixing: MixingConfig,
-        wait_for: Callable[[int], bool],
+        mixing: MixingConfig | None = None,
+        wait_for: Callable[[int], bool] = lambda number: True,
         *,
         digests: Sequence[str] = (),
     ) -> None:
@@ -36,7 +39,7 @@ class MixingSampler:
         """
         self._order = order
         self.supply = supply
-        self._mixing = mixing
+        self._mixing = mixing or MixingConfig()
         self._wait_for = wait_for
         self._digests = digests
         self.rank, self.world_size = supply.rank, supply.world_size
@@ -59,21 +62,35 @@ class MixingSampler:
 
     def __iter__(self) -> Iterator[list[Slot]]:
         self.planned.clear()
+        fill = self._filler()
+        for step in range(self.first_step, self._order.steps):
+            batch = fill(step)
+            self.planned.append(batch)
+            yield batch
+
+    def _filler(self) -> Callable[[int], list[Slot]]:
+        """What decides the slots of each step of this epoch."""
         indices = self._order.indices(self.epoch)
         is_synthetic = self._order.is_synthetic(self.epoch)
         turns = self._turns_before(self.epoch) + np.cumsum(is_synthetic) - is_synthetic
-        for step in range(self.first_step, self._order.steps):
+
+        def fill(step: int) -> list[Slot]:
             rng = numpy_rng("choose", self._order.seed, self.epoch, step, self.rank)
             self.supply.refresh()
             batch = []
-            first = step * self._order.batch_size
-            for position in range(first, first + self._order.batch_size)[self._part]:
+            for position in self._positions(step):
                 index, (kind, number) = int(indices[position]), (Kind.REAL, -1)
                 if is_synthetic[position]:
                     kind, number = self._synthetic(position, index, int(turns[position]), rng)
                 batch.append(Slot(self.epoch, position, index, kind, number))
-            self.planned.append(batch)
-            yield batch
+            return batch
+
+        return fill
+
+    def _positions(self, step: int) -> range:
+        """Of this rank's slots in the epoch's global order."""
+        first = step * self._order.batch_size
+        return range(first, first + self._order.batch_size)[self._part]
 
     def _synthetic(
         self, position: int, index: int, turn: int, rng: np.random.Generator

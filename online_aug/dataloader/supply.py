@@ -136,9 +136,13 @@ class Supply:
         pairs = zip(numbers, places, strict=True)
         return [number for number, place in pairs if number in self._pool[place : place + 1]]
 
+    def present(self, numbers: Sequence[int]) -> list[bool]:
+        """Whether the cache holds each request."""
+        return self._store.contains([self.keys[number] for number in numbers])
+
     def _is_there(self, number: int) -> bool:
         """It was not evicted since."""
-        return self._store.contains([self.keys[number]])[0]
+        return self.present([number])[0]
 
     def _is_used_up(self, number: int) -> bool:
         """This rank has served its share of the limit; the shares of all ranks add up to it."""

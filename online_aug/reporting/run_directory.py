@@ -16,7 +16,8 @@ CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json",
 
 MAY_DIFFER = frozenset(
     {
-        "run.name", "run.dir", "run.epochs", "run.resume", "run.checkpoint_epochs",
+        "run.name", "run.dir", "run.epochs", "run.resume",
+        "run.checkpoint_epochs", "run.checkpoint_steps",
         "data.root", "data.workers", "finetune.path", "cache.path", "cache.max_gib",
         "cache.eviction", "cache.durability",
         "devices.train", "devices.generate",
@@ -46,6 +47,26 @@ def check_room(path: Path, resolved_yaml: str, resume: bool) -> None:
         )
     if resume:
         _check_same_run(path, resolved_yaml)
+
+
+def check_same_sequence(path: Path, resolved_yaml: str) -> None:
+    """Refuse a configuration under which the images of the run in `path` would be others.
+
+    Classifier and optimizer may be others: what is served does not depend on them.
+
+    Raises:
+        UserError: If `path` is no run, or it differs in what decides the images; names the keys.
+    """
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"run.replay must be the directory of a run, {path} has no {CONFIG_FILE}")
+    old, new = _flat(file, file.read_text(errors="replace")), _flat(file, resolved_yaml)
+    differ = [key for key in _differing(old, new) if not _is_of_training(key)]
+    if differ:
+        raise UserError(
+            f"run.replay must be a run of the same images, {path} differs in "
+            f"{_named(differ, old, new)}: set these as they are there"
+        )
 
 
 def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path | None:
@@ -114,18 +135,31 @@ def _check_same_run(path: Path, resolved_yaml: str) -> None:
         "choose another run.name, or set run.resume=false, which moves the old run "
         f"to {_free_name(path)}"
     )
-    differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    if refused := [key for key in differ if key not in MAY_DIFFER]:
-        named = ", ".join(f"{k} ({_shown(old, k)} there, {_shown(new, k)} now)" for k in refused)
+    if refused := _differing(old, new):
         raise UserError(
             f"run directory {path} must hold the same configuration to be resumed, "
-            f"differs in {named}; {way_out}"
+            f"differs in {_named(refused, old, new)}; {way_out}"
         )
     if (path / SUMMARY_FILE).exists() and new["run.epochs"] < (done := read_summary(path).epochs):
         raise UserError(
             f"run.epochs must be at least {done}, which {path} has already done, "
             f"got {new['run.epochs']}; {way_out}"
         )
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose values differ and must not."""
+    keys = sorted(old.keys() | new.keys())
+    return [key for key in keys if key not in MAY_DIFFER and old.get(key) != new.get(key)]
+
+
+def _named(keys: list[str], old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(f"{k} ({_shown(old, k)} there, {_shown(new, k)} now)" for k in keys)
+
+
+def _is_of_training(key: str) -> bool:
+    is_trained = key.startswith(("classifier.", "optim.")) and key != "optim.batch_size"
+    return is_trained or key == "run.replay"
 
 
 def _move_aside(path: Path) -> Path:

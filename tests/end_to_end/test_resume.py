@@ -1,0 +1,82 @@
+"""A run killed between two checkpoints, and one that is served again what another was served."""
+
+import numpy as np
+import pytest
+from tiny_runs import EPOCHS, read_metrics, read_summary, run_folder, start, wait_for
+
+from online_aug.dataloader.ledger import Ledger
+
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH_SIZE = 12, 10
+
+
+def ledger(folder):
+    rows = Ledger(folder / "ledger", batch_size=BATCH_SIZE, steps=STEPS)
+    return np.concatenate([rows.epoch(number) for number in range(EPOCHS)])
+
+
+@pytest.fixture(scope="module")
+def whole(pair, config):
+    """A run that was never stopped."""
+    return run_folder(config, "seed0")
+
+
+@pytest.fixture(scope="module")
+def torn(pair, config):
+    """The same run, killed in the middle of its second epoch."""
+    wish = "run.checkpoint_steps=5"
+    folder = run_folder(config, "torn")
+    launch = start(config, "torn", wish)
+    wait_for((folder / "checkpoints" / "step_00000015" / "complete.json").exists, launch)
+    launch.process.kill()
+    launch.wait()
+    start(config, "torn", wish).succeed()
+    return folder
+
+
+def test_a_killed_run_ends_with_the_losses_of_one_that_was_not_to_the_last_bit(torn, whole):
+    figures = ("train_loss", "val_top1", "step", "lr")
+    told = [[{k: epoch[k] for k in figures} for epoch in read_metrics(f)] for f in (torn, whole)]
+    assert told[0] == told[1]
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(torn, whole):
+    files = [folder / "model.safetensors" for folder in (torn, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_ledger_of_a_killed_run_is_whole(torn, whole):
+    told, expected = ledger(torn), ledger(whole)
+    assert (told["index"] == expected["index"]).all()
+    assert (told["number"] == expected["number"]).all()
+
+
+def test_a_replay_ends_with_the_same_weights_and_generates_nothing(torn, whole, config):
+    launch = start(config, "replayed", f"run.replay={torn}").succeed()
+    folder = run_folder(config, "replayed")
+    files = [place / "model.safetensors" for place in (folder, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert (ledger(folder) == ledger(torn)).all()
+    assert read_summary(folder)["generated"] == 0
+    assert "no generation" in launch.out
+    assert not (folder / "generator.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "part"),
+    [
+        ("run.seed=1", "run.seed (0 there, 1 now): set these as they are there"),
+        ("cache.path={nowhere}", "cache.path must be the cache of run.replay"),
+        ("run.epochs=9", "has 0 of the 12 steps of epoch 5"),
+        ("run.replay={nowhere}", "run.replay must be the directory of a run"),
+    ],
+)
+def test_a_replay_that_cannot_be_is_one_line_and_writes_nothing(torn, config, wish, part):
+    nowhere = config.parent / "nowhere"
+    launch = start(config, "refused", f"run.replay={torn}", wish.format(nowhere=nowhere))
+    assert launch.wait() == 2
+    assert part in launch.err
+    assert launch.err.count("\n") == 1
+    assert not nowhere.exists()
+    assert not run_folder(config, "refused").exists()
