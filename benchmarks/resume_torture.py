@@ -2,10 +2,10 @@
 
     python benchmarks/resume_torture.py [--kills 20] [--seed 0] [--dir FOLDER] [key=value ...]
 
-Both wait for their generator and have a cache of their own, made anew. A launch is killed at a random
-moment after it has written a checkpoint of its own, so also while it writes one. Equal to the last
-bit: the loss and accuracy of every epoch, every slot of the ledger, the weights. The exit status is 1
-if anything differs.
+Both wait for their generator and have a cache of their own, made anew. A launch is killed at a
+random moment after it has written a checkpoint of its own, so also while it writes one. Equal to
+the last bit: the loss and accuracy of every epoch, every slot of the ledger, the weights. The exit
+status is 1 if anything differs.
 """
 
 import argparse

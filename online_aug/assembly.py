@@ -112,7 +112,7 @@ def build_supervisor(devices: DevicePlan, run_directory: Path) -> Supervisor:
 def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
     """What `--dry-run` prints: devices, data, requests, disk."""
     config, splits = recipe.config, recipe.splits
-    order = order_of(config, len(splits.train))
+    order = order_of(config, splits.train)
     unique = len({source.digest for source in recipe.sources})
     requests = unique * config.generation.variants_per_image if recipe.is_planned else 0
     gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30

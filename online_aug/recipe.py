@@ -256,4 +256,4 @@ class Recipe:
     @property
     def is_synthetic(self) -> bool:
         """The run asks for generated images at all."""
-        return self.config.mixing.synthetic_probability > 0
+        return self.config.mixing.is_synthetic

@@ -27,7 +27,7 @@ class RecipeSaliency:
     def is_needed(self) -> bool:
         """Planning needs to know where the foregrounds are."""
         mixing = self.config.mixing
-        is_planned = mixing.synthetic_probability > 0 and mixing.imported != "only"
+        is_planned = mixing.is_synthetic and mixing.imported != "only"
         return is_planned and METHODS[self.config.method.name].uses_saliency
 
     @property

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from cache import Store
 from online_aug.config import Config
+from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.mixing import MixingSampler
+from online_aug.dataloader.probability import probability_of
+from online_aug.dataloader.rate_limiter import limiter_of
 from online_aug.dataloader.replay import ReplaySampler
 from online_aug.dataloader.slots import Order
 from online_aug.dataloader.supply import Supply
@@ -16,14 +19,18 @@ from online_aug.reporting.run_directory import check_same_sequence
 from online_aug.training.distributed import World
 
 
-def order_of(config: Config, num_images: int) -> Order:
-    """The global batches of every epoch."""
+def order_of(config: Config, images: ImageSet) -> Order:
+    """The global batches of every epoch.
+
+    Raises:
+        UserError: If `mixing.class_probability` names a class that `images` has not.
+    """
     return Order(
-        num_images=num_images,
+        num_images=len(images),
         batch_size=config.optim.batch_size,
         repeats=config.data.epoch_repeats,
         seed=config.run.seed,
-        probability=config.mixing.synthetic_probability,
+        probability=probability_of(config.mixing, images, config.run.epochs),
         adds=config.mixing.policy == "concat",
     )
 
@@ -47,10 +54,11 @@ def sampler_of(recipe: Recipe, supply: Supply, wait_for: Callable[[int], bool]) 
     if config.run.replay is not None:
         return _replay(recipe, supply, config.run.replay)
     return MixingSampler(
-        order_of(config, len(recipe.splits.train)),
+        order_of(config, recipe.splits.train),
         supply,
         config.mixing,
         wait_for,
+        limiter=limiter_of(config.mixing, config.generation.max_ahead),
         digests=[source.digest for source in recipe.sources] if recipe.is_synthetic else (),
     )
 
@@ -75,4 +83,4 @@ def check_replay(recipe: Recipe, resolved_yaml: str) -> None:
 
 
 def _replay(recipe: Recipe, supply: Supply, run: Path) -> ReplaySampler:
-    return ReplaySampler(order_of(recipe.config, len(recipe.splits.train)), supply, run)
+    return ReplaySampler(order_of(recipe.config, recipe.splits.train), supply, run)

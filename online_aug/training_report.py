@@ -69,7 +69,8 @@ class TrainingReport:
 
     def step(self, epoch: int, loss: Any, tally: EpochTally) -> None:
         """Show where training is, after every step."""
-        self.live.step(epoch, self._loader.step, loss, tally.served, self._view())
+        ratio = self._loader.samples_per_insert
+        self.live.step(epoch, self._loader.step, loss, tally.served, self._view(ratio))
 
     def epoch(
         self, now: RunState, found: Evaluation, tally: EpochTally, served: Served, **reached: Any
@@ -94,6 +95,7 @@ class TrainingReport:
             served_fresh=served.fresh,
             served_cached=served.cached,
             starved=served.starved,
+            samples_per_insert=self._loader.samples_per_insert,
             generated=now.generated - now.reported[0],
             generated_per_s=process.status.images_per_s if process else 0.0,
             rejected=now.rejected - now.reported[1],
@@ -133,6 +135,7 @@ class TrainingReport:
             served_fresh=totals.fresh,
             served_cached=totals.cached,
             starved=totals.starved,
+            samples_per_insert=self._loader.samples_per_insert,
             generated=now.generated,
             rejected=now.rejected,
             reused=reused,
@@ -146,7 +149,7 @@ class TrainingReport:
         self.live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())
 
-    def _view(self) -> GeneratorView | None:
+    def _view(self, samples_per_insert: float) -> GeneratorView | None:
         """What the live table says of the generation process; the cache is asked once a second."""
         process = self._loader.process
         if process is None:
@@ -161,4 +164,5 @@ class TrainingReport:
             generated=status.generated,
             cache_entries=self._cache_stats["entries"],
             cache_bytes=self._cache_stats["payload_bytes"],
+            samples_per_insert=samples_per_insert,
         )

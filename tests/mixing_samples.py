@@ -12,6 +12,7 @@ from online_aug.config import MixingConfig
 from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.dataloader.mixed_dataset import MixedDataset
 from online_aug.dataloader.mixing import MixingSampler
+from online_aug.dataloader.probability import Probability
 from online_aug.dataloader.slots import Order
 from online_aug.dataloader.supply import Supply
 from online_aug.methods import METHODS, plan_requests
@@ -74,8 +75,18 @@ def make_supply(store, *, rank=0, world_size=1, limit=None, plan=PLAN):
     return Supply(plan, store, rank=rank, world_size=world_size, max_times_sampled=limit)
 
 
+def fixed(probability):
+    return Probability(start=probability, end=probability, epochs=1)
+
+
 def make_order(**changes):
-    settings = {"num_images": IMAGES, "batch_size": 8, "repeats": 2, "seed": 0, "probability": 0.5}
+    settings = {
+        "num_images": IMAGES,
+        "batch_size": 8,
+        "repeats": 2,
+        "seed": 0,
+        "probability": fixed(0.5),
+    }
     return Order(**settings | changes)
 
 
@@ -108,7 +119,9 @@ class Setup:
         )
         ranks = {"rank": self.rank, "world_size": self.world_size}
         supply = make_supply(self.store, limit=self.limit, **ranks)
-        order = replace(self.order, probability=self.probability, adds=self.policy == "concat")
+        order = replace(
+            self.order, probability=fixed(self.probability), adds=self.policy == "concat"
+        )
         digests = [digest_of(index) for index in range(IMAGES)]
         return MixingSampler(order, supply, mixing, self.wait_for, digests=digests)
 

@@ -126,7 +126,7 @@ def serve_epochs_of_two(loader):
 
 def test_the_order_is_the_one_the_configuration_describes(recipe_of):
     recipe, _ = recipe_of(data={"epoch_repeats": 3} | recipe_of()[0].config.data.model_dump())
-    order = order_of(recipe.config, len(recipe.splits.train))
+    order = order_of(recipe.config, recipe.splits.train)
     assert (order.num_images, order.batch_size, order.seed) == (8, 4, 0)
 
 

@@ -204,6 +204,9 @@ def test_settings_that_diffusemix_cannot_use_are_refused(empty, override, part):
     [
         (["policy=concat", "synthetic_probability=1"], "synthetic_probability must be below 1"),
         (["policy=local", "starvation=wait", "max_times_sampled=2"], "max_times_sampled must be"),
+        (["policy=concat", "final_probability=0.5"], "final_probability and mixing.class_prob"),
+        (["starvation=wait", "samples_per_insert=2"], "samples_per_insert must be null with"),
+        (["samples_per_insert=4", "sampling_tolerance=3"], "sampling_tolerance must be at least"),
         (["imported=only", "starvation=wait"], "imported must be null with mixing.starvation wait"),
     ],
 )

@@ -139,6 +139,12 @@ class OnlineAugLoader(DataLoader[Batch]):
         """The generation process this rank owns."""
         return self._process
 
+    @property
+    def samples_per_insert(self) -> float:
+        """Times a generated image has been served in this run on average, by all ranks."""
+        served = (self.totals.fresh + self.totals.cached) * self._mixing.world_size
+        return served / max(1, self._mixing.supply.inserts)
+
     def reused(self) -> set[int]:
         """Requests of the plan this rank served whose image was in the cache before the run."""
         return set(self._times).difference(self._mixing.supply.made_in_run)
@@ -164,10 +170,18 @@ class OnlineAugLoader(DataLoader[Batch]):
         self.step += 1
         self._times.update(slot.number for slot in slots if slot.number >= 0)
         self.totals += served
-        if self._process and served.fresh:
-            # The process works for all ranks, and each is served its share.
-            fresh = self.totals.fresh - self._served_before
-            self._process.served(fresh * self._mixing.world_size)
+        self._tell_process(served)
+
+    def _tell_process(self, served: Served) -> None:
+        """How far ahead it is; it works for all ranks, and each is served its share."""
+        process, limiter, ranks = self._process, self._mixing.limiter, self._mixing.world_size
+        if process is None:
+            return
+        if limiter is not None:
+            made, supply = process.status.generated, self._mixing.supply
+            process.served(limiter.paid(made, supply.inserts, supply.samples * ranks))
+        elif served.fresh:
+            process.served((self.totals.fresh - self._served_before) * ranks)
 
     def _count_served(self, slots: list[Slot], kinds: list[Kind]) -> None:
         served = [slot.number for slot, kind in zip(slots, kinds, strict=True) if kind in _SERVED]

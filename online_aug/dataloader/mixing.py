@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from online_aug.config import MixingConfig
+from online_aug.dataloader.rate_limiter import RateLimiter
 from online_aug.dataloader.slots import Kind, Order, Slot
 from online_aug.dataloader.supply import Supply
 from online_aug.records import Servable
@@ -26,6 +27,7 @@ class MixingSampler:
         wait_for: Callable[[int], bool] = lambda number: True,
         *,
         digests: Sequence[str] = (),
+        limiter: RateLimiter | None = None,
     ) -> None:
         """Serve the part of every global batch that belongs to the supply's rank.
 
@@ -36,12 +38,14 @@ class MixingSampler:
             wait_for: Blocks until the request of this number is in the cache; False if it was
                 rejected. Used with `starvation: wait` only.
             digests: Of the real images; not needed where samples are drawn from the whole pool.
+            limiter: Keeps how often an image is served; None for as often as it is drawn.
         """
         self._order = order
         self.supply = supply
         self._mixing = mixing or MixingConfig()
         self._wait_for = wait_for
         self._digests = digests
+        self.limiter = limiter
         self.rank, self.world_size = supply.rank, supply.world_size
         size = order.batch_size // self.world_size
         self._part = slice(self.rank * size, (self.rank + 1) * size)
@@ -100,12 +104,20 @@ class MixingSampler:
         if self._mixing.policy != "global":
             variants = self.supply.variants(self._digests[index])
         if self._mixing.starvation == "substitute":
-            return self.supply.take(rng, variants) or (Kind.STARVED, -1)
+            taken = self.supply.take(rng, variants) if self._may_sample() else None
+            return taken or (Kind.STARVED, -1)
         number = self._in_turn(turn) if variants is None else self._drawn(position, variants)
         if number is None or not self._wait_for(number):
             return Kind.STARVED, -1
         self.supply.refresh()
         return self.supply.take_number(number)
+
+    def _may_sample(self) -> bool:
+        """Each rank takes its own samples for as many as those of the others."""
+        ranks, supply = self.world_size, self.supply
+        return self.limiter is None or self.limiter.can_sample(
+            supply.inserts, supply.samples * ranks, wanted=ranks
+        )
 
     def _in_turn(self, turn: int) -> int | None:
         """The plan over and over again, as often as allowed; None after that."""

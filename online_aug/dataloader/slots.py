@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from online_aug.dataloader.probability import Probability
 from online_aug.seeding import numpy_rng
 
 
@@ -42,8 +43,8 @@ class Order:
     """Over all ranks."""
     repeats: int
     seed: int
-    probability: float
-    """Share of synthetic samples; below 1 where they are added."""
+    probability: Probability
+    """Of a synthetic sample; its start, below 1, where they are added."""
     adds: bool = False
     """Synthetic samples come beside all the real ones, not in the place of some."""
 
@@ -63,14 +64,16 @@ class Order:
         """Which positions ask for a synthetic sample."""
         if self.adds:
             return np.asarray(self._entries(epoch) >= self.num_images)
+        wanted = self.probability.of(epoch, self.indices(epoch))
         steps = range(self.steps)
         draws = [numpy_rng("mix", self.seed, epoch, s).random(self.batch_size) for s in steps]
-        return np.asarray(np.concatenate(draws) < self.probability)
+        return np.asarray(np.concatenate(draws) < wanted)
 
     @property
     def _pass_length(self) -> int:
         """Slots a repeat: the real images, and what is added to them."""
-        added = self.num_images * self.probability / (1 - self.probability) if self.adds else 0
+        share = self.probability.start
+        added = self.num_images * share / (1 - share) if self.adds else 0
         return self.num_images + round(added)
 
     def _entries(self, epoch: int) -> np.ndarray:

@@ -50,10 +50,21 @@ class Supply:
         self.made_in_run: dict[int, int] = {}
         """Requests put into the cache in this run, and their positions in the log."""
         present = self._store.contains(list(self._numbers))
+        self._seen = {number for number, is_present in enumerate(present) if is_present}
         self.refresh()  # after the look at the cache: what comes in between is made in this run
         for number, is_present in enumerate(present):
             if is_present and (number not in self.made_in_run or self._times[number]):
                 self._offer(number)
+
+    @property
+    def inserts(self) -> int:
+        """Images there have been to serve in this run, each once, whether they are still there."""
+        return len(self._seen)
+
+    @property
+    def samples(self) -> int:
+        """Times this rank has taken one."""
+        return self._times.total()
 
     def __len__(self) -> int:
         """Requests of the plan."""
@@ -74,6 +85,7 @@ class Supply:
         self._pool = [number for number in self._pool if number >= oldest]
         for number, is_present in enumerate(self._store.contains(keys), first):
             if is_present:
+                self._seen.add(number)
                 self._offer(number)
 
     def refresh(self) -> None:
@@ -84,6 +96,7 @@ class Supply:
             if number is None:
                 continue
             self.made_in_run[number] = position
+            self._seen.add(number)
             if self._times[number] or number < self._oldest:
                 continue
             if position % self.world_size == self.rank:

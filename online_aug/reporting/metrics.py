@@ -23,6 +23,7 @@ TENSORBOARD_TAGS = {
     "served_fresh": "served/fresh",
     "served_cached": "served/cached",
     "starved": "served/starved",
+    "samples_per_insert": "served/samples_per_insert",
     "generated": "generator/generated",
     "generated_per_s": "generator/images_per_s",
     "rejected": "generator/rejected",
@@ -58,6 +59,8 @@ class EpochMetrics:
     served_cached: int
     starved: int
     """Slots planned synthetic that got the real image; not counted in `served_real`."""
+    samples_per_insert: float
+    """Times a generated image was served on average since the start of the run."""
     generated: int
     """Images made during this epoch."""
     generated_per_s: float
@@ -106,6 +109,8 @@ class Summary:
     served_fresh: int
     served_cached: int
     starved: int
+    samples_per_insert: float
+    """Times a generated image was served on average."""
     generated: int
     """Images this run made; what was in the making when a launch was stopped is not counted."""
     rejected: int = 0

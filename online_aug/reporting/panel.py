@@ -25,6 +25,8 @@ class GeneratorView:
     """Images made in this run so far."""
     cache_entries: int
     cache_bytes: int
+    samples_per_insert: float = 0.0
+    """Times an image has been served on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,8 @@ def _left_text(now: Now) -> str:
 def _generator_texts(view: GeneratorView | None) -> tuple[Text, Text]:
     if view is None:
         return Text("off", "dim"), Text()
-    kept = f"cache {view.cache_entries:,} images, {byte_size(view.cache_bytes)}"
+    times = f"served {view.samples_per_insert:.1f}x each"
+    kept = f"cache {view.cache_entries:,}, {byte_size(view.cache_bytes)}, {times}"
     return (
         Text(f"{view.state}, {rate(view.images_per_s)}/s"),
         Text(f"{view.generated:,} made, {kept}"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, make_order, make_supply, put
+from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, fixed, make_order, make_supply, put
 from request_samples import digest_of
 
 from cache import Keys, Oldest, Store
@@ -317,7 +317,7 @@ def test_a_fresh_variant_comes_first_and_an_image_is_used_up_for_itself_alone(st
 @given(st.integers(1, 30), st.floats(0, 0.9), st.integers(1, 3), st.integers(0, 3))
 def test_added_samples_leave_every_real_image_in_the_epoch(images, share, repeats, epoch):
     settings = {"num_images": images, "batch_size": 1, "repeats": repeats, "adds": True}
-    order = make_order(probability=share, **settings)
+    order = make_order(probability=fixed(share), **settings)
     is_added = order.is_synthetic(epoch)
     real = order.indices(epoch)[~is_added]
     assert np.array_equal(np.bincount(real, minlength=images), np.full(images, repeats))

@@ -79,7 +79,7 @@ def test_a_terminal_shows_everything_a_person_asks_for(clock: Clock) -> None:
         assert part in shown
     for part in ("real 66%  fresh 10%  cached 11%  starved 13%", "generating, 9.2/s", "31 made"):
         assert part in shown
-    assert "cache 531 images, 2.0 MiB" in shown
+    assert "cache 531, 2.0 MiB" in shown
 
 
 def test_the_speed_is_that_of_all_ranks(clock: Clock) -> None:
