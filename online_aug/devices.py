@@ -45,6 +45,7 @@ def plan_devices(
         devices: What the person asks for.
         cores: Of this machine; counted if None.
         generates: False where the run serves the cache only, whatever `devices.generate` says.
+        trains: False where images are made and nothing else.
 
     Raises:
         UserError: If a device does not exist here.

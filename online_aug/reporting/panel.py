@@ -55,7 +55,8 @@ def draw_panel(now: Now) -> RenderableType:
     grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_row("")
     grid.add_row("training", _steps_bar(now), _steps_text(now))
-    grid.add_row("speed", Text(speed_text(now)), Text(_left_text(now), "dim"))
+    beside = "  ".join(filter(None, [_left_text(now), _reuse_text(now)]))
+    grid.add_row("speed", Text(speed_text(now)), Text(beside, "dim"))
     grid.add_row("batches", mix_bar(now.served, BAR_CELLS), mix_text(now.served))
     grid.add_row("generator", *_generator_texts(now.generator))
     return grid
@@ -74,6 +75,7 @@ def panel_line(now: Now) -> str:
         parts.append(
             f"generator: {', '.join(text.plain for text in _generator_texts(now.generator))}"
         )
+        parts.append(_reuse_text(now))
     return ", ".join([*parts, *([_left_text(now)] if now.left_s is not None else [])])
 
 
@@ -126,11 +128,15 @@ def _left_text(now: Now) -> str:
     return "" if now.left_s is None else f"{duration(now.left_s)} left"
 
 
+def _reuse_text(now: Now) -> str:
+    view = now.generator
+    return "" if view is None else f"each image served {view.samples_per_insert:.1f} times"
+
+
 def _generator_texts(view: GeneratorView | None) -> tuple[Text, Text]:
     if view is None:
         return Text("off", "dim"), Text()
-    times = f"served {view.samples_per_insert:.1f}x each"
-    kept = f"cache {view.cache_entries:,}, {byte_size(view.cache_bytes)}, {times}"
+    kept = f"cache {view.cache_entries:,} images, {byte_size(view.cache_bytes)}"
     return (
         Text(f"{view.state}, {rate(view.images_per_s)}/s"),
         Text(f"{view.generated:,} made, {kept}"),

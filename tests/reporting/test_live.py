@@ -12,7 +12,12 @@ from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.terminal import is_watched, open_console
 
 GENERATOR = GeneratorView(
-    state="generating", images_per_s=9.2, generated=31, cache_entries=531, cache_bytes=2**21
+    state="generating",
+    images_per_s=9.2,
+    generated=31,
+    cache_entries=531,
+    cache_bytes=2**21,
+    samples_per_insert=3.2,
 )
 SERVED = Served(real=66, fresh=10, cached=11, starved=13)
 
@@ -79,7 +84,8 @@ def test_a_terminal_shows_everything_a_person_asks_for(clock: Clock) -> None:
         assert part in shown
     for part in ("real 66%  fresh 10%  cached 11%  starved 13%", "generating, 9.2/s", "31 made"):
         assert part in shown
-    assert "cache 531, 2.0 MiB" in shown
+    assert "cache 531 images, 2.0 MiB" in shown
+    assert "each image served 3.2 times" in shown
 
 
 def test_the_speed_is_that_of_all_ranks(clock: Clock) -> None:
