@@ -7,6 +7,7 @@ from pydantic import Field
 
 from online_aug.config_types import (
     Count,
+    DeepSpeedSettings,
     Exponent,
     Fraction,
     NotNegative,
@@ -33,8 +34,9 @@ class ClassifierConfig(Section):
     """Keep weights and images with the channels innermost, which convolutions on GPUs like."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Format of the forward pass; weights stay in float32, float16 scales its loss."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """DeepSpeed settings merged under ours, such as `{zero_optimization: {stage: 1}}`."""
+    deepspeed: Annotated[dict[str, Any], DeepSpeedSettings] = Field(default_factory=dict)
+    """DeepSpeed settings merged under ours, such as `{zero_optimization: {stage: 1}}`, or the JSON
+    file that holds them."""
 
 
 class OptimConfig(Section):

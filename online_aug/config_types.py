@@ -1,6 +1,8 @@
 """The kinds of values a configuration holds: what a YAML file may say, and in which range."""
 
+import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -13,12 +15,29 @@ def _exponent(value: Any) -> Any:
     return value
 
 
+def _from_json_file(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    rule = "classifier.deepspeed must be a mapping or a JSON file that holds one"
+    try:
+        found = json.loads(Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{rule}: {reason}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{rule}: {value} holds something else")
+    return found
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 # Last in the annotation of every float, so that the range is checked after it.
 Exponent = BeforeValidator(_exponent)
+
+DeepSpeedSettings = BeforeValidator(_from_json_file, json_schema_input_type=dict[str, Any] | Path)
+"""A mapping, or the file it is read from; the resolved configuration holds what it said."""
 
 Fraction = Annotated[float, Field(ge=0, le=1), Exponent]
 NotNegative = Annotated[float, Field(ge=0), Exponent]

@@ -1,6 +1,8 @@
 """What a run remembers: from launch to launch, and from step to step of the epoch in progress."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,6 +29,41 @@ class RunState:
     """Likewise."""
     reported: tuple[int, int] = (0, 0)
     """Generated and rejected when the last epoch was reported."""
+
+
+def share_out(states: Sequence[dict[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
+    """What one rank goes on with where another number of ranks has saved.
+
+    The global batches are the same. Counts are summed and dealt out again, so that those of all
+    ranks still add up; so the limit on how often an image is served is kept by all together.
+
+    Args:
+        states: As the ranks saved them, in order.
+        rank: That goes on.
+        ranks: How many there are now.
+    """
+    first, loaders = states[0], [state["loader"] for state in states]
+    times = sum((Counter(loader["times_sampled"]) for loader in loaders), Counter[int]())
+    dealt = {number: _part(count, rank, ranks) for number, count in times.items()}
+    totals = _dealt([loader["totals"] for loader in loaders], rank, ranks)
+    served = _dealt([state["tally"]["served"] for state in states], rank, ranks)
+    return {
+        **first,
+        "tally": {**first["tally"], "served": served},
+        "loader": {
+            **first["loader"],
+            "times_sampled": {number: count for number, count in dealt.items() if count},
+            "totals": totals,
+        },
+    }
+
+
+def _dealt(counts: Sequence[dict[str, int]], rank: int, ranks: int) -> dict[str, int]:
+    return {name: _part(sum(each[name] for each in counts), rank, ranks) for name in counts[0]}
+
+
+def _part(count: int, rank: int, ranks: int) -> int:
+    return count // ranks + (rank < count % ranks)
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from online_aug.errors import UserError
 from online_aug.publishing import LossPublisher, SaliencyPublisher
 from online_aug.recipe import Recipe
 from online_aug.records import Batch
-from online_aug.run_state import EpochTally, RunState
+from online_aug.run_state import EpochTally, RunState, share_out
 from online_aug.training.distributed import World, agree, barrier, total
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.evaluation import Evaluation, evaluate
@@ -62,7 +62,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint where there is one."""
-        saved = self._engine.load(self._directory / "checkpoints")
+        saved = self._engine.load(self._directory / "checkpoints", share_out)
         if saved is not None:
             self._state = RunState(**saved["run"])
             self._tally = EpochTally.resumed(saved["tally"])
@@ -80,6 +80,7 @@ class TrainingRun:
             UserError: If no batch can be made any more: an image that cannot be read, a generation
                 process that gave up. A run of one rank has then written a checkpoint.
         """
+        self._engine.gather()
         self._publisher.refresh(epoch, self._engine.evaluated_model())
         self._loader.set_epoch(epoch)
         self._tally.started = time.monotonic()
@@ -181,6 +182,7 @@ class TrainingRun:
 
     def _evaluate(self, images: ImageSet) -> Evaluation | None:
         """On the first rank, while the others wait; None on them."""
+        self._engine.gather()
         found = self._judge(images) if self._world.is_first else None
         barrier(self._world)
         return found

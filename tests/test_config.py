@@ -239,6 +239,26 @@ def test_all_prompts_may_be_asked_for_where_every_one_is_used(empty):
     load_config(empty, [*overrides, "generation.variants_per_image=18"])
 
 
+def test_deepspeeds_settings_may_be_in_a_file_of_their_own(tmp_path, empty):
+    path = tmp_path / "deepspeed.json"
+    path.write_text('{"zero_optimization": {"stage": 2}}')
+    config = load_config(empty, [f"classifier.deepspeed={path}"])
+    assert config.classifier.deepspeed == {"zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), ("{", "Expecting property name"), ("[1]", "holds something else")],
+)
+def test_a_file_that_holds_no_settings_is_one_line(tmp_path, empty, content, reason):
+    path = tmp_path / "deepspeed.json"
+    if content is not None:
+        path.write_text(content)
+    (line,) = error_lines(empty, f"classifier.deepspeed={path}")
+    assert line.startswith("classifier.deepspeed must be a mapping or a JSON file that holds one: ")
+    assert reason in line
+
+
 @pytest.mark.parametrize("dotted", fields_of_kind("number"))
 def test_every_float_takes_an_exponent_without_a_dot(empty, dotted):
     # PyYAML reads these as text; one of the two is in the range of each of our floats.

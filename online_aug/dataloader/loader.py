@@ -122,12 +122,24 @@ class OnlineAugLoader(DataLoader[Batch]):
             "epoch": self._mixing.epoch,
             "step": self.step,
             "position_at_start": self._mixing.supply.position_at_start,
+            "position": self._mixed.store.position(),
             "times_sampled": dict(self._times),
             "totals": vars(self.totals).copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the last batch that the training loop had received."""
+        """Go on behind the last batch that the training loop had received.
+
+        Raises:
+            UserError: If the cache has been emptied or replaced since.
+        """
+        position = self._mixed.store.position()
+        if position < state["position"]:
+            raise UserError(
+                f"cache.path must be the cache that this run was served from, of which "
+                f"{state['position']} images were known, got one of {position}: put it back, or "
+                "set run.resume=false"
+            )
         self._mixing.epoch, self._mixing.first_step = state["epoch"], state["step"]
         self.step = state["step"]
         self._times = Counter(state["times_sampled"])

@@ -10,6 +10,7 @@ from online_aug.errors import UserError
 from online_aug.reporting.atomic import write_atomically
 
 KEPT = 2
+RANKS, STAGE = "number of training devices", "ZeRO stage"
 MARKER = "complete.json"
 """Written last: a folder without it was interrupted."""
 
@@ -48,14 +49,27 @@ def seal(path: Path, made_with: MadeWith) -> None:
             discard(other)
 
 
-def check_made_with(path: Path, now: MadeWith) -> None:
+def check_made_with(path: Path, now: MadeWith, *, world_size_may_differ: bool = False) -> None:
     """Refuse a checkpoint that another classifier or another number of ranks made.
+
+    Args:
+        path: Of the checkpoint.
+        now: What this launch trains with.
+        world_size_may_differ: Nothing in it is divided between ranks.
 
     Raises:
         UserError: If a value differs; names all that do.
     """
     then = json.loads((path / MARKER).read_text())
     differ = [key for key in now if then.get(key) != now[key]]
+    if world_size_may_differ and RANKS in differ:
+        differ.remove(RANKS)
+    if differ == [RANKS]:
+        raise UserError(
+            f"checkpoint {path} must be resumed on as many training devices as wrote it "
+            f"({then.get(RANKS)}, {now[RANKS]} now), among which ZeRO stage {then.get(STAGE)} has "
+            f"divided it: set devices.train for {then.get(RANKS)}, or train with stage 0"
+        )
     if differ:
         named = ", ".join(f"{key} ({then.get(key)} there, {now[key]} now)" for key in differ)
         raise UserError(

@@ -1,5 +1,6 @@
 """DeepSpeed's configuration: ours, with the person's settings merged under it."""
 
+import json
 from typing import Any
 
 from online_aug.config import Config
@@ -25,33 +26,52 @@ DEFAULTS: dict[str, Any] = {
     "zero_allow_untested_optimizer": True,  # a torch optimizer is one to DeepSpeed
     "steps_per_print": None,
 }
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     """What `deepspeed.initialize` gets: our defaults, `classifier.deepspeed`, our own keys.
 
+    A key of ours may be given where it agrees: with our value, as `auto`, or as disabled.
+
     Raises:
-        UserError: If the batch cannot be divided between the ranks, or a setting is not allowed.
+        UserError: If the batch cannot be divided between the ranks, a setting contradicts ours, or
+            the weights are to be divided and averaged at once.
     """
-    per_rank = rank_batch_size(config, world_size)
-    given = config.classifier.deepspeed
-    for key in given:
-        if key in OWNED:
-            raise UserError(
-                f"classifier.deepspeed.{key} must not be set, got {given[key]!r}: {OWNED[key]}"
-            )
-    merged = {**DEFAULTS, **given}
+    own, given = _own_settings(config, world_size), config.classifier.deepspeed
+    conflicts = [
+        f"{key} ({json.dumps(given[key])}: {OWNED[key]})"
+        for key in sorted(given.keys() & OWNED.keys())
+        if not _agrees(given[key], own.get(key))
+    ]
+    if conflicts:
+        raise UserError(f"classifier.deepspeed must not set {'; '.join(conflicts)}")
+    free = {key: value for key, value in given.items() if key not in OWNED}
+    merged = {**DEFAULTS, **free, **own}
     _check_stage(merged["zero_optimization"])
+    if zero_stage(config) == max(STAGES) and config.optim.ema is not None:
+        raise UserError(
+            "optim.ema must be null with ZeRO stage 3, which keeps no whole weights to average, "
+            f"got {config.optim.ema:g}"
+        )
+    return merged
+
+
+def _own_settings(config: Config, world_size: int) -> dict[str, Any]:
+    per_rank = rank_batch_size(config, world_size)
     parts, precision = config.optim.accumulation, config.classifier.precision
     return {
-        **merged,
         "train_batch_size": per_rank * world_size,
         "train_micro_batch_size_per_gpu": per_rank // parts,
         "gradient_accumulation_steps": parts,
         "gradient_clipping": config.optim.clip_grad or 0.0,
         "torch_autocast": {"enabled": precision != "float32", "dtype": precision},
     }
+
+
+def _agrees(given: Any, own: Any) -> bool:
+    is_disabled = isinstance(given, dict) and given.get("enabled") is False
+    return given == "auto" or is_disabled or (own is not None and given == own)
 
 
 def rank_batch_size(config: Config, world_size: int) -> int:
@@ -84,6 +104,5 @@ def _check_stage(zero: Any) -> None:
     stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
     if stage not in STAGES:
         raise UserError(
-            f"classifier.deepspeed.zero_optimization must be {{stage: 0, 1 or 2}}, got {zero!r}: "
-            "evaluation and export need whole weights on a rank"
+            f"classifier.deepspeed.zero_optimization must be {{stage: 0, 1, 2 or 3}}, got {zero!r}"
         )

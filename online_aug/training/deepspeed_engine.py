@@ -38,6 +38,21 @@ def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
     return engine
 
 
+def copy_whole(divided: nn.Module, whole: nn.Module) -> None:
+    """Copy weights that ZeRO stage 3 has divided; all ranks call it.
+
+    Args:
+        divided: The engine's module.
+        whole: The same network with weights of its own.
+    """
+    import deepspeed
+
+    with torch.no_grad(), deepspeed.zero.GatheredParameters(list(divided.parameters())):
+        ours = whole.state_dict(keep_vars=True)
+        for name, theirs in divided.state_dict(keep_vars=True).items():
+            ours[name].copy_(theirs)
+
+
 def save_plain(state: dict[str, Any], path: Path) -> None:
     """Write what can be read back without running code.
 

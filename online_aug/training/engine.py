@@ -1,6 +1,8 @@
 """One optimizer step after another on a DeepSpeed engine, and the state to go on later."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +23,14 @@ from online_aug.seeding import numpy_rng, torch_global_state
 from online_aug.training import checkpoints
 from online_aug.training.classifier import first_line, input_statistics, prepare_training
 from online_aug.training.deepspeed_config import zero_stage
-from online_aug.training.deepspeed_engine import save_plain, start_engine
-from online_aug.training.distributed import World, agree, barrier
+from online_aug.training.deepspeed_engine import copy_whole, save_plain, start_engine
+from online_aug.training.distributed import World, agree, barrier, set_environment
 from online_aug.training.mixing import mix_batch
 from online_aug.training.schedule import learning_rate
 
 AVERAGE_FILE = "average.pt"
+State = dict[str, Any]
+States = list[State]
 _SCALER = "loss_scaler"
 """Among a rank's own state: DeepSpeed does not save that of its autocast."""
 
@@ -57,6 +61,8 @@ class TrainingEngine:
         prepare_training(classifier, config.classifier)
         ema = config.optim.ema
         self._average = None if ema is None else ModelEmaV3(classifier, decay=ema)
+        # Where weights are divided between the ranks, evaluation and export need a whole copy.
+        self._whole = deepcopy(classifier) if zero_stage(config) == 3 else None
         self._engine = start_engine(classifier, config, world)
         if zero_stage(config) == 0:  # the other stages have put the weights into flat buffers
             self._engine.module.to(memory_format=self._format)
@@ -86,14 +92,25 @@ class TrainingEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.lr * group.get("lr_scale", 1.0)
         seed = int(numpy_rng("dropout", *self._entropy()).integers(2**63))
-        with torch_global_state(seed, device):
+        with torch_global_state(seed, device), self._launched():
             loss = self._descend(images, labels)
         if self._average is not None:
             self._average.update(self._engine.module, step=self.step)
         return loss
 
+    def gather(self) -> None:
+        """Bring together what the ranks divided; all call it before one evaluates or exports."""
+        if self._whole is not None:
+            with self._launched():
+                copy_whole(self._engine.module, self._whole)
+
     def evaluated_model(self) -> nn.Module:
-        """The classifier to judge and to export: the average of the weights where there is one."""
+        """The classifier to judge and to export: the average of the weights where there is one.
+
+        With ZeRO stage 3 it is as at the last `gather`.
+        """
+        if self._whole is not None:
+            return self._whole
         if self._average is not None:
             return cast(nn.Module, self._average.module)
         return cast(nn.Module, self._engine.module)
@@ -112,10 +129,11 @@ class TrainingEngine:
         if self._world.is_first:
             checkpoints.discard(path)
         barrier(self._world)
-        self._engine.save_checkpoint(str(folder), tag=path.name, save_latest=False)
+        with self._launched():
+            self._engine.save_checkpoint(str(folder), tag=path.name, save_latest=False)
         scaler = self._engine.torch_autocast_z0_gradscaler
         own = {**client_state, _SCALER: scaler.state_dict() if scaler else None}
-        save_plain(own, self._rank_file(path))
+        save_plain(own, path / f"rank_{self._world.rank:04d}.pt")
         if self._world.is_first and self._average is not None:
             torch.save(self._average.module.state_dict(), path / AVERAGE_FILE)
         barrier(self._world)
@@ -123,11 +141,19 @@ class TrainingEngine:
             checkpoints.seal(path, self._made_with())
         barrier(self._world)
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
+    def load(
+        self, folder: Path, share_out: Callable[[States, int, int], State] | None = None
+    ) -> State | None:
         """Go on from the newest whole checkpoint: what this rank saved with it, None without one.
 
+        Args:
+            folder: Of all checkpoints of the run.
+            share_out: Makes of what all ranks saved the state of one rank of another number of
+                them; None refuses another number.
+
         Raises:
-            UserError: If it is of another classifier or number of ranks, or cannot be read.
+            UserError: If it is of another classifier, of a number of ranks that cannot be changed,
+                or cannot be read.
         """
         found = checkpoints.newest_step(folder)
         step = agree(self._world, -1 if found is None else found)
@@ -136,9 +162,13 @@ class TrainingEngine:
         path = checkpoints.checkpoint_path(folder, step)
         if not (path / checkpoints.MARKER).is_file():
             raise UserError(f"checkpoint {path} must be visible to every rank, missing here")
-        checkpoints.check_made_with(path, self._made_with())
+        is_divided = zero_stage(self._config) > 0 or share_out is None
+        checkpoints.check_made_with(path, self._made_with(), world_size_may_differ=not is_divided)
         try:
-            return self._restore(path)
+            states = self._restore(path)
+            if len(states) == self._world.world_size or share_out is None:
+                return states[self._world.rank]
+            return share_out(states, self._world.rank, self._world.world_size)
         except Exception as error:  # whatever a damaged file makes torch or DeepSpeed raise
             raise UserError(
                 f"checkpoint {path} cannot be read ({first_line(error)}): "
@@ -168,30 +198,34 @@ class TrainingEngine:
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
+    def _launched(self) -> AbstractContextManager[None]:
+        """ZeRO stage 3 insists on the launcher's variable, also without a launcher."""
+        return set_environment(LOCAL_RANK=str(self._world.local_rank))
+
     def _entropy(self) -> tuple[int, int, int]:
         return self._config.run.seed, self._world.rank, self.step
 
-    def _rank_file(self, path: Path) -> Path:
-        return path / f"rank_{self._world.rank:04d}.pt"
-
-    def _restore(self, path: Path) -> dict[str, Any]:
-        self._engine.load_checkpoint(str(path.parent), tag=path.name)
+    def _restore(self, path: Path) -> States:
+        """What every rank saved."""
+        with self._launched():
+            self._engine.load_checkpoint(str(path.parent), tag=path.name)
         if self._average is not None:
             device = self._world.device
             average = torch.load(path / AVERAGE_FILE, map_location=device, weights_only=True)
             self._average.module.load_state_dict(average)
-        state: dict[str, Any] = torch.load(self._rank_file(path), weights_only=True)
-        scale = state.pop(_SCALER)
-        if scale is not None:
-            self._engine.torch_autocast_z0_gradscaler.load_state_dict(scale)
-        return state
+        files = sorted(path.glob("rank_*.pt"))
+        states: States = [torch.load(file, weights_only=True) for file in files]
+        scales = [state.pop(_SCALER) for state in states]
+        if scales[0] is not None:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(scales[0])
+        return states
 
     def _made_with(self) -> checkpoints.MadeWith:
         return {
             "classifier.name": self._config.classifier.name,
             "number of classes": int(self._engine.module.num_classes),
-            "number of training devices": self._world.world_size,
-            "ZeRO stage": zero_stage(self._config),
+            checkpoints.RANKS: self._world.world_size,
+            checkpoints.STAGE: zero_stage(self._config),
             "optim.name": self._config.optim.name,
             "average of weights": self._average is not None,
         }

@@ -19,7 +19,7 @@ from mixing_samples import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from cache import CacheFullError, Entry, log
+from cache import CacheFullError, Entry, Store, log
 from online_aug.dataloader.generator_process import StopWaiting, WaitFor
 from online_aug.dataloader.slots import Kind
 from online_aug.errors import UserError
@@ -176,7 +176,8 @@ def test_worker_processes_change_no_batch_and_prefetching_no_state(mixed):
     setup, alone = mixed
     expected = run(alone, [0, 1])
     state_at_start = {"epoch": 0, "step": 0, "times_sampled": {}, "totals": vars(Served())}
-    start = state_at_start | {"position_at_start": alone.state_dict()["position_at_start"]}
+    now = alone.state_dict()
+    start = state_at_start | {name: now[name] for name in ("position_at_start", "position")}
 
     with setup.loader(workers=2) as loader:
         loader.load_state_dict(start)
@@ -465,3 +466,12 @@ def test_with_wait_the_turn_decides_which_request_of_the_newest_plan_is_served(s
 def _put_as(store, request, grey):
     image = np.full((8, 8, 3), (255, grey, grey), np.uint8)
     store.put_many([Entry(request.to_fields(), image)])
+
+
+def test_a_run_does_not_go_on_with_a_cache_that_has_been_emptied(mixed, tmp_path):
+    setup, loader = mixed
+    next(iter(loader))
+    with Store(tmp_path / "emptied") as emptied:
+        resumed = replace(setup, store=emptied).loader()
+        with pytest.raises(UserError, match=r"cache that this run was served from, of wh"):
+            resumed.load_state_dict(loader.state_dict())

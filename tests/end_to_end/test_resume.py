@@ -1,5 +1,7 @@
 """A run killed between two checkpoints, and one that is served again what another was served."""
 
+import signal
+
 import numpy as np
 import pytest
 from tiny_runs import EPOCHS, read_metrics, read_summary, run_folder, start, wait_for
@@ -61,6 +63,39 @@ def test_a_replay_ends_with_the_same_weights_and_generates_nothing(torn, whole, 
     assert read_summary(folder)["generated"] == 0
     assert "no generation" in launch.out
     assert not (folder / "generator.log").exists()
+
+
+@pytest.fixture(scope="module")
+def moved(pair, config):
+    """The same run on two ranks, stopped in its second epoch, gone on with on one."""
+    folder = run_folder(config, "moved")
+    launch = start(config, "moved", "devices.train=[cpu, cpu]")
+    wait_for(lambda: read_metrics(folder), launch)
+    launch.process.send_signal(signal.SIGTERM)
+    assert launch.wait() == 128 + signal.SIGTERM
+    start(config, "moved", "devices.train=[cpu]").succeed()
+    return folder
+
+
+def test_a_run_of_two_ranks_goes_on_on_one_with_the_same_global_batches(moved, whole):
+    told, expected = ledger(moved), ledger(whole)
+    assert (told["index"] == expected["index"]).all()
+    assert (told["number"] == expected["number"]).all()
+
+
+def test_what_was_counted_on_two_ranks_counts_on_one(moved):
+    summary, rows = read_summary(moved), ledger(moved)
+    served = [summary[f"served_{kind}"] for kind in ("real", "fresh", "cached")]
+    assert served == np.bincount(rows["kind"], minlength=4).tolist()[:3]
+
+
+def test_divided_weights_do_not_go_on_on_another_number_of_ranks(pair, config):
+    zero = "classifier.deepspeed.zero_optimization.stage=1"
+    start(config, "divided", zero, "run.epochs=1").succeed()
+    launch = start(config, "divided", zero, "run.epochs=2", "devices.train=[cpu, cpu]")
+    assert launch.wait() == 2
+    assert "must be resumed on as many training devices as wrote it (1, 2 now)" in launch.err
+    assert "Traceback" not in launch.err
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,13 @@ def test_a_checkpoint_of_another_training_is_refused(make_engine, saved, other, 
 
 def test_a_checkpoint_of_more_ranks_is_refused(saved):
     path = checkpoints.checkpoint_path(saved, 1)
-    with pytest.raises(UserError, match=r"number of training devices \(1 there, 2 now\)"):
-        checkpoints.check_made_with(path, {"number of training devices": 2})
+    with pytest.raises(UserError, match=r"as many training devices as wrote it \(1, 2 now\)"):
+        checkpoints.check_made_with(path, {checkpoints.RANKS: 2})
+
+
+def test_where_nothing_is_divided_more_ranks_may_go_on(saved):
+    path = checkpoints.checkpoint_path(saved, 1)
+    checkpoints.check_made_with(path, {checkpoints.RANKS: 2}, world_size_may_differ=True)
 
 
 def test_a_damaged_checkpoint_is_named(make_engine, saved):

@@ -1,0 +1,219 @@
+"""OnlineAugLoader with a warm cache against PyTorch's DataLoader over the same image folder.
+
+    python benchmarks/loader_speed.py [--images 256] [--codec webp_lossless] [--resolution 256]
+        [--workers 0] [--turns 7]
+
+Both read JPEGs of 500 x 375 px by the same decoder, transform them alike (to 224 px) and take
+turns. At p = 0.5 every second slot is a generated image from the cache. The last line is what the
+main process spends on planning and accounting, a sample: the time of its own thread while workers
+do the rest, and that of the sampler alone.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cache_timing import faster, in_turns, rate
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from cache import Entry, Store
+from online_aug.config import Config, MixingConfig
+from online_aug.config_data import DataConfig
+from online_aug.dataloader.folders import folder_splits
+from online_aug.dataloader.image_sets import ImageSet
+from online_aug.dataloader.loader import OnlineAugLoader
+from online_aug.dataloader.mixed_dataset import MixedDataset
+from online_aug.dataloader.mixing import MixingSampler
+from online_aug.dataloader.slots import Order
+from online_aug.dataloader.supply import Supply
+from online_aug.dataloader.transforms import train_transform
+from online_aug.methods import METHODS, MethodContext, Source, plan_requests
+from online_aug.recipe_images import BoundCompose
+from online_aug.records import GenerationRequest
+from online_aug.seeding import torch_rng
+from online_aug.serving import order_of
+
+BATCH_SIZE, CLASSES = 32, 8
+DATA = DataConfig(
+    image_size=224,
+    resize_px=256,
+    crop="random",
+    hflip=0.5,
+    shift=0,
+    rotate_degrees=0,
+    scale=(1, 1),
+)
+
+
+class PlainSet(Dataset[tuple[torch.Tensor, int]]):
+    """What one would write without us: decode, transform, label."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images, self._transform = images, train_transform(DATA)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        pixels = torch.from_numpy(self._images.load(index).copy()).permute(2, 0, 1)
+        image = self._transform(pixels, torch_rng(int(torch.randint(2**62, ()))))
+        return image, int(self._images.labels[index])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--codec", default="webp_lossless")
+    parser.add_argument("--resolution", type=int, default=256, help="of the generated images, px")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--turns", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store(Path(folder) / "cache", codec=options.codec) as store,
+    ):
+        images = _write_images(Path(folder) / "images", options.images)
+        plan, context = _fill(store, images, options.resolution)
+        loaders = {
+            f"p = {share:g}": _loader(images, store, plan, context, share, options.workers)
+            for share in (0.0, 0.5, 1.0)
+        }
+        plain: Iterable[Any] = DataLoader(
+            PlainSet(images), BATCH_SIZE, shuffle=True, drop_last=True,
+            num_workers=options.workers, persistent_workers=options.workers > 0,
+        )  # fmt: skip
+        sides = {"DataLoader": _epoch(plain)}
+        sides |= {name: _epoch(loader) for name, loader in loaders.items()}
+        seconds = in_turns(sides, options.turns)
+        served = len(images) // BATCH_SIZE * BATCH_SIZE
+        for name in sides:
+            line = f"{name}: {rate(seconds, name, served):,.0f} images/s"
+            ratio = f", {faster(seconds, name, 'DataLoader'):.2f} of DataLoader"
+            sys.stdout.write(line + (ratio if name != "DataLoader" else "") + "\n")
+        _print_main_process(images, store, plan, context)
+
+
+def _print_main_process(
+    images: ImageSet, store: Store, plan: list[GenerationRequest], context: MethodContext
+) -> None:
+    loader = _loader(images, store, plan, context, 0.5, workers=1)
+    next(iter(loader))  # the worker starts
+    spent_s, served = _thread_time(lambda: list(loader)), len(loader) * BATCH_SIZE
+    sampler_s = _thread_time(lambda: list(_sampler(images, store, plan, 0.5)))
+    sys.stdout.write(
+        f"main process: {1000 * spent_s / served:.3f} ms a sample, "
+        f"{1000 * sampler_s / served:.3f} ms of them the sampler's\n"
+    )
+
+
+def _thread_time(work: Callable[[], object]) -> float:
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
+def _epoch(loader: Iterable[Any]) -> Callable[[int], object]:
+    return lambda turn: sum(1 for _ in loader)
+
+
+def _write_images(folder: Path, count: int) -> ImageSet:
+    """Photograph-like noise, as much of it at every scale."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        place = folder / f"class_{number % CLASSES}"
+        place.mkdir(parents=True, exist_ok=True)
+        _picture(rng, 500, 375).save(place / f"{number}.jpg", quality=90)
+    return folder_splits(folder)["train"]
+
+
+def _picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    total = np.zeros((height, width, 3))
+    for side in (4, 8, 16, 32, 64, 128):
+        grid = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        large = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), float) - 127.5
+        total += large * 4 / side
+    return Image.fromarray((127.5 + total * 0.6).clip(0, 255).astype(np.uint8))
+
+
+def _fill(
+    store: Store, images: ImageSet, resolution: int
+) -> tuple[list[GenerationRequest], MethodContext]:
+    sources = [
+        Source(digest=images.digest(index), label=int(label))
+        for index, label in enumerate(images.labels)
+    ]
+    context = MethodContext(
+        prompts=tuple(f"a photo of a {name}" for name in images.class_names),
+        strengths=(0.7,),
+        gamma=0.8,
+        guidance_scale=7.5,
+        num_inference_steps=25,
+        scheduler="ddim",
+        resolution=resolution,
+        seed=0,
+        generator_fingerprint="benchmark",
+    )
+    plan = plan_requests(METHODS["diff_mix"], sources, context, 1)
+    rng = np.random.default_rng(1)
+    for request in plan:
+        picture = np.asarray(_picture(rng, resolution, resolution))
+        store.put_many([Entry(request.to_fields(), picture)])
+    return plan, context
+
+
+def _sampler(
+    images: ImageSet, store: Store, plan: list[GenerationRequest], share: float
+) -> MixingSampler:
+    mixing = MixingConfig(synthetic_probability=share)
+    supply = Supply(plan, store, rank=0, world_size=1, max_times_sampled=None)
+    return MixingSampler(_order(images, share), supply, mixing)
+
+
+def _order(images: ImageSet, share: float) -> Order:
+    return order_of(
+        Config.model_validate(
+            {"mixing": {"synthetic_probability": share}, "optim": {"batch_size": BATCH_SIZE}}
+        ),
+        images,
+    )
+
+
+def _loader(
+    images: ImageSet,
+    store: Store,
+    plan: list[GenerationRequest],
+    context: MethodContext,
+    share: float,
+    workers: int,
+) -> OnlineAugLoader:
+    dataset = MixedDataset(
+        images=images,
+        plan=list(plan),
+        places={images.digest(index): index for index in range(len(images))},
+        compose=BoundCompose(context),
+        store=store,
+        transform=train_transform(DATA),
+        seed=0,
+        skips_bad_images=False,
+    )
+    return OnlineAugLoader(
+        dataset,
+        _sampler(images, store, plan, share),
+        workers=workers,
+        pin_memory=False,
+        generator=None,
+        ledger=None,
+    )
+
+
+if __name__ == "__main__":
+    main()
