@@ -46,7 +46,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.reporting.live import print_summary
     from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
     from online_aug.reporting.terminal import open_console
-    from online_aug.serving import check_replay
+    from online_aug.serving import check_sequence
     from online_aug.stores import open_store
     from online_aug.teacher import check_teacher, ensure_saliency
     from online_aug.training.checks import check_training
@@ -58,7 +58,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_teacher(recipe)
     check_judge(recipe)
     recipe.check(generates=devices.generate is not None)
-    check_replay(recipe, resolved_yaml(config))
+    check_sequence(recipe, resolved_yaml(config))
     if "--dry-run" in command.switches:
         sys.stdout.write(describe_run(recipe, devices))
         return 0

@@ -63,13 +63,15 @@ def sampler_of(recipe: Recipe, supply: Supply, wait_for: Callable[[int], bool]) 
     )
 
 
-def check_replay(recipe: Recipe, resolved_yaml: str) -> None:
-    """Refuse to replay a run of other images, or one whose images are gone; writes nothing.
+def check_sequence(recipe: Recipe, resolved_yaml: str) -> None:
+    """Refuse what could not be served; writes nothing.
 
     Raises:
-        UserError: If so.
+        UserError: If a class has a probability that there is not, or a run is to be replayed that
+            was one of other images, or whose images are gone.
     """
     config = recipe.config
+    order_of(config, recipe.splits.train)
     if config.run.replay is None:
         return
     check_same_sequence(config.run.replay, resolved_yaml)

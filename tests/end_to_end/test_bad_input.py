@@ -64,7 +64,29 @@ CASES = {
     ),
     "setting of ours": (
         ["classifier.deepspeed={{optimizer: 1}}"],
-        r"classifier\.deepspeed\.optimizer must not be set, got 1: set optim\.name",
+        r"classifier\.deepspeed must not set optimizer \(1: set optim\.name",
+    ),
+    "no file of settings": (
+        ["classifier.deepspeed={place}/ds.json"],
+        r"classifier\.deepspeed must be a mapping or a JSON file that holds one: No such file",
+    ),
+    "average of divided weights": (
+        ["classifier.deepspeed.zero_optimization.stage=3", "optim.ema=0.9"],
+        r"optim\.ema must be null with ZeRO stage 3, .* got 0\.9$",
+    ),
+    "float16 on a cpu": (
+        ["classifier.precision=float16", "devices.train=cpu"],
+        r"classifier\.precision must be float32 or bfloat16 on a CPU",
+    ),
+    "unknown optimizer": (["optim.name=adanw2"], r"optim\.name must be an optimizer of timm"),
+    "unknown policy": (["data.auto_augment=never"], r"data\.auto_augment must be a policy of timm"),
+    "probability of no class": (
+        ["mixing.class_probability={{emu: 0.5}}"],
+        r"mixing\.class_probability must name classes of data\.source, got 'emu'; known: 0, 1",
+    ),
+    "parts that do not divide": (
+        ["optim.accumulation=3"],
+        r"optim\.accumulation must divide the 10 images of a step on each device, got 3$",
     ),
     "xformers on a cpu": (
         ["generation.attention=xformers", "devices.generate=cpu"],
