@@ -35,9 +35,10 @@ from online_aug.generation.adapters import load_adapters
 from online_aug.generation.autoencoding import TOGETHER
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.models import load_img2img
-from online_aug.generation.service import Service, Work
+from online_aug.generation.service import Service
 from online_aug.generation.starting import fit
 from online_aug.generation.timing import Shares
+from online_aug.generation.work import Work
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import SourceImages
 from online_aug.records import GenerationRequest

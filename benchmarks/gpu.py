@@ -1,0 +1,335 @@
+"""How fast the true architectures run on one GPU: ours beside diffusers' own pipelines.
+
+    python benchmarks/gpu.py [--device cuda:0] [--seconds 8] [--miniature]
+
+Stable Diffusion 1.5 and InstructPix2Pix are built from their published settings with random
+weights, so nothing is downloaded; pixels are noise and take as long as any. Rates are steady
+states: no reading, no storing, strengths mixed where a row says so. TFLOP/s are those of the
+U-Net's calls, beside a product of two large matrices in the same number format. We look for half
+of the matrix product's rate, 4 times diffusers at batch 1, and 1.5 times its best batch fed in the
+order of the plan with mixed strengths. `--miniature` takes the embedded models' architecture.
+"""
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, product
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from online_aug.errors import UserError
+from online_aug.generation import tiny
+from online_aug.generation.execution import Execution
+from online_aug.generation.identity import EMBEDDED
+from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.models import Pipeline, choose_attention
+from online_aug.generation.solvers import sampling_scheduler
+from online_aug.generation.speed import measure_speed
+from online_aug.generation.work import Work
+from online_aug.records import GenerationRequest
+from online_aug.seeding import torch_rng
+
+MIXED = (0.3, 0.5, 0.7, 0.9)
+BATCHES = (1, 8, 16)
+TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of a model."""
+
+    name: str
+    steps: int
+    strengths: tuple[float, ...]
+    guidance_scale: float
+
+
+CASES = (
+    Case("25 steps, 0.7, guided", 25, (0.7,), 7.5),
+    Case("25 steps, mixed, guided", 25, MIXED, 7.5),
+    Case("4 steps, unguided", 4, (1.0,), 1.0),
+    Case("1 step, unguided", 1, (1.0,), 1.0),
+)
+EDIT = Case("25 steps, edit", 25, (1.0,), 7.5)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how long."""
+
+    device: torch.device
+    seconds: float
+    is_miniature: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As `generation.dtype: auto` has it."""
+        return torch.float32 if self.device.type == "cpu" else torch.float16
+
+    def pipeline(self, *, edits: bool) -> Pipeline:
+        """A model with random weights on the device."""
+        kind: Any = (
+            StableDiffusionInstructPix2PixPipeline if edits else StableDiffusionImg2ImgPipeline
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["image_to_image"] / "tokenizer")
+        with self.device:
+            vae, unet, text = self._networks(tokenizer, 4 if edits else 0)
+        pipeline: Pipeline = kind(
+            vae=vae.to(self.dtype),
+            unet=unet.to(self.dtype),
+            text_encoder=text.to(self.dtype),
+            tokenizer=tokenizer,
+            scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        for network in (pipeline.unet, pipeline.vae):
+            network.eval().to(memory_format=torch.channels_last)
+        return pipeline
+
+    def _networks(
+        self, tokenizer: CLIPTokenizer, condition_channels: int
+    ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
+        if self.is_miniature:
+            vae, unet = tiny.new_autoencoder(), tiny.new_unet(condition_channels)
+            return vae, unet, tiny.new_text_encoder(tokenizer)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=64, in_channels=4 + condition_channels, cross_attention_dim=768
+        )
+        config = CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+        )
+        return vae, unet, CLIPTextModel(config)
+
+    def ours(
+        self, pipeline: Pipeline, requests: Sequence[GenerationRequest], execution: Execution
+    ) -> float:
+        """Images a second of the engine."""
+        generator = ImageGenerator(pipeline, 4 if self.is_miniature else 16, execution)
+        image = torch.randint(256, (3, requests[0].resolution, requests[0].resolution))
+        pixels = image.to(torch.uint8)
+        work = Work(
+            plan=requests,
+            plan_of=None,
+            prepare=lambda some: pixels.expand(len(some), -1, -1, -1),
+            refusal=lambda request: None,
+            max_ahead=None,
+        )
+        try:
+            # The first calls record, compile and choose kernels.
+            measure_speed(work, generator, seconds=0.1, is_stopping=lambda: False)
+            speed = measure_speed(work, generator, seconds=self.seconds, is_stopping=lambda: False)
+        finally:
+            generator.close()
+            pipeline.text_encoder.to(self.device)
+        return speed.images_per_s
+
+    def diffusers(
+        self, pipeline: Pipeline, requests: Sequence[GenerationRequest], size: int
+    ) -> float:
+        """Images a second of diffusers' pipeline, in batches of one strength from 28 ahead."""
+        settings = pipeline.scheduler.config
+        pipeline.scheduler = sampling_scheduler(requests[0].scheduler, settings)
+        batches = _batches(requests, size)
+        _call(pipeline, next(batches))
+        images, started = 0, time.perf_counter()
+        while time.perf_counter() - started < self.seconds:
+            images += _call(pipeline, next(batches))
+        rate = images / (time.perf_counter() - started)
+        pipeline.scheduler = DDIMScheduler.from_config(settings)
+        return rate
+
+    def matrix_tflops(self) -> float:
+        """Rate of one large product, TFLOP/s."""
+        side = 512 if self.is_miniature else 8192
+        a = torch.randn(side, side, device=self.device, dtype=self.dtype)
+        seconds = self._seconds_of(lambda: a @ a)
+        return 2 * side**3 / seconds / TERA
+
+    def _seconds_of(self, function: Callable[[], object], repeats: int = 20) -> float:
+        function()
+        self._synchronize()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        self._synchronize()
+        return (time.perf_counter() - started) / repeats
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_gib(self) -> float:
+        """Since the last call of this; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print one table a model, each row as soon as it is known."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--miniature", action="store_true", help="the embedded architecture")
+    options = parser.parse_args(argv)
+    bench = Bench(torch.device(options.device), options.seconds, options.miniature)
+    matrix = bench.matrix_tflops()
+    print(f"{bench.device}, {bench.dtype}, torch {torch.__version__}")
+    print(f"matrix product: {matrix:.1f} TFLOP/s\n")
+    print("| model, case | px | side | images/s | TFLOP/s | of the product | peak GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for edits in (False, True):
+        pipeline = bench.pipeline(edits=edits)
+        for resolution in (64, 32) if bench.is_miniature else (512, 256):
+            for case in (EDIT,) if edits else CASES:
+                _print_case(bench, pipeline, case, resolution, matrix)
+        del pipeline
+
+
+def _print_case(
+    bench: Bench, pipeline: Pipeline, case: Case, resolution: int, matrix: float
+) -> None:
+    requests = _requests(case, resolution, edits=pipeline.unet.config.in_channels == 8)
+    tera = _tera_flop(pipeline, requests, resolution)
+    for name, rate in _rates(bench, pipeline, requests):
+        speed = rate * tera
+        print(
+            f"| {case.name} | {resolution} | {name} | {rate:.2f} | {speed:.2f} "
+            f"| {speed / matrix:.0%} | {bench.peak_gib():.1f} |",
+            flush=True,
+        )
+
+
+def _rates(
+    bench: Bench, pipeline: Pipeline, requests: Sequence[GenerationRequest]
+) -> Iterator[tuple[str, float]]:
+    attentions = ("sdpa",) if bench.device.type == "cpu" else ("sdpa", "xformers")
+    executions: tuple[Execution, ...] = ("eager", "graph")
+    if bench.device.type == "cuda" and requests[0].num_inference_steps == 25:
+        executions = ("eager", "graph", "compile")
+    for attention, execution in product(attentions, executions):
+        if (attention, execution) == ("xformers", "compile"):
+            continue  # its kernels are no part of what is compiled
+        try:
+            choose_attention(attention, pipeline, bench.device)  # type: ignore[arg-type]
+        except UserError as error:
+            print(f"xformers: {error}")
+            break
+        yield f"ours, {attention}, {execution}", bench.ours(pipeline, requests, execution)
+    pipeline.unet.set_default_attn_processor()
+    for size in BATCHES:
+        yield f"diffusers, batches of {size}", bench.diffusers(pipeline, requests, size)
+
+
+def _requests(case: Case, resolution: int, *, edits: bool) -> list[GenerationRequest]:
+    one = GenerationRequest(
+        method="diff_mix",
+        method_version=1,
+        source_digest="0" * 32,
+        source_label=0,
+        target_label=1,
+        prompt="a photo of a bird",
+        strength=case.strengths[0],
+        guidance_scale=case.guidance_scale,
+        image_guidance_scale=1.5 if edits else None,
+        num_inference_steps=case.steps,
+        scheduler="dpmsolver++",
+        resolution=resolution,
+        variant=0,
+        noise_seed=0,
+        generator_fingerprint="benchmark",
+    )
+    strengths = cycle(case.strengths)
+    return [replace(one, noise_seed=n, strength=next(strengths)) for n in range(96)]
+
+
+def _batches(requests: Sequence[GenerationRequest], size: int) -> Iterator[list[GenerationRequest]]:
+    """The most frequent strength of 28 requests ahead, as many as fit into a batch, endlessly."""
+    coming = cycle(requests)
+    waiting = list(islice(coming, 28))
+    while True:
+        strengths = [request.strength for request in waiting]
+        strength = max(strengths, key=strengths.count)
+        batch = [request for request in waiting if request.strength == strength][:size]
+        waiting = [request for request in waiting if request not in batch]
+        waiting += islice(coming, len(batch))
+        yield batch
+
+
+def _call(pipeline: Pipeline, batch: Sequence[GenerationRequest]) -> int:
+    first = batch[0]
+    side = first.resolution
+    own: dict[str, Any] = {"strength": first.strength}
+    if first.image_guidance_scale is not None:
+        own = {"image_guidance_scale": first.image_guidance_scale}
+    call: Any = pipeline
+    made = call(
+        prompt=[request.prompt for request in batch],
+        image=[Image.new("RGB", (side, side)) for _ in batch],
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=first.guidance_scale,
+        generator=[torch_rng(request.noise_seed) for request in batch],
+        **own,
+    ).images
+    return len(made)
+
+
+@torch.no_grad()
+def _tera_flop(pipeline: Pipeline, requests: Sequence[GenerationRequest], resolution: int) -> float:
+    """What the U-Net computes for an image, on average."""
+    unet, side = pipeline.unet, resolution // pipeline.vae_scale_factor
+    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
+    place: Any = {"device": unet.device, "dtype": unet.dtype}
+    with FlopCounterMode(display=False) as counter:
+        unet(
+            torch.zeros(1, channels, side, side, **place),
+            torch.zeros(1, device=unet.device),
+            torch.zeros(1, 77, width, **place),
+        )
+    calls = [_calls(request) for request in requests]
+    return counter.get_total_flops() * sum(calls) / len(calls) / TERA
+
+
+def _calls(request: GenerationRequest) -> int:
+    copies = 1 if request.guidance_scale == 1 else 2
+    if request.image_guidance_scale is not None:
+        return 3 * request.num_inference_steps
+    return copies * int(request.num_inference_steps * request.strength)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
