@@ -8,8 +8,9 @@ from typing import Any
 from cache.commands.arguments import Command
 from cache.errors import DamagedCacheError
 from cache.exchange.salvaging import DAMAGED, salvage
+from cache.handle import probe
 from cache.location import check_readable
-from cache.soundness import check_sound
+from cache.soundness import check_sound, note_sound
 from cache.store import Store
 from cache.terminal import Tell, plain, print_json, progress, size
 from cache.verify import VerifyReport
@@ -35,7 +36,9 @@ def _verify(options: argparse.Namespace) -> int:
 def _made_sound(path: Path, is_repair: bool, tell: Tell) -> int | None:
     """Records saved from a file whose pages are damaged; None where they are not."""
     try:
-        check_sound(path, trusts_note=False)
+        if check_sound(path, trusts_note=False):
+            probe(path)  # before another program's file is noted
+            note_sound(path)  # so that it is not examined again when it is opened
     except DamagedCacheError as damage:
         if not is_repair:
             raise

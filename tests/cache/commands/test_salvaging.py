@@ -9,7 +9,7 @@ from exchange_samples import assert_refused, bird, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import Entry, Keys, Store, request_key
+from cache import Entry, Keys, Store, request_key, soundness
 from cache.cli import main
 from cache.exchange.salvaging import DAMAGED
 
@@ -125,6 +125,19 @@ def test_without_repair_a_damaged_cache_is_refused_and_stays_as_it_is(damaged, r
     assert_refused(run("verify", damaged), "")
     assert (damaged / "data.mdb").read_bytes() == before
     assert [path.name for path in damaged.iterdir()] == ["data.mdb"]
+
+
+def test_a_copy_is_examined_once_by_verify(tmp_path, whole, run, monkeypatch):
+    path, examined = write(tmp_path / "cache", whole), []
+    look = soundness._examine
+
+    def examine(where):
+        examined.append(where)
+        return look(where)
+
+    monkeypatch.setattr(soundness, "_examine", examine)
+    assert run("verify", path)[0] == 0
+    assert examined == [path]
 
 
 def test_the_refusal_of_a_damaged_page_names_the_repair(tmp_path, whole, run):
