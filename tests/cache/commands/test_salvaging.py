@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import schema_1
 from exchange_samples import assert_refused, bird, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +78,15 @@ def test_every_record_comes_back_in_the_order_of_arrival(damaged, run):
         assert [key for _, key in store.tail()] == [request_key(e.request) for e in ENTRIES]
         for entry in ENTRIES:
             assert np.array_equal(store.get(request_key(entry.request)).image, entry.image)
+
+
+def test_records_of_the_first_version_come_back_too(tmp_path, run):
+    requests = [{"method": "demo", "variant": variant} for variant in range(6)]
+    schema_1.write(tmp_path / "old", requests)
+    roots = (tmp_path / "old/data.mdb").read_bytes()
+    path = write(tmp_path / "cache", bytes(2 * PAGE_BYTES) + roots[2 * PAGE_BYTES :])
+    assert run("verify", path, "--repair")[0] == 0
+    assert contents(path).keys() == {request_key(request) for request in requests}
 
 
 def test_the_damaged_file_is_kept_and_never_replaced(damaged, run):
