@@ -54,10 +54,10 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     generates = config.mixing.imported != "only" and config.run.replay is None
     devices = plan_devices(config.devices, generates=generates)
     check_training(config, devices.train)
-    recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
     check_teacher(recipe)
     check_judge(recipe)
-    recipe.check(generates=devices.generate is not None)
+    recipe.check(generates=bool(devices.generate))
     check_sequence(recipe, resolved_yaml(config))
     if "--dry-run" in command.switches:
         sys.stdout.write(describe_run(recipe, devices))

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
             f"data.source must be digits, the judge's only set, got {config.data.source}"
         )
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
     ensure_finetuned(recipe)
     judge = train_judge()
     sys.stdout.write(f"judge: {accuracy(judge, 'test'):.1%} of real test digits\n\n")

@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     )
     config = command.load_config()
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
     ensure_finetuned(recipe)
     bench = Bench(
         recipe,

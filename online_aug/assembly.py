@@ -13,6 +13,8 @@ from online_aug.dataloader.replay import LEDGER_FOLDER
 from online_aug.dataloader.transforms import train_transform
 from online_aug.devices import DevicePlan
 from online_aug.errors import UserError
+from online_aug.generation.fleet import Fleet
+from online_aug.generation.place import Place
 from online_aug.generation.supervisor import Supervisor
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose
@@ -43,7 +45,7 @@ def build_loader(
     pin_if_awaited(store, config, keys)
     generator = None
     if world.is_first and devices.generate and recipe.is_synthetic:
-        generator = build_supervisor(devices, run_directory)
+        generator = build_generators(devices, run_directory)
 
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
@@ -93,20 +95,36 @@ def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
     return images
 
 
-def build_supervisor(devices: DevicePlan, run_directory: Path) -> Supervisor:
-    """The generation process of a run directory, on its own device."""
-    device = str(devices.generate)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    environment = {"OMP_NUM_THREADS": str(devices.generate_threads), "CUDA_VISIBLE_DEVICES": ""}
-    if device != "cpu":
-        number = int(device.partition(":")[2])
-        names = [name for name in visible.split(",") if name]
-        environment["CUDA_VISIBLE_DEVICES"] = names[number] if names else str(number)
-        device = "cuda:0"
-    command = ["-m", "online_aug.generate", str(run_directory / "config.yaml"), device]
-    return Supervisor(
-        [*command, str(devices.generate_threads)], run_directory / "generator.log", environment
+def build_generators(devices: DevicePlan, run_directory: Path) -> Fleet:
+    """The generation processes of a run directory, each on its own device."""
+    count = len(devices.generate)
+    return Fleet([_supervisor(devices, number, run_directory) for number in range(count)])
+
+
+def _supervisor(devices: DevicePlan, number: int, run_directory: Path) -> Supervisor:
+    device = devices.generate[number]
+    visible, seen_as = _alone_visible(device)
+    place = Place(
+        device=seen_as,
+        threads=devices.generate_threads,
+        number=number,
+        count=len(devices.generate),
+        share=devices.share if devices.is_shared(device) else 0.0,
     )
+    environment = {"OMP_NUM_THREADS": str(place.threads), "CUDA_VISIBLE_DEVICES": visible}
+    config = str(run_directory / "config.yaml")
+    log = run_directory / f"generator{number or ''}.log"
+    command = ["-m", "online_aug.generate", config, place.model_dump_json()]
+    return Supervisor(command, log, environment)
+
+
+def _alone_visible(device: str) -> tuple[str, str]:
+    """CUDA_VISIBLE_DEVICES for a process that is to see this device alone, and what it is there."""
+    if device == "cpu":
+        return "", device
+    number = int(device.partition(":")[2])
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[number] if names else str(number), "cuda:0"
 
 
 def describe_run(recipe: Recipe, devices: DevicePlan) -> str:

@@ -185,8 +185,21 @@ class DevicesConfig(Section):
 
     train: Literal["auto"] | Devices = "auto"
     """`auto`, or a list such as `[cuda:0, cuda:1]` or `[cpu, cpu]`: one rank each."""
-    generate: str = "auto"
-    """`auto`, `none` (serve the cache only), `cpu`, or a device such as `cuda:1`."""
+    generate: Literal["auto", "none"] | Devices = "auto"
+    """`auto`, `none` (serve the cache only), a device such as `cuda:1` or `cpu`, or a list of them:
+    a process for each."""
+    share: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.5
+    """What training keeps at least of the speed of a GPU that it shares with a generation process,
+    which rests in between; 0 never rests."""
+
+    @model_validator(mode="after")
+    def _no_gpu_is_named_twice(self) -> "DevicesConfig":
+        for key in ("train", "generate"):
+            chosen = getattr(self, key)
+            gpus = [name for name in chosen if name != "cpu"] if isinstance(chosen, tuple) else []
+            if len(set(gpus)) < len(gpus):
+                raise ValueError(f"devices.{key} must name each GPU once, got {', '.join(chosen)}")
+        return self
 
 
 class Config(Section):

@@ -11,21 +11,40 @@ from online_aug.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlan:
-    """Training devices, one rank each, and the generator's device."""
+    """Training devices, one rank each, and generating devices, one process each."""
 
     train: tuple[str, ...]
     """Empty where images are made ahead of training."""
-    generate: str | None
-    """None serves the cache only."""
+    generate: tuple[str, ...]
+    """Empty where the cache only is served."""
     train_threads: int
     """CPU threads of each rank."""
     generate_threads: int
+    """CPU threads of each generation process."""
+    share: float = 0.0
+    """What training keeps of the speed of a GPU that is shared."""
+
+    @property
+    def generator(self) -> str:
+        """The device that images are planned for, whether they are made now or were before."""
+        return (self.generate or self.train)[0]
+
+    def is_shared(self, device: str) -> bool:
+        """Whether a GPU both trains and generates."""
+        return device != "cpu" and device in self.train and device in self.generate
 
     def __str__(self) -> str:
-        made = f"generate on {self.generate}" if self.generate else "no generation (cache only)"
+        made = "no generation (cache only)"
+        if self.generate:
+            made = f"generate on {', '.join(map(self._described, self.generate))}"
         if not self.train:
             return f"{made} ({self.generate_threads} threads)"
         return f"train on {', '.join(self.train)} ({self.train_threads} threads each); {made}"
+
+    def _described(self, device: str) -> str:
+        if not self.is_shared(device):
+            return device
+        return f"{device} (shared, {self.share:.0%} left to training)"
 
 
 def plan_devices(
@@ -56,35 +75,40 @@ def plan_devices(
     train = _training(devices, gpus) if trains else ()
     generate = _generating(devices, gpus)
     cores = cores or len(os.sched_getaffinity(0))
-    parts = len(train) + (generate == "cpu")
+    parts = len(train) + generate.count("cpu")
     train_threads = max(1, cores // max(1, parts))
     return DevicePlan(
         train=train,
         generate=generate,
         train_threads=train_threads,
-        generate_threads=max(1, cores - len(train) * train_threads),
+        generate_threads=max(1, (cores - len(train) * train_threads) // max(1, len(generate))),
+        share=devices.share,
     )
 
 
 def _training(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:
     if devices.train != "auto":
-        chosen = tuple(_checked("devices.train", name, gpus) for name in devices.train)
-        if len({name.split(":")[0] for name in chosen}) > 1:
-            raise UserError(f"devices.train must be all GPUs or all cpu, got {', '.join(chosen)}")
-        return chosen
+        return _chosen("devices.train", devices.train, gpus)
     if not gpus:
         return ("cpu",)
     if len(gpus) > 1 and devices.generate == "auto":
         return tuple(gpus[:-1])
-    return tuple(name for name in gpus if name != devices.generate) or (gpus[0],)
+    return tuple(name for name in gpus if name not in devices.generate) or (gpus[0],)
 
 
-def _generating(devices: DevicesConfig, gpus: list[str]) -> str | None:
+def _generating(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:
     if devices.generate == "none":
-        return None
+        return ()
     if devices.generate == "auto":
-        return gpus[-1] if gpus else "cpu"
-    return _checked("devices.generate", devices.generate, gpus)
+        return (gpus[-1] if gpus else "cpu",)
+    return _chosen("devices.generate", devices.generate, gpus)
+
+
+def _chosen(key: str, names: tuple[str, ...], gpus: list[str]) -> tuple[str, ...]:
+    chosen = tuple(_checked(key, name, gpus) for name in names)
+    if len({name.split(":")[0] for name in chosen}) > 1:
+        raise UserError(f"{key} must be all GPUs or all cpu, got {', '.join(chosen)}")
+    return chosen
 
 
 def _checked(key: str, name: str, gpus: list[str]) -> str:

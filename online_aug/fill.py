@@ -65,6 +65,11 @@ def check_fillable(config: Config) -> None:
         raise UserError("mixing.imported must be null or beside to fill a cache, got only")
     if config.devices.generate == "none":
         raise UserError("devices.generate must be auto or a device to fill a cache, got none")
+    if len(config.devices.generate) > 1 and isinstance(config.devices.generate, tuple):
+        raise UserError(
+            "devices.generate must be one device to fill a cache, got "
+            f"{', '.join(config.devices.generate)}; start a fill for each, they share the plan"
+        )
     if RecipeSaliency(config).follows_classifier:
         raise UserError(
             "saliency.teacher must be a file of weights, or saliency.method spectral_residual, to "
@@ -139,7 +144,7 @@ def _prepare(config: Config) -> tuple["Recipe", "DevicePlan"]:
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
-    recipe = Recipe(config, load_splits(config.data), str(devices.generate))
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
     check_teacher(recipe)
     check_judge(recipe)
     recipe.check(generates=True)

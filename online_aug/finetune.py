@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     )
     config = command.load_config()
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.generate or devices.train[0])
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
     recipe.check(generates=True)
     ensure_finetuned(recipe)
     sys.stdout.write(f"fine-tuned: {recipe.finetuned}\n")

@@ -1,11 +1,12 @@
 """The generation process: started by the loader, works through the plan of a run.
 
-`python -m online_aug.generate RUN/config.yaml DEVICE THREADS`, the trainer on standard input.
+`python -m online_aug.generate RUN/config.yaml PLACE`, the trainer on standard input.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from online_aug.config_files import load_config
 from online_aug.errors import UserError
 from online_aug.generation.lifeline import Lifeline, die_with_parent
 from online_aug.generation.messages import Failed, Status
+from online_aug.generation.place import Place
 from online_aug.stores import open_store
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
     lifeline = Lifeline()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("online_aug").setLevel(logging.INFO)
-    config_path, device, threads = argv
+    config_path, place = argv
     lifeline.tell(Status(state="loading"))
     try:
-        serve(Path(config_path), device, int(threads), lifeline)
+        serve(Path(config_path), Place.model_validate_json(place), lifeline)
     except (UserError, CacheError) as error:
         lifeline.tell(Failed(reason=str(error), is_final=True))
         return 2
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> None:
+def serve(config_path: Path, place: Place, lifeline: Lifeline) -> None:
     """Make what the cache lacks of a run's plan, until it is whole or the trainer says stop.
 
     Raises:
@@ -55,21 +57,21 @@ def serve(config_path: Path, device: str, threads: int, lifeline: Lifeline) -> N
     from online_aug.dataloader.sources import load_splits
     from online_aug.recipe import Recipe
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(place.threads)
     config = load_config(config_path)
-    recipe = Recipe(config, load_splits(config.data), device)
+    recipe = Recipe(config, load_splits(config.data), place.device)
     store = open_store(config)
     if _is_whole(recipe, store):
         lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
         return
     from online_aug.generation.service import Service
+    from online_aug.generation.sharing import share_device
     from online_aug.workload import load_generator, work_of
 
-    generator = load_generator(recipe)
-    try:
-        Service(work_of(recipe), store, generator, lifeline).run()
-    finally:
-        generator.close()
+    with closing(load_generator(recipe)) as generator:
+        sharing = share_device(generator, place.device, place.share)
+        work = work_of(recipe, place.number, place.count)
+        Service(work, store, sharing, lifeline).run()
 
 
 def _is_whole(recipe: "Recipe", store: Store) -> bool:

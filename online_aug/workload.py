@@ -41,6 +41,7 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
         return method.refusal(request, recipe.context_of(request.saliency_version))
 
     schedule = config.schedule
+    ahead = -(-config.generation.max_ahead // count)
 
     def plan_of(version: str) -> list[GenerationRequest]:
         return part_of(recipe.plan_of(version), schedule)
@@ -51,7 +52,7 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
         prepare=prepare,
         refusal=refusal,
         # A trainer that waits for one image cannot serve the others that would end a pause.
-        max_ahead=config.generation.max_ahead if config.mixing.starvation == "substitute" else None,
+        max_ahead=ahead if config.mixing.starvation == "substitute" else None,
         stripe=Stripe.of(schedule).split(number, count),
         weights=_class_weights(recipe),
         follows_losses=schedule.priority == "hard",

@@ -9,10 +9,11 @@ from recipe_samples import make_recipe
 
 from cache import Oldest, ServedFirst, Store
 from online_aug import assembly
-from online_aug.assembly import build_loader, build_supervisor, describe_run
+from online_aug.assembly import build_generators, build_loader, describe_run
 from online_aug.config_files import resolved_yaml
 from online_aug.devices import DevicePlan, plan_devices
 from online_aug.errors import UserError
+from online_aug.generation.place import Place
 from online_aug.records import Served
 from online_aug.serving import order_of
 from online_aug.stores import open_store
@@ -143,17 +144,53 @@ def test_the_order_is_the_one_the_configuration_describes(recipe_of):
 def test_the_generation_process_sees_its_own_device_alone(
     monkeypatch, tmp_path, generate, visible, sees, device
 ):
+    share = 0.25 if generate == "cuda:0" else 0.0  # training is there too
     made = []
     monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(assembly, "Fleet", list)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    plan = DevicePlan(train=("cuda:0",), generate=generate, train_threads=4, generate_threads=3)
-    build_supervisor(plan, tmp_path)
+    plan = DevicePlan(
+        train=("cuda:0",), generate=(generate,), train_threads=4, generate_threads=3, share=0.25
+    )
+    build_generators(plan, tmp_path)
     ((command, log, environment),) = made
-    assert command == ["-m", "online_aug.generate", str(tmp_path / "config.yaml"), device, "3"]
+    *words, place = command
+    assert words == ["-m", "online_aug.generate", str(tmp_path / "config.yaml")]
+    assert Place.model_validate_json(place) == Place(device=device, threads=3, share=share)
     assert environment == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": sees}
     assert log == tmp_path / "generator.log"
+
+
+def test_every_device_has_a_process_with_a_part_and_a_log_of_its_own(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(assembly, "Fleet", list)
+    devices = ("cuda:1", "cuda:2")
+    plan = DevicePlan(train=("cuda:0",), generate=devices, train_threads=4, generate_threads=3)
+    build_generators(plan, tmp_path)
+    places = [Place.model_validate_json(command[-1]) for command, _, _ in made]
+    assert [(place.number, place.count) for place in places] == [(0, 2), (1, 2)]
+    assert [log.name for _, log, _ in made] == ["generator.log", "generator1.log"]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for *_, environment in made] == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_two_generation_processes_of_one_run_make_its_plan_once(recipe_of, run_directory):
+    recipe, devices = recipe_of(
+        mixing={"synthetic_probability": 0.6, "starvation": "wait"},
+        devices={"train": "cpu", "generate": ["cpu", "cpu"]},
+    )
+    with build_loader(recipe, devices, WORLD, run_directory(recipe)) as loader:
+        totals = serve_epochs(loader, 4)
+        running = children()
+        assert len(running) == 2
+    assert not any(child.is_running() for child in running)
+    assert totals.starved == 0
+    assert loader.process.status.generated == len(recipe.plan)
+    with open_store(recipe.config) as store:
+        assert store.position() == len(recipe.plan)
 
 
 def test_a_description_counts_requests_steps_and_what_is_there_already(recipe_of):

@@ -131,6 +131,11 @@ def test_a_cache_that_is_full_is_one_line_and_loses_nothing_of_the_plan(call, pl
             "devices.generate must be auto or a device to fill a cache, got none",
         ),
         (
+            {"devices": {"generate": ["cpu", "cpu"]}},
+            "devices.generate must be one device to fill a cache, got cpu, cpu; "
+            "start a fill for each, they share the plan",
+        ),
+        (
             {"method": {"name": "sgd_mix", "candidates": [1, 2]}},
             "saliency.teacher must be a file of weights, or saliency.method spectral_residual, to "
             "fill a cache ahead of training, got the classifier in training",

@@ -9,6 +9,7 @@ from online_aug.config_files import resolved_yaml
 from online_aug.errors import UserError
 from online_aug.generate import serve
 from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.place import Place
 from online_aug.generation.starting import fit
 from online_aug.recipe_images import SourceImages
 
@@ -37,7 +38,7 @@ def generate(recipe, folder):
     path = folder / "config.yaml"
     path.write_text(resolved_yaml(recipe.config))
     trainer = Trainer()
-    serve(path, "cpu", 1, trainer)
+    serve(path, Place(device="cpu", threads=1), trainer)
     return trainer
 
 
@@ -82,7 +83,7 @@ def test_it_pauses_when_far_ahead_unless_the_trainer_waits_for_each_image(
     trainer.tell = lambda status: stop_when_paused(trainer, status)
     path = tmp_path / "config.yaml"
     path.write_text(resolved_yaml(recipe.config))
-    serve(path, "cpu", 1, trainer)
+    serve(path, Place(device="cpu", threads=1), trainer)
     assert ("paused" in [status.state for status in trainer.told]) is pauses
 
 

@@ -40,3 +40,8 @@ def test_a_machine_that_helps_nobody_plans_its_own_part(work):
 def test_the_priority_says_how_classes_are_weighed(work, priority, weights, follows):
     found, _ = work(priority=priority)
     assert (found.weights, found.follows_losses) == (weights, follows)
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])
+def test_processes_of_one_run_divide_how_far_they_may_be_ahead(work, count, ahead):
+    assert work(0, count)[0].max_ahead == ahead

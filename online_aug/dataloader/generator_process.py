@@ -31,9 +31,11 @@ class GeneratorStatus(Protocol):
 
 
 class GeneratorProcess(Protocol):
-    """What the loader asks of the supervisor."""
+    """What the loader asks of those who watch over the generation processes."""
 
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """How often it died and was started again."""
 
     @property
     def status(self) -> GeneratorStatus:

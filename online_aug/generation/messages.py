@@ -39,11 +39,15 @@ class ClassLosses(_Message):
     """By label; None for a class that was not seen yet."""
 
 
+State: TypeAlias = Literal["generating", "loading", "paused", "waiting", "full", "finished"]
+"""Of a generation process, the busiest first."""
+
+
 class Status(_Message):
     """Generator: where it stands; sent after every batch and at least every two seconds."""
 
     type: Literal["status"] = "status"
-    state: Literal["loading", "generating", "paused", "waiting", "finished", "full"]
+    state: State
     generated: int = 0
     """Images put into the cache by this process."""
     rejected: int = 0

@@ -3,13 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
 from online_aug.generation.autoencoding import TOGETHER
 from online_aug.generation.gate import to_bytes
 from online_aug.generation.image_generator import Finished
-from online_aug.generation.messages import Status
+from online_aug.generation.messages import State, Status
 from online_aug.generation.order import Order, weights_by_loss
 from online_aug.generation.work import Generates, Trainer, Work
 from online_aug.generation.worklist import Worklist
@@ -20,7 +19,6 @@ WAIT_FOR_OTHERS_S = 0.5
 TELL_EVERY_S = 1.0
 WRITE_BATCH = 64
 """Images a commit, at most; twice as many may wait before generation does."""
-State = Literal["loading", "generating", "paused", "waiting", "finished", "full"]
 
 
 class Service:
