@@ -15,9 +15,18 @@ def numpy_rng(*entropy: int | str) -> np.random.Generator:
 
     NumPy's own list of seeds would not do: to it `[3]` and `[3, 0]` are the same.
     """
+    return np.random.default_rng(_digest(entropy, 16))
+
+
+def seed_of(*entropy: int | str) -> int:
+    """A seed below 2**62 that depends on all of `entropy`; a tenth of a generator's price."""
+    return _digest(entropy, 8) >> 2
+
+
+def _digest(entropy: tuple[int | str, ...], size: int) -> int:
     parts = json.dumps([part if isinstance(part, str) else int(part) for part in entropy])
-    digest = hashlib.blake2b(parts.encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
+    digest = hashlib.blake2b(parts.encode(), digest_size=size).digest()
+    return int.from_bytes(digest, "little")
 
 
 def torch_rng(seed: int) -> torch.Generator:

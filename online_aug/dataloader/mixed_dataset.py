@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,7 +16,7 @@ from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.images import BadImageError
 from online_aug.dataloader.slots import Kind, Slot
 from online_aug.records import Batch, Servable, Served
-from online_aug.seeding import numpy_rng, torch_rng
+from online_aug.seeding import numpy_rng, seed_of, torch_rng
 
 _log = logging.getLogger(__name__)
 Image = UInt8[np.ndarray, "h w 3"]
@@ -69,7 +68,7 @@ class MixedDataset(Dataset[Sample]):
         image, label, kind = self._content(slot)
         # What the cache decodes is read-only, which a tensor cannot be.
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        seed = int(numpy_rng("transform", self.seed, slot.epoch, slot.position).integers(2**62))
+        seed = seed_of("transform", self.seed, slot.epoch, slot.position)
         return Sample(self.transform(pixels, torch_rng(seed)), label, kind)
 
     def _content(self, slot: Slot) -> tuple[Image, Tensor, Kind]:
@@ -120,8 +119,9 @@ class MixedDataset(Dataset[Sample]):
                     raise
                 _log.warning("skipped: %s", error)
                 continue
-            label = torch.tensor(int(self.images.labels[place]))
-            return image, F.one_hot(label, len(self.images.class_names)).float()
+            label = torch.zeros(len(self.images.class_names))
+            label[int(self.images.labels[place])] = 1
+            return image, label
         raise BadImageError("no image of the training set can be read")
 
 
