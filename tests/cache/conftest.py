@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_samples import large
 
 from cache import Entry, Store
 
@@ -27,3 +28,11 @@ def make_entries() -> Callable[..., list[Entry]]:
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(tmp_path / "cache") as opened:
         yield opened
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """The directory of a closed cache with a few large records."""
+    with Store(tmp_path / "cache", codec="raw") as store:
+        store.put_many(large(8))
+    return store.path

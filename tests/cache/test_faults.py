@@ -1,66 +1,21 @@
 """What befalls the files from outside: a worded error, and what was committed is kept."""
 
 import faulthandler
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
+from fault_samples import exit_status, large, read_all
 
-from cache import CacheError, CacheFullError, Entry, Store, handle, opening, request_key, soundness
-
-FORK = multiprocessing.get_context("fork")
+from cache import CacheError, CacheFullError, Store, handle, opening, request_key
 
 
 def keys_of(entries):
     return [request_key(entry.request) for entry in entries]
-
-
-def large(count, side=60):
-    """Entries that need pages of their own."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    return [Entry({"large": number}, image) for number, image in enumerate(images)]
-
-
-def exit_status(function):
-    """How a forked process ends that runs `function`."""
-    process = FORK.Process(target=function)
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def read_all(path):
-    with Store(path, readonly=True) as store:
-        return [store.get(key) for _, key in store.tail()]
-
-
-@pytest.fixture
-def filled(tmp_path):
-    """The directory of a closed cache with a few large records."""
-    with Store(tmp_path / "cache", codec="raw") as store:
-        store.put_many(large(8))
-    return store.path
-
-
-@pytest.fixture
-def examinations(monkeypatch):
-    """The files that were examined."""
-    seen = []
-
-    def examine(path):
-        seen.append(path)
-        return look(path)
-
-    look = soundness._examine
-    monkeypatch.setattr(soundness, "_examine", examine)
-    return seen
 
 
 @pytest.fixture
@@ -73,68 +28,6 @@ def small_disk(tmp_path):
         pytest.skip("file systems can be mounted by root only")
     yield path
     subprocess.run(["umount", "--lazy", path], check=True)
-
-
-def test_a_cache_that_was_closed_is_opened_without_an_examination(filled, examinations):
-    assert len(read_all(filled)) == 8
-    Store(filled).put_many(large(9))
-    assert examinations == []
-
-
-def test_a_cache_whose_writer_was_killed_needs_no_examination(filled, examinations):
-    def write_and_die():
-        Store(filled).put_many(large(9))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    assert exit_status(write_and_die) == -signal.SIGKILL
-    assert len(read_all(filled)) == 9
-    assert examinations == []
-
-
-def test_a_copy_is_examined_once(filled, tmp_path, examinations):
-    copied = shutil.copytree(filled, tmp_path / "copy")
-    assert len(read_all(copied)) == len(read_all(copied)) == 8
-    assert examinations == [copied]
-
-
-def test_a_file_that_another_program_wrote_to_is_examined(filled, examinations):
-    os.utime(filled / "data.mdb", ns=(1, 1))
-    read_all(filled)
-    assert examinations == [filled]
-
-
-def test_readers_do_not_vouch_for_the_time_after_a_power_cut(filled, examinations, monkeypatch):
-    (filled / "sound").unlink()
-    read_all(filled)
-    monkeypatch.setattr(soundness, "_boot", lambda: "the next boot")
-    read_all(filled)
-    assert len(examinations) == 2
-    Store(filled, codec="raw").put_many(large(9))
-    monkeypatch.setattr(soundness, "_boot", lambda: "another boot")
-    read_all(filled)
-    assert len(examinations) == 2
-
-
-def test_a_cache_that_a_writer_has_open_is_not_examined(filled, examinations):
-    is_open, is_over = FORK.Event(), FORK.Event()
-
-    def keep_open():
-        with Store(filled).open():
-            is_open.set()
-            is_over.wait()
-
-    keeper = FORK.Process(target=keep_open)
-    keeper.start()
-    is_open.wait()
-    (filled / "sound").unlink()
-    try:
-        assert len(read_all(filled)) == 8
-    finally:
-        is_over.set()
-        keeper.join()
-    assert examinations == []
-    read_all(filled)
-    assert examinations == [filled]
 
 
 def test_a_cut_file_would_kill_the_process_and_is_refused(filled, monkeypatch):
@@ -168,16 +61,6 @@ def test_a_refused_file_stays_as_it_is(filled):
     with pytest.raises(CacheError, match="is damaged"):
         Store(filled).put_many(large(9))
     assert (filled / "data.mdb").read_bytes() == before
-
-
-def test_an_examination_that_fails_is_an_error(filled, monkeypatch):
-    (filled / "sound").unlink()
-    monkeypatch.setattr(soundness.sys, "executable", "/missing/python")
-    with pytest.raises(CacheError, match="cannot be examined for damage: No such file"):
-        Store(filled).open()
-    monkeypatch.setattr(soundness.sys, "executable", "/bin/false")
-    with pytest.raises(CacheError, match="cannot be examined for damage: status"):
-        Store(filled).open()
 
 
 @pytest.mark.parametrize("readonly", [True, False])
@@ -260,9 +143,3 @@ def test_a_map_that_another_process_resized_is_read_on(filled):
 def test_every_process_opens_the_same_map(filled):
     with Store(filled).open() as store:
         assert store._environment._handle.info()["map_size"] == handle.MAP_BYTES
-
-
-def test_a_note_that_is_no_text_is_made_anew(filled):
-    (filled / "sound").write_bytes(b"\xff\0 nonsense")
-    assert len(read_all(filled)) == 8
-    assert Path(filled / "sound").read_text().startswith(soundness.fingerprint(filled))
