@@ -39,7 +39,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     """Check everything, prepare data and generator, then train on one or more ranks."""
     from online_aug.assembly import describe_run
     from online_aug.dataloader.sources import load_splits
-    from online_aug.devices import plan_devices
+    from online_aug.devices import check_unused, plan_devices
     from online_aug.finetune import ensure_finetuned
     from online_aug.judge import check_judge
     from online_aug.recipe import Recipe
@@ -65,6 +65,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     directory = run_folder(config.run, command.config_path)
     if RECORD in os.environ:  # the process that launched this rank has done the rest
         return train(recipe, devices, directory)
+    check_unused(devices.generate if is_first_process() else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
     open_store(config).open()
     if is_first_process():

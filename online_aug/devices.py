@@ -1,12 +1,14 @@
 """Who computes where: the plan that is printed before anything starts."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from online_aug.config import DevicesConfig
 from online_aug.errors import UserError
+from online_aug.gpu_lock import sole_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,17 @@ def plan_devices(
         generate_threads=max(1, (cores - len(train) * train_threads) // max(1, len(generate))),
         share=devices.share,
     )
+
+
+def check_unused(devices: Sequence[str]) -> None:
+    """Refuse devices on which another run generates, before anything is started.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for device in devices:
+        with sole_generator(device):
+            pass
 
 
 def _training(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:

@@ -46,9 +46,12 @@ def main(argv: Sequence[str]) -> int:
     config = command.load_config()
     check_fillable(config)
     recipe, devices = _prepare(config)
-    if "--print-speed" in command.switches:
-        return print_speed(recipe, devices)
-    return fill(recipe, devices)
+    from online_aug.gpu_lock import sole_generator
+
+    with sole_generator(devices.generator):
+        if "--print-speed" in command.switches:
+            return print_speed(recipe, devices)
+        return fill(recipe, devices)
 
 
 def check_fillable(config: Config) -> None:

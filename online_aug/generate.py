@@ -66,9 +66,10 @@ def serve(config_path: Path, place: Place, lifeline: Lifeline) -> None:
         return
     from online_aug.generation.service import Service
     from online_aug.generation.sharing import share_device
+    from online_aug.gpu_lock import sole_generator
     from online_aug.workload import load_generator, work_of
 
-    with closing(load_generator(recipe)) as generator:
+    with sole_generator(place.device), closing(load_generator(recipe)) as generator:
         sharing = share_device(generator, place.device, place.share)
         work = work_of(recipe, place.number, place.count)
         Service(work, store, sharing, lifeline).run()
