@@ -1,0 +1,70 @@
+"""What a generation process that pauses costs the classifier on the very same core.
+
+    python benchmarks/interference.py [--rounds 3] [key=value ...]
+
+Launches of train.py on configs/quickstart.yaml take turns on one core: with a generation process
+that has made a few images and pauses, and with none. Almost nothing synthetic is served, so that it
+never has to go on. Compared are the classifier's images/s, medians over the later half of the
+epochs, when the process has loaded its model. Target: at least 0.98.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from online_aug.reporting.progress import progress
+
+ROOT = Path(__file__).parents[1]
+EPOCHS = 24
+SETTINGS = (
+    f"run.epochs={EPOCHS}",
+    "mixing.synthetic_probability=1e-9",
+    "generation.max_ahead=1",
+    "finetune.steps=2",
+)
+SIDES = {"generator paused": "devices.generate=cpu", "no generator": "devices.generate=none"}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print both rates of every round and the median of their ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(argv)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # and so all that is started
+    ratios = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress("runs", options.rounds * len(SIDES)) as bar,
+    ):
+        for number in range(options.rounds):
+            rates = {}
+            for side, setting in SIDES.items():
+                name = f"{side.replace(' ', '_')}_{number}"
+                rates[side] = _rate(Path(folder), name, [setting, *options.overrides])
+                bar.advance(1)
+            ratios.append(rates["generator paused"] / rates["no generator"])
+            print(", ".join(f"{side}: {rate:.1f} images/s" for side, rate in rates.items()))
+    shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    print(f"ratio: {statistics.median(ratios):.3f} (median of {shown})")
+
+
+def _rate(folder: Path, name: str, settings: Sequence[str]) -> float:
+    places = (f"run.dir={folder}/runs", f"cache.path={folder}/cache", f"finetune.path={folder}/ft")
+    command = [sys.executable, "train.py", "configs/quickstart.yaml", f"run.name={name}"]
+    subprocess.run(
+        [*command, *SETTINGS, *places, *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["images_per_s"] for line in lines]
+    return statistics.median(rates[EPOCHS // 2 :])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
