@@ -27,6 +27,10 @@ from online_aug.config_types import (
 )
 
 
+_LCM_STEPS = 50
+"""Steps of the solver that consistency models are distilled from (arXiv:2310.04378)."""
+
+
 class RunConfig(Section):
     """The run itself."""
 
@@ -162,6 +166,15 @@ class GenerationConfig(Section):
     """Images made from each source (Diff-Mix's multiplier)."""
     seed: Seed = 0
     """Seed of the plan and the noise; part of the request: another seed makes other images."""
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> "GenerationConfig":
+        if self.scheduler == "lcm" and self.num_inference_steps > _LCM_STEPS:
+            raise ValueError(
+                f"generation.num_inference_steps must be at most {_LCM_STEPS} with "
+                f"generation.scheduler lcm, got {self.num_inference_steps}"
+            )
+        return self
 
 
 class CacheConfig(Section):

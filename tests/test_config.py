@@ -228,6 +228,14 @@ def test_a_schedule_that_cannot_be_kept_is_refused(empty, overrides, part):
     assert line.startswith(part)
 
 
+def test_a_consistency_model_has_no_more_steps_than_it_was_distilled_for(empty):
+    overrides = ["generation.scheduler=lcm", "generation.num_inference_steps=51"]
+    assert error_lines(empty, *overrides) == [
+        "generation.num_inference_steps must be at most 50 with generation.scheduler lcm, got 51"
+    ]
+    load_config(empty, ["generation.scheduler=lcm", "generation.num_inference_steps=50"])
+
+
 def test_imports_cannot_stand_beside_plans_that_replace_one_another(empty):
     (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside")
     assert line.startswith("mixing.imported must be null or only where saliency.teacher is")
