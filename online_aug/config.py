@@ -26,7 +26,6 @@ from online_aug.config_types import (
     Seed,
 )
 
-
 _LCM_STEPS = 50
 """Steps of the solver that consistency models are distilled from (arXiv:2310.04378)."""
 
