@@ -120,7 +120,7 @@ def test_a_run_of_imports_alone_needs_no_generator(recipe_of):
     recipe.check(generates=False)
     assert recipe.plan == []
     plan = plan_devices(recipe.config.devices, cores=2, generates=False)
-    assert plan.generate is None
+    assert plan.generate == ()
     said = describe_run(recipe, plan)
     assert "requests   0" in said
     assert "imported   1 images fit\n" in said
