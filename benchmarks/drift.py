@@ -82,7 +82,7 @@ def _rates(recipe: Recipe, judge: torch.nn.Module) -> dict[float, tuple[float, f
 def _requests(recipe: Recipe, strength: float) -> list:
     """Requests from random training images to random other classes, at one strength."""
     rng = numpy_rng("drift", int(strength * 1000))
-    context = replace(recipe.context, strengths=(strength,))
+    context = replace(recipe.contexts["diff_mix"], strengths=(strength,))
     method = METHODS["diff_mix"]
     requests: list = []
     while len(requests) < IMAGES_PER_STRENGTH:

@@ -88,7 +88,7 @@ class Judge:
 
     def __init__(self, recipe: Recipe) -> None:
         self._images = _some(recipe.splits.train)
-        self._smallest = recipe.config.method.min_source_share
+        self._smallest = recipe.config.methods[0].min_source_share
         self.truth = _true_masks(self._images)
 
     def look(self, look: Look, side: int) -> Judged:

@@ -60,7 +60,7 @@ def build_loader(
         images=recipe.splits.train,
         plan=served,
         places=recipe.places if recipe.is_synthetic else {},
-        compose=BoundCompose(recipe.context) if recipe.is_synthetic else None,
+        compose=BoundCompose(recipe.contexts) if recipe.is_synthetic else None,
         store=store,
         transform=train_transform(config.data),
         seed=config.run.seed,

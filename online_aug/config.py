@@ -12,7 +12,13 @@ from pydantic import Field, model_validator
 from online_aug.config_data import DataConfig
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.config_gate import GateConfig
-from online_aug.config_method import FractalConfig, MethodConfig, SaliencyConfig
+from online_aug.config_method import (
+    REPLAY_ALL,
+    FractalConfig,
+    MethodConfig,
+    Methods,
+    SaliencyConfig,
+)
 from online_aug.config_schedule import ScheduleConfig
 from online_aug.config_training import ClassifierConfig, OptimConfig
 from online_aug.config_types import (
@@ -219,7 +225,8 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    method: MethodConfig = MethodConfig()
+    method: Methods = MethodConfig()
+    """One method, or a list of them with weights that share the images of a run."""
     mixing: MixingConfig = MixingConfig()
     generation: GenerationConfig = GenerationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -232,17 +239,35 @@ class Config(Section):
     classifier: ClassifierConfig = ClassifierConfig()
     optim: OptimConfig = OptimConfig()
 
+    @property
+    def methods(self) -> tuple[MethodConfig, ...]:
+        """The configured methods, mostly one."""
+        return self.method if isinstance(self.method, tuple) else (self.method,)
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> "Config":
+        names = [method.name for method in self.methods]
+        if not names:
+            raise ValueError("method must be a section or a list of at least 1 such, got []")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"method must list each method once, got {twice} twice")
+        if len(names) > 1 and self.mixing.imported is not None:
+            raise ValueError(
+                "mixing.imported must be null where method lists several: which of them labels an "
+                f"imported image is not known, got {self.mixing.imported}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _every_strength_runs_a_step(self) -> "Config":
         steps = self.generation.num_inference_steps
-        if self.method.name in ("diffusemix", "diff_gen"):
-            return self
-        for strength in self.method.strength:
-            if int(steps * strength) < 1:
-                raise ValueError(
-                    "method.strength * generation.num_inference_steps must be at least 1, "
-                    f"got {strength:g} * {steps}"
-                )
+        for method in self.methods:
+            for strength in () if method.name in REPLAY_ALL else method.strength:
+                if int(steps * strength) < 1:
+                    raise ValueError(
+                        "method.strength * generation.num_inference_steps must be at least 1, "
+                        f"got {strength:g} * {steps}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -263,7 +288,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _imported_stay(self) -> "Config":
         follows = (self.saliency.method, self.saliency.teacher) == ("grad_cam", "classifier")
-        if follows and self.method.name == "sgd_mix" and self.mixing.imported == "beside":
+        names = {method.name for method in self.methods}
+        if follows and "sgd_mix" in names and self.mixing.imported == "beside":
             raise ValueError(
                 "mixing.imported must be null or only where saliency.teacher is the classifier in "
                 "training, whose plans replace one another, got beside"
@@ -272,14 +298,17 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _diffusemix_fits(self) -> "Config":
-        made, prompts = self.generation, len(self.method.prompts)
-        if self.method.name != "diffusemix":
-            return self
-        if made.guidance_scale == 1:  # diffusers would leave the image's guidance out too
-            raise ValueError("generation.guidance_scale must be above 1 for diffusemix, got 1")
-        if self.method.prompt_choice == "all" and made.variants_per_image % prompts:
-            raise ValueError(
-                "generation.variants_per_image must be a multiple of the number of method.prompts "
-                f"with method.prompt_choice all, got {made.variants_per_image} for {prompts}"
-            )
+        made = self.generation
+        for method in self.methods:
+            if method.name != "diffusemix":
+                continue
+            if made.guidance_scale == 1:  # diffusers would leave the image's guidance out too
+                raise ValueError("generation.guidance_scale must be above 1 for diffusemix, got 1")
+            prompts = len(method.prompts)
+            if method.prompt_choice == "all" and made.variants_per_image % prompts:
+                raise ValueError(
+                    "generation.variants_per_image must be a multiple of the number of "
+                    "method.prompts with method.prompt_choice all, "
+                    f"got {made.variants_per_image} for {prompts}"
+                )
         return self

@@ -7,6 +7,7 @@ wrong is reported at once, one line each, before anything is started or written.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import yaml
 from pydantic import ValidationError
 
 from online_aug.config import Config
+from online_aug.config_method import ONE, SEVERAL
 from online_aug.config_presets import with_presets
-from online_aug.config_schema import allowed, fields, sections, shown
+from online_aug.config_schema import allowed, fields, may_be_several, sections, shown
 from online_aug.errors import UserError
 from online_aug.yaml_text import read_yaml
 
 Values = dict[str, Any]
+Place = tuple[str | int, ...]
+"""Where in the values something is."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -110,8 +114,7 @@ def _validate(values: Values) -> tuple[Config | None, list[str]]:
 
 def _problem_lines(error: ValidationError, values: Values) -> Iterator[str]:
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        # Beyond section and key a location names list items and branches of a union.
-        place = [str(part) for part in problem["loc"][:2]]
+        place = _place(problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "value_error" or not place:
             yield message
@@ -121,21 +124,47 @@ def _problem_lines(error: ValidationError, values: Values) -> Iterator[str]:
             yield _wrong_value_line(place, values)
 
 
-def _wrong_value_line(place: Sequence[str], values: Values) -> str:
-    dotted = ".".join(place)
-    got = values[place[0]] if len(place) == 1 else values[place[0]][place[1]]
-    rule = allowed(fields()[dotted]) if dotted in fields() else "a section, a mapping of its keys"
-    return f"{dotted} must be {rule}, got {shown(got)}"
+def _place(location: Place) -> Place:
+    """Section, number where there are several, and key.
+
+    What comes behind names list items and branches of a union.
+    """
+    place = tuple(part for part in location if part not in (ONE, SEVERAL))
+    return place[: 3 if place[1:] and isinstance(place[1], int) else 2]
 
 
-def _unknown_key_line(place: Sequence[str], values: Values) -> str:
-    dotted = ".".join(place)
-    section = sections().get(place[0]) if len(place) == 2 else None
+def _wrong_value_line(place: Place, values: Values) -> str:
+    section, key = place[0], _key(place)
+    rule = "a section, a mapping of its keys"
+    if key in fields():
+        rule = allowed(fields()[key])
+    elif len(place) == 1 and section in sections() and may_be_several(str(section)):
+        rule += ", or a list of such"
+    return f"{_dotted(place)} must be {rule}, got {shown(_value(place, values))}"
+
+
+def _unknown_key_line(place: Place, values: Values) -> str:
+    section = sections().get(str(place[0])) if len(place) > 1 else None
     owner, known = (place[0], section["properties"]) if section else ("a configuration", sections())
-    value = values[place[0]][place[1]] if section else values[place[0]]
-    near = _nearest(dotted, list(known) if not section else [f"{owner}.{key}" for key in known])
+    near = _nearest(_key(place), list(known) if not section else [f"{owner}.{k}" for k in known])
     hint = f"did you mean {near}? " if near else ""
-    return f"{dotted} is no known key, got {shown(value)}; {hint}{owner} takes {', '.join(known)}"
+    got = shown(_value(place, values))
+    return f"{_dotted(place)} is no known key, got {got}; {hint}{owner} takes {', '.join(known)}"
+
+
+def _key(place: Place) -> str:
+    return ".".join(part for part in place if isinstance(part, str))
+
+
+def _dotted(place: Place) -> str:
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(map(str, place)))
+
+
+def _value(place: Place, values: Values) -> Any:
+    found: Any = values
+    for part in place:
+        found = found[part]
+    return found
 
 
 def _nearest(dotted: str, siblings: Sequence[str]) -> str | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from online_aug.config_types import (
     Count,
@@ -21,7 +21,7 @@ from online_aug.config_types import (
 
 
 class MethodConfig(Section):
-    """What is generated."""
+    """What is generated; or a list of such, which share the images of a run."""
 
     name: Literal[
         "diff_mix",
@@ -37,6 +37,8 @@ class MethodConfig(Section):
     `real_guidance`, `real_mix`: own or any class by a model that was not fine-tuned; `da_fusion`:
     own class, with defaults of DA-Fusion (docs/METHODS.md); `diffusemix`: edited by instruction;
     `sgd_mix`: on the background of another image."""
+    weight: Positive = 1.0
+    """Where `method` lists several: this one's part of the images, in proportion to all weights."""
     strength: Strengths = (0.5, 0.7, 0.9)
     """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from.
     `diffusemix` and `diff_gen` replay all of it."""
@@ -85,6 +87,16 @@ class MethodConfig(Section):
                 f"method.candidates must be fewest then most, got {list(self.candidates)}"
             )
         return self
+
+
+REPLAY_ALL = ("diffusemix", "diff_gen")
+"""Methods for which the strengths are without effect."""
+ONE, SEVERAL = "<one>", "<several>"
+"""Tags of the two forms of `method`; part of where pydantic says that a mistake is."""
+Methods = Annotated[
+    Annotated[MethodConfig, Tag(ONE)] | Annotated[tuple[MethodConfig, ...], Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list | tuple) else ONE),
+]
 
 
 class FractalConfig(Section):

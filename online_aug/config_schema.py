@@ -36,9 +36,14 @@ def sections() -> dict[str, Schema]:
     """The schema of every section by its name, in the order of `Config`."""
     schema = json_schema()
     return {
-        name: schema["$defs"][entry["$ref"].rpartition("/")[2]]
+        name: schema["$defs"][_reference(entry).rpartition("/")[2]]
         for name, entry in schema["properties"].items()
     }
+
+
+def may_be_several(section: str) -> bool:
+    """Whether a list of sections may stand in the place of one."""
+    return "oneOf" in json_schema()["properties"][section]
 
 
 @cache
@@ -77,6 +82,10 @@ def shown(value: Any) -> str:
     """The value on one line as YAML reads it: text that could be something else is quoted."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _reference(entry: Schema) -> str:
+    return str(entry["$ref"] if "$ref" in entry else entry["oneOf"][0]["$ref"])
 
 
 def _allowed_list(field: Schema) -> str:

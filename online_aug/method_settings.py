@@ -7,17 +7,21 @@ from online_aug.methods import DiffuseMixSettings, SgdMixSettings
 
 
 def settings_of(
-    config: Config, fractals: FractalBank | None
+    method: MethodConfig, config: Config, fractals: FractalBank | None
 ) -> DiffuseMixSettings | SgdMixSettings | None:
-    """The settings of the configured method; None for one that needs no more than all have.
+    """The settings of a configured method; None for one that needs no more than all have.
 
     Args:
+        method: One of the run's.
         config: Of the run.
-        fractals: What DiffuseMix blends in; None for another method.
+        fractals: What DiffuseMix blends in; None where the run has no such method.
     """
-    if config.method.name == "sgd_mix":
-        return _sgd_mix(config.method)
-    return None if fractals is None else _diffusemix(config, fractals)
+    if method.name == "sgd_mix":
+        return _sgd_mix(method)
+    if method.name != "diffusemix":
+        return None
+    assert fractals is not None  # the recipe has them where this method is
+    return _diffusemix(method, config, fractals)
 
 
 def instructions_of(method: MethodConfig) -> dict[str, str]:
@@ -27,8 +31,7 @@ def instructions_of(method: MethodConfig) -> dict[str, str]:
     return {method.template.replace("{prompt}", prompt): prompt for prompt in method.prompts}
 
 
-def _diffusemix(config: Config, fractals: FractalBank) -> DiffuseMixSettings:
-    method = config.method
+def _diffusemix(method: MethodConfig, config: Config, fractals: FractalBank) -> DiffuseMixSettings:
     return DiffuseMixSettings(
         instructions=tuple(instructions_of(method)),
         takes_all=method.prompt_choice == "all",

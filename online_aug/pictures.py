@@ -23,9 +23,8 @@ def draw_run_gallery(recipe: Recipe, plan: Sequence[Servable], store: Store, pat
     """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
     rows = gallery_rows(recipe, plan, store, ROWS)
     if rows:
-        config = recipe.config
-        title = f"{config.method.name} on {config.data.source}"
-        draw_gallery(rows, path, title=title)
+        names = " and ".join(method.name for method in recipe.config.methods)
+        draw_gallery(rows, path, title=f"{names} on {recipe.config.data.source}")
 
 
 def gallery_rows(
@@ -56,6 +55,8 @@ def _row(recipe: Recipe, store: Store, request: Servable) -> GalleryRow | None:
     target = names[request.target_label]
     if isinstance(request, GenerationRequest):
         target = recipe.instructions.get(request.prompt, target)
+    if len(recipe.config.methods) > 1:
+        target = f"{target}, {request.method}"
     return GalleryRow(
         pictures=pictures,
         source_name=names[request.source_label],
@@ -69,7 +70,7 @@ def _composed(
     recipe: Recipe, request: Servable, generated: Picture
 ) -> tuple[Mapping[str, Picture], Float[Tensor, " k"]]:
     images = SourceImages(recipe.splits.train, recipe.sources)
-    method, context = METHODS[request.method], recipe.context
+    method, context = METHODS[request.method], recipe.contexts[request.method]
     rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
 
     def source() -> Picture:
@@ -84,5 +85,5 @@ def _composed(
     def image_of(digest: str) -> UInt8[Tensor, "3 r r"]:
         return resize(images.by_digest(digest), request.resolution)
 
-    context = recipe.context_of(request.saliency_version)
+    context = recipe.context_for(request)
     return method.stages(source(), generated, request, context, image_of, rng), label

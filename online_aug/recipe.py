@@ -22,11 +22,12 @@ from online_aug.generation.identity import (
 )
 from online_aug.generation.weights import check_weights
 from online_aug.method_settings import instructions_of
-from online_aug.methods import METHODS, Method, MethodContext, Source, plan_requests
-from online_aug.recipe_context import method_context
+from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
+from online_aug.recipe_context import check_methods, method_contexts
 from online_aug.recipe_imports import Imports, RecipeImports
 from online_aug.recipe_saliency import RecipeSaliency
 from online_aug.records import GenerationRequest
+from online_aug.saliency import SaliencyTable
 
 LARGEST_FRACTAL_PX = 256
 
@@ -47,13 +48,14 @@ class Recipe:
             generates: Whether this run makes images, or only serves those in the cache.
 
         Raises:
-            UserError: If the model is none or of another kind, a folder of fractals holds none, a
-                background is to be looked for among more images than there are, the attention
-                cannot run on the device, or nothing is to be generated and the generator whose
-                images are to be served is not known.
+            UserError: If several methods cannot share a model, the model is none or of another
+                kind, a folder of fractals holds none, a background is to be looked for among more
+                images than there are, the attention cannot run on the device, or nothing is to be
+                generated and the generator whose images are to be served is not known.
         """
         if not self.is_synthetic:
             return
+        check_methods(self.config, follows_classifier=self.saliency.follows_classifier)
         self.fractals  # noqa: B018 - there are some, or refused
         self.imports  # noqa: B018 - some fit, or refused
         self.saliency.check_candidates(len(self.digests))
@@ -62,17 +64,18 @@ class Recipe:
             check_weights(self.model)
             self.adaptation.check(self.model)
         else:
-            self.context  # noqa: B018 - complete, or refused
+            self.contexts  # noqa: B018 - complete, or refused
 
     @property
-    def method(self) -> Method:
-        """What plans, prepares and composes."""
-        return METHODS[self.config.method.name]
+    def methods(self) -> dict[str, Method]:
+        """What plans, prepares and composes, by name."""
+        return {method.name: METHODS[method.name] for method in self.config.methods}
 
     @cached_property
     def model(self) -> Path:
         """Directory of the base model."""
-        return locate(self.config.generation, self.method.pipeline)
+        first, *_ = self.methods.values()  # the others need the same kind
+        return locate(self.config.generation, first.pipeline)
 
     @cached_property
     def model_digest(self) -> str:
@@ -115,7 +118,7 @@ class Recipe:
             config=self.config.finetune,
             is_wanted=self.config.finetune.enabled
             and self.is_planned
-            and self.method.uses_finetuning,
+            and any(method.uses_finetuning for method in self.methods.values()),
             class_names=self.splits.train.class_names,
             metaclass=self.config.data.metaclass,
         )
@@ -151,8 +154,8 @@ class Recipe:
         return self.adaptation.read(self.finetuned, self.model)
 
     @cached_property
-    def context(self) -> MethodContext:
-        """What all requests share.
+    def contexts(self) -> dict[str, MethodContext]:
+        """What all requests of a method share, by its name.
 
         Raises:
             UserError: If fine-tuning is due: the fingerprint is not known before.
@@ -163,7 +166,7 @@ class Recipe:
                 f"{self.finetuned} is missing; run python -m online_aug.finetune first"
             )
         prompts = tuple(concept.prompt for concept in self.concepts)
-        return method_context(
+        return method_contexts(
             self.config, prompts, self._fingerprint, self.fractals, self.class_sizes
         )
 
@@ -176,7 +179,7 @@ class Recipe:
     @cached_property
     def fractals(self) -> FractalBank | None:
         """The pictures DiffuseMix blends in, not yet written; None for another method."""
-        if self.config.method.name != "diffusemix":
+        if "diffusemix" not in self.methods:
             return None
         config, resolution = self.config.fractals, self.config.generation.resolution
         return bank_of(config, config.side_px or min(resolution, LARGEST_FRACTAL_PX))
@@ -184,7 +187,8 @@ class Recipe:
     @property
     def instructions(self) -> dict[str, str]:
         """DiffuseMix's prompts: what the model reads, and the configured word for it."""
-        return instructions_of(self.config.method)
+        said = (instructions_of(method) for method in self.config.methods)
+        return {prompt: word for each in said for prompt, word in each.items()}
 
     @cached_property
     def plan(self) -> list[GenerationRequest]:
@@ -210,24 +214,34 @@ class Recipe:
 
     def plan_of(self, version: str | None) -> list[GenerationRequest]:
         """Every request made with the saliency maps of a version, in order."""
-        variants = self.config.generation.variants_per_image
-        return plan_requests(self.method, self.sources, self.context_of(version), variants)
+        parts = [
+            Part(
+                method=METHODS[method.name],
+                context=self._context_of(method.name, version),
+                weight=method.weight,
+            )
+            for method in self.config.methods
+        ]
+        return plan_requests(parts, self.sources, self.config.generation.variants_per_image)
 
-    def context_of(self, version: str | None) -> MethodContext:
-        """The context with the saliency maps of a version.
+    def context_for(self, request: GenerationRequest) -> MethodContext:
+        """What a request shares with others, with the saliency maps it was planned by.
 
         Raises:
             UserError: If the cache does not hold them.
         """
-        if version is None:
-            return self.context
-        if version not in self._contexts:
-            table = self.saliency.table(version, self.digests)
-            self._contexts[version] = replace(self.context, saliency=table)
-        return self._contexts[version]
+        return self._context_of(request.method, request.saliency_version)
+
+    def _context_of(self, name: str, version: str | None) -> MethodContext:
+        context = self.contexts[name]
+        if version is None or not self.methods[name].uses_saliency:
+            return context
+        if version not in self._tables:
+            self._tables[version] = self.saliency.table(version, self.digests)
+        return replace(context, saliency=self._tables[version])
 
     @cached_property
-    def _contexts(self) -> dict[str, MethodContext]:
+    def _tables(self) -> dict[str, SaliencyTable]:
         return {}
 
     @property

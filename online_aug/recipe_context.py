@@ -6,18 +6,18 @@ from online_aug.config import Config
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank
 from online_aug.method_settings import settings_of
-from online_aug.methods import MethodContext
+from online_aug.methods import METHODS, MethodContext
 from online_aug.saliency.version import file_digest
 
 
-def method_context(
+def method_contexts(
     config: Config,
     prompts: tuple[str, ...],
     generator_fingerprint: str,
     fractals: FractalBank | None,
     class_sizes: Sequence[int],
-) -> MethodContext:
-    """What a configuration says to its method, without saliency maps.
+) -> dict[str, MethodContext]:
+    """What a configuration says to each of its methods, by name, without saliency maps.
 
     Args:
         config: All but what has to be looked up.
@@ -30,20 +30,57 @@ def method_context(
         UserError: If the file of the judge's weights cannot be read.
     """
     made = config.generation
-    return MethodContext(
-        prompts=prompts,
-        strengths=config.method.strength,
-        target_weights=target_weights(class_sizes, config.method.target_balance),
-        gamma=config.method.gamma,
-        guidance_scale=made.guidance_scale,
-        num_inference_steps=made.num_inference_steps,
-        scheduler=made.scheduler,
-        resolution=made.resolution,
-        seed=made.seed,
-        generator_fingerprint=generator_fingerprint,
-        gate_version=gate_version(config),
-        settings=settings_of(config, fractals),
-    )
+    judge = gate_version(config)
+    return {
+        method.name: MethodContext(
+            prompts=prompts,
+            strengths=method.strength,
+            target_weights=target_weights(class_sizes, method.target_balance),
+            gamma=method.gamma,
+            guidance_scale=made.guidance_scale,
+            num_inference_steps=made.num_inference_steps,
+            scheduler=made.scheduler,
+            resolution=made.resolution,
+            seed=made.seed,
+            generator_fingerprint=generator_fingerprint,
+            gate_version=judge,
+            settings=settings_of(method, config, fractals),
+        )
+        for method in config.methods
+    }
+
+
+def check_methods(config: Config, *, follows_classifier: bool) -> None:
+    """Refuse methods that cannot share one run.
+
+    Args:
+        config: Of the run.
+        follows_classifier: Whether plans replace one another while the classifier is trained.
+
+    Raises:
+        UserError: If they need models of two kinds, or one a fine-tuned model and another one as
+            it is, or the classifier being trained is to say where foregrounds are.
+    """
+    if follows_classifier and len(config.methods) > 1:
+        raise UserError(
+            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, "
+            "where method lists several, got classifier"
+        )
+    methods = [(method.name, METHODS[method.name]) for method in config.methods]
+    first_name, first = methods[0]
+    for name, method in methods[1:]:
+        if method.pipeline != first.pipeline:
+            raise UserError(
+                "method must list methods for one kind of model, got "
+                f"{first_name} ({first.pipeline}) and {name} ({method.pipeline})"
+            )
+        if config.finetune.enabled and method.uses_finetuning != first.uses_finetuning:
+            learned, plain = (first_name, name) if first.uses_finetuning else (name, first_name)
+            raise UserError(
+                "method must list methods for one model, got "
+                f"{learned}, which fine-tunes it, and {plain}, which takes it as it is; "
+                "finetune.enabled=false takes it so for both"
+            )
 
 
 def target_weights(class_sizes: Sequence[int], balance: float) -> tuple[float, ...] | None:

@@ -1,6 +1,6 @@
 """A recipe's images for others: its training images by digest, and the served ones with labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ from online_aug.records import Servable
 
 @dataclass(frozen=True)
 class BoundCompose:
-    """Every request's own method, with one recipe's context; pickles to worker processes."""
+    """Every request's own method, with one recipe's contexts; pickles to worker processes."""
 
-    context: MethodContext
+    contexts: Mapping[str, MethodContext]
+    """By the name of the method."""
 
     def __call__(
         self,
@@ -27,7 +28,8 @@ class BoundCompose:
         rng: np.random.Generator,
     ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
         """Image and soft label of one synthetic sample."""
-        return METHODS[request.method].compose(source, generated, request, self.context, rng)
+        method, context = METHODS[request.method], self.contexts[request.method]
+        return method.compose(source, generated, request, context, rng)
 
 
 class SourceImages:

@@ -70,7 +70,7 @@ class RecipeImports:
         source, target = self._label(request, "source"), self._label(request, "target")
         image = ImportedImage(
             key=key,
-            method=self.config.method.name,
+            method=self.config.methods[0].name,  # of several none would be served
             source_digest=self._digest(request, source),
             source_label=source,
             target_label=target,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from cache import Store
 from online_aug.config import Config
+from online_aug.config_method import MethodConfig
 from online_aug.errors import UserError
 from online_aug.methods import METHODS
 from online_aug.saliency import SaliencyTable
@@ -28,7 +29,12 @@ class RecipeSaliency:
         """Planning needs to know where the foregrounds are."""
         mixing = self.config.mixing
         is_planned = mixing.is_synthetic and mixing.imported != "only"
-        return is_planned and METHODS[self.config.method.name].uses_saliency
+        return is_planned and bool(self.methods)
+
+    @property
+    def methods(self) -> list[MethodConfig]:
+        """The configured methods that ask for maps."""
+        return [m for m in self.config.methods if METHODS[m.name].uses_saliency]
 
     @property
     def weights(self) -> Path | None:
@@ -102,12 +108,13 @@ class RecipeSaliency:
         Raises:
             UserError: If so.
         """
-        candidates, others = self.config.method.candidates, num_images - 1
-        if self.is_needed and candidates[1] > others:
-            raise UserError(
-                f"method.candidates must be at most {others}, the other training images, "
-                f"got {list(candidates)}"
-            )
+        others = num_images - 1
+        for method in self.methods if self.is_needed else ():
+            if method.candidates[1] > others:
+                raise UserError(
+                    f"method.candidates must be at most {others}, the other training images, "
+                    f"got {list(method.candidates)}"
+                )
 
     def _maps(self, version: str, digests: Sequence[str]) -> dict[str, Float[np.ndarray, "u v"]]:
         with Store(self.config.cache.path, readonly=True) as store:

@@ -9,7 +9,6 @@ from online_aug.generation.order import Stripe, part_of
 from online_aug.generation.starting import fit
 from online_aug.generation.work import Work
 from online_aug.judge import build_gate
-from online_aug.methods import METHODS
 from online_aug.recipe import Recipe
 from online_aug.recipe_context import target_weights
 from online_aug.recipe_images import SourceImages
@@ -26,7 +25,6 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
     """
     config = recipe.config
     sources = SourceImages(recipe.splits.train, recipe.sources)
-    method = METHODS[config.method.name]
     resolution = config.generation.resolution
 
     def image_of(digest: str) -> torch.Tensor:
@@ -34,11 +32,16 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
 
     def prepare(requests: Sequence[GenerationRequest]) -> torch.Tensor:
         images = torch.stack([image_of(request.source_digest) for request in requests])
-        version = requests[0].saliency_version  # of one plan, so the same for all
-        return method.prepare(images, requests, recipe.context_of(version), image_of)
+        for name, method in recipe.methods.items():
+            places = [place for place, request in enumerate(requests) if request.method == name]
+            if places:
+                some = [requests[place] for place in places]
+                context = recipe.context_for(some[0])  # maps of one plan, so the same for all
+                images[places] = method.prepare(images[places], some, context, image_of)
+        return images
 
     def refusal(request: GenerationRequest) -> str | None:
-        return method.refusal(request, recipe.context_of(request.saliency_version))
+        return recipe.methods[request.method].refusal(request, recipe.context_for(request))
 
     schedule = config.schedule
     ahead = -(-config.generation.max_ahead // count)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import lmdb
 import numpy as np
 import torch
-from request_samples import CLASSES, digest_of, make_context, make_sources
+from request_samples import CLASSES, digest_of, make_context, make_plan, make_sources
 
 from cache import Entry
 from online_aug.config import MixingConfig
@@ -15,12 +15,11 @@ from online_aug.dataloader.mixing import MixingSampler
 from online_aug.dataloader.probability import Probability
 from online_aug.dataloader.slots import Order
 from online_aug.dataloader.supply import Supply
-from online_aug.methods import METHODS, plan_requests
 from online_aug.recipe_images import BoundCompose
 
 IMAGES = 24
 CONTEXT = make_context()
-PLAN = plan_requests(METHODS["diff_mix"], make_sources(IMAGES), CONTEXT, 2)
+PLAN = make_plan(make_sources(IMAGES), 2)
 KEYS = [request.key for request in PLAN]
 
 
@@ -130,7 +129,7 @@ class Setup:
             images=self.images,
             plan=list(PLAN),
             places={digest_of(index): index for index in range(IMAGES)},
-            compose=BoundCompose(CONTEXT),
+            compose=BoundCompose({"diff_mix": CONTEXT}),
             store=self.store,
             transform=self.transform,
             seed=self.order.seed,

@@ -10,9 +10,11 @@ from online_aug.methods import (
     DiffuseMix,
     DiffuseMixSettings,
     MethodContext,
+    Part,
     SgdMix,
     SgdMixSettings,
     Source,
+    plan_requests,
 )
 from online_aug.records import GenerationRequest
 from online_aug.saliency import SaliencyTable
@@ -71,6 +73,13 @@ def context_for(method, **changes):
     """A context with what this method asks for."""
     settings = {DiffuseMix: diffusemix_settings, SgdMix: sgd_mix_settings}.get(type(method))
     return make_context(settings=settings and settings(), **changes)
+
+
+def make_plan(sources, variants, name="diff_mix", **changes):
+    """What one method asks for."""
+    method = METHODS[name]
+    part = Part(method=method, context=context_for(method, **changes))
+    return plan_requests([part], sources, variants)
 
 
 def make_sources(count):

@@ -89,6 +89,51 @@ def test_a_preset_hides_no_mistake(empty, override):
     assert f"got {shown(yaml.safe_load(override.partition('=')[2]))}" in line
 
 
+def test_one_method_or_a_list_of_them_may_be_named(empty):
+    one = load_config(empty, ["method.name=diff_aug"])
+    listed = load_config(empty, ["method=[{name: diff_aug}, {name: sgd_mix, weight: 0.5}]"])
+    assert [method.name for method in one.methods] == ["diff_aug"]
+    assert [(method.name, method.weight) for method in listed.methods] == [
+        ("diff_aug", 1.0),
+        ("sgd_mix", 0.5),
+    ]
+
+
+def test_a_list_of_methods_survives_the_resolved_yaml(tmp_path, empty):
+    config = load_config(empty, ["method=[{name: diff_mix, strength: 1e-1}, {name: sgd_mix}]"])
+    assert load_config(written(tmp_path, resolved_yaml(config))) == config
+
+
+def test_of_several_methods_a_preset_sets_the_method_s_own_keys_alone(empty):
+    config = load_config(empty, ["method=[{name: da_fusion}, {name: diff_mix}]"])
+    assert [len(method.strength) for method in config.methods] == [4, 3]
+    assert config.mixing == Config().mixing
+    assert config.finetune == Config().finetune
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("[]", "method must be a section or a list of at least 1 such, got []"),
+        ("[3]", "method[0] must be a section, a mapping of its keys, got 3"),
+        ("[{}, {gamma: -1}]", "method[1].gamma must be a number > 0, got -1"),
+        ("[{}, {gama: 1}]", "method[1].gama is no known key, got 1; did you mean method.gamma?"),
+        ("[{candidates: [5, 3]}]", "method.candidates must be fewest then most, got [5, 3]"),
+        ("[{strength: 0.01}]", "method.strength * generation.num_inference_steps must be at least"),
+        ("[{name: sgd_mix}, {name: sgd_mix}]", "method must list each method once, got sgd_mix"),
+    ],
+)
+def test_a_mistake_in_a_list_of_methods_says_where_it_is(empty, value, line):
+    (found,) = error_lines(empty, f"method={value}")
+    assert found.startswith(line)
+
+
+def test_imported_images_are_refused_beside_several_methods(empty):
+    overrides = ["method=[{name: diff_mix}, {name: diff_aug}]", "mixing.imported=only"]
+    (line,) = error_lines(empty, *overrides)
+    assert line.startswith("mixing.imported must be null where method lists several")
+
+
 def test_of_two_overrides_of_one_key_the_last_holds(empty):
     assert load_config(empty, ["run.seed=1", "run.seed=2"]).run.seed == 2
 

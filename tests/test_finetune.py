@@ -45,7 +45,7 @@ def test_a_result_is_made_and_leaves_nothing_else_behind(recipe):
     assert recipe.is_ready
     names = {path.name for path in recipe.finetuned.parent.iterdir()}
     assert names == {recipe.finetuned.name, f"{recipe.finetuned.name}.lock"}
-    assert recipe.context.generator_fingerprint
+    assert recipe.contexts["diff_mix"].generator_fingerprint
 
 
 def test_a_result_is_found_again(recipe, fakes, tmp_path, tiny_model):

@@ -1,16 +1,20 @@
 """The generation process' work, done in this process."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from recipe_samples import make_recipe
 
 from cache import Store
+from online_aug.config import Config
 from online_aug.config_files import resolved_yaml
 from online_aug.errors import UserError
 from online_aug.generate import serve
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.place import Place
 from online_aug.generation.starting import fit
+from online_aug.methods import DiffMix
 from online_aug.recipe_images import SourceImages
 
 
@@ -63,6 +67,22 @@ def test_a_stored_image_is_made_from_its_own_source(recipe_of, tmp_path):
     with Store(recipe.config.cache.path) as store:
         stored = torch.from_numpy(store.get(request.key).image.copy()).permute(2, 0, 1)
     assert (stored / 255 - expected).abs().max() <= 0.5 / 255 + 1e-4
+
+
+def test_images_of_several_methods_are_prepared_each_by_its_own(recipe_of, tmp_path, monkeypatch):
+    listed = [{"name": "diff_mix"}, {"name": "diff_aug", "weight": 2.0}]
+    config = recipe_of().config.model_dump(mode="json") | {"method": listed}
+    recipe = replace(recipe_of(), config=Config.model_validate(config))
+    prepared = []
+
+    def prepare(self, images, requests, context, image_of):
+        prepared.extend((self.name, request) for request in requests)
+        return images
+
+    monkeypatch.setattr(DiffMix, "prepare", prepare)
+    generate(recipe, tmp_path)
+    assert {request for _, request in prepared} == set(recipe.plan)
+    assert all(name == request.method for name, request in prepared)
 
 
 def test_a_whole_plan_is_noticed_without_loading_a_model(recipe_of, tmp_path, monkeypatch):

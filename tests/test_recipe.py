@@ -8,8 +8,11 @@ import torch
 from recipe_samples import CLASS_NAMES, make_recipe
 from tiny_model import copy_with
 
+from online_aug.config import Config
+from online_aug.dataloader.sources import load_splits
 from online_aug.errors import UserError
 from online_aug.generation.concepts import CONCEPTS_FILE
+from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose, SourceImages
 
 NO_FINETUNING = {"finetune": {"enabled": False}}
@@ -105,7 +108,9 @@ def test_without_fine_tuning_prompts_hold_the_names(recipe_of):
     recipe = recipe_of()
     assert recipe.finetuned is None
     assert recipe.is_ready
-    assert recipe.context.prompts == tuple(f"a photo of a {name} bird" for name in CLASS_NAMES)
+    assert recipe.contexts["diff_mix"].prompts == tuple(
+        f"a photo of a {name} bird" for name in CLASS_NAMES
+    )
 
 
 @pytest.mark.parametrize("balance", [0.5, 1.0])
@@ -113,13 +118,13 @@ def test_rare_classes_are_drawn_as_targets_by_their_sizes(recipe_of, tmp_path, b
     recipe_of()
     for number in (2, 3):
         (tmp_path / "images" / "train" / CLASS_NAMES[0] / f"{number}.png").unlink()
-    weights = recipe_of(method={"target_balance": balance}).context.target_weights
+    weights = recipe_of(method={"target_balance": balance}).contexts["diff_mix"].target_weights
     assert sum(weights) == pytest.approx(1)
     assert weights[0] / weights[1] == pytest.approx(((4 + 1) / (2 + 1)) ** balance)
 
 
 def test_without_balance_all_classes_are_drawn_alike(recipe_of):
-    assert recipe_of().context.target_weights is None
+    assert recipe_of().contexts["diff_mix"].target_weights is None
 
 
 @pytest.mark.parametrize("name", ["real_guidance", "real_mix"])
@@ -149,15 +154,15 @@ def test_a_plan_before_fine_tuning_is_one_clear_line_with_the_way_out(tmp_path, 
 def test_after_fine_tuning_prompts_hold_tokens_and_keys_the_result(tmp_path, tiny_model, recipe_of):
     recipe = make_recipe(tmp_path, tiny_model)
     finish_finetuning(recipe)
-    assert recipe.context.prompts[1] == "a photo of a <class_1> bird"
-    plain = recipe_of().context.generator_fingerprint
-    assert recipe.context.generator_fingerprint != plain
+    assert recipe.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
+    plain = recipe_of().contexts["diff_mix"].generator_fingerprint
+    assert recipe.contexts["diff_mix"].generator_fingerprint != plain
 
 
 def test_after_fine_tuning_lora_alone_prompts_hold_the_names(tmp_path, tiny_model):
     recipe = make_recipe(tmp_path, tiny_model, finetune={"mode": "lora"})
     finish_finetuning(recipe)
-    assert recipe.context.prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
+    assert recipe.contexts["diff_mix"].prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
 
 
 @pytest.fixture
@@ -172,14 +177,14 @@ def test_tokens_from_elsewhere_are_used_in_place_of_fine_tuning(tmp_path, tiny_m
     recipe = make_recipe(tmp_path, tiny_model, finetune=merged)
     recipe.check(generates=True)
     assert recipe.is_ready
-    assert recipe.context.prompts[1] == "a photo of a <class_1> bird"
+    assert recipe.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
     torch.testing.assert_close(recipe.adapters.tokens["<class_1>"], torch.full((128,), 0.1))
 
 
 def test_other_tokens_from_elsewhere_make_other_images(tmp_path, tiny_model, merged):
-    first = make_recipe(tmp_path, tiny_model, finetune=merged).context
+    first = make_recipe(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
     torch.save({f"<{name}>": torch.ones(128) for name in CLASS_NAMES}, merged["path"])
-    second = make_recipe(tmp_path, tiny_model, finetune=merged).context
+    second = make_recipe(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
     assert first.generator_fingerprint != second.generator_fingerprint
 
 
@@ -222,7 +227,7 @@ def test_source_images_are_found_by_their_content(recipe_of):
 
 def test_composing_pickles_to_worker_processes(recipe_of):
     recipe = recipe_of()
-    compose = BoundCompose(recipe.context)
+    compose = BoundCompose(recipe.contexts)
     image = np.zeros((4, 4, 3), np.uint8)
     arguments = (lambda: image, image, recipe.plan[0])
     _, label = pickle.loads(pickle.dumps(compose))(*arguments, np.random.default_rng(0))
@@ -315,3 +320,56 @@ def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
         diffusemix_of(tiny_model).check(generates=True)
     with pytest.raises(UserError, match="must be a text-to-image model for this method"):
         recipe_of(tiny_editor).check(generates=True)
+
+
+def several(*names):
+    return {"method": [{"name": name} for name in names]}
+
+
+@pytest.fixture
+def mixture_of(tmp_path, tiny_model):
+    """Recipes of several methods, without fine-tuning unless it is asked for."""
+
+    def make(*names, model=tiny_model, **sections):
+        config = make_recipe(tmp_path, model, **NO_FINETUNING | sections).config
+        values = config.model_dump(mode="json") | several(*names)
+        return Recipe(Config.model_validate(values), load_splits(config.data), "cpu")
+
+    return make
+
+
+def test_several_methods_share_the_images_each_as_it_would_alone(mixture_of, recipe_of):
+    plan = mixture_of("diff_mix", "diff_aug").plan
+    assert len(plan) == 8 * 2
+    for name in ("diff_mix", "diff_aug"):
+        shared = {request.key for request in plan if request.method == name}
+        assert shared
+        assert shared < set(keys(recipe_of(method={"name": name})))
+
+
+def test_several_methods_are_labelled_each_by_its_own_settings(mixture_of):
+    recipe = mixture_of("diff_mix", "diff_aug")
+    assert set(recipe.contexts) == {"diff_mix", "diff_aug"}
+    compose, image = BoundCompose(recipe.contexts), np.zeros((4, 4, 3), np.uint8)
+    for request in recipe.plan:
+        _, label = compose(lambda: image, image, request, np.random.default_rng(0))
+        is_one_hot = request.source_label == request.target_label
+        assert (float(label.max()) == 1) == is_one_hot
+
+
+def test_methods_for_two_kinds_of_model_are_refused(mixture_of):
+    with pytest.raises(UserError, match="one kind of model, got diff_mix .* and diffusemix"):
+        mixture_of("diff_mix", "diffusemix").check(generates=True)
+
+
+def test_methods_for_a_fine_tuned_model_and_one_as_it_is_are_refused(mixture_of):
+    recipe = mixture_of("real_mix", "diff_aug", finetune={"enabled": True})
+    with pytest.raises(UserError, match="got diff_aug, which fine-tunes it, and real_mix, which"):
+        recipe.check(generates=True)
+    mixture_of("real_mix", "diff_aug").check(generates=True)
+
+
+def test_a_teacher_in_training_is_refused_where_plans_are_shared(mixture_of):
+    recipe = mixture_of("diff_mix", "sgd_mix")
+    with pytest.raises(UserError, match="where method lists several, got classifier"):
+        recipe.check(generates=True)

@@ -3,7 +3,7 @@
 from online_aug.methods.contract import Method, MethodContext, Source
 from online_aug.methods.diff_mix import DiffMix
 from online_aug.methods.diffusemix import DiffuseMix, DiffuseMixSettings
-from online_aug.methods.planning import plan_requests
+from online_aug.methods.planning import Part, plan_requests
 from online_aug.methods.sgd_mix import SgdMix, SgdMixSettings
 
 METHODS: dict[str, Method] = {
@@ -24,6 +24,7 @@ __all__ = [
     "DiffuseMixSettings",
     "Method",
     "MethodContext",
+    "Part",
     "SgdMix",
     "SgdMixSettings",
     "Source",

@@ -98,9 +98,10 @@ class _Columns:
 
 def _columns(rows: Sequence[GalleryRow], cell: int) -> _Columns:
     names = [name for row in rows for name, _ in _heaviest(row.soft_label)]
+    longest = sorted(rows, key=lambda row: -len(row.pictures))  # its order is that of all
     return _Columns(
         cell=cell,
-        stages=tuple(dict.fromkeys(name for row in rows for name in row.pictures)),
+        stages=tuple(dict.fromkeys(name for row in longest for name in row.pictures)),
         target_width=_width([row.target_name for row in rows], 20),
         name_width=12 + _width(names, 15, narrowest=0),
     )

@@ -97,7 +97,9 @@ def test_a_source_that_cannot_be_read_is_replaced_by_the_real_image_where_it_may
 
 def test_labels_are_made_at_read_time_so_one_image_serves_every_gamma(store):
     put(store, [BETWEEN])
-    other = replace(Setup(store).dataset(), compose=BoundCompose(replace(CONTEXT, gamma=0.1)))
+    other = replace(
+        Setup(store).dataset(), compose=BoundCompose({"diff_mix": replace(CONTEXT, gamma=0.1)})
+    )
     labels = [
         dataset[slot(kind=Kind.CACHED, number=BETWEEN)].label
         for dataset in (Setup(store).dataset(), other)

@@ -46,6 +46,14 @@ CASES = {
         ["method.candidates=[5, 3]"],
         r"method\.candidates must be fewest then most, got \[5, 3\]$",
     ),
+    "methods for two kinds of model": (
+        ["method=[{name: diff_mix}, {name: diffusemix}]"],
+        r"method must list methods for one kind of model, got diff_mix .* and diffusemix",
+    ),
+    "a method twice": (
+        ["method=[{name: diff_mix}, {name: diff_mix, strength: 0.7}]"],
+        r"method must list each method once, got diff_mix twice$",
+    ),
     "no teacher": (
         ["method.name=sgd_mix", "method.candidates=[3, 5]", "saliency.teacher={place}/w.pt"],
         r"saliency\.teacher must be a file",

@@ -5,13 +5,12 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, make_context, make_request, make_sources
+from request_samples import CLASSES, make_plan, make_request, make_sources
 
 from online_aug.config_schedule import ScheduleConfig
 from online_aug.generation.order import LEAST_SHARE, Order, Stripe, part_of, weights_by_loss
-from online_aug.methods import METHODS, plan_requests
 
-PLAN = plan_requests(METHODS["diff_mix"], make_sources(60), make_context(), 2)
+PLAN = make_plan(make_sources(60), 2)
 WEIGHTS = [8.0, 4.0, 2.0, 1.0]
 
 

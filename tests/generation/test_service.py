@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from request_samples import make_context, make_sources
+from request_samples import make_plan, make_sources
 
 from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.generation import service, worklist
@@ -17,10 +17,9 @@ from online_aug.generation.gate import ClassRule, Gate
 from online_aug.generation.image_generator import Finished
 from online_aug.generation.service import Service
 from online_aug.generation.work import Work
-from online_aug.methods import METHODS, plan_requests
 
 SLOTS = 4
-PLAN = plan_requests(METHODS["diff_mix"], make_sources(24), make_context(), 2)
+PLAN = make_plan(make_sources(24), 2)
 FORK = multiprocessing.get_context("fork")
 
 

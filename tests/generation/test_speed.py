@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from request_samples import make_context, make_sources
+from request_samples import make_plan, make_sources
 
 from online_aug.errors import UserError
 from online_aug.generation.image_generator import Finished
 from online_aug.generation.speed import measure_speed
 from online_aug.generation.work import Work
-from online_aug.methods import METHODS, plan_requests
 
-PLAN = plan_requests(METHODS["diff_mix"], make_sources(6), make_context(), 2)
+PLAN = make_plan(make_sources(6), 2)
 SLOTS = 4
 
 

@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from request_samples import make_context, make_sources
+from request_samples import make_plan, make_sources
 
 from cache import Entry, Owner
 from online_aug.generation import worklist
 from online_aug.generation.order import Order, Stripe
 from online_aug.generation.worklist import Worklist
-from online_aug.methods import METHODS, plan_requests
 
-PLAN = plan_requests(METHODS["diff_mix"], make_sources(24), make_context(), 2)
+PLAN = make_plan(make_sources(24), 2)
 ME = Owner.current()
 OTHER = replace(ME, pid=1, started=0)
 

@@ -1,18 +1,23 @@
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, context_for, make_sources
+from request_samples import CLASSES, context_for, make_plan, make_sources
 
-from online_aug.methods import METHODS, plan_requests
+from online_aug.methods import METHODS, Part, plan_requests
 
 SOURCES = make_sources(12)
 
 
 def plan(sources=SOURCES, variants=3, name="diff_mix", **changes):
-    return plan_requests(METHODS[name], sources, context_for(METHODS[name], **changes), variants)
+    return make_plan(sources, variants, name, **changes)
+
+
+def part(name, weight=1.0):
+    return Part(method=METHODS[name], context=context_for(METHODS[name]), weight=weight)
 
 
 def keys(requests):
@@ -79,3 +84,28 @@ def test_copies_of_an_image_share_their_requests():
 def test_targets_are_spread_over_all_classes():
     targets = [request.target_label for request in plan(make_sources(200))]
     assert np.bincount(targets, minlength=CLASSES).min() > 100
+
+
+def test_of_several_methods_each_has_its_share_by_weight():
+    parts = [part("diff_mix", 3), part("diff_aug", 1), part("sgd_mix", 4)]
+    requests = plan_requests(parts, SOURCES, 60)
+    names = Counter(request.method for request in requests)
+    for name, share in (("diff_mix", 3 / 8), ("diff_aug", 1 / 8), ("sgd_mix", 1 / 2)):
+        assert names[name] / len(requests) == pytest.approx(share, abs=0.06)
+
+
+def test_what_a_method_asks_for_among_others_it_asks_for_alone():
+    requests = plan_requests([part("diff_mix"), part("diff_aug")], SOURCES, 4)
+    for name in ("diff_mix", "diff_aug"):
+        shared = {request.key for request in requests if request.method == name}
+        assert shared
+        assert shared < set(keys(plan(variants=4, name=name)))
+
+
+def test_other_weights_change_the_method_of_few_requests():
+    one, other = (
+        plan_requests([part("diff_mix", weight), part("diff_aug")], SOURCES, 30)
+        for weight in (1.0, 1.2)
+    )
+    differing = len(set(keys(one)) ^ set(keys(other))) / 2
+    assert 0 < differing / len(one) < 0.15
