@@ -18,6 +18,11 @@ class GateConfig(Section):
     """Least probability of the classes in the label together (source, target); 0 is no limit."""
     top_k: Count | None = None
     """One class of the label must be among this many most probable; null is no limit; SaSPA: 10."""
+    clip: Path | None = None
+    """Directory of a CLIP model in transformers' format, which is asked whether an image shows a
+    `data.metaclass` at all (Diff-Mix's filter); null asks none."""
+    clip_drop: Fraction = 0.1
+    """Images are dropped that CLIP scores below this part of up to 1,000 training images."""
 
     @property
     def has_rule(self) -> bool:

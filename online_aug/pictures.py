@@ -1,6 +1,7 @@
 """The run's gallery: some of the generated images beside what they were made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from jaxtyping import Float, UInt8
@@ -30,15 +31,22 @@ def draw_run_gallery(recipe: Recipe, plan: Sequence[Servable], store: Store, pat
 def gallery_rows(
     recipe: Recipe, plan: Sequence[Servable], store: Store, count: int
 ) -> list[GalleryRow]:
-    """Stages, target, strength and soft label of some records."""
+    """Stages, target, strength and soft label of some records, of each method as many."""
     keys = [request.key for request in plan]
     made = [r for r, there in zip(plan, store.contains(keys), strict=True) if there]
-    chosen = numpy_rng("gallery").permutation(len(made))[:count]
+    drawn = [made[place] for place in numpy_rng("gallery").permutation(len(made))]
+    chosen = _by_turns(drawn, recipe.methods)[:count]
     return [
         row
-        for request in sorted((made[i] for i in chosen), key=lambda r: r.strength)
+        for request in sorted(chosen, key=lambda request: request.strength)
         if (row := _row(recipe, store, request)) is not None
     ]
+
+
+def _by_turns(requests: Sequence[Servable], methods: Iterable[str]) -> list[Servable]:
+    parts = [[request for request in requests if request.method == name] for name in methods]
+    turns = zip_longest(*parts)
+    return [request for turn in turns for request in turn if request is not None]
 
 
 def _row(recipe: Recipe, store: Store, request: Servable) -> GalleryRow | None:
@@ -55,14 +63,13 @@ def _row(recipe: Recipe, store: Store, request: Servable) -> GalleryRow | None:
     target = names[request.target_label]
     if isinstance(request, GenerationRequest):
         target = recipe.instructions.get(request.prompt, target)
-    if len(recipe.config.methods) > 1:
-        target = f"{target}, {request.method}"
     return GalleryRow(
         pictures=pictures,
         source_name=names[request.source_label],
         target_name=target,
         strength=request.strength,
         soft_label=shares,
+        method=request.method if len(recipe.methods) > 1 else None,
     )
 
 

@@ -167,7 +167,12 @@ class Recipe:
             )
         prompts = tuple(concept.prompt for concept in self.concepts)
         return method_contexts(
-            self.config, prompts, self._fingerprint, self.fractals, self.class_sizes
+            self.config,
+            prompts,
+            self._fingerprint,
+            self.fractals,
+            self.class_sizes,
+            self.digests,
         )
 
     @property

@@ -1,13 +1,19 @@
 """What all requests of a recipe share, read from its configuration."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 from online_aug.config import Config
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank
+from online_aug.generation.identity import digest_folder
 from online_aug.method_settings import settings_of
 from online_aug.methods import METHODS, MethodContext
 from online_aug.saliency.version import file_digest
+
+CLIP_REFERENCES = 1000
+"""Training images that CLIP scores to set its rule, at most."""
 
 
 def method_contexts(
@@ -16,6 +22,7 @@ def method_contexts(
     generator_fingerprint: str,
     fractals: FractalBank | None,
     class_sizes: Sequence[int],
+    digests: Sequence[str],
 ) -> dict[str, MethodContext]:
     """What a configuration says to each of its methods, by name, without saliency maps.
 
@@ -25,12 +32,13 @@ def method_contexts(
         generator_fingerprint: Of what makes the images.
         fractals: DiffuseMix's pictures.
         class_sizes: Training images of each class.
+        digests: Of the training images, each once.
 
     Raises:
         UserError: If the file of the judge's weights cannot be read.
     """
     made = config.generation
-    judge = gate_version(config)
+    judge = gate_version(config, digests)
     return {
         method.name: MethodContext(
             prompts=prompts,
@@ -96,12 +104,26 @@ def target_weights(class_sizes: Sequence[int], balance: float) -> tuple[float, .
     return tuple(share / sum(shares) for share in shares)
 
 
-def gate_version(config: Config) -> str | None:
-    """Of what judges the images' classes and its rule; None where nothing does.
+def gate_version(config: Config, digests: Sequence[str]) -> str | None:
+    """Of what judges the images and its rules; None where nothing does.
+
+    Args:
+        config: Names the judges.
+        digests: Of the training images, sorted; CLIP's rule depends on them.
 
     Raises:
         UserError: If the file of the classifier's weights cannot be read.
     """
+    versions = [_judge_version(config), _clip_version(config, digests)]
+    return " ".join(version for version in versions if version) or None
+
+
+def clip_references(digests: Sequence[str]) -> Sequence[str]:
+    """The training images by whose scores CLIP's rule is set, whatever the order of the set."""
+    return sorted(digests)[:CLIP_REFERENCES]
+
+
+def _judge_version(config: Config) -> str | None:
     gate = config.gate
     if gate.classifier is None:
         return None
@@ -114,3 +136,12 @@ def gate_version(config: Config) -> str | None:
             f"{error.strerror}"
         ) from None
     return f"{name}-{side}-{digest}-{gate.min_probability!r}-{gate.top_k}"
+
+
+def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
+    gate = config.gate
+    if gate.clip is None:
+        return None
+    rule = [config.data.metaclass, gate.clip_drop, *clip_references(digests)]
+    said = hashlib.blake2b(json.dumps(rule).encode(), digest_size=8).hexdigest()
+    return f"clip-{digest_folder(gate.clip)}-{said}"

@@ -23,6 +23,14 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """A CLIP directory with random weights."""
+    from tiny_model import write_tiny_clip
+
+    return write_tiny_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session")
 def tiny_editor(tmp_path_factory):
     """An InstructPix2Pix directory of the embedded editor's architecture with random weights."""
     from tiny_model import write_tiny_model

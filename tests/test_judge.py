@@ -1,5 +1,7 @@
 """The classifier that judges generated images, from its file to the verdict."""
 
+from dataclasses import replace
+
 import pytest
 import safetensors.torch
 import torch
@@ -11,6 +13,7 @@ from online_aug.config_files import load_config, resolved_yaml
 from online_aug.config_training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.generate import serve
+from online_aug.generation.starting import fit
 from online_aug.judge import build_gate, check_judge, opinion_of
 from online_aug.training.classifier import build_classifier
 
@@ -102,3 +105,39 @@ def test_a_missing_file_is_refused(recipe_of, tmp_path):
 def test_a_rule_needs_a_judge_and_a_judge_a_rule(recipe_of, gate, message):
     with pytest.raises(UserError, match=message):
         check_judge(recipe_of(**gate))
+
+
+def test_clip_drops_what_it_scores_below_a_part_of_the_training_images(recipe_of, tiny_clip):
+    recipe = recipe_of(clip=tiny_clip, clip_drop=0.25)
+    check_judge(recipe)
+    train = recipe.splits.train
+    images = torch.stack(
+        [fit(torch.from_numpy(train.load(place)).permute(2, 0, 1), 64) / 255 for place in range(8)]
+    )
+    verdicts = build_gate(recipe)([make_request()] * 8, images)
+    scores = [verdict.scores["clip"] for verdict in verdicts]
+    dropped = [verdict.reason == "low CLIP score" for verdict in verdicts]
+    assert sum(dropped) == 2
+    assert max(s for s, d in zip(scores, dropped, strict=True) if d) == sorted(scores)[1]
+
+
+def test_clip_and_its_rule_are_part_of_the_request(recipe_of, tiny_clip, tmp_path):
+    def keys(**gate):
+        return {request.key for request in recipe_of(**gate).plan}
+
+    assert not keys() & keys(clip=tiny_clip)
+    assert not keys(clip=tiny_clip) & keys(clip=tiny_clip, clip_drop=0.2)
+    assert keys(clip_drop=0.2) == keys()
+
+
+def test_clip_without_a_word_for_what_to_look_for_is_refused(tmp_path, tiny_model, tiny_clip):
+    recipe = make_recipe(tmp_path, tiny_model, gate={"clip": tiny_clip})
+    silent = recipe.config.data.model_copy(update={"metaclass": " "})
+    recipe = replace(recipe, config=recipe.config.model_copy(update={"data": silent}))
+    with pytest.raises(UserError, match=r"data\.metaclass must say what CLIP is to look for"):
+        check_judge(recipe)
+
+
+def test_a_clip_that_cannot_be_loaded_is_refused_before_anything_starts(recipe_of, tmp_path):
+    with pytest.raises(UserError, match=r"gate\.clip must be a directory with a CLIP model"):
+        check_judge(recipe_of(clip=tmp_path))

@@ -1,9 +1,13 @@
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from recipe_samples import CLASS_NAMES, make_recipe
 
 from cache import Entry, Store
+from online_aug.config import Config
 from online_aug.pictures import draw_run_gallery, gallery_rows
 
 
@@ -64,3 +68,17 @@ def test_the_gallery_is_a_picture(recipe, store, tmp_path):
 def test_without_any_image_there_is_no_gallery(recipe, store, tmp_path):
     draw_run_gallery(recipe, recipe.plan, store, tmp_path / "gallery.png")
     assert not (tmp_path / "gallery.png").exists()
+
+
+def test_of_several_methods_each_has_as_many_rows_and_is_named(recipe, store):
+    listed = [{"name": "diff_mix", "weight": 5.0}, {"name": "diff_aug"}]
+    config = Config.model_validate(recipe.config.model_dump(mode="json") | {"method": listed})
+    shared = replace(recipe, config=config)
+    put(store, shared.plan)
+    rows = gallery_rows(shared, shared.plan, store, 4)
+    assert Counter(row.method for row in rows) == {"diff_mix": 2, "diff_aug": 2}
+
+
+def test_where_a_run_has_one_method_no_row_names_it(recipe, store):
+    put(store, recipe.plan[:1])
+    assert [row.method for row in gallery_rows(recipe, recipe.plan, store, 4)] == [None]

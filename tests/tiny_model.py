@@ -5,6 +5,7 @@ import shutil
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from online_aug.generation import tiny
 
@@ -33,6 +34,29 @@ def copy_with(model, folder, part="", **settings):
         return folder
     (path,) = (folder / part).glob("*config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def write_tiny_clip(folder):
+    """A CLIP directory with random weights that looks at 32 px."""
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = tiny.new_tokenizer(CORPUS)
+        text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+        config = CLIPConfig(
+            text_config=tower | text,
+            vision_config=tower | {"image_size": 32, "patch_size": 8},
+            projection_dim=16,
+        )
+        CLIPModel(config).save_pretrained(folder)
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -15,6 +15,8 @@ EXTREME_LEVELS = 8.0
 """Distance of a blank image's mean from 0 or 255 within which it is called black or white."""
 Classify = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, "b k"]]
 """Images in [0, 1] to class probabilities."""
+Score = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, " b"]]
+"""Images in [0, 1] to how well each shows what it should."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Verdict:
     reason: str | None = None
     """Why it is rejected; None if it is not."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """`probability_source` and `probability_target`, where a classifier judged."""
+    """`probability_source` and `probability_target`, where a classifier judged; CLIP's `clip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,28 @@ class ClassRule:
         return int((probabilities > intended.max()).sum()) < self.top_k
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreRule:
+    """A CLIP model's score, and the least that is enough."""
+
+    score: Score
+    least: float
+
+    def verdicts(self, images: Float[Tensor, "b 3 r r"]) -> list[Verdict]:
+        """One for each image."""
+        return [
+            Verdict(reason="low CLIP score" if score < self.least else None, scores={"clip": score})
+            for score in self.score(images).tolist()
+        ]
+
+
 @dataclass(frozen=True)
 class Gate:
-    """Judges finished images; without a classifier only whether they are images at all."""
+    """Judges finished images; without classifier and CLIP only whether they are images at all."""
 
     classify: Classify | None = None
     rule: ClassRule = ClassRule()
+    clip: ScoreRule | None = None
 
     @torch.no_grad()
     def __call__(
@@ -64,10 +82,16 @@ class Gate:
         """A verdict for each image in [0, 1], in order."""
         verdicts = [Verdict(reason=rejection(image)) for image in images]
         fit = [place for place, verdict in enumerate(verdicts) if verdict.reason is None]
-        if self.classify is None or not fit:
+        if not fit:
             return verdicts
-        for place, row in zip(fit, self.classify(images[fit]).cpu(), strict=True):
-            verdicts[place] = self._judge(requests[place], row)
+        opinions = []
+        if self.classify is not None:
+            rows = zip(fit, self.classify(images[fit]).cpu(), strict=True)
+            opinions.append([self._judge(requests[place], row) for place, row in rows])
+        if self.clip is not None:
+            opinions.append(self.clip.verdicts(images[fit]))
+        for place, *said in zip(fit, *opinions, strict=True):
+            verdicts[place] = _joined(said)
         return verdicts
 
     def _judge(self, request: GenerationRequest, row: Float[Tensor, " k"]) -> Verdict:
@@ -79,6 +103,12 @@ class Gate:
                 "probability_target": row[target].item(),
             },
         )
+
+
+def _joined(verdicts: Sequence[Verdict]) -> Verdict:
+    reasons = [verdict.reason for verdict in verdicts if verdict.reason is not None]
+    scores = {name: value for verdict in verdicts for name, value in verdict.scores.items()}
+    return Verdict(reason=next(iter(reasons), None), scores=scores)
 
 
 def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:

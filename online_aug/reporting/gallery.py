@@ -38,6 +38,8 @@ class GalleryRow:
     strength: float
     soft_label: Mapping[str, float]
     """Mass of each class; classes without any may be left out."""
+    method: str | None = None
+    """What made it, where a run has several."""
 
 
 def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
@@ -159,6 +161,8 @@ def _draw_source_name(
 def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: GalleryRow) -> None:
     target = cut(row.target_name, 20, columns.target_width)
     draw.text((columns.target, middle), target, TARGET_COLOUR, font(20), anchor="lm")
+    by = cut(row.method or "", 15, columns.target_width)
+    draw.text((columns.target, middle + 24), by, FAINT, font(15), anchor="lm")
     _draw_strength(draw, columns.strength, middle, row.strength)
     colours = {row.source_name: SOURCE_COLOUR, row.target_name: TARGET_COLOUR}
     bars = _heaviest(row.soft_label)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from request_samples import make_request
 
-from online_aug.generation.gate import ClassRule, Gate, rejection
+from online_aug.generation.gate import ClassRule, Gate, ScoreRule, rejection
 
 
 @pytest.mark.parametrize(("level", "reason"), [(0.0, "black"), (0.5, "flat"), (1.0, "white")])
@@ -84,3 +84,27 @@ def test_the_classifier_is_shown_only_what_is_an_image():
     verdicts = Gate(classify)([make_request()] * 3, images)
     assert [verdict.reason for verdict in verdicts] == [None, "black", None]
     torch.testing.assert_close(seen[0], images[[0, 2]])
+
+
+def brightness(images):
+    return images.mean(dim=(1, 2, 3))
+
+
+NOISE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("level", "reason"), [(0.4, None), (0.6, "low CLIP score")])
+def test_an_image_that_clip_scores_too_low_is_rejected_with_its_score(level, reason):
+    gate = Gate(clip=ScoreRule(score=brightness, least=level))
+    (verdict,) = gate([make_request()], NOISE)
+    assert verdict.reason == reason
+    assert verdict.scores == {"clip": pytest.approx(float(NOISE.mean()))}
+
+
+def test_of_two_judges_both_scores_are_kept_and_the_class_comes_first():
+    clip = ScoreRule(score=brightness, least=2.0)
+    opinion = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    gate = Gate(lambda images: opinion, ClassRule(min_probability=0.5), clip)
+    (verdict,) = gate([make_request(source_label=0, target_label=1)], NOISE)
+    assert verdict.reason == "off-class"
+    assert set(verdict.scores) == {"probability_source", "probability_target", "clip"}
