@@ -47,12 +47,16 @@ CASES = {
         r"method\.candidates must be fewest then most, got \[5, 3\]$",
     ),
     "methods for two kinds of model": (
-        ["method=[{name: diff_mix}, {name: diffusemix}]"],
+        ["method=[{{name: diff_mix}}, {{name: diffusemix}}]"],
         r"method must list methods for one kind of model, got diff_mix .* and diffusemix",
     ),
     "a method twice": (
-        ["method=[{name: diff_mix}, {name: diff_mix, strength: 0.7}]"],
+        ["method=[{{name: diff_mix}}, {{name: diff_mix, gamma: 1}}]"],
         r"method must list each method once, got diff_mix twice$",
+    ),
+    "no CLIP": (
+        ["gate.clip={place}"],
+        r"gate\.clip must be a directory with a CLIP model and its processor in transformers' ",
     ),
     "no teacher": (
         ["method.name=sgd_mix", "method.candidates=[3, 5]", "saliency.teacher={place}/w.pt"],
