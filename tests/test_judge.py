@@ -65,7 +65,7 @@ def test_the_generation_process_scores_what_it_stores(recipe_of, weights, tmp_pa
     assert load_config(path) == recipe.config
 
     class Trainer:
-        served, is_stopping, saliency_version = 0, False, None
+        served, is_stopping, saliency_version, class_losses = 0, False, None, None
         told = []
 
         def tell(self, status):
