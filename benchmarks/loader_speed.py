@@ -34,7 +34,7 @@ from online_aug.dataloader.mixing import MixingSampler
 from online_aug.dataloader.slots import Order
 from online_aug.dataloader.supply import Supply
 from online_aug.dataloader.transforms import train_transform
-from online_aug.methods import METHODS, MethodContext, Source, plan_requests
+from online_aug.methods import METHODS, MethodContext, Part, Source, plan_requests
 from online_aug.recipe_images import BoundCompose
 from online_aug.records import GenerationRequest
 from online_aug.seeding import torch_rng
@@ -162,7 +162,7 @@ def _fill(
         seed=0,
         generator_fingerprint="benchmark",
     )
-    plan = plan_requests(METHODS["diff_mix"], sources, context, 1)
+    plan = plan_requests([Part(method=METHODS["diff_mix"], context=context)], sources, 1)
     rng = np.random.default_rng(1)
     for request in plan:
         picture = np.asarray(_picture(rng, resolution, resolution))
@@ -199,7 +199,7 @@ def _loader(
         images=images,
         plan=list(plan),
         places={images.digest(index): index for index in range(len(images))},
-        compose=BoundCompose(context),
+        compose=BoundCompose({"diff_mix": context}),
         store=store,
         transform=train_transform(DATA),
         seed=0,

@@ -77,6 +77,9 @@ class MethodConfig(Section):
     """SGD-Mix: share of the image that both foregrounds may cover, (0, 1]; 1 allows all of it."""
     min_source_share: Fraction = 0.05
     """SGD-Mix: share of the image that the source's foreground must cover."""
+    keeps_foreground: bool = False
+    """SGD-Mix: put the source's foreground back after every step of the refinement, so that only
+    the rest is drawn anew; the paper's refinement draws all of it."""
     max_draws: Count = 5
     """SGD-Mix: how often candidates are drawn until both foregrounds leave enough background."""
 

@@ -49,4 +49,5 @@ def _sgd_mix(method: MethodConfig) -> SgdMixSettings:
         max_union_share=method.max_union_share,
         min_source_share=method.min_source_share,
         max_draws=method.max_draws,
+        keeps_foreground=method.keeps_foreground,
     )

@@ -64,7 +64,10 @@ class GenerationRequest:
     one of those that say nothing at what all requests before it meant.
     """
 
-    SILENT: ClassVar[Mapping[str, Scalar]] = {"starts_from": "image"}
+    SILENT: ClassVar[Mapping[str, Scalar]] = {
+        "starts_from": "image",
+        "keeps_foreground": False,
+    }
     """Fields added later, left out of key and record at this value: older keys remain valid."""
 
     method: str
@@ -82,6 +85,8 @@ class GenerationRequest:
     """Fraction of the diffusion trajectory replayed, in (0, 1]."""
     starts_from: StartsFrom = "image"
     """The noised source, or noise alone: the source then says no more than the class."""
+    keeps_foreground: bool = False
+    """What the method calls foreground is put back, as noisy as the rest, after every step."""
     guidance_scale: float
     image_guidance_scale: float | None = None
     num_inference_steps: int

@@ -32,13 +32,15 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
 
     def prepare(requests: Sequence[GenerationRequest]) -> torch.Tensor:
         images = torch.stack([image_of(request.source_digest) for request in requests])
+        kept = torch.zeros_like(images[:, :1])
         for name, method in recipe.methods.items():
             places = [place for place, request in enumerate(requests) if request.method == name]
             if places:
                 some = [requests[place] for place in places]
                 context = recipe.context_for(some[0])  # maps of one plan, so the same for all
                 images[places] = method.prepare(images[places], some, context, image_of)
-        return images
+                kept[places, 0] = method.foreground(some, context, resolution).byte()
+        return torch.cat([images, kept], dim=1)
 
     def refusal(request: GenerationRequest) -> str | None:
         return recipe.methods[request.method].refusal(request, recipe.context_for(request))

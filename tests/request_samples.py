@@ -136,6 +136,7 @@ VALUES = {
     "prompt": _texts,
     "strength": _positive,
     "starts_from": st.sampled_from(["image", "noise"]),
+    "keeps_foreground": st.booleans(),
     "guidance_scale": _positive,
     "image_guidance_scale": st.none() | _positive,
     "num_inference_steps": _numbers,

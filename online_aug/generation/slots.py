@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from online_aug.generation.denoiser import Conditions, Denoiser
+from online_aug.generation.keeping import Kept
 from online_aug.generation.solver_tables import Step
 from online_aug.generation.solvers import Trajectory, advance
 from online_aug.records import GenerationRequest
@@ -26,6 +27,8 @@ class Start:
     """Latents that an InstructPix2Pix reads at every step."""
     prompt: Float[Tensor, "t d"]
     trajectory: Trajectory
+    kept: Kept | None = None
+    """What must stay as it is."""
     rng: torch.Generator
     """Goes on with the request's own noise; on the CPU, where every device has the same numbers."""
     done_steps: int = 0
@@ -44,6 +47,15 @@ class _Occupant:
     @property
     def row(self) -> Float[Tensor, " k"]:
         return self.start.trajectory.rows[self.done_steps]
+
+    @property
+    def next_level(self) -> tuple[float, float]:
+        """Weights of data and noise in the latent after the next step."""
+        rows = self.start.trajectory.rows
+        if self.done_steps + 1 == len(rows):
+            return 1.0, 0.0
+        following = Step(*rows[self.done_steps + 1].tolist())
+        return following.alpha, following.sigma
 
     @property
     def needs_noise(self) -> bool:
@@ -135,9 +147,8 @@ class Slots:
             Conditions(self._prompts, self._sources, *scales),
             is_guided=any(o.start.request.guidance_scale > 1 for o in self._occupants if o),
         )
-        self._latents, self._previous = advance(
-            step, self._latents, output, self._previous, self._noise()
-        )
+        latents, previous = advance(step, self._latents, output, self._previous, self._noise())
+        self._latents, self._previous = self._put_back(latents), previous
         return self._finish()
 
     def leave(self) -> list[Start]:
@@ -177,6 +188,12 @@ class Slots:
         for slot, own in drawn.items():
             noise[slot] = own
         return to_device(noise, self._device)
+
+    def _put_back(self, latents: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c h w"]:
+        for slot, occupant in enumerate(self._occupants):
+            if occupant and occupant.start.kept:
+                latents[slot] = occupant.start.kept.put_back(latents[slot], *occupant.next_level)
+        return latents
 
     def _finish(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
         finished = []

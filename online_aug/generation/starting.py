@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from online_aug.generation.autoencoding import Autoencoder, Moments
+from online_aug.generation.keeping import Kept
 from online_aug.generation.models import Pipeline
 from online_aug.generation.prompts import Prompts
 from online_aug.generation.slots import Start, to_device
@@ -18,8 +19,9 @@ from online_aug.generation.timing import Shares
 from online_aug.records import GenerationRequest
 from online_aug.seeding import torch_rng
 
-Prepare: TypeAlias = Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b 3 r r"]]
-"""Starting images of some requests, at their resolution."""
+Prepare: TypeAlias = Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b _ r r"]]
+"""Starting images of some requests, at their resolution; a fourth channel, where there is one, is
+above 0 where an image has to stay as it is."""
 
 
 def fit(image: UInt8[Tensor, "3 h w"], resolution: int) -> UInt8[Tensor, "3 r r"]:
@@ -74,17 +76,20 @@ class Starter:
             images = prepare(requests)
         with self._time.of("encode"):
             self.prompts.learn([request.prompt for request in requests])
-            moments = self._autoencoder.encode(images)
-        return [self._begin(*pair) for pair in zip(requests, moments, strict=True)]
+            moments = self._autoencoder.encode(images[:, :3])
+        masks = images[:, 3:] if images.shape[1] > 3 else [None] * len(images)
+        return [self._begin(*parts) for parts in zip(requests, moments, masks, strict=True)]
 
-    def _begin(self, request: GenerationRequest, moments: Moments) -> Start:
+    def _begin(
+        self, request: GenerationRequest, moments: Moments, mask: UInt8[Tensor, "1 r r"] | None
+    ) -> Start:
         """The first noisy latent, its noise drawn in the order of diffusers' pipelines.
 
         Image-to-image starts from a sample of the encoder's Gaussian, text-to-image and
         InstructPix2Pix from noise alone; InstructPix2Pix reads the Gaussian's mean, unscaled.
         """
         rng, way = torch_rng(request.noise_seed), self._trajectory(request)
-        shape = moments.mean.shape
+        shape, kept = moments.mean.shape, None
         if self._is_from_noise(request):
             latent = way.start_noise * torch.randn(shape, generator=rng)
         else:
@@ -92,6 +97,8 @@ class Starter:
             noise = torch.randn(shape, generator=rng)
             clean = self._autoencoder.scaling_factor * sample
             latent = way.start_image * clean + way.start_noise * noise
+            if mask is not None and mask.any():
+                kept = Kept.of(mask, clean, noise).on(self._device)
         return Start(
             request=request,
             latent=to_device(latent, self._device),
@@ -99,6 +106,7 @@ class Starter:
             prompt=self.prompts[request.prompt],
             trajectory=way,
             rng=rng,
+            kept=kept,
         )
 
     def _trajectory(self, request: GenerationRequest) -> Trajectory:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, UInt8
+import torch
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from online_aug.records import GenerationRequest, PipelineKind, Servable
@@ -17,6 +18,11 @@ ImageOf = Callable[[str], UInt8[Tensor, "3 _ _"]]
 """A training image by its digest, at the generator's resolution."""
 WITHIN_CLASS = "it lies between two classes, where the method stays within one"
 """Why a method cannot label an image."""
+
+
+def nowhere(count: int, side: int) -> Bool[Tensor, "b s s"]:
+    """For images without a foreground that has to stay."""
+    return torch.zeros(count, side, side, dtype=torch.bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,12 @@ class Method(Protocol):
 
     def misfit(self, image: Servable) -> str | None:
         """Why an image that another program made cannot be composed, or None where it can."""
+        ...
+
+    def foreground(
+        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
+    ) -> Bool[Tensor, "b s s"]:
+        """Where the starting images, `side` px large, have to stay as they are."""
         ...
 
     def compose(

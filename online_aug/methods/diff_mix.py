@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from online_aug.labels import translation_label
@@ -16,6 +16,7 @@ from online_aug.methods.contract import (
     MethodContext,
     Picture,
     Source,
+    nowhere,
 )
 from online_aug.records import GenerationRequest, Servable, StartsFrom
 
@@ -78,6 +79,12 @@ class DiffMix:
         """What stays within a class takes no image between two."""
         fits = self.targets == "any" or image.source_label == image.target_label
         return None if fits else WITHIN_CLASS
+
+    def foreground(
+        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
+    ) -> Bool[Tensor, "b s s"]:
+        """Nowhere."""
+        return nowhere(len(requests), side)
 
     def compose(
         self,

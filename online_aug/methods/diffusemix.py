@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from online_aug.methods.contract import (
     MethodContext,
     Picture,
     Source,
+    nowhere,
 )
 from online_aug.methods.masks import source_share
 from online_aug.records import GenerationRequest, Servable
@@ -106,6 +107,12 @@ class DiffuseMix:
         if image.source_digest is None:
             return "its source image is not known, which diffusemix blends it with"
         return None if image.source_label == image.target_label else WITHIN_CLASS
+
+    def foreground(
+        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
+    ) -> Bool[Tensor, "b s s"]:
+        """Nowhere."""
+        return nowhere(len(requests), side)
 
     def compose(
         self,

@@ -16,6 +16,7 @@ from online_aug.methods.contract import (
     MethodContext,
     Picture,
     Source,
+    nowhere,
 )
 from online_aug.records import GenerationRequest, Servable
 from online_aug.saliency import SaliencyTable, otsu_masks
@@ -36,6 +37,8 @@ class SgdMixSettings:
     """Share of the image that the source's foreground must cover."""
     max_draws: int
     """How often candidates are drawn until a background fits."""
+    keeps_foreground: bool = False
+    """Only what is not the source's foreground is drawn anew."""
 
 
 class SgdMix:
@@ -79,6 +82,7 @@ class SgdMix:
             resolution=context.resolution,
             variant=variant,
             noise_seed=noise_seed,
+            keeps_foreground=_settings(context).keeps_foreground,
             saliency_version=table.version,
             generator_fingerprint=context.generator_fingerprint,
         )
@@ -108,6 +112,16 @@ class SgdMix:
     def misfit(self, image: Servable) -> str | None:
         """The label is the source's alone."""
         return None if image.source_label == image.target_label else WITHIN_CLASS
+
+    def foreground(
+        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
+    ) -> Bool[Tensor, "b s s"]:
+        """The source's own mask; what covers the background's foreground may be drawn anew."""
+        if not any(request.keeps_foreground for request in requests):
+            return nowhere(len(requests), side)
+        kept = torch.tensor([request.keeps_foreground for request in requests])
+        sources = [request.source_digest for request in requests]
+        return otsu_masks(_table(context).large_maps(sources, side)) & kept[:, None, None]
 
     def compose(
         self,

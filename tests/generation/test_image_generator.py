@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import (
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
 )
@@ -124,6 +125,51 @@ def test_images_from_noise_are_those_of_diffusers_own_pipeline(model, scheduler)
     for request, result in zip(requests, made, strict=True):
         expected = stock(StableDiffusionPipeline, model, request, height=64, width=64)
         assert_same_pixels(result, expected)
+
+
+def blob():
+    """Where images have to stay: above 0 in a spot that is not in the middle."""
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    return (((y - 25) ** 2 + (x - 40) ** 2) < 15**2).to(torch.uint8) * 255
+
+
+def generate_around(generator, requests, mask):
+    images = torch.cat([source_images(), mask.expand(len(PROMPTS), 1, 64, 64)], dim=1)
+    generator.submit(requests, lambda some: images[: len(some)])
+    made = {one.request: one.image for one in drain(generator)}
+    return [made[request] for request in requests]
+
+
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "ddim", "euler"])  # the others draw noise
+def test_what_stays_is_put_back_as_diffusers_inpainting_does(model, scheduler):
+    settings = {"scheduler": scheduler, "num_inference_steps": 7, "keeps_foreground": True}
+    strengths = (0.5, 0.75, 0.3, 0.9)
+    requests = [
+        replace(request, strength=strength)
+        for request, strength in zip(mixed_requests(**settings), strengths, strict=True)
+    ]
+    made = generate_around(generator_of(model), requests, blob())
+    for request, image, result in zip(requests, source_images(), made, strict=True):
+        own = {"image": picture(image), "mask_image": Image.fromarray(255 - blob().numpy())}
+        kind, size = StableDiffusionInpaintPipeline, {"height": 64, "width": 64}
+        expected = stock(kind, model, request, strength=request.strength, **own, **size)
+        assert_same_pixels(result, expected)
+
+
+def test_what_stays_in_whole_does_not_depend_on_the_prompt(generator):
+    requests = make_requests()
+    whole = torch.full((64, 64), 255, dtype=torch.uint8)
+    one = generate_around(generator, requests, whole)
+    other = generate_around(generator, [replace(r, prompt="snow") for r in requests], whole)
+    torch.testing.assert_close(torch.stack(one), torch.stack(other), rtol=0, atol=SAME)
+
+
+def test_an_image_without_anything_to_keep_is_made_as_ever(generator):
+    requests, nothing = make_requests(), torch.zeros(64, 64, dtype=torch.uint8)
+    made = torch.stack(generate_around(generator, requests, nothing))
+    torch.testing.assert_close(
+        made, generator.generate(requests, source_images()), rtol=0, atol=SAME
+    )
 
 
 def test_an_image_from_noise_is_the_same_whatever_its_source_and_neighbours(generator):

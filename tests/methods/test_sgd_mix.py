@@ -100,13 +100,16 @@ def test_a_source_that_the_table_does_not_know_is_an_error():
         plan(30, context=context_of(make_table(30)))
 
 
+def mask_by_hand(digest):
+    """With scikit-image's threshold."""
+    small = torch.from_numpy(TABLE.maps[[TABLE.place(digest)]])
+    large = upscaled(small, (SIDE, SIDE))[0].double().numpy()
+    return large > threshold_otsu(large)
+
+
 def mixed_by_hand(request, source, background):
-    """Pixel by pixel, with scikit-image's threshold."""
-    masks = []
-    for digest in (request.source_digest, request.target_digest):
-        small = torch.from_numpy(TABLE.maps[[TABLE.place(digest)]])
-        large = upscaled(small, (SIDE, SIDE))[0].double().numpy()
-        masks.append(large > threshold_otsu(large))
+    """Pixel by pixel."""
+    masks = [mask_by_hand(digest) for digest in (request.source_digest, request.target_digest)]
     mixed = background.clone()
     for y in range(SIDE):
         for x in range(SIDE):
@@ -195,3 +198,15 @@ def test_the_stages_lead_from_the_source_to_the_mix():
 def test_other_limits_leave_strength_and_noise_as_they_are():
     one, other = plan(0), plan(0, context=context_of(candidates=(2, 3)))
     assert (one.strength, one.noise_seed) == (other.strength, other.noise_seed)
+
+
+def test_the_foreground_that_has_to_stay_is_the_source_s_own_otsu_mask():
+    context = context_of(keeps_foreground=True)
+    requests = [plan(place, context=context) for place in range(4)]
+    expected = np.stack([mask_by_hand(request.source_digest) for request in requests])
+    np.testing.assert_array_equal(METHOD.foreground(requests, context, SIDE).numpy(), expected)
+
+
+def test_keeping_the_foreground_changes_nothing_else_of_a_request():
+    kept = plan(3, context=context_of(candidates=(30, 50), keeps_foreground=True))
+    assert replace(kept, keeps_foreground=False) == plan(3)
