@@ -13,6 +13,7 @@ from online_aug.config_files import load_config, resolved_yaml
 from online_aug.config_training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.generate import serve
+from online_aug.generation.place import Place
 from online_aug.generation.starting import fit
 from online_aug.judge import build_gate, check_judge, opinion_of
 from online_aug.training.classifier import build_classifier
@@ -71,7 +72,7 @@ def test_the_generation_process_scores_what_it_stores(recipe_of, weights, tmp_pa
         def tell(self, status):
             self.told.append(status)
 
-    serve(path, "cpu", 1, Trainer())
+    serve(path, Place(device="cpu", threads=1), Trainer())
     with Store(recipe.config.cache.path) as store:
         records = [store.get(request.key) for request in recipe.plan]
     assert all(sum(record.scores.values()) > 0 for record in records)
