@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.config_method import MethodConfig
 from online_aug.dataloader.digits import digits_arrays
 from online_aug.dataloader.pocket_birds import HABITATS, SPECIES, random_scene, render

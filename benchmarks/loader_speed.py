@@ -24,8 +24,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cache import Entry, Store
-from online_aug.config import Config, MixingConfig
+from online_aug.config import Config
 from online_aug.config_data import DataConfig
+from online_aug.config_mixing import MixingConfig
 from online_aug.dataloader.folders import folder_splits
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.loader import OnlineAugLoader

@@ -8,7 +8,7 @@ import torch
 from request_samples import CLASSES, digest_of, make_context, make_plan, make_sources
 
 from cache import Entry
-from online_aug.config import MixingConfig
+from online_aug.config_mixing import MixingConfig
 from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.dataloader.mixed_dataset import MixedDataset
 from online_aug.dataloader.mixing import MixingSampler

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from online_aug.config import MixingConfig
+from online_aug.config_mixing import MixingConfig
 from online_aug.dataloader.rate_limiter import RateLimiter
 from online_aug.dataloader.slots import Kind, Order, Slot
 from online_aug.dataloader.supply import Supply

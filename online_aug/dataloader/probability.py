@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from online_aug.config import MixingConfig
+from online_aug.config_mixing import MixingConfig
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.errors import UserError
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from online_aug.config import MixingConfig
+from online_aug.config_mixing import MixingConfig
 
 _TOLERATED = 10.0
 """Times the ratio: the error allowed where the configuration says none."""

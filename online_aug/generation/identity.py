@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from online_aug.config import GenerationConfig
 from online_aug.config_finetune import FinetuneConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.errors import UserError
 from online_aug.records import PipelineKind
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.adapter_files import Adapters
 from online_aug.generation.adapters import load_adapters
 from online_aug.generation.autoencoding import TOGETHER, Autoencoder

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mixing_samples import IMAGES, GreyImages, make_order
 
-from online_aug.config import MixingConfig
+from online_aug.config_mixing import MixingConfig
 from online_aug.dataloader.probability import probability_of
 from online_aug.errors import UserError
 

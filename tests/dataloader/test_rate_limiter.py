@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixing_samples import KEYS, PLAN, Setup, make_order, put
 
-from online_aug.config import MixingConfig
+from online_aug.config_mixing import MixingConfig
 from online_aug.dataloader.rate_limiter import RateLimiter, limiter_of
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.identity import EMBEDDED, kind_of, locate
 
 PIPELINES = {

@@ -3,8 +3,8 @@ import shutil
 import pytest
 from tiny_model import copy_with
 
-from online_aug.config import GenerationConfig
 from online_aug.config_finetune import FinetuneConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.errors import UserError
 from online_aug.generation import identity
 from online_aug.generation.identity import (

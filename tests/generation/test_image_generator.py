@@ -19,7 +19,7 @@ from PIL import Image
 from request_samples import make_request
 from tiny_model import copy_with
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.errors import UserError
 from online_aug.generation.identity import EMBEDDED
 from online_aug.generation.image_generator import ImageGenerator

@@ -6,7 +6,7 @@ import pytest
 import torch
 from request_samples import make_request
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation import slots
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.solver_tables import SOLVERS

@@ -8,7 +8,7 @@ from finetuning_samples import CONCEPTS, CONFIG, examples, run, stock_pipeline
 from request_samples import make_request
 from safetensors.torch import load_file
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE, read_result
 from online_aug.generation.adapters import load_adapters
 from online_aug.generation.concepts import CONCEPTS_FILE, is_finetuned

@@ -15,7 +15,7 @@ from finetuning_samples import (
 )
 from request_samples import make_request
 
-from online_aug.config import GenerationConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE, read_result
 from online_aug.generation.concepts import CONCEPTS_FILE
 from online_aug.generation.image_generator import ImageGenerator
