@@ -1,5 +1,6 @@
 """A run killed between two checkpoints, and one that is served again what another was served."""
 
+import os
 import signal
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_the_ledger_of_a_killed_run_is_whole(torn, whole):
     assert (told["number"] == expected["number"]).all()
 
 
+@pytest.fixture
+def _half_the_cores():
+    """What is started computes with as many threads as if it had left the others to a generator."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[: max(1, len(cores) // 2)])
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("_half_the_cores")
 def test_a_replay_ends_with_the_same_weights_and_generates_nothing(torn, whole, config):
     launch = start(config, "replayed", f"run.replay={torn}").succeed()
     folder = run_folder(config, "replayed")
