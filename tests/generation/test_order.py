@@ -70,8 +70,9 @@ def test_classes_get_turns_in_proportion_to_their_weights(weights, count):
         request.target_label for request in Order(even_plan(), None, weights).take(count)
     )
     for label, weight in enumerate(weights):
-        share = count * weight / sum(weights)
-        assert abs(taken[label] - share) <= CLASSES / 2
+        ahead = taken[label] - count * weight / sum(weights)
+        # Less than a turn behind; ahead by what the others are behind, together.
+        assert -1 - 1e-6 <= ahead <= CLASSES - 1 + 1e-6
 
 
 def test_requests_of_one_class_stay_in_the_order_of_the_plan():
