@@ -17,8 +17,13 @@ from tiny_runs import (
 pytestmark = pytest.mark.slow
 
 
+def places(cache):
+    """A cache and a fine-tuning of its own: other tests see how theirs is made."""
+    return [f"cache.path={cache}", f"finetune.path={cache.with_name('filled_finetuned')}"]
+
+
 def fill(config, cache):
-    return Launch("-m", "online_aug.fill", config, f"cache.path={cache}")
+    return Launch("-m", "online_aug.fill", config, *places(cache))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def test_the_same_command_makes_the_rest(calls):
 
 def test_a_run_without_a_generator_uses_all_of_it(calls, config):
     cache = calls[2]
-    start(config, "filled", f"cache.path={cache}", "devices.generate=none").succeed()
+    start(config, "filled", *places(cache), "devices.generate=none").succeed()
     summary = read_summary(run_folder(config, "filled"))
     assert summary["generated"] == 0
     assert summary["reused"] == PLANNED
