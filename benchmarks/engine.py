@@ -6,7 +6,8 @@ All sides make images of the same requests in the order of their plan, strengths
 process and in turns:
 
 - ours: the whole service, from reading sources to committed records;
-- bare: as many calls of U-Net, encoder and decoder at the same shapes, and nothing else;
+- bare: as many calls of U-Net, encoder and decoder at the same shapes, and nothing else, the U-Net
+  called as ours calls it, and as diffusers does;
 - one by one: a call of diffusers' pipeline an image, read and saved as a file, as the published
   scripts do;
 - in batches: diffusers' pipeline fed with batches of one strength from as many requests ahead as
@@ -33,6 +34,7 @@ from online_aug.devices import plan_devices
 from online_aug.finetune import ensure_finetuned
 from online_aug.generation.adapters import load_adapters
 from online_aug.generation.autoencoding import TOGETHER
+from online_aug.generation.execution import Network
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.models import load_img2img
 from online_aug.generation.service import Service
@@ -79,6 +81,8 @@ class Bench:
         self._recipe = recipe
         self._sources = SourceImages(recipe.splits.train, recipe.sources)
         self._pipeline = self._stock_pipeline()
+        self.recorded = Network(self._pipeline.unet, "graph")
+        self.eager = Network(self._pipeline.unet, "eager")
 
     def ours(self) -> None:
         """The service into an empty cache."""
@@ -97,15 +101,16 @@ class Bench:
             assert len(store) == len(self.requests)
 
     @torch.no_grad()
-    def bare(self) -> None:
+    def bare(self, network: Network) -> None:
         """The calls of the last `ours`, on tensors of its shapes."""
         pipeline, slots = self._pipeline, self.generator.slots
         side = pipeline.unet.config.sample_size
         latents = torch.randn(2 * slots, 4, side, side)
-        prompts = torch.randn(2 * slots, 77, pipeline.unet.config.cross_attention_dim)
+        words, width = pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim
+        prompts = torch.randn(2 * slots, words, width)
         pixels = torch.randn(TOGETHER, 3, *[self._recipe.config.generation.resolution] * 2)
         for _ in range(self.generator.time.times["denoise"]):
-            pipeline.unet(latents, torch.full((2 * slots,), 500), prompts)
+            network(latents, torch.full((2 * slots,), 500.0), prompts, None)
         for _ in range(len({r.source_digest for r in self.requests}) // TOGETHER):
             pipeline.vae.encode(pixels)
         for _ in range(len(self.requests) // TOGETHER):
@@ -182,10 +187,13 @@ def main(argv: Sequence[str]) -> None:
     best = _best_batch(bench)
     sides: dict[str, Callable[[], None]] = {
         "ours": bench.ours,
-        "bare": bench.bare,
+        "bare, recorded": lambda: bench.bare(bench.recorded),
+        "bare, eager": lambda: bench.bare(bench.eager),
         "one by one": bench.one_by_one,
         "in batches": lambda: bench.in_batches(best),
     }
+    bench.ours()  # records its calls
+    bench.bare(bench.recorded)
     seconds = _in_turns(sides)
     print(f"\n{len(bench.requests)} images, {bench.generator.slots} slots, batches of {best}, ")
     print(f"{torch.get_num_threads()} threads; medians over {ROUNDS} rounds\n")
