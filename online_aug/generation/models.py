@@ -1,5 +1,6 @@
 """Loading a Stable Diffusion and choosing its attention."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from online_aug.errors import UserError
 from online_aug.records import PipelineKind
 
+_log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Pipeline: TypeAlias = StableDiffusionImg2ImgPipeline | StableDiffusionInstructPix2PixPipeline
 _PIPELINES: Mapping[PipelineKind, Any] = {
@@ -97,7 +99,8 @@ def _faster_attention(pipeline: Pipeline, device: torch.device) -> str:
         xformers_ms = _milliseconds(
             lambda: xformers.ops.memory_efficient_attention(query, query, query)
         )
-    except (NotImplementedError, ValueError, RuntimeError):
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        _log.info("attention: xformers cannot run here (%s)", str(error).splitlines()[0])
         return "sdpa"
     if _milliseconds(sdpa) <= xformers_ms:
         return "sdpa"
