@@ -100,7 +100,7 @@ def _faster_attention(pipeline: Pipeline, device: torch.device) -> str:
             lambda: xformers.ops.memory_efficient_attention(query, query, query)
         )
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        _log.info("attention: xformers cannot run here (%s)", str(error).splitlines()[0])
+        _log.info("attention: xformers cannot run here (%s)", error)
         return "sdpa"
     if _milliseconds(sdpa) <= xformers_ms:
         return "sdpa"
