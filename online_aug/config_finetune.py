@@ -41,6 +41,14 @@ class FinetuneConfig(Section):
     """Both learning rates over the steps: as they are (Diff-Mix), or falling to 0."""
     rank: Count = 10
     """Rank of the LoRA matrices."""
+    min_snr_gamma: Positive | None = None
+    """Weigh noise levels by Min-SNR (arXiv:2303.09556, which takes 5); null weighs all alike, as
+    Diff-Mix and DA-Fusion do."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the frozen model; what is learned stays float32. `float16` scales the loss
+    and needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice in place of keeping them: less memory, the same result."""
     seed: Seed = 0
     """Seed of the order, noise and initial LoRA weights."""
 

@@ -50,8 +50,9 @@ class Recipe:
         Raises:
             UserError: If several methods cannot share a model, the model is none or of another
                 kind, a folder of fractals holds none, a background is to be looked for among more
-                images than there are, the attention cannot run on the device, or nothing is to be
-                generated and the generator whose images are to be served is not known.
+                images than there are, attention or number format cannot run on the device, or
+                nothing is to be generated and the generator whose images are to be served is not
+                known.
         """
         if not self.is_synthetic:
             return
@@ -63,6 +64,7 @@ class Recipe:
             check_attention(self.config.generation.attention, self.device)
             check_weights(self.model)
             self.adaptation.check(self.model)
+            self.adaptation.check_device(self.finetuned, self.device)
         else:
             self.contexts  # noqa: B018 - complete, or refused
 

@@ -373,3 +373,11 @@ def test_a_teacher_in_training_is_refused_where_plans_are_shared(mixture_of):
     recipe = mixture_of("diff_mix", "sgd_mix")
     with pytest.raises(UserError, match="where method lists several, got classifier"):
         recipe.check(generates=True)
+
+
+def test_float16_on_a_cpu_is_refused_while_there_is_something_to_learn(tmp_path, tiny_model):
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"dtype": "float16"})
+    with pytest.raises(UserError, match="^finetune.dtype must be float32 or bfloat16 on cpu, got"):
+        recipe.check(generates=True)
+    finish_finetuning(recipe)
+    recipe.check(generates=True)

@@ -13,6 +13,7 @@ from online_aug.generation.adapter_files import (
     read_result,
 )
 from online_aug.generation.concepts import Concept, class_concepts, is_finetuned, named_concepts
+from online_aug.generation.finetuning.requirements import check_dtype, check_prediction
 from online_aug.generation.finetuning.stages import stages_of, total_steps
 from online_aug.generation.identity import digest_folder
 from online_aug.generation.importing import import_adapters
@@ -53,13 +54,24 @@ class Adaptation:
         """Refuse what could never be learned or loaded.
 
         Raises:
-            UserError: If the model has nothing to add LoRA to, or adapters made elsewhere do not
-                fit the classes or the model.
+            UserError: If the model has nothing to add LoRA to or predicts something that cannot be
+                trained here, or adapters made elsewhere do not fit the classes or the model.
         """
         if self.imported:
             self._import(self.imported, model)
-        elif self.is_wanted and self.config.mode != "textual_inversion":
-            check_targets(model, self.config.mode)
+        elif self.is_wanted:
+            check_prediction(model)
+            if self.config.mode != "textual_inversion":
+                check_targets(model, self.config.mode)
+
+    def check_device(self, result: Path | None, device: str) -> None:
+        """Refuse a device that cannot learn what is left to be learned.
+
+        Raises:
+            UserError: If it has not the number format that training is to use.
+        """
+        if not self.is_ready(result):
+            check_dtype(self.config.dtype, device)
 
     def read(self, result: Path | None, model: Path) -> Adapters | None:
         """What is added to the base model; None where nothing is.

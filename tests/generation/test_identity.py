@@ -106,13 +106,19 @@ def test_a_fine_tuning_result_lies_in_its_folder_by_a_digest(tmp_path):
         {"mode": "textual_inversion"},
         {"mode": "staged", "token_steps": 5},
         {"class_balance": 1.0},
+        {"min_snr_gamma": 5.0},
+        {"dtype": "bfloat16"},
+        {"dtype": "float16"},
     ],
 )
 def test_whatever_decides_a_result_decides_its_folder(changes):
     assert place(**changes) != place()
 
 
-@pytest.mark.parametrize("changes", [{"examples": EXAMPLES[::-1]}, {"enabled": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"examples": EXAMPLES[::-1]}, {"enabled": False}, {"gradient_checkpointing": True}],
+)
 def test_what_does_not_decide_a_result_keeps_its_folder(changes):
     assert place(**changes) == place()
 

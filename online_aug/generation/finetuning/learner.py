@@ -13,6 +13,7 @@ from online_aug.generation.adapters import save_adapters
 from online_aug.generation.concepts import Concept
 from online_aug.generation.finetuning.additions import add_lora, add_tokens, freeze
 from online_aug.generation.finetuning.stages import Stage
+from online_aug.generation.models import DTYPES
 
 LORA_DECAY = 1e-2
 LORA_MAX_NORM = 1.0
@@ -27,12 +28,17 @@ class Learner:
         concepts: Sequence[Concept],
         config: FinetuneConfig,
     ) -> None:
-        """Freeze the model and add what `finetune.mode` learns."""
+        """Freeze the model in `finetune.dtype` and add what `finetune.mode` learns in float32."""
         self._pipeline, self._concepts, self._config = pipeline, concepts, config
         freeze(pipeline)
         has_tokens, has_lora = config.mode != "lora", config.mode != "textual_inversion"
         self._tokens = [add_tokens(pipeline, concepts, config.seed)] if has_tokens else []
         self._lora = add_lora(pipeline, config.rank, config.seed) if has_lora else []
+        self._reduce_frozen(DTYPES[config.dtype])
+        if config.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        is_scaled = config.dtype == "float16"
+        self._scaler = torch.amp.GradScaler(pipeline.device.type, enabled=is_scaled)
         self._optimizer: torch.optim.AdamW | None = None
 
     def begin(self, stage: Stage) -> None:
@@ -60,14 +66,28 @@ class Learner:
         assert self._optimizer  # the loop begins a stage before its steps
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["initial_lr"]
-        loss = loss_of()
+        with self._precision():
+            loss = loss_of()
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
         torch.nn.utils.clip_grad_norm_(self._lora, LORA_MAX_NORM)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         return loss.item()
 
     def save(self, folder: Path) -> None:
         """Write the result into an existing folder."""
         tokens = self._tokens[0].detach() if self._tokens else None
         save_adapters(folder, self._pipeline, self._concepts, tokens, has_lora=bool(self._lora))
+
+    def _precision(self) -> torch.autocast:
+        """Where a frozen model of any number format meets float32 additions."""
+        dtype = DTYPES[self._config.dtype]
+        return torch.autocast(self._pipeline.device.type, dtype, enabled=dtype is not torch.float32)
+
+    def _reduce_frozen(self, dtype: torch.dtype) -> None:
+        for part in (self._pipeline.unet, self._pipeline.text_encoder):
+            for parameter in part.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)

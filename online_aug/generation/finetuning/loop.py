@@ -38,6 +38,8 @@ def finetune(
 ) -> None:
     """Learn tokens, LoRA or both for a float32 pipeline on its device, and save them.
 
+    The U-Net and the text encoder are brought into `finetune.dtype`.
+
     Args:
         pipeline: The base model; is changed.
         task: Images, prompts, steps, rates, rank, seed.
@@ -55,7 +57,9 @@ def finetune(
             learner.begin(stage)
         rng = numpy_rng("finetune", config.seed, step)
         batch = latents.batch(sampler.draw(config.batch_size, stage.label, rng))
-        loss_of = partial(denoising_loss, pipeline, scheduler, ids, batch, rng)
+        loss_of = partial(
+            denoising_loss, pipeline, scheduler, ids, batch, rng, config.min_snr_gamma
+        )
         loss = learner.step(loss_of, _rate(config, step_of_stage, stage.steps))
         report(step + 1, loss)
     learner.save(folder)
