@@ -51,6 +51,8 @@ class FinetuneConfig(Section):
     """Compute activations twice in place of keeping them: less memory, the same result."""
     seed: Seed = 0
     """Seed of the order, noise and initial LoRA weights."""
+    checkpoint_steps: Count = 200
+    """Steps between two states from which an interrupted fine-tuning goes on."""
 
     @model_validator(mode="after")
     def _classes_share_one_lora(self) -> "FinetuneConfig":

@@ -5,10 +5,10 @@
 
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,9 @@ from online_aug.locking import alone
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import SourceImages
 from online_aug.reporting.progress import progress
+
+if TYPE_CHECKING:
+    from online_aug.generation.finetuning.loop import FinetuneTask
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
 def ensure_finetuned(recipe: Recipe) -> None:
     """Fine-tune unless the result is there; a second process that asks for it waits and takes it.
 
+    What a process left unfinished, however it ended, goes on from its last checkpoint.
+
     Raises:
         UserError: If `finetune.path` cannot be written, or the model cannot be loaded.
     """
@@ -50,9 +55,26 @@ def ensure_finetuned(recipe: Recipe) -> None:
 
 
 def _finetune(recipe: Recipe, folder: Path) -> None:
-    from online_aug.generation.finetuning.latents import Examples  # diffusers: slow to import
-    from online_aug.generation.finetuning.loop import FinetuneTask, finetune
+    # diffusers: slow to import
+    from online_aug.generation.finetuning.checkpoints import newest_checkpoint
+    from online_aug.generation.finetuning.loop import CHECKPOINTS, finetune
     from online_aug.generation.models import load_img2img
+
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir(exist_ok=True)
+    saved = newest_checkpoint(unfinished / CHECKPOINTS)
+    pipeline = load_img2img(recipe.model, "float32").to(recipe.device)
+    with _shown(recipe.adaptation.steps, saved.step) as report:
+        finetune(pipeline, _task(recipe), unfinished, report, saved)
+    unfinished.rename(folder)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nothing reads them in a result
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _task(recipe: Recipe) -> "FinetuneTask":
+    from online_aug.generation.finetuning.latents import Examples
+    from online_aug.generation.finetuning.loop import FinetuneTask
     from online_aug.generation.starting import fit
 
     config = recipe.config
@@ -62,19 +84,15 @@ def _finetune(recipe: Recipe, folder: Path) -> None:
         labels=recipe.splits.train.labels,
         hflip=config.data.hflip,
     )
-    task = FinetuneTask(examples=examples, concepts=recipe.concepts, config=config.finetune)
-    pipeline = load_img2img(recipe.model, "float32").to(recipe.device)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-    try:
-        with progress("fine-tuning the generator", recipe.adaptation.steps) as bar:
-            finetune(
-                pipeline, task, partial, lambda step, loss: bar.advance(note=f"loss {loss:.3f}")
-            )
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return FinetuneTask(examples=examples, concepts=recipe.concepts, config=config.finetune)
+
+
+@contextmanager
+def _shown(steps: int, done: int) -> Iterator[Callable[[int, float], None]]:
+    """What takes the loss of each step that is left."""
+    title = "fine-tuning the generator"
+    with progress(f"{title} from step {done}" if done else title, steps - done) as bar:
+        yield lambda step, loss: bar.advance(note=f"loss {loss:.3f}")
 
 
 @contextmanager

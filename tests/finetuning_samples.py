@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE
 from online_aug.generation.concepts import class_concepts, named_concepts
+from online_aug.generation.finetuning.checkpoints import BEGINNING
 from online_aug.generation.finetuning.latents import Examples
 from online_aug.generation.finetuning.loop import FinetuneTask, finetune
 from online_aug.generation.models import load_img2img
@@ -29,13 +30,13 @@ def examples(hflip=0.5, labels=(0, 1, 2, 0, 1, 2)):
     return Examples(load=lambda index: images[index], labels=np.array(labels), hflip=hflip)
 
 
-def run(model, folder, config=CONFIG, report=lambda step, loss: None, **settings):
-    """Fine-tune a fresh pipeline into a new folder; the pipeline as it is afterwards."""
+def run(model, folder, config=CONFIG, report=lambda step, loss: None, saved=BEGINNING, **settings):
+    """Fine-tune a fresh pipeline into a folder; the pipeline as it is afterwards."""
     pipeline = load_img2img(model, "float32")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     concepts = NAMED if config.mode == "lora" else CONCEPTS
     task = FinetuneTask(examples=examples(**settings), concepts=concepts, config=config)
-    finetune(pipeline, task, folder, report)
+    finetune(pipeline, task, folder, report, saved)
     return pipeline
 
 

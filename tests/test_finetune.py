@@ -87,7 +87,7 @@ def test_a_second_process_waits_and_takes_the_result(recipe, is_not_run):
 def test_a_second_process_does_it_when_the_first_one_was_killed(recipe, fakes):
     folder = recipe.finetuned
     folder.parent.mkdir()
-    (folder.parent / ".partial-abc").mkdir()
+    folder.with_suffix(".unfinished").mkdir()
     with ThreadPoolExecutor() as pool, folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = pool.submit(ensure_finetuned, recipe)
@@ -97,7 +97,7 @@ def test_a_second_process_does_it_when_the_first_one_was_killed(recipe, fakes):
     assert fakes == [folder]
 
 
-def test_a_failure_leaves_no_half_result(recipe, monkeypatch):
+def test_a_failure_leaves_no_result(recipe, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")
 
@@ -105,7 +105,8 @@ def test_a_failure_leaves_no_half_result(recipe, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         ensure_finetuned(recipe)
     assert not recipe.is_ready
-    assert [path.suffix for path in recipe.finetuned.parent.iterdir()] == [".lock"]
+    names = {path.suffix for path in recipe.finetuned.parent.iterdir()}
+    assert names == {".lock", ".unfinished"}
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, tiny_model):

@@ -117,7 +117,12 @@ def test_whatever_decides_a_result_decides_its_folder(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"examples": EXAMPLES[::-1]}, {"enabled": False}, {"gradient_checkpointing": True}],
+    [
+        {"examples": EXAMPLES[::-1]},
+        {"enabled": False},
+        {"gradient_checkpointing": True},
+        {"checkpoint_steps": 7},
+    ],
 )
 def test_what_does_not_decide_a_result_keeps_its_folder(changes):
     assert place(**changes) == place()

@@ -1,7 +1,8 @@
 """The learned additions of one model and the optimizer that changes them, stage by stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
@@ -75,6 +76,26 @@ class Learner:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return loss.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on in this stage: tensors and plain values."""
+        assert self._optimizer  # the loop begins a stage before its steps
+        return {
+            "learned": [parameter.detach() for parameter in [*self._tokens, *self._lora]],
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Be as the learner was that gave this state, in the same stage."""
+        assert self._optimizer
+        with torch.no_grad():
+            for parameter, saved in zip(
+                [*self._tokens, *self._lora], state["learned"], strict=True
+            ):
+                parameter.copy_(saved)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
 
     def save(self, folder: Path) -> None:
         """Write the result into an existing folder."""

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.generation.concepts import Concept
+from online_aug.generation.finetuning.checkpoints import BEGINNING, Saved, save_checkpoint
 from online_aug.generation.finetuning.latents import Examples, Latents, Sampler
 from online_aug.generation.finetuning.learner import Learner
 from online_aug.generation.finetuning.loss import denoising_loss
-from online_aug.generation.finetuning.stages import stages_of, steps_from
+from online_aug.generation.finetuning.stages import Stage, stages_of, steps_from
 from online_aug.generation.models import training_scheduler
 from online_aug.seeding import numpy_rng
+
+CHECKPOINTS = "checkpoints"
+"""Folder beside the result as long as it is not whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ def finetune(
     task: FinetuneTask,
     folder: Path,
     report: Callable[[int, float], None],
+    saved: Saved = BEGINNING,
 ) -> None:
     """Learn tokens, LoRA or both for a float32 pipeline on its device, and save them.
 
@@ -43,8 +48,9 @@ def finetune(
     Args:
         pipeline: The base model; is changed.
         task: Images, prompts, steps, rates, rank, seed.
-        folder: Where the result goes; exists.
+        folder: Where the result and the checkpoints go; exists.
         report: Called after every step with its number, from 1, and its loss.
+        saved: State to go on from; the beginning by default.
     """
     config = task.config
     learner = Learner(pipeline, task.concepts, config)
@@ -52,7 +58,10 @@ def finetune(
     sampler = Sampler(task.examples, config.class_balance)
     latents = Latents(pipeline.vae, task.examples)
     scheduler = training_scheduler(pipeline.scheduler.config)
-    for step, stage, step_of_stage in steps_from(stages_of(config, len(task.concepts)), 0):
+    stages = stages_of(config, len(task.concepts))
+    if saved.step:
+        _go_on(learner, stages, saved)
+    for step, stage, step_of_stage in steps_from(stages, saved.step):
         if step_of_stage == 0:
             learner.begin(stage)
         rng = numpy_rng("finetune", config.seed, step)
@@ -61,8 +70,16 @@ def finetune(
             denoising_loss, pipeline, scheduler, ids, batch, rng, config.min_snr_gamma
         )
         loss = learner.step(loss_of, _rate(config, step_of_stage, stage.steps))
+        if (step + 1) % config.checkpoint_steps == 0:
+            save_checkpoint(folder / CHECKPOINTS, Saved(step + 1, learner.state_dict()))
         report(step + 1, loss)
     learner.save(folder)
+
+
+def _go_on(learner: Learner, stages: Sequence[Stage], saved: Saved) -> None:
+    _, stage, _ = next(steps_from(stages, saved.step - 1))
+    learner.begin(stage)
+    learner.load_state_dict(saved.state)
 
 
 def _rate(config: FinetuneConfig, step: int, steps: int) -> float:
