@@ -139,16 +139,21 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_while_fine_tuning_leaves_nothing_half_done(config, number):
+def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(config, number):
     story = Story(run_folder(config, f"tuning{number}"), config.parent / "unused_cache")
     place = config.parent / f"tuned{number}"
-    wishes = ["finetune.steps=100000", f"finetune.path={place}", f"cache.path={story.cache}"]
+    wishes = [
+        *("finetune.steps=100000", "finetune.checkpoint_steps=2"),
+        *(f"finetune.path={place}", f"cache.path={story.cache}"),
+    ]
     launch = start(config, story.folder.name, *wishes)
-    wait_for(lambda: list(place.glob(".partial-*")), launch)
+    wait_for(lambda: list(place.glob("*.unfinished/checkpoints/step_*")), launch)
     stop(story, launch, number)
     assert story.statuses == [128 + number]
     assert "Traceback" not in story.said[0]
-    assert [path.suffix for path in place.iterdir()] == [".lock"]
+    assert {path.suffix for path in place.iterdir()} == {".lock", ".unfinished"}
+    (unfinished,) = place.glob("*.unfinished")
+    assert [path.name for path in unfinished.iterdir()] == ["checkpoints"]
 
 
 @pytest.fixture(scope="module")
