@@ -53,6 +53,9 @@ class FinetuneConfig(Section):
     """Seed of the order, noise and initial LoRA weights."""
     checkpoint_steps: Count = 200
     """Steps between two states from which an interrupted fine-tuning goes on."""
+    validation_steps: Count | None = None
+    """Steps between two sheets of what the model draws by now, `validation/` beside the result;
+    null draws none."""
 
     @model_validator(mode="after")
     def _classes_share_one_lora(self) -> "FinetuneConfig":

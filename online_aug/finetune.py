@@ -84,7 +84,12 @@ def _task(recipe: Recipe) -> "FinetuneTask":
         labels=recipe.splits.train.labels,
         hflip=config.data.hflip,
     )
-    return FinetuneTask(examples=examples, concepts=recipe.concepts, config=config.finetune)
+    return FinetuneTask(
+        examples=examples,
+        concepts=recipe.concepts,
+        config=config.finetune,
+        generation=config.generation,
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from safetensors.torch import load_file
 
 from online_aug.config_finetune import FinetuneConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE
 from online_aug.generation.concepts import class_concepts, named_concepts
 from online_aug.generation.finetuning.checkpoints import BEGINNING
@@ -16,6 +17,7 @@ from online_aug.generation.models import load_img2img
 NAMES = ["zero", "one", "two"]
 CONCEPTS = class_concepts(NAMES, "digit")
 NAMED = named_concepts(NAMES, "digit")
+DRAWING = GenerationConfig(resolution=64, num_inference_steps=2)
 CONFIG = FinetuneConfig(steps=3, batch_size=2, lr=1e-2, token_lr=1e-2, rank=2)
 
 
@@ -35,7 +37,9 @@ def run(model, folder, config=CONFIG, report=lambda step, loss: None, saved=BEGI
     pipeline = load_img2img(model, "float32")
     folder.mkdir(exist_ok=True)
     concepts = NAMED if config.mode == "lora" else CONCEPTS
-    task = FinetuneTask(examples=examples(**settings), concepts=concepts, config=config)
+    task = FinetuneTask(
+        examples=examples(**settings), concepts=concepts, config=config, generation=DRAWING
+    )
     finetune(pipeline, task, folder, report, saved)
     return pipeline
 

@@ -25,7 +25,9 @@ _METHODS: Mapping[PipelineKind, str] = {
     "image_to_image": "this method",
     "instruct": "method.name diffusemix",
 }
-_DECIDES_NOTHING = {"enabled", "path", "gradient_checkpointing", "checkpoint_steps"}
+_DECIDES_NOTHING = {
+    *("enabled", "path", "gradient_checkpointing", "checkpoint_steps", "validation_steps")
+}
 _FIRST_KEYS = {"steps", "batch_size", "lr", "token_lr", "schedule", "rank", "seed"}
 """Later keys count where they are set, so that older results keep their folders."""
 ENGINE_VERSION = 2

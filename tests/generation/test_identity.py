@@ -122,6 +122,7 @@ def test_whatever_decides_a_result_decides_its_folder(changes):
         {"enabled": False},
         {"gradient_checkpointing": True},
         {"checkpoint_steps": 7},
+        {"validation_steps": 7},
     ],
 )
 def test_what_does_not_decide_a_result_keeps_its_folder(changes):

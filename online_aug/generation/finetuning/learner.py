@@ -67,7 +67,7 @@ class Learner:
         assert self._optimizer  # the loop begins a stage before its steps
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["initial_lr"]
-        with self._precision():
+        with self.precision():
             loss = loss_of()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -102,7 +102,7 @@ class Learner:
         tokens = self._tokens[0].detach() if self._tokens else None
         save_adapters(folder, self._pipeline, self._concepts, tokens, has_lora=bool(self._lora))
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
         """Where a frozen model of any number format meets float32 additions."""
         dtype = DTYPES[self._config.dtype]
         return torch.autocast(self._pipeline.device.type, dtype, enabled=dtype is not torch.float32)

@@ -11,17 +11,21 @@ from jaxtyping import Int
 from torch import Tensor
 
 from online_aug.config_finetune import FinetuneConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.concepts import Concept
 from online_aug.generation.finetuning.checkpoints import BEGINNING, Saved, save_checkpoint
 from online_aug.generation.finetuning.latents import Examples, Latents, Sampler
 from online_aug.generation.finetuning.learner import Learner
 from online_aug.generation.finetuning.loss import denoising_loss
 from online_aug.generation.finetuning.stages import Stage, stages_of, steps_from
+from online_aug.generation.finetuning.validation import draw_validation
 from online_aug.generation.models import training_scheduler
 from online_aug.seeding import numpy_rng
 
 CHECKPOINTS = "checkpoints"
 """Folder beside the result as long as it is not whole."""
+VALIDATION = "validation"
+"""Folder beside the result with what the model drew on the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class FinetuneTask:
     concepts: Sequence[Concept]
     """Prompt of each class, and its token where tokens are learned, by label."""
     config: FinetuneConfig
+    generation: GenerationConfig
+    """How the model is to draw when it shows what it has learned."""
 
 
 def finetune(
@@ -70,6 +76,10 @@ def finetune(
             denoising_loss, pipeline, scheduler, ids, batch, rng, config.min_snr_gamma
         )
         loss = learner.step(loss_of, _rate(config, step_of_stage, stage.steps))
+        if config.validation_steps and (step + 1) % config.validation_steps == 0:
+            path = folder / VALIDATION / f"step_{step + 1:08d}.png"
+            with learner.precision():
+                draw_validation(pipeline, task.concepts, task.generation, path)
         if (step + 1) % config.checkpoint_steps == 0:
             save_checkpoint(folder / CHECKPOINTS, Saved(step + 1, learner.state_dict()))
         report(step + 1, loss)
