@@ -150,7 +150,7 @@ class Bench:
         return fit(self._sources.by_digest(request.source_digest), request.resolution)
 
     def _stock_pipeline(self) -> StableDiffusionImg2ImgPipeline:
-        pipeline = load_img2img(self._recipe.model, self._recipe.dtype)
+        pipeline = load_img2img(self._recipe.model, self._recipe.dtype, self._recipe.vae)
         if self._recipe.adapters:
             load_adapters(pipeline, self._recipe.adapters)
         known = pipeline.scheduler.config

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -56,6 +57,7 @@ class Case:
     steps: int
     strengths: tuple[float, ...]
     guidance_scale: float
+    has_tiny_autoencoder: bool = False
 
 
 CASES = (
@@ -63,6 +65,7 @@ CASES = (
     Case("25 steps, mixed, guided", 25, MIXED, 7.5),
     Case("4 steps, unguided", 4, (1.0,), 1.0),
     Case("1 step, unguided", 1, (1.0,), 1.0),
+    Case("1 step, unguided, tiny autoencoder", 1, (1.0,), 1.0, has_tiny_autoencoder=True),
 )
 EDIT = Case("25 steps, edit", 25, (1.0,), 7.5)
 
@@ -129,6 +132,19 @@ class Bench:
             max_position_embeddings=77,
         )
         return vae, unet, CLIPTextModel(config)
+
+    def tiny_autoencoder(self) -> AutoencoderTiny:
+        """With random weights, as `generation.vae: madebyollin/taesd` would load."""
+        levels = 3 if self.is_miniature else 4
+        blocks = (1, *(3,) * (levels - 1))
+        with self.device:
+            vae = AutoencoderTiny(
+                encoder_block_out_channels=(64,) * levels,
+                decoder_block_out_channels=(64,) * levels,
+                num_encoder_blocks=blocks,
+                num_decoder_blocks=blocks[::-1],
+            )
+        return vae.to(self.dtype).eval().to(memory_format=torch.channels_last)
 
     def ours(
         self, pipeline: Pipeline, requests: Sequence[GenerationRequest], execution: Execution
@@ -216,7 +232,11 @@ def main(argv: Sequence[str]) -> None:
         pipeline = bench.pipeline(edits=edits)
         for resolution in (32,) if bench.is_miniature else (512, 256):
             for case in (EDIT,) if edits else CASES:
+                own = pipeline.vae
+                if case.has_tiny_autoencoder:
+                    pipeline.vae = bench.tiny_autoencoder()
                 _print_case(bench, pipeline, case, resolution, matrix)
+                pipeline.vae = own
         del pipeline
 
 

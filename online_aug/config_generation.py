@@ -18,6 +18,9 @@ class GenerationConfig(Section):
     InstructPix2Pix for DiffuseMix."""
     revision: str | None = None
     """Revision of a hub name."""
+    vae: str | None = None
+    """A tiny autoencoder that takes the place of the model's own, but for learning: a directory in
+    diffusers' format or a hub name, such as `madebyollin/taesd`."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
     """Steps of the whole trajectory; `int(steps * strength)` are run."""
     guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5

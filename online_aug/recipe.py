@@ -20,6 +20,7 @@ from online_aug.generation.identity import (
     fingerprint,
     locate,
 )
+from online_aug.generation.vae_files import locate_vae
 from online_aug.generation.weights import check_weights
 from online_aug.method_settings import instructions_of
 from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
@@ -62,7 +63,7 @@ class Recipe:
         self.saliency.check_candidates(len(self.digests))
         if generates:
             check_attention(self.config.generation.attention, self.device)
-            check_weights(self.model)
+            check_weights(self.model, self.vae)
             self.adaptation.check(self.model)
             self.adaptation.check_device(self.finetuned, self.device)
         else:
@@ -83,6 +84,11 @@ class Recipe:
     def model_digest(self) -> str:
         """Digest of the base model's content."""
         return digest_folder(self.model)
+
+    @cached_property
+    def vae(self) -> Path | None:
+        """Directory of the autoencoder in place of the model's own; None where there is none."""
+        return locate_vae(self.config.generation.vae, self.model)
 
     @cached_property
     def dtype(self) -> str:
@@ -272,7 +278,9 @@ class Recipe:
         """Of the generator; empty where no request is to be made."""
         if not self.is_planned:
             return ""
-        return fingerprint(self.model_digest, self.adaptation.digest(self.finetuned), self.dtype)
+        adapters = self.adaptation.digest(self.finetuned)
+        replaced = digest_folder(self.vae) if self.vae else None
+        return fingerprint(self.model_digest, adapters, self.dtype, replaced)
 
     @property
     def is_synthetic(self) -> bool:

@@ -26,7 +26,7 @@ def test_every_side_of_every_case_gets_a_row_with_its_speed():
     rows = re.findall(r"^\| (.+?) \| (32) \| (.+?) \| ([\d.]+) \|", run.stdout, re.MULTILINE)
     cases = {case for case, *_ in rows}
     sides = {side for _, _, side, _ in rows}
-    assert len(cases) == 5
+    assert len(cases) == 6
     assert {"ours, sdpa, eager", "ours, sdpa, graph", "diffusers, batches of 1"} <= sides
     assert len(rows) == len(cases) * len(sides)
     assert all(float(rate) > 0 for *_, rate in rows)

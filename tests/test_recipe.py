@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from recipe_samples import CLASS_NAMES, make_recipe
-from tiny_model import copy_with
+from tiny_model import copy_with, write_tiny_vae
 
 from online_aug.config import Config
 from online_aug.dataloader.sources import load_splits
@@ -91,6 +91,14 @@ def test_what_decides_pixels_asks_for_other_images(recipe_of, sections):
 def test_another_model_asks_for_other_images(recipe_of, tiny_model, tmp_path):
     other = copy_with(tiny_model, tmp_path / "other", "scheduler", prediction_type="epsilon")
     assert not set(keys(recipe_of(other))) & set(keys(recipe_of()))
+
+
+def test_another_autoencoder_asks_for_other_images_of_the_same_fine_tuning(tmp_path, tiny_model):
+    vae = {"vae": str(write_tiny_vae(tmp_path / "vae"))}
+    own, replaced = (make_recipe(tmp_path, tiny_model, generation=each) for each in ({}, vae))
+    assert replaced.finetuned == own.finetuned
+    finish_finetuning(own)
+    assert not set(keys(replaced)) & set(keys(own))
 
 
 def test_fewer_images_ask_for_a_part_of_the_same(recipe_of):

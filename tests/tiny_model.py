@@ -4,7 +4,13 @@ import json
 import shutil
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from online_aug.generation import tiny
@@ -34,6 +40,20 @@ def copy_with(model, folder, part="", **settings):
         return folder
     (path,) = (folder / part).glob("*config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def write_tiny_vae(folder, levels=3, **changes):
+    """An `AutoencoderTiny` directory with random weights; 3 levels fit the tiny model's latents."""
+    settings = {
+        "encoder_block_out_channels": (8,) * levels,
+        "decoder_block_out_channels": (8,) * levels,
+        "num_encoder_blocks": (1,) * levels,
+        "num_decoder_blocks": (1,) * levels,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderTiny(**settings | changes).save_pretrained(folder)
     return folder
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -16,17 +16,27 @@ CACHED_BYTES = 2**30
 
 
 class Moments(NamedTuple):
-    """What an encoder says of an image: a Gaussian over latents."""
+    """What an encoder says of an image: a Gaussian over latents, or one latent."""
 
     mean: Float[Tensor, "c h w"]
-    std: Float[Tensor, "c h w"]
+    std: Float[Tensor, "c h w"] | None
+    """None where the encoder gives one latent, as a tiny autoencoder's does."""
+
+    def sample(self, rng: torch.Generator) -> Float[Tensor, "c h w"]:
+        """A latent drawn from the Gaussian; the one there is draws nothing."""
+        if self.std is None:
+            return self.mean
+        return self.mean + self.std * torch.randn(self.mean.shape, generator=rng)
 
 
 class Autoencoder:
     """A VAE on its device that keeps what it has encoded, up to a number of bytes."""
 
-    def __init__(self, vae: AutoencoderKL, cached_bytes: int = CACHED_BYTES) -> None:
+    def __init__(
+        self, vae: AutoencoderKL | AutoencoderTiny, cached_bytes: int = CACHED_BYTES
+    ) -> None:
         self._vae = vae
+        self._is_tiny = isinstance(vae, AutoencoderTiny)
         self._cached_bytes = cached_bytes
         self._kept: OrderedDict[bytes, Moments] = OrderedDict()
         self._size = 0
@@ -58,10 +68,15 @@ class Autoencoder:
     def _moments(self, images: Sequence[UInt8[Tensor, "3 h w"]]) -> list[Moments]:
         def encoded(batch: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b moments h2 w2"]:
             pixels = (batch.to(self._vae.device).float() / 127.5 - 1).to(self._vae.dtype)
-            gaussian = self._vae.encode(pixels).latent_dist
+            said = self._vae.encode(pixels)
+            if self._is_tiny:
+                latents: Tensor = said.latents
+                return latents.float().cpu()
+            gaussian = said.latent_dist
             return torch.cat([gaussian.mean, gaussian.std], dim=1).float().cpu()
 
-        return [Moments(*both.chunk(2)) for both in _in_groups(encoded, images)]
+        found = _in_groups(encoded, images)
+        return [Moments(one, None) if self._is_tiny else Moments(*one.chunk(2)) for one in found]
 
     def _keep(self, key: bytes, moments: Moments) -> None:
         """As the last to be dropped; the first are, where there are too many."""
@@ -90,4 +105,4 @@ def _digest(image: UInt8[Tensor, "3 h w"]) -> bytes:
 
 
 def _bytes(moments: Moments) -> int:
-    return moments.mean.nbytes + moments.std.nbytes
+    return sum(tensor.nbytes for tensor in moments if tensor is not None)

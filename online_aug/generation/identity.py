@@ -132,9 +132,16 @@ def finetuned_folder(
     return config.path / digest.hexdigest()
 
 
-def fingerprint(model_digest: str, adapters_digest: str | None, dtype: str) -> str:
-    """Digest of base weights, adapters, number format and engine, hexadecimal."""
+def fingerprint(
+    model_digest: str, adapters_digest: str | None, dtype: str, vae_digest: str | None = None
+) -> str:
+    """Digest of base weights, adapters, number format, engine and another's autoencoder.
+
+    A model with its own autoencoder has the fingerprint that it had before one could be replaced.
+    """
     text = f"{model_digest}/{adapters_digest or 'none'}/{dtype}/{ENGINE_VERSION}"
+    if vae_digest is not None:
+        text += f"/{vae_digest}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -29,6 +29,7 @@ from online_aug.generation.sides import Side
 from online_aug.generation.slots import Slots, Start
 from online_aug.generation.starting import Prepare, Starter, fit
 from online_aug.generation.timing import Shares
+from online_aug.generation.vae_files import locate_vae
 from online_aug.records import GenerationRequest
 
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class ImageGenerator:
         Raises:
             UserError: If the directory holds no Stable Diffusion, or the attention cannot run here.
         """
-        pipeline = load_pipeline(model, dtype, kind_of(model))
+        pipeline = load_pipeline(model, dtype, kind_of(model), locate_vae(config.vae, model))
         if finetuned:
             load_adapters(pipeline, finetuned)
         pipeline.to(device)

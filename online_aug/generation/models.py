@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from diffusers import (
+    AutoencoderTiny,
     DDPMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -14,7 +15,7 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 from online_aug.records import PipelineKind
 
 _log = logging.getLogger(__name__)
@@ -29,20 +30,31 @@ diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 
-def load_img2img(folder: Path, dtype: str) -> StableDiffusionImg2ImgPipeline:
+def load_img2img(
+    folder: Path, dtype: str, vae: Path | None = None
+) -> StableDiffusionImg2ImgPipeline:
     """The image-to-image pipeline of a directory, on the CPU, without a safety checker.
 
     Raises:
         UserError: If the directory holds no Stable Diffusion that diffusers can load.
     """
-    return cast(StableDiffusionImg2ImgPipeline, load_pipeline(folder, dtype, "image_to_image"))
+    pipeline = load_pipeline(folder, dtype, "image_to_image", vae)
+    return cast(StableDiffusionImg2ImgPipeline, pipeline)
 
 
-def load_pipeline(folder: Path, dtype: str, kind: PipelineKind) -> Pipeline:
+def load_pipeline(
+    folder: Path, dtype: str, kind: PipelineKind, vae: Path | None = None
+) -> Pipeline:
     """The pipeline of a directory, on the CPU, without a safety checker.
 
+    Args:
+        folder: A model in diffusers' format.
+        dtype: Number format of all its networks.
+        kind: Which pipeline.
+        vae: Directory of a tiny autoencoder that takes the place of the model's own.
+
     Raises:
-        UserError: If the directory holds nothing that diffusers can load as this kind.
+        UserError: If a directory holds nothing that diffusers can load as this kind.
     """
     try:
         pipeline = _PIPELINES[kind].from_pretrained(
@@ -56,7 +68,21 @@ def load_pipeline(folder: Path, dtype: str, kind: PipelineKind) -> Pipeline:
         reason = str(error).splitlines()[0]
         raise UserError(f"generation.model {folder} cannot be loaded: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
+    if vae is not None:
+        pipeline.vae = _load_vae(vae, dtype)
     return pipeline
+
+
+def _load_vae(folder: Path, dtype: str) -> AutoencoderTiny:
+    try:
+        vae, found = AutoencoderTiny.from_pretrained(
+            folder, torch_dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+        )
+        if found["missing_keys"]:
+            raise ValueError(f"{len(found['missing_keys'])} of its weights are missing")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"generation.vae {folder} cannot be loaded: {one_line(error)}") from error
+    return cast(AutoencoderTiny, vae)
 
 
 def training_scheduler(trained_with: Mapping[str, Any]) -> DDPMScheduler:

@@ -93,9 +93,8 @@ class Starter:
         if self._is_from_noise(request):
             latent = way.start_noise * torch.randn(shape, generator=rng)
         else:
-            sample = moments.mean + moments.std * torch.randn(shape, generator=rng)
+            clean = self._autoencoder.scaling_factor * moments.sample(rng)
             noise = torch.randn(shape, generator=rng)
-            clean = self._autoencoder.scaling_factor * sample
             latent = way.start_image * clean + way.start_noise * noise
             if mask is not None and mask.any():
                 kept = Kept.of(mask, clean, noise).on(self._device)

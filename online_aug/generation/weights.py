@@ -14,52 +14,60 @@ _WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
-def check_weights(model: Path) -> None:
+def check_weights(model: Path, vae: Path | None = None) -> None:
     """Refuse a model with weights that are missing, cut short or something else; loads nothing.
+
+    Args:
+        model: Its directory.
+        vae: That of an autoencoder that takes the place of its own.
 
     Raises:
         UserError: If a file is not whole; names it.
     """
     for part in _WEIGHTED_PARTS:
         tensor_shapes(model / part)
+    if vae is not None:
+        tensor_shapes(vae, "generation.vae")
 
 
-def tensor_shapes(part: Path) -> dict[str, Shape]:
+def tensor_shapes(part: Path, key: str = "generation.model") -> dict[str, Shape]:
     """Shape of every tensor by its name, in the files diffusers would load for a part of a model.
+
+    Args:
+        part: Its directory.
+        key: Of the configuration, which named it.
 
     Raises:
         UserError: If there are no weights or a file is not whole.
     """
     found: dict[str, Shape] = {}
-    for path in _weight_files(part):
+    for path in _weight_files(part, key):
         try:
             found.update(_shapes(path))
         except Exception as error:  # whatever a damaged file makes torch or safetensors raise
             raise UserError(
-                f"generation.model must have whole weight files, got {path} "
+                f"{key} must have whole weight files, got {path} "
                 f"({one_line(error)}): fetch or copy it again"
             ) from error
     return found
 
 
-def _weight_files(part: Path) -> list[Path]:
+def _weight_files(part: Path, key: str) -> list[Path]:
     for suffix in (".safetensors", ".bin"):
         for stem in _STEMS:
             index = part / f"{stem}{suffix}.index.json"
             if index.is_file():
-                return _shards(index)
+                return _shards(index, key)
             if (part / f"{stem}{suffix}").is_file():
                 return [part / f"{stem}{suffix}"]
-    raise UserError(
-        f"generation.model must have weights in {part}, got neither .safetensors nor .bin"
-    )
+    raise UserError(f"{key} must have weights in {part}, got neither .safetensors nor .bin")
 
 
-def _shards(index: Path) -> list[Path]:
+def _shards(index: Path, key: str) -> list[Path]:
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"generation.model must have a whole {index}, got {error!r}") from None
+        raise UserError(f"{key} must have a whole {index}, got {error!r}") from None
     return [index.parent / name for name in sorted(names)]
 
 

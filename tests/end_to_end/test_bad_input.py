@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_model import copy_with
+from tiny_model import copy_with, write_tiny_vae
 from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
 
 from online_aug.config_files import load_config, resolved_yaml
@@ -137,6 +137,14 @@ CASES = {
         ["generation.model={place}/short_model"],
         r"generation\.model must have whole weight files, got {place}/short_model/unet/.*again$",
     ),
+    "autoencoder of another class": (
+        ["generation.vae={place}/plain_model/vae"],
+        r"generation\.vae must be .* AutoencoderTiny, got {place}/.*, which holds AutoencoderKL$",
+    ),
+    "autoencoder cut short": (
+        ["generation.vae={place}/short_vae"],
+        r"generation\.vae must have whole weight files, got {place}/short_vae/.*again$",
+    ),
     "model without attention": (
         ["generation.model={place}/plain_model"],
         r"must have attention in its U-Net for finetune\.mode joint, got {place}/plain_model ",
@@ -195,10 +203,13 @@ def write_images(folder, count):
 
 
 def spoil_models(place, model):
-    """A model cut short, one without attention, and tokens that are none of ours."""
-    short = copy_with(model, place / "short_model") / "unet"
-    (weights,) = short.glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-100])
+    """What is cut short, a model without attention, and tokens that are none of ours."""
+    for short in (
+        copy_with(model, place / "short_model") / "unet",
+        write_tiny_vae(place / "short_vae"),
+    ):
+        (weights,) = short.glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-100])
     plain = copy_with(model, place / "plain_model") / "unet"
     (weights,) = plain.glob("*.safetensors")
     tensors = load_file(weights)

@@ -76,6 +76,12 @@ def test_a_fingerprint_tells_weights_adapters_and_number_format_apart():
     assert len(set(made)) == len(made)
 
 
+def test_a_replaced_autoencoder_is_told_apart_and_none_changes_nothing():
+    made = [fingerprint("m", None, "float32", vae) for vae in (None, "v", "w")]
+    assert len(set(made)) == 3
+    assert made[0] == fingerprint("m", None, "float32") == "5b9ec10f1c625a206877a165f63bf631"
+
+
 def test_another_version_of_the_engine_makes_other_fingerprints(monkeypatch):
     before = fingerprint("m", None, "float32")
     monkeypatch.setattr(identity, "ENGINE_VERSION", identity.ENGINE_VERSION + 1)
