@@ -46,6 +46,8 @@ class Starter:
         self._device = pipeline.unet.device
         self._edits = isinstance(pipeline, StableDiffusionInstructPix2PixPipeline)
         self._trained_with = dict(pipeline.scheduler.config)
+        self._latent_channels = int(pipeline.vae.config.latent_channels)
+        self._pixels_a_latent = int(pipeline.vae_scale_factor)
         self._autoencoder, self._time = autoencoder, time
         self.prompts = Prompts(pipeline, self._device)
         self._trajectories: dict[tuple[str, int, float | None], Trajectory] = {}
@@ -76,12 +78,23 @@ class Starter:
             images = prepare(requests)
         with self._time.of("encode"):
             self.prompts.learn([request.prompt for request in requests])
-            moments = self._autoencoder.encode(images[:, :3])
+            moments = self._encoded(requests, images[:, :3])
         masks = images[:, 3:] if images.shape[1] > 3 else [None] * len(images)
         return [self._begin(*parts) for parts in zip(requests, moments, masks, strict=True)]
 
+    def _encoded(
+        self, requests: Sequence[GenerationRequest], images: UInt8[Tensor, "b 3 r r"]
+    ) -> list[Moments | None]:
+        """None of those whose request does not look at the source."""
+        looks = [self._edits or not self._is_from_noise(request) for request in requests]
+        encoded = iter(self._autoencoder.encode(images[torch.tensor(looks)]))
+        return [next(encoded) if is_looked_at else None for is_looked_at in looks]
+
     def _begin(
-        self, request: GenerationRequest, moments: Moments, mask: UInt8[Tensor, "1 r r"] | None
+        self,
+        request: GenerationRequest,
+        moments: Moments | None,
+        mask: UInt8[Tensor, "1 r r"] | None,
     ) -> Start:
         """The first noisy latent, its noise drawn in the order of diffusers' pipelines.
 
@@ -89,8 +102,9 @@ class Starter:
         InstructPix2Pix from noise alone; InstructPix2Pix reads the Gaussian's mean, unscaled.
         """
         rng, way = torch_rng(request.noise_seed), self._trajectory(request)
-        shape, kept = moments.mean.shape, None
-        if self._is_from_noise(request):
+        side = request.resolution // self._pixels_a_latent
+        shape, kept = (self._latent_channels, side, side), None
+        if moments is None or self._edits:
             latent = way.start_noise * torch.randn(shape, generator=rng)
         else:
             clean = self._autoencoder.scaling_factor * moments.sample(rng)
@@ -101,7 +115,7 @@ class Starter:
         return Start(
             request=request,
             latent=to_device(latent, self._device),
-            source=to_device(moments.mean, self._device) if self._edits else None,
+            source=to_device(moments.mean, self._device) if self._edits and moments else None,
             prompt=self.prompts[request.prompt],
             trajectory=way,
             rng=rng,

@@ -23,6 +23,7 @@ from online_aug.config_generation import GenerationConfig
 from online_aug.errors import UserError
 from online_aug.generation.identity import EMBEDDED
 from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.models import load_img2img
 from online_aug.generation.solver_tables import SOLVERS
 from online_aug.generation.starting import fit
 
@@ -125,6 +126,18 @@ def test_images_from_noise_are_those_of_diffusers_own_pipeline(model, scheduler)
     for request, result in zip(requests, made, strict=True):
         expected = stock(StableDiffusionPipeline, model, request, height=64, width=64)
         assert_same_pixels(result, expected)
+
+
+def test_a_source_that_nothing_looks_at_is_not_encoded(tiny_model, monkeypatch):
+    pipeline = load_img2img(tiny_model, "float32")
+    encoded, encode = [], pipeline.vae.encode
+    monkeypatch.setattr(pipeline.vae, "encode", lambda x: (encoded.append(x), encode(x))[1])
+    requests = mixed_requests(starts_from="noise")
+    ImageGenerator(pipeline, slots=2).generate(requests, source_images())
+    assert encoded == []
+    looking = replace(requests[0], starts_from="image")
+    ImageGenerator(pipeline, slots=2).generate([*requests[1:], looking], source_images())
+    assert len(encoded) == 1
 
 
 def blob():
