@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from online_aug.config_types import Count, Exponent, Pixels, Section, Seed
+from online_aug.config_types import Count, Exponent, NotNegative, Pixels, Section, Seed
 
 _LCM_STEPS = 50
 """Steps of the solver that consistency models are distilled from (arXiv:2310.04378)."""
@@ -42,6 +42,9 @@ class GenerationConfig(Section):
     `auto` records on a CPU only."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the generator; `auto` is float32 on a CPU, float16 on a GPU."""
+    latents_gib: NotNegative = 8.0
+    """What latents of sources for which 1 GiB of memory is too little may take of the disk of the
+    cache, GiB, for each generation process until its end; 0 encodes them again."""
     max_ahead: Count = 256
     """Generated images not yet served at which the generator pauses."""
     variants_per_image: Count = 5

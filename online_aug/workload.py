@@ -89,5 +89,6 @@ def load_generator(recipe: Recipe) -> ImageGenerator:
         recipe.device,
         build_gate(recipe),
     )
+    generator.keep_latents_in(config.cache.path, config.generation.latents_gib * 2**30)
     generator.learn([request.prompt for request in recipe.plan])
     return generator

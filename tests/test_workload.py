@@ -3,9 +3,10 @@
 import pytest
 from recipe_samples import make_recipe
 
+from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.order import Stripe
 from online_aug.recipe_context import target_weights
-from online_aug.workload import work_of
+from online_aug.workload import load_generator, work_of
 
 
 @pytest.fixture
@@ -45,3 +46,12 @@ def test_the_priority_says_how_classes_are_weighed(work, priority, weights, foll
 @pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])
 def test_processes_of_one_run_divide_how_far_they_may_be_ahead(work, count, ahead):
     assert work(0, count)[0].max_ahead == ahead
+
+
+def test_latents_that_do_not_fit_into_memory_go_beside_the_cache(tmp_path, tiny_model, monkeypatch):
+    kept = []
+    monkeypatch.setattr(ImageGenerator, "keep_latents_in", lambda _, *told: kept.append(told))
+    generation = {"latents_gib": 0.5}
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, generation=generation)
+    load_generator(recipe).close()
+    assert kept == [(recipe.config.cache.path, 2**29)]

@@ -1,7 +1,6 @@
 """Between pixels and latents: each source encoded once, the same result in whatever company."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,9 +9,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from online_aug.generation.latent_store import LatentStore
+
 TOGETHER = 4
 """Images a call of encoder or decoder. Fewer are filled up: another shape would round otherwise."""
-CACHED_BYTES = 2**30
 
 
 class Moments(NamedTuple):
@@ -30,29 +30,27 @@ class Moments(NamedTuple):
 
 
 class Autoencoder:
-    """A VAE on its device that keeps what it has encoded, up to a number of bytes."""
+    """A VAE on its device that keeps what it has encoded, as long as there is room."""
 
     def __init__(
-        self, vae: AutoencoderKL | AutoencoderTiny, cached_bytes: int = CACHED_BYTES
+        self, vae: AutoencoderKL | AutoencoderTiny, store: LatentStore | None = None
     ) -> None:
         self._vae = vae
         self._is_tiny = isinstance(vae, AutoencoderTiny)
-        self._cached_bytes = cached_bytes
-        self._kept: OrderedDict[bytes, Moments] = OrderedDict()
-        self._size = 0
+        self.store = store or LatentStore()
         self.scaling_factor = float(vae.config.scaling_factor)
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> list[Moments]:
         """The moments of each image, on the CPU; computed once an image while they are kept."""
         wanted = {_digest(image): image for image in images}
-        missing = [key for key in wanted if key not in self._kept]
-        made = self._moments([wanted[key] for key in missing])
-        found = {key: self._kept[key] for key in wanted if key in self._kept}
-        found |= dict(zip(missing, made, strict=True))
-        for key, moments in found.items():
-            self._keep(key, moments)
-        return [found[_digest(image)] for image in images]
+        found = {key: kept for key in wanted if (kept := self.store.get(key)) is not None}
+        missing = [key for key in wanted if key not in found]
+        made = self._encoded([wanted[key] for key in missing])
+        for key, encoded in zip(missing, made, strict=True):
+            found[key] = encoded.clone()  # itself a part of its batch, which would be kept too
+            self.store.put(key, found[key])
+        return [self._moments(found[_digest(image)]) for image in images]
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Float[Tensor, "c h w"]]) -> list[Float[Tensor, "3 h2 w2"]]:
@@ -65,7 +63,7 @@ class Autoencoder:
 
         return list(_in_groups(decoded, latents))
 
-    def _moments(self, images: Sequence[UInt8[Tensor, "3 h w"]]) -> list[Moments]:
+    def _encoded(self, images: Sequence[UInt8[Tensor, "3 h w"]]) -> list[Tensor]:
         def encoded(batch: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b moments h2 w2"]:
             pixels = (batch.to(self._vae.device).float() / 127.5 - 1).to(self._vae.dtype)
             said = self._vae.encode(pixels)
@@ -75,17 +73,10 @@ class Autoencoder:
             gaussian = said.latent_dist
             return torch.cat([gaussian.mean, gaussian.std], dim=1).float().cpu()
 
-        found = _in_groups(encoded, images)
-        return [Moments(one, None) if self._is_tiny else Moments(*one.chunk(2)) for one in found]
+        return _in_groups(encoded, images)
 
-    def _keep(self, key: bytes, moments: Moments) -> None:
-        """As the last to be dropped; the first are, where there are too many."""
-        if key not in self._kept:
-            self._size += _bytes(moments)
-        self._kept[key] = moments
-        self._kept.move_to_end(key)
-        while self._size > self._cached_bytes and len(self._kept) > 1:
-            self._size -= _bytes(self._kept.popitem(last=False)[1])
+    def _moments(self, encoded: Float[Tensor, "moments h w"]) -> Moments:
+        return Moments(encoded, None) if self._is_tiny else Moments(*encoded.chunk(2))
 
 
 def _in_groups(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -102,7 +93,3 @@ def _digest(image: UInt8[Tensor, "3 h w"]) -> bytes:
     shape = repr(tuple(image.shape)).encode()
     pixels = image.contiguous().numpy().tobytes()
     return hashlib.blake2b(shape + pixels, digest_size=16).digest()
-
-
-def _bytes(moments: Moments) -> int:
-    return sum(tensor.nbytes for tensor in moments if tensor is not None)

@@ -23,6 +23,7 @@ from online_aug.generation.denoiser import Denoiser
 from online_aug.generation.execution import Execution, chosen_execution
 from online_aug.generation.gate import Gate, Verdict
 from online_aug.generation.identity import kind_of
+from online_aug.generation.latent_store import ScratchFile
 from online_aug.generation.memory import chosen_slots
 from online_aug.generation.models import Pipeline, choose_attention, load_pipeline
 from online_aug.generation.sides import Side
@@ -124,6 +125,10 @@ class ImageGenerator:
         """Embed prompts that are to come, so that the text encoder visits the device once."""
         self._starter.prompts.learn(prompts)
 
+    def keep_latents_in(self, folder: Path, max_bytes: float) -> None:
+        """Keep latents of sources on this disk too, up to a size, where memory is full of them."""
+        self._autoencoder.store.spill_to(ScratchFile(folder, int(max_bytes)))
+
     def submit(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> None:
         """Take requests in; their preparation begins at once, in another thread.
 
@@ -186,6 +191,7 @@ class ImageGenerator:
         self.drop()
         self._before.close()
         self._after.close()
+        self._autoencoder.store.close()
 
     def _go_on(self) -> list[Finished]:
         for starts in self._before.collect():
