@@ -25,7 +25,9 @@ from cache.watching import DataFile
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""
 
-_gate = threading.Condition()
+_lock = threading.RLock()
+_gate = threading.Condition(_lock)
+"""Waited at; entered by its lock, which takes a third of the time."""
 _environments: dict[Path, "Environment"] = {}
 _forks = 0
 """Threads that are about to fork."""
@@ -93,8 +95,8 @@ class Environment:
 
     def enter(self, write: bool) -> tuple[lmdb.Environment, Tables]:
         """Pass the gate, open what is not open, and count as one that must `leave`."""
-        with _gate:
-            while _forks or not self._can_admit(write):
+        with _lock:
+            while _forks or self._is_reserved or (write and not self._can_admit_writer()):
                 _gate.wait()
             opened = self._opened(write)
             self._running.append(threading.get_ident())
@@ -103,17 +105,17 @@ class Environment:
     def leave(self) -> None:
         """End what `enter` began."""
         thread = threading.get_ident()
-        with _gate:
+        with _lock:
             if thread in self._running:  # not in a child that was forked right here
                 self._running.remove(thread)
             _gate.notify_all()
 
-    def _can_admit(self, write: bool) -> bool:
+    def _can_admit_writer(self) -> bool:
         # Another handle is needed to write through what was opened otherwise: let readers end.
-        return not self._is_reserved and (self._suits(write) or not self._running)
+        return self._suits_writer() or not self._running
 
-    def _suits(self, write: bool) -> bool:
-        return not write or (self._is_writable and self.is_synced >= self.wants_sync)
+    def _suits_writer(self) -> bool:
+        return self._is_writable and self.is_synced >= self.wants_sync
 
     def _opened(self, write: bool) -> tuple[lmdb.Environment, Tables]:
         if self._handle is not None and self._pid != os.getpid():
@@ -121,12 +123,12 @@ class Environment:
                 f"cache {self.path} was in use while this process was forked from another; "
                 "start worker processes by spawn or forkserver"
             )
-        if not self._suits(write):
+        if write and not self._suits_writer():
             self._shut()
         if self._handle is None or self._tables is None:
             self._open()
         elif self._file is not None:
-            self._file.check()
+            self._file.check(write=write)
         assert self._handle is not None
         assert self._tables is not None
         return self._handle, self._tables
@@ -197,8 +199,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _gate, _forks
-    _gate = threading.Condition()  # the threads that waited at the old one are not in this process
+    global _lock, _gate, _forks
+    _lock = threading.RLock()  # the threads that waited at the old one are not in this process
+    _gate = threading.Condition(_lock)
     _forks = 0
     for environment in list(_environments.values()):
         environment._running.clear()

@@ -175,22 +175,22 @@ def parse(key: bytes, value: Bytes) -> Stored:
         CorruptRecordError: If a byte of it is not what was written.
     """
     header = _whole(key, value)
-    view = memoryview(value)
-    if not header.has_checksum(view):
+    if not header.has_checksum(value):
         raise _corrupt(key, "its checksum does not match")
-    request = bytes(view[header.start : header.scores])
+    _, codec, height, width, created, position, start, scores, image, _ = header
+    request = bytes(value[start:scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
     return Stored(
         key=key,
-        codec=codec_numbered(header.codec),
-        height=header.height,
-        width=header.width,
-        created=header.created,
-        position=header.position,
+        codec=codec_numbered(codec),
+        height=height,
+        width=width,
+        created=created,
+        position=position,
         request_bytes=request,
-        scores_bytes=bytes(view[header.scores : header.image]),
-        image_bytes=bytes(view[header.image :]),
+        scores_bytes=bytes(value[scores:image]),
+        image_bytes=bytes(value[image:]),
     )
 
 

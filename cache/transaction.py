@@ -30,7 +30,9 @@ class ShortTransaction:
         try:
             handle, tables = environment.enter(self._write)
             try:
-                self._txn = self._begin(handle)
+                if self._write:
+                    self._clear_dead_readers(handle)
+                self._txn = begin(handle, self._write, self._buffers)
             except BaseException:
                 environment.leave()
                 raise
@@ -54,12 +56,8 @@ class ShortTransaction:
         if isinstance(error, lmdb.Error):
             raise worded(environment.path, error) from error
 
-    def _begin(self, handle: lmdb.Environment) -> Transaction:
+    def _clear_dead_readers(self, handle: lmdb.Environment) -> None:
         environment = self._environment
-        if (
-            self._write
-            and time.monotonic() - environment.readers_checked >= READERS_CHECKED_EVERY_S
-        ):
+        if time.monotonic() - environment.readers_checked >= READERS_CHECKED_EVERY_S:
             handle.reader_check()
             environment.readers_checked = time.monotonic()
-        return begin(handle, self._write, self._buffers)

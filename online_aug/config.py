@@ -67,8 +67,10 @@ class CacheConfig(Section):
     (once where that is null), then the oldest; the oldest; null keeps all and stops generation."""
     durability: Literal["power", "process"] = "power"
     """What a stored image survives: loss of power, or only the death of any process (faster)."""
-    codec: Literal["webp_lossless", "png", "raw", "webp_lossy", "jpeg"] = "webp_lossless"
-    """How images are stored; the first three are lossless, the last two leave traces."""
+    codec: Literal["auto", "webp_lossless", "png", "raw", "webp_lossy", "jpeg"] = "auto"
+    """How images are stored. `auto` is `jpeg` where most training images are JPEG files, so that
+    real and generated images bear the same traces, else `webp_lossless`. Of the others the first
+    three are lossless, the last two leave traces."""
 
 
 class DevicesConfig(Section):

@@ -16,13 +16,15 @@ from online_aug.errors import UserError
 from online_aug.generation.lifeline import Lifeline, die_with_parent
 from online_aug.generation.messages import Failed, Status
 from online_aug.generation.place import Place
-from online_aug.stores import open_store
+from online_aug.stores import codec_for, open_store
 
 if TYPE_CHECKING:
     from online_aug.recipe import Recipe
 
 # torch and diffusers, whose import takes seconds, come after this process is tied to the trainer,
 # and diffusers only where an image is left to make.
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +62,8 @@ def serve(config_path: Path, place: Place, lifeline: Lifeline) -> None:
     torch.set_num_threads(place.threads)
     config = load_config(config_path)
     recipe = Recipe(config, load_splits(config.data), place.device)
-    store = open_store(config)
+    store = open_store(config, codec_for(config.cache.codec, recipe.splits.train))
+    _log.info("cache: images are stored as %s", store.codec)
     if _is_whole(recipe, store):
         lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
         return

@@ -3,14 +3,32 @@
 from collections.abc import Sequence
 
 from cache import Oldest, Owner, Policy, ServedFirst, Store
+from cache.codec import DEFAULT_CODEC
 from online_aug.config import Config
+from online_aug.dataloader.image_sets import ImageSet, file_names_of
 
 _PIN_S = 366 * 86_400.0
 """Longer than any run; a pin ends with its process."""
 
 
-def open_store(config: Config) -> Store:
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+
+
+def codec_for(codec: str, train: ImageSet) -> str:
+    """The codec of `cache.codec` for images generated from `train`."""
+    if codec != "auto":
+        return codec
+    names = file_names_of(train)
+    jpegs = sum(name.lower().endswith(_JPEG_SUFFIXES) for name in names)
+    return "jpeg" if 2 * jpegs > len(names) else DEFAULT_CODEC
+
+
+def open_store(config: Config, codec: str = DEFAULT_CODEC) -> Store:
     """The cache of a configuration, created where it is missing.
+
+    Args:
+        config: Where it is and what bounds it.
+        codec: How images are written, of `codec_for`; whoever writes none needs none.
 
     Raises:
         CacheError: If the path cannot be a cache.
@@ -18,7 +36,7 @@ def open_store(config: Config) -> Store:
     settings = config.cache
     return Store(
         settings.path,
-        codec=settings.codec,
+        codec=codec,
         max_gib=settings.max_gib,
         policy=eviction_policy(config),
         durability=settings.durability,

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.codec import CODECS, DEFAULT_CODEC
+from cache.codec import CODECS
 from online_aug.config import CacheConfig, Config
 from online_aug.config_files import config_digest, load_config, resolved_yaml
 from online_aug.config_presets import PRESETS
@@ -157,7 +157,7 @@ def test_all_mistakes_of_file_and_command_line_come_at_once_one_line_each(tmp_pa
         ("optim.ema=1", "optim.ema must be a number > 0 and < 1, or null, got 1"),
         (
             "cache.codec=gif",
-            'cache.codec must be one of webp_lossless, png, raw, webp_lossy, jpeg, got "gif"',
+            'cache.codec must be one of auto, webp_lossless, png, raw, webp_lossy, jpeg, got "gif"',
         ),
         ("run.dir=null", "run.dir must be a path, got null"),
         ("data=3", "data must be a section, a mapping of its keys, got 3"),
@@ -455,7 +455,6 @@ def test_the_help_gives_every_key_its_default_and_its_meaning(dotted):
         assert math.isfinite(default)
 
 
-def test_the_codecs_are_those_of_the_cache_and_so_is_the_default():
+def test_the_codecs_are_those_of_the_cache_and_auto():
     field = CacheConfig.model_fields["codec"]
-    assert set(get_args(field.annotation)) == set(CODECS)
-    assert field.default == DEFAULT_CODEC
+    assert set(get_args(field.annotation)) == {"auto", *CODECS}

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 from fault_samples import exit_status, large, read_all
 
-from cache import CacheError, CacheFullError, Store, handle, opening, request_key
+from cache import CacheError, CacheFullError, Store, handle, opening, request_key, watching
 
 
 def keys_of(entries):
     return [request_key(entry.request) for entry in entries]
+
+
+@pytest.fixture(autouse=True)
+def asked_each_time(monkeypatch):
+    """Tests are faster than the pause between two questions to the file."""
+    monkeypatch.setattr(watching, "READ_AFTER_S", 0.0)
 
 
 @pytest.fixture

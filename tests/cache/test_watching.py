@@ -1,11 +1,18 @@
 """The file under an open cache: what is noticed of it, and what is no reason to stop."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from cache import CacheError, Store, watching
+
+
+@pytest.fixture(autouse=True)
+def asked_each_time(monkeypatch):
+    """Tests are faster than the pause between two questions to the file."""
+    monkeypatch.setattr(watching, "READ_AFTER_S", 0.0)
 
 
 @pytest.fixture
@@ -46,3 +53,34 @@ def test_opening_and_closing_leaves_no_descriptor_behind(opened):
         opened.open()
         opened.close()
     assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+def test_a_reader_soon_asks_the_file_again(opened, monkeypatch):
+    monkeypatch.setattr(watching, "READ_AFTER_S", 0.001)
+    assert len(opened) == 3
+    (opened.path / "data.mdb").unlink()
+    time.sleep(0.002)
+    with pytest.raises(CacheError, match="was removed"):
+        len(opened)
+
+
+def test_a_writer_asks_the_file_each_time(opened, make_entries, monkeypatch):
+    monkeypatch.setattr(watching, "READ_AFTER_S", 3600.0)
+    assert len(opened) == 3
+    (opened.path / "data.mdb").unlink()
+    with pytest.raises(CacheError, match="was removed"):
+        opened.put_many(make_entries(5))
+
+
+def test_a_file_that_is_missing_is_asked_for_until_it_is_back(
+    opened, tmp_path, make_entries, monkeypatch
+):
+    monkeypatch.setattr(watching, "LOOKED_EVERY_S", 0.0)
+    (opened.path / "data.mdb").rename(tmp_path / "data.mdb")
+    with pytest.raises(CacheError, match="was removed"):
+        opened.put_many(make_entries(5))
+    monkeypatch.setattr(watching, "READ_AFTER_S", 3600.0)
+    with pytest.raises(CacheError, match="was removed"):
+        len(opened)
+    (tmp_path / "data.mdb").rename(opened.path / "data.mdb")
+    assert len(opened) == 3

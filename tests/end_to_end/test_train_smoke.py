@@ -48,7 +48,7 @@ def test_the_configuration_is_there_with_every_default(folder):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     method = {"name": "diff_mix", "strength": [0.5, 0.9], "gamma": 0.8}
     assert written["method"] | method == written["method"]
-    assert written["cache"]["codec"] == "webp_lossless"
+    assert written["cache"]["codec"] == "auto"
 
 
 def test_the_environment_is_there_with_one_launch(folder):
