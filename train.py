@@ -13,12 +13,16 @@ from online_aug.command_line import DRY_RUN, Command, parse_command, run_main
 from online_aug.config import Config
 from online_aug.config_files import config_digest, resolved_yaml
 from online_aug.run_folder import run_folder
+from online_aug.training.cluster import obey, reach, run_on_nodes
 from online_aug.training.interrupts import Interrupt
-from online_aug.training.launcher import RECORD, launch, needs_launcher
+from online_aug.training.launched import Layout, is_first_of_node, is_first_process, layout_of
+from online_aug.training.launcher import RECORD, is_launched, launch, needs_launcher
+from online_aug.training.node import this_node
 
 if TYPE_CHECKING:
     from online_aug.devices import DevicePlan
     from online_aug.recipe import Recipe
+    from online_aug.training.distributed import World
 
 # What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
 # configuration is to be said before.
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Read command and configuration, then run them."""
+    if this_node() is not None and not is_launched():
+        obey()
     command = parse_command(
         argv,
         prog="python train.py",
@@ -38,35 +44,26 @@ def main(argv: Sequence[str]) -> int:
 def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     """Check everything, prepare data and generator, then train on one or more ranks."""
     from online_aug.assembly import describe_run
-    from online_aug.dataloader.sources import load_splits
-    from online_aug.devices import check_unused, plan_devices
+    from online_aug.devices import check_unused
     from online_aug.finetune import ensure_finetuned
-    from online_aug.judge import check_judge
-    from online_aug.recipe import Recipe
     from online_aug.reporting.live import print_summary
     from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
     from online_aug.reporting.terminal import open_console
-    from online_aug.serving import check_sequence
     from online_aug.stores import open_store
-    from online_aug.teacher import check_teacher, ensure_saliency
-    from online_aug.training.checks import check_training
+    from online_aug.teacher import ensure_saliency
 
-    generates = config.mixing.imported != "only" and config.run.replay is None
-    devices = plan_devices(config.devices, generates=generates)
-    check_training(config, devices.train)
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
-    check_teacher(recipe)
-    check_judge(recipe)
-    recipe.check(generates=bool(devices.generate))
-    check_sequence(recipe, resolved_yaml(config))
+    layout = layout_of(config.devices)
+    recipe, devices = check(config, layout)
     if "--dry-run" in command.switches:
-        sys.stdout.write(describe_run(recipe, devices))
+        sys.stdout.write(describe_run(recipe, devices, layout.hosts))
         return 0
     directory = run_folder(config.run, command.config_path)
     if RECORD in os.environ:  # the process that launched this rank has done the rest
         return train(recipe, devices, directory)
-    check_unused(devices.generate if is_first_process() else ())
+    check_unused(devices.generate if is_first_of_node() else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
+    if layout.hosts is not None:
+        return run_on_nodes(argv, layout.hosts, reach(layout.hosts))
     open_store(config).open()
     if is_first_process():
         sys.stdout.write(f"{devices}\n")
@@ -76,26 +73,57 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
         if is_first_process():
             print_summary(read_summary(directory), directory, open_console())
         return 0
-    if recipe.is_synthetic:
-        ensure_finetuned(recipe)
-        ensure_saliency(recipe)
+    ensure_finetuned(recipe)
+    ensure_saliency(recipe)
     if needs_launcher(devices.train):
         return launch(argv, devices.train, threads=devices.train_threads)
     return train(recipe, devices, directory)
 
 
+def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
+    """Refuse what could not be run; the recipe and who computes where on this machine."""
+    from online_aug.dataloader.sources import load_splits
+    from online_aug.devices import plan_devices
+    from online_aug.judge import check_judge
+    from online_aug.recipe import Recipe
+    from online_aug.serving import check_sequence
+    from online_aug.teacher import check_teacher
+    from online_aug.training.checks import check_training
+
+    generates = config.mixing.imported != "only" and config.run.replay is None
+    devices = plan_devices(config.devices, generates=generates, ranks=layout.here)
+    check_training(config, devices.train, layout.ranks)
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
+    check_teacher(recipe)
+    check_judge(recipe)
+    recipe.check(generates=bool(devices.generate))
+    check_sequence(recipe, resolved_yaml(config))
+    return recipe, devices
+
+
 def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
-    """Train on this rank; 128 plus the signal where one ended the run early."""
+    """Meet the other ranks and train; 128 plus the signal where one ended the run early."""
     import torch
 
+    from online_aug.nodes import check_shared
+    from online_aug.training.distributed import rank_device, start_distributed
+    from online_aug.training.failing import failing_together
+
+    torch.set_num_threads(devices.train_threads)
+    world = start_distributed(rank_device(devices.train))
+    check_shared(world, directory)
+    with failing_together(world, directory):
+        return train_rank(recipe, devices, world, directory)
+
+
+def train_rank(recipe: "Recipe", devices: "DevicePlan", world: "World", directory: Path) -> int:
+    """Train as one of the ranks that have met."""
     from online_aug.assembly import build_loader
     from online_aug.training.classifier import build_classifier
-    from online_aug.training.distributed import end_distributed, rank_device, start_distributed
+    from online_aug.training.distributed import end_distributed
     from online_aug.training_run import TrainingRun
 
     config = recipe.config
-    torch.set_num_threads(devices.train_threads)
-    world = start_distributed(rank_device(devices.train))
     classifier = build_classifier(
         config.classifier,
         len(recipe.splits.train.class_names),
@@ -115,11 +143,6 @@ def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
         run.finish()
     end_distributed()
     return 0
-
-
-def is_first_process() -> bool:
-    """No launcher above, or its first rank."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Putting a run together: store, generation process, loader; and saying what it will take."""
 
-import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from cache import Store
@@ -16,12 +16,13 @@ from online_aug.errors import UserError
 from online_aug.generation.fleet import Fleet
 from online_aug.generation.place import Place
 from online_aug.generation.supervisor import Supervisor
+from online_aug.nodes import node_folder
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose
 from online_aug.records import ImportedImage, Servable
 from online_aug.serving import order_of, sampler_of, supply_of
 from online_aug.stores import open_store, pin_if_awaited
-from online_aug.training.distributed import World, agree
+from online_aug.training.distributed import World, is_same_everywhere
 from online_aug.training.interrupts import Interrupt
 
 _RAW_BYTES = 3
@@ -34,18 +35,20 @@ def build_loader(
     run_directory: Path,
     interrupt: Interrupt | None = None,
 ) -> OnlineAugLoader:
-    """The loader of one rank; on the first rank it owns the generation process.
+    """The loader of one rank; on the first rank of a node it owns the generation processes.
 
     A single rank that waits for an image gives that up on an interrupt. Of several, each ends the
     step that the others are in.
+
+    Raises:
+        UserError: On every rank, if the plan or what was imported is not the same on all.
     """
     config = recipe.config
     store = open_store(config)
-    keys = [request.key for request in recipe.plan]
-    pin_if_awaited(store, config, keys)
+    pin_if_awaited(store, config, agreed_plan(recipe, world))
     generator = None
-    if world.is_first and devices.generate and recipe.is_synthetic:
-        generator = build_generators(devices, run_directory)
+    if world.is_first_of_node and devices.generate and recipe.is_synthetic:
+        generator = build_generators(devices, node_folder(config, world, run_directory))
 
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
@@ -76,6 +79,21 @@ def build_loader(
     )
 
 
+def agreed_plan(recipe: Recipe, world: World) -> list[bytes]:
+    """The keys of the plan.
+
+    Raises:
+        UserError: On every rank, if they are not the same on all.
+    """
+    keys = [request.key for request in recipe.plan]
+    if not is_same_everywhere(world, keys):
+        raise UserError(
+            "the plan must be the same on every node: give each the same images, the same model "
+            "and a finetune.path that all share"
+        )
+    return keys
+
+
 def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
     """The imported images to serve, by numbers that mean the same on every rank.
 
@@ -85,9 +103,7 @@ def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
     images = recipe.imports.images
     if not images:  # on no rank: where some are asked for, none at all is refused
         return []
-    keys = b"".join(image.key for image in images)
-    digest = int.from_bytes(hashlib.blake2b(keys, digest_size=6).digest())
-    if agree(world, digest) != -agree(world, -digest):
+    if not is_same_everywhere(world, [image.key for image in images]):
         raise UserError(
             "imported images must be the same on every rank: import the same folders in the same "
             "order into the cache of each node, and none while a run starts"
@@ -95,13 +111,18 @@ def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
     return images
 
 
-def build_generators(devices: DevicePlan, run_directory: Path) -> Fleet:
-    """The generation processes of a run directory, each on its own device."""
+def build_generators(devices: DevicePlan, folder: Path) -> Fleet:
+    """The generation processes of a node, each on its own device.
+
+    Args:
+        devices: Of the node.
+        folder: Holds their `config.yaml` and gets their logs.
+    """
     count = len(devices.generate)
-    return Fleet([_supervisor(devices, number, run_directory) for number in range(count)])
+    return Fleet([_supervisor(devices, number, folder) for number in range(count)])
 
 
-def _supervisor(devices: DevicePlan, number: int, run_directory: Path) -> Supervisor:
+def _supervisor(devices: DevicePlan, number: int, folder: Path) -> Supervisor:
     device = devices.generate[number]
     visible, seen_as = _alone_visible(device)
     place = Place(
@@ -112,8 +133,8 @@ def _supervisor(devices: DevicePlan, number: int, run_directory: Path) -> Superv
         share=devices.share if devices.is_shared(device) else 0.0,
     )
     environment = {"OMP_NUM_THREADS": str(place.threads), "CUDA_VISIBLE_DEVICES": visible}
-    config = str(run_directory / "config.yaml")
-    log = run_directory / f"generator{number or ''}.log"
+    config = str(folder / "config.yaml")
+    log = folder / f"generator{number or ''}.log"
     command = ["-m", "online_aug.generate", config, place.model_dump_json()]
     return Supervisor(command, log, environment)
 
@@ -127,8 +148,10 @@ def _alone_visible(device: str) -> tuple[str, str]:
     return names[number] if names else str(number), "cuda:0"
 
 
-def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
-    """What `--dry-run` prints: devices, data, requests, disk."""
+def describe_run(
+    recipe: Recipe, devices: DevicePlan, hosts: Mapping[str, int] | None = None
+) -> str:
+    """What `--dry-run` prints: devices, machines of a hostfile, data, requests, disk."""
     config, splits = recipe.config, recipe.splits
     order = order_of(config, splits.train)
     unique = len({source.digest for source in recipe.sources})
@@ -142,6 +165,9 @@ def describe_run(recipe: Recipe, devices: DevicePlan) -> str:
         f"requests   {requests} ({unique} sources x {config.generation.variants_per_image})",
         f"disk       at most {gib:.2f} GiB of images (uncompressed size)",
     ]
+    if hosts:
+        named = ", ".join(f"{name} ({ranks})" for name, ranks in hosts.items())
+        lines.insert(1, f"nodes      {named}: {sum(hosts.values())} training devices in all")
     if recipe.saliency.follows_classifier:
         every = config.saliency.refresh_epochs
         lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")

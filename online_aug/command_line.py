@@ -5,8 +5,10 @@ standard error and exit status 2.
 """
 
 import argparse
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ from cache import CacheError
 from online_aug.config import Config
 from online_aug.config_files import load_config
 from online_aug.config_schema import describe
-from online_aug.errors import UserError
+from online_aug.errors import RunError, UserError
 
+FAILED = 1
 INTERRUPTED = 130
 MISUSED = 2
+LAUNCHER_S = 5.0
+"""Within this time a launcher ends the ranks beside one that failed."""
 
 _EXAMPLES = """\
 configs/quickstart.yaml
@@ -98,15 +103,18 @@ def parse_command(
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main` with the arguments and exit with its status, 0 for None.
 
-    `UserError` and `CacheError` become lines on standard error and status 2. Ctrl-C is status 130
-    and SIGTERM 143, both after everything on the way out has cleaned up.
+    `UserError` and `CacheError` become lines on standard error and status 2, `RunError` status 1.
+    Ctrl-C is status 130 and SIGTERM 143, both after everything on the way out has cleaned up. Of
+    the ranks of a node the first says what all of them found; the others wait to be ended.
     """
     try:
         with _clean_termination():
             status = main(sys.argv[1:]) or 0
-    except (UserError, CacheError) as error:
+    except (UserError, CacheError, RunError) as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(LAUNCHER_S)
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
-        status = MISUSED
+        status = FAILED if isinstance(error, RunError) else MISUSED
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)

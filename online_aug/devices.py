@@ -55,6 +55,7 @@ def plan_devices(
     *,
     generates: bool = True,
     trains: bool = True,
+    ranks: int | None = None,
 ) -> DevicePlan:
     """The plan for this node.
 
@@ -67,6 +68,8 @@ def plan_devices(
         cores: Of this machine; counted if None.
         generates: False where the run serves the cache only, whatever `devices.generate` says.
         trains: False where images are made and nothing else.
+        ranks: Of this node, where a launcher has decided that already: rank n trains on GPU n, or
+            all on the CPU.
 
     Raises:
         UserError: If a device does not exist here.
@@ -75,6 +78,8 @@ def plan_devices(
         devices = devices.model_copy(update={"generate": "none"})
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     train = _training(devices, gpus) if trains else ()
+    if train and ranks is not None:
+        train = _launched(train, gpus, ranks)
     generate = _generating(devices, gpus)
     cores = cores or len(os.sched_getaffinity(0))
     parts = len(train) + generate.count("cpu")
@@ -107,6 +112,17 @@ def _training(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:
     if len(gpus) > 1 and devices.generate == "auto":
         return tuple(gpus[:-1])
     return tuple(name for name in gpus if name not in devices.generate) or (gpus[0],)
+
+
+def _launched(planned: tuple[str, ...], gpus: list[str], ranks: int) -> tuple[str, ...]:
+    if planned[0] == "cpu":
+        return ("cpu",) * ranks
+    if ranks > len(gpus):
+        raise UserError(
+            f"a launcher must start at most {len(gpus)} ranks on this node, one for each GPU it "
+            f"shows them, got {ranks}"
+        )
+    return tuple(gpus[:ranks])
 
 
 def _generating(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:

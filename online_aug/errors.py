@@ -1,8 +1,15 @@
-"""The one error a person can cause: a worded line and exit status 2, never a traceback."""
+"""What ends a program with a worded line instead of a traceback."""
 
 
 class UserError(ValueError):
-    """What the user gave cannot be used: says what, where and what is allowed, in one line."""
+    """What the user gave cannot be used: says what, where and what is allowed, in one line.
+
+    Exit status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """What ended the run was done by nobody here, such as a rank on another node. Exit status 1."""
 
 
 def one_line(error: Exception) -> str:

@@ -10,11 +10,12 @@ from online_aug.dataloader.loader import OnlineAugLoader
 from online_aug.recipe import Recipe
 from online_aug.reporting.atomic import write_atomically
 from online_aug.reporting.json_records import from_json, to_json
+from online_aug.saliency.table import encode_map
 from online_aug.saliency.version import weights_version
 from online_aug.stores import open_store, pin_if_awaited
 from online_aug.teacher import gaze_of, make_maps
 from online_aug.training.class_losses import ClassLosses
-from online_aug.training.distributed import World, barrier
+from online_aug.training.distributed import World, barrier, share
 from online_aug.training.engine import TrainingEngine
 
 VERSIONS_FILE = "saliency_versions.jsonl"
@@ -32,9 +33,9 @@ class Published:
 class SaliencyPublisher:
     """Every `saliency.refresh_epochs` epochs: maps by the classifier, and the plan they lead to.
 
-    The first rank makes the maps between two epochs, a forward pass over the training set, and the
-    run directory says which version began when. So what is planned is a function of the training
-    alone, on every rank and after a restart.
+    The first rank makes the maps between two epochs, a forward pass over the training set, the
+    caches of the other nodes get the same ones, and the run directory says which version began
+    when. So what is planned is a function of the training alone, on every rank and after a restart.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class SaliencyPublisher:
         barrier(self._world)
         for each in self._read():
             if each.epoch == epoch:  # none where the weights are those of the version before
+                self._share(each.version)
                 self._take_up(each)
 
     def _publish(self, epoch: int, classifier: nn.Module) -> None:
@@ -85,6 +87,23 @@ class SaliencyPublisher:
             make_maps(recipe, store, version, look, is_shown=False)
         lines = [to_json(each) for each in (*self._published, Published(epoch, version))]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines))
+
+    def _share(self, version: str) -> None:
+        """Put the first node's maps into the caches of the others."""
+        recipe, world = self._recipe, self._world
+        if world.nodes == 1 or recipe.config.run.replay is not None:
+            return
+        with open_store(recipe.config) as store:
+            maps = b""
+            if world.is_first:
+                table = recipe.saliency.table(version, recipe.digests)
+                maps = b"".join(encode_map(values) for values in table.maps)
+            maps = share(world, maps)
+            if world.is_first_of_node and not world.is_first:
+                size = len(maps) // len(recipe.digests)
+                parts = (maps[at : at + size] for at in range(0, len(maps), size))
+                store.put_saliency(version, dict(zip(recipe.digests, parts, strict=True)))
+        barrier(world)
 
     def _take_up(self, newest: Published) -> None:
         self._published.append(newest)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from online_aug.records import Served
+from online_aug.training.distributed import World
 
 
 @dataclass(kw_only=True)
@@ -28,34 +29,56 @@ class RunState:
     restarts: int = 0
     """Likewise."""
     reported: tuple[int, int] = (0, 0)
-    """Generated and rejected when the last epoch was reported."""
+    """Generated and rejected, by all nodes, when the last epoch was reported."""
 
 
-def share_out(states: Sequence[dict[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
-    """What one rank goes on with where another number of ranks has saved.
+_COUNTED = ("generated", "rejected", "restarts")
+"""What each node's first rank counts for its own generation processes."""
+
+_NEW_CACHE = {"position": 0, "position_at_start": 0}
+"""Of a node that was not there before."""
+
+
+def share_out(states: Sequence[dict[str, Any]], world: World) -> dict[str, Any]:
+    """What a rank goes on with: its own, or its part where ranks on other nodes have saved.
 
     The global batches are the same. Counts are summed and dealt out again, so that those of all
-    ranks still add up; so the limit on how often an image is served is kept by all together.
+    ranks still add up; so the limit on how often an image is served is kept by all together. Each
+    node has its own cache: with as many nodes as before, a node's counts stay its own.
 
     Args:
         states: As the ranks saved them, in order.
-        rank: That goes on.
-        ranks: How many there are now.
+        world: This rank among those of now.
     """
-    first, loaders = states[0], [state["loader"] for state in states]
+    if tuple(state["node"] for state in states) == world.nodes_by_rank:
+        return states[world.rank]
+    shared, rank, ranks = list(states), world.rank, world.world_size
+    neighbours = [state for state in states if state["node"] == world.node]
+    if len({state["node"] for state in states}) == world.nodes:
+        shared, rank, ranks = neighbours, world.local_rank, world.local_world_size
+    places = neighbours[0]["loader"] if neighbours else _NEW_CACHE
+    first, loaders = shared[0], [state["loader"] for state in shared]
     times = sum((Counter(loader["times_sampled"]) for loader in loaders), Counter[int]())
     dealt = {number: _part(count, rank, ranks) for number, count in times.items()}
     totals = _dealt([loader["totals"] for loader in loaders], rank, ranks)
-    served = _dealt([state["tally"]["served"] for state in states], rank, ranks)
+    served = _dealt([state["tally"]["served"] for state in shared], rank, ranks)
     return {
         **first,
+        "node": world.node,
+        "run": _made_by([state["run"] for state in shared], is_first=rank == 0),
         "tally": {**first["tally"], "served": served},
         "loader": {
             **first["loader"],
+            **{name: places[name] for name in _NEW_CACHE},
             "times_sampled": {number: count for number, count in dealt.items() if count},
             "totals": totals,
         },
     }
+
+
+def _made_by(runs: Sequence[dict[str, Any]], *, is_first: bool) -> dict[str, Any]:
+    """What the generation processes did is counted by the one rank that goes on with them."""
+    return {**runs[0], **{name: is_first * sum(run[name] for run in runs) for name in _COUNTED}}
 
 
 def _dealt(counts: Sequence[dict[str, int]], rank: int, ranks: int) -> dict[str, int]:

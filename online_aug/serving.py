@@ -45,6 +45,7 @@ def supply_of(
         rank=world.rank if world else 0,
         world_size=world.world_size if world else 1,
         max_times_sampled=recipe.config.mixing.max_times_sampled,
+        local=(world.local_rank, world.local_world_size) if world else None,
     )
 
 

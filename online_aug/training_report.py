@@ -62,6 +62,13 @@ class TrainingReport:
             restarts=state.restarts + process.restarts,
         )
 
+    def over_nodes(self, state: RunState) -> RunState:
+        """The state with what the generation processes of all nodes did; called by all ranks."""
+        made, rejected, restarts = total(
+            self._world, [state.generated, state.rejected, state.restarts]
+        )
+        return replace(state, generated=int(made), rejected=int(rejected), restarts=int(restarts))
+
     def over_ranks(self, served: Served) -> Served:
         """What all ranks served; called by all."""
         counts = total(self._world, list(vars(served).values()))

@@ -107,8 +107,8 @@ class TrainingRun:
             self._state.best_top1, self._state.best_epoch = found.top1, epoch
             self._engine.export(self._best_weights)
         served = self._report.over_ranks(self._tally.served)
+        now = self._report.over_nodes(self._now())
         if found:
-            now = self._now()
             self._report.epoch(
                 now, found, self._tally, served,
                 epoch=epoch, step=self._engine.step, lr=self._engine.lr, images_per_s=rate,
@@ -128,6 +128,7 @@ class TrainingRun:
         self._loader.save_ledger()
         content = {
             "epoch": epoch,
+            "node": self._world.node,
             "run": asdict(self._now()),
             "tally": self._tally.state_dict(),
             "loader": self._loader.state_dict(),
@@ -138,20 +139,21 @@ class TrainingRun:
         """Test, export, and write summary and gallery."""
         last = self._evaluate(self._recipe.splits.test)
         totals = self._report.over_ranks(self._loader.totals)
+        now = self._report.over_nodes(self._now())
         reused = self._loader.reused()
         flags = total(self._world, [float(n in reused) for n in range(len(self._loader.plan))])
         if last is None:
             return
         self._engine.export(self._directory / "model.safetensors")
         best = self._test_best()
-        self._report.finish(self._now(), last, best, totals, sum(flag > 0 for flag in flags))
+        self._report.finish(now, last, best, totals, sum(flag > 0 for flag in flags))
 
     @property
     def _best_weights(self) -> Path:
         return self._directory / "best.safetensors"
 
     def _now(self) -> RunState:
-        """The state of the run with this launch counted in."""
+        """The state of the run with this launch, and this node's generation, counted in."""
         wall_s = self._state.wall_s + time.monotonic() - self._built
         return replace(self._report.counted(self._state), wall_s=wall_s)
 

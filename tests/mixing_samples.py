@@ -70,8 +70,10 @@ def with_noise(image, rng):
     return (image // 2 + torch.randint(128, image.shape, generator=rng)).to(torch.uint8)
 
 
-def make_supply(store, *, rank=0, world_size=1, limit=None, plan=PLAN):
-    return Supply(plan, store, rank=rank, world_size=world_size, max_times_sampled=limit)
+def make_supply(store, *, rank=0, world_size=1, limit=None, plan=PLAN, local=None):
+    return Supply(
+        plan, store, rank=rank, world_size=world_size, max_times_sampled=limit, local=local
+    )
 
 
 def fixed(probability):

@@ -10,9 +10,9 @@ from online_aug.errors import UserError
 def plan(monkeypatch):
     """Make the plan of a machine with some GPUs and cores."""
 
-    def make(gpus, cores=8, **devices):
+    def make(gpus, cores=8, ranks=None, **devices):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        return plan_devices(DevicesConfig(**devices), cores)
+        return plan_devices(DevicesConfig(**devices), cores, ranks=ranks)
 
     return make
 
@@ -153,3 +153,29 @@ def test_a_plan_says_who_computes_where(plan):
     assert str(plan(0, generate="none")) == (
         "train on cpu (8 threads each); no generation (cache only)"
     )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "devices", "train", "generate"),
+    [
+        (4, 3, {}, ("cuda:0", "cuda:1", "cuda:2"), ("cuda:3",)),
+        (2, 2, {}, ("cuda:0", "cuda:1"), ("cuda:1",)),
+        (0, 2, {}, ("cpu", "cpu"), ("cpu",)),
+        (2, 3, {"train": "cpu"}, ("cpu", "cpu", "cpu"), ("cuda:1",)),
+    ],
+)
+def test_a_launcher_that_is_not_ours_decides_where_its_ranks_train(
+    plan, gpus, ranks, devices, train, generate
+):
+    found = plan(gpus, ranks=ranks, **devices)
+    assert (found.train, found.generate) == (train, generate)
+
+
+def test_ranks_divide_the_cores_of_their_node(plan):
+    found = plan(0, cores=9, ranks=2)
+    assert (found.train_threads, found.generate_threads) == (3, 3)
+
+
+def test_more_ranks_than_gpus_are_refused(plan):
+    with pytest.raises(UserError, match="must start at most 2 ranks on this node, .* got 3"):
+        plan(2, ranks=3)

@@ -148,7 +148,7 @@ def test_a_missing_cache_is_refused_and_not_made(tmp_path):
 def test_ranks_that_see_other_imports_are_refused(recipe_of, monkeypatch):
     recipe, world = recipe_of(BETWEEN), distributed.World(0, 1, 0, "cpu")
     assert agreed_imports(recipe, world) == recipe.imports.images
-    monkeypatch.setattr("online_aug.assembly.agree", lambda world, value: max(value, 5))
+    monkeypatch.setattr("online_aug.training.distributed.agree", lambda world, n: max(n, 5))
     with pytest.raises(UserError, match="must be the same on every rank"):
         agreed_imports(recipe, world)
 

@@ -153,9 +153,9 @@ class OnlineAugLoader(DataLoader[Batch]):
 
     @property
     def samples_per_insert(self) -> float:
-        """Times a generated image has been served in this run on average, by all ranks."""
-        served = (self.totals.fresh + self.totals.cached) * self._mixing.world_size
-        return served / max(1, self._mixing.supply.inserts)
+        """Times an image of the cache has been served in this run on average, by all its ranks."""
+        supply = self._mixing.supply
+        return (self.totals.fresh + self.totals.cached) * supply.sharers / max(1, supply.inserts)
 
     def reused(self) -> set[int]:
         """Requests of the plan this rank served whose image was in the cache before the run."""
@@ -185,15 +185,15 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._tell_process(served)
 
     def _tell_process(self, served: Served) -> None:
-        """How far ahead it is; it works for all ranks, and each is served its share."""
-        process, limiter, ranks = self._process, self._mixing.limiter, self._mixing.world_size
+        """How far ahead it is; it works for all ranks of the node, and each is served its share."""
+        process, limiter, supply = self._process, self._mixing.limiter, self._mixing.supply
         if process is None:
             return
         if limiter is not None:
-            made, supply = process.status.generated, self._mixing.supply
-            process.served(limiter.paid(made, supply.inserts, supply.samples * ranks))
+            samples = supply.samples * supply.sharers
+            process.served(limiter.paid(process.status.generated, supply.inserts, samples))
         elif served.fresh:
-            process.served((self.totals.fresh - self._served_before) * ranks)
+            process.served((self.totals.fresh - self._served_before) * supply.sharers)
 
     def _count_served(self, slots: list[Slot], kinds: list[Kind]) -> None:
         served = [slot.number for slot, kind in zip(slots, kinds, strict=True) if kind in _SERVED]

@@ -114,7 +114,7 @@ class MixingSampler:
 
     def _may_sample(self) -> bool:
         """Each rank takes its own samples for as many as those of the others."""
-        ranks, supply = self.world_size, self.supply
+        ranks, supply = self.supply.sharers, self.supply
         return self.limiter is None or self.limiter.can_sample(
             supply.inserts, supply.samples * ranks, wanted=ranks
         )

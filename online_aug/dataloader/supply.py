@@ -16,8 +16,9 @@ class Supply:
     """The generated images one rank may serve: fresh ones in order, the others at random.
 
     Fresh is what was put into the cache in this run and not served in it; record `n` of the log is
-    fresh for rank `n mod world_size` alone. Everything else of the plan that the cache holds is the
-    pool, in the order of the plan, so that a resumed run draws from it as an uninterrupted one.
+    fresh for one of the cache's ranks alone, the one whose number is `n` modulo their count.
+    Everything else of the plan that the cache holds is the pool, in the order of the plan, so that
+    a resumed run draws from it as an uninterrupted one.
     """
 
     def __init__(
@@ -28,8 +29,19 @@ class Supply:
         rank: int,
         world_size: int,
         max_times_sampled: int | None,
+        local: tuple[int, int] | None = None,
     ) -> None:
-        """Look at what the cache holds of the plan now."""
+        """Look at what the cache holds of the plan now.
+
+        Args:
+            plan: Every request.
+            store: The cache of this rank's node.
+            rank: Of this process among all.
+            world_size: Of the run.
+            max_times_sampled: How often an image of this cache is served in this run at most.
+            local: Number of this rank among those that this cache serves, and their count; None
+                where it serves all.
+        """
         self.keys: list[bytes] = []
         """Of all requests, by number."""
         self._numbers: dict[bytes, int] = {}
@@ -38,6 +50,7 @@ class Supply:
         self._oldest = 0
         self._store = store
         self.rank, self.world_size = rank, world_size
+        self._turn, self.sharers = local or (rank, world_size)
         self.limit = max_times_sampled
         self.start(store.position(), {})
 
@@ -99,7 +112,7 @@ class Supply:
             self._seen.add(number)
             if self._times[number] or number < self._oldest:
                 continue
-            if position % self.world_size == self.rank:
+            if position % self.sharers == self._turn:
                 self._fresh.append(number)
             else:
                 self._offer(number)
@@ -161,9 +174,9 @@ class Supply:
         """This rank has served its share of the limit; the shares of all ranks add up to it."""
         if self.limit is None:
             return False
-        first = self.made_in_run.get(number, number) % self.world_size
-        behind = (self.rank - first) % self.world_size
-        return self._times[number] >= math.ceil((self.limit - behind) / self.world_size)
+        first = self.made_in_run.get(number, number) % self.sharers
+        behind = (self._turn - first) % self.sharers
+        return self._times[number] >= math.ceil((self.limit - behind) / self.sharers)
 
     def _number(self, plan: Sequence[Servable]) -> None:
         """Number requests behind those there are."""

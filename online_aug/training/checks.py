@@ -10,17 +10,18 @@ from online_aug.training.deepspeed_config import deepspeed_config
 from online_aug.training.optimizers import check_optimizer
 
 
-def check_training(config: Config, devices: Sequence[str]) -> None:
+def check_training(config: Config, devices: Sequence[str], ranks: int | None = None) -> None:
     """Refuse classifier, optimizer, transforms or DeepSpeed settings that cannot be used.
 
     Args:
         config: Of the run.
-        devices: That train.
+        devices: That train on this node.
+        ranks: Of all nodes; None if they are one for each of these devices.
 
     Raises:
         UserError: If one of them cannot.
     """
-    deepspeed_config(config, len(devices))
+    deepspeed_config(config, ranks or len(devices))
     check_classifier(config.classifier)
     check_precision(config.classifier, devices)
     check_optimizer(config.optim)

@@ -1,9 +1,11 @@
 """The ranks of a run: DeepSpeed started without a compiler, and what ranks tell one another."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -25,11 +27,40 @@ class World:
     device: torch.device
     control: Any = None
     """Group for small host-side messages, which never wait for a GPU; None for a single rank."""
+    local_ranks: tuple[int, ...] = ()
+    """Of every rank, its number on its own node; empty where all are on one node."""
 
     @property
     def is_first(self) -> bool:
         """Whether this rank writes what is written once."""
         return self.rank == 0
+
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this rank owns what a node has once: the generation processes, the cache."""
+        return self.local_rank == 0
+
+    @property
+    def nodes_by_rank(self) -> tuple[int, ...]:
+        """Number of every rank's node: a machine, or one of several launchers on a machine."""
+        if not self.local_ranks:
+            return (0,) * self.world_size
+        return tuple(nodes - 1 for nodes in accumulate(n == 0 for n in self.local_ranks))
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return self.nodes_by_rank[-1] + 1
+
+    @property
+    def node(self) -> int:
+        """Number of this rank's node, from 0."""
+        return self.nodes_by_rank[self.rank]
+
+    @property
+    def local_world_size(self) -> int:
+        """Ranks of this node."""
+        return self.nodes_by_rank.count(self.node)
 
 
 def rank_device(devices: Sequence[str]) -> str:
@@ -54,7 +85,8 @@ def start_distributed(device: str) -> World:
         device: `cpu`, or `cuda` with an index as this process sees its GPUs.
 
     Raises:
-        UserError: If a launcher set only some of its variables.
+        UserError: If a launcher set only some of its variables, or did not number the ranks node
+            by node.
     """
     place = torch.device(device)
     rank, world_size, local_rank = _ranks()
@@ -69,8 +101,10 @@ def start_distributed(device: str) -> World:
     _refuse_to_compile()
     _start_group(place, rank, world_size)
     deepspeed.comm.init_distributed(auto_mpi_discovery=False, verbose=False)
-    control = dist.new_group(backend="gloo") if world_size > 1 else None
-    return World(rank, world_size, local_rank, place, control)
+    if world_size == 1:
+        return World(rank, world_size, local_rank, place)
+    control = dist.new_group(backend="gloo")
+    return World(rank, world_size, local_rank, place, control, _local_ranks(local_rank, control))
 
 
 def barrier(world: World) -> None:
@@ -93,6 +127,28 @@ def total(world: World, values: Sequence[float]) -> list[float]:
     if world.world_size > 1:
         dist.all_reduce(sums, group=world.control)
     return [float(value) for value in sums]
+
+
+def is_same_everywhere(world: World, values: Iterable[bytes]) -> bool:
+    """Whether all ranks bring the same bytes in the same order; the same answer everywhere."""
+    digest = hashlib.blake2b(digest_size=6)
+    for value in values:
+        digest.update(value)
+    number = int.from_bytes(digest.digest())
+    return agree(world, number) == -agree(world, -number)
+
+
+def share(world: World, content: bytes) -> bytes:
+    """What the first rank brings, on all ranks."""
+    if world.world_size == 1:
+        return content
+    size = torch.tensor([len(content)])
+    dist.broadcast(size, 0, group=world.control)
+    shared = torch.zeros(int(size), dtype=torch.uint8)
+    if world.is_first:
+        shared = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    dist.broadcast(shared, 0, group=world.control)
+    return shared.numpy().tobytes()
 
 
 def end_distributed() -> None:
@@ -127,6 +183,18 @@ def _ranks() -> tuple[int, int, int]:
         )
     rank, world_size, local_rank = (int(os.environ[name]) for name in LAUNCHER_KEYS[:3])
     return rank, world_size, local_rank
+
+
+def _local_ranks(local_rank: int, control: Any) -> tuple[int, ...]:
+    found = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, torch.tensor([local_rank]), group=control)
+    numbers = tuple(int(number) for number in found)
+    if any(later not in (0, former + 1) for former, later in pairwise((-1, *numbers))):
+        raise UserError(
+            "a launcher must number the ranks node by node, each node's local ranks from 0, "
+            f"got local ranks {', '.join(map(str, numbers))}"
+        )
+    return numbers
 
 
 def _refuse_to_compile() -> None:

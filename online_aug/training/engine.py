@@ -142,14 +142,14 @@ class TrainingEngine:
         barrier(self._world)
 
     def load(
-        self, folder: Path, share_out: Callable[[States, int, int], State] | None = None
+        self, folder: Path, share_out: Callable[[States, World], State] | None = None
     ) -> State | None:
         """Go on from the newest whole checkpoint: what this rank saved with it, None without one.
 
         Args:
             folder: Of all checkpoints of the run.
-            share_out: Makes of what all ranks saved the state of one rank of another number of
-                them; None refuses another number.
+            share_out: Makes of what all ranks saved the state of this one, also of another number
+                of them; None refuses another number.
 
         Raises:
             UserError: If it is of another classifier, of a number of ranks that cannot be changed,
@@ -166,9 +166,7 @@ class TrainingEngine:
         checkpoints.check_made_with(path, self._made_with(), world_size_may_differ=not is_divided)
         try:
             states = self._restore(path)
-            if len(states) == self._world.world_size or share_out is None:
-                return states[self._world.rank]
-            return share_out(states, self._world.rank, self._world.world_size)
+            return share_out(states, self._world) if share_out else states[self._world.rank]
         except Exception as error:  # whatever a damaged file makes torch or DeepSpeed raise
             raise UserError(
                 f"checkpoint {path} cannot be read ({first_line(error)}): "

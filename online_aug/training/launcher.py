@@ -22,6 +22,7 @@ from types import FrameType
 import psutil
 
 from online_aug.training import orphans
+from online_aug.training.node import Node, this_node
 
 LAUNCHER_PID = "ONLINE_AUG_LAUNCHER_PID"
 RECORD = "ONLINE_AUG_LAUNCH"
@@ -34,9 +35,14 @@ PATIENCE = 2
 _LOWEST_SIGNAL_STATUS = 256 - 64
 
 
+def is_launched() -> bool:
+    """Whether this process is a rank that a launcher started, ours or another."""
+    return "RANK" in os.environ or "LOCAL_RANK" in os.environ
+
+
 def needs_launcher(devices: Sequence[str]) -> bool:
     """Whether this process should `launch`: several training devices, and not a rank itself."""
-    return len(devices) > 1 and "RANK" not in os.environ and "LOCAL_RANK" not in os.environ
+    return (len(devices) > 1 or this_node() is not None) and not is_launched()
 
 
 def launch(
@@ -48,11 +54,12 @@ def launch(
 ) -> int:
     """Run a script in one rank for each device and wait; main thread only.
 
+    On one of several machines these are the ranks of this one, which meet those of the others.
     SIGINT and SIGTERM are passed on to the ranks, which decide when to stop; the third one kills.
 
     Args:
         argv: Arguments of the script.
-        devices: All GPUs or all `cpu`; their order is that of the ranks.
+        devices: Of this machine, all GPUs or all `cpu`; their order is that of the ranks.
         script: What to run; the running program if None.
         threads: CPU threads of each rank; the cores divided by the ranks if None.
 
@@ -62,12 +69,15 @@ def launch(
     """
     script = (script or Path(sys.argv[0])).resolve()
     others = {child.pid for child in psutil.Process().children()}
+    node = this_node() or Node(0, (len(devices),), "127.0.0.1", free_port())
     with tempfile.TemporaryDirectory(prefix="online_aug_") as record:
         environment = _environment(devices, threads, record)
+        if len(node.slots) == 1:  # the name of the machine may not resolve
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
         orphans.adopt_orphans(True)
         # A session of its own: a terminal's Ctrl-C then comes to this process alone.
         process = subprocess.Popen(
-            _command(script, argv, len(devices)), env=environment, start_new_session=True
+            _command(script, argv, node), env=environment, start_new_session=True
         )
         try:
             with _passing_on(process, len(devices)) as received:
@@ -86,11 +96,13 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
-def _command(script: Path, argv: Sequence[str], ranks: int) -> list[str]:
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": [*range(ranks)]}).encode()).decode()
+def _command(script: Path, argv: Sequence[str], node: Node) -> list[str]:
+    ranks = {f"node{number}": [*range(slots)] for number, slots in enumerate(node.slots)}
+    world = base64.urlsafe_b64encode(json.dumps(ranks).encode()).decode()
     return [
         *(sys.executable, "-m", "online_aug.training.launcher"),
-        *(f"--world_info={world}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"),
+        *(f"--world_info={world}", f"--node_rank={node.number}"),
+        *(f"--master_addr={node.address}", f"--master_port={node.port}"),
         *("--log_level=critical", "--no_local_rank", "--module", "online_aug.training.rank"),
         *(str(script), *argv),
     ]
@@ -109,13 +121,13 @@ def _environment(devices: Sequence[str], threads: int | None, record: str) -> di
     environment["DS_ACCELERATOR"] = devices[0].split(":")[0]
     share = threads or max(1, len(os.sched_getaffinity(0)) // len(devices))
     environment.setdefault("OMP_NUM_THREADS", str(share))
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one node; its name may not resolve
     return environment
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
 

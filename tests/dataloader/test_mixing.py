@@ -187,6 +187,23 @@ def test_the_limit_counts_what_all_ranks_serve_together(store, limit, world_size
     assert counts == dict.fromkeys(range(12), limit)
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+def test_the_ranks_of_a_node_have_the_images_of_its_cache_to_themselves(store, limit):
+    supplies = [
+        make_supply(store, limit=limit, rank=rank, world_size=4, local=(rank - 2, 2))
+        for rank in (2, 3)
+    ]
+    put(store, range(12))
+    fresh, counts = Counter(), Counter()
+    for supply in supplies:
+        supply.refresh()
+        taken = everything(supply)
+        fresh.update(number for kind, number in taken if kind is Kind.FRESH)
+        counts.update(number for _, number in taken)
+    assert fresh == dict.fromkeys(range(12), 1)
+    assert counts == dict.fromkeys(range(12), limit)
+
+
 def served(batches):
     return [(slot.position, slot.index, slot.number) for batch in batches for slot in batch]
 

@@ -82,3 +82,26 @@ def test_without_a_launcher_the_first_planned_device_trains(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert distributed.rank_device(["cuda:2"]) == "cuda:2"
+
+
+@pytest.mark.parametrize(
+    ("local_ranks", "rank", "expected"),
+    [
+        ((), 0, (1, 0, 4, True)),
+        ((0, 1, 2, 3), 3, (1, 0, 4, False)),
+        ((0, 1, 0, 1), 1, (2, 0, 2, False)),
+        ((0, 1, 0, 1), 2, (2, 1, 2, True)),
+        ((0, 0, 0, 0), 2, (4, 2, 1, True)),
+        ((0, 1, 2, 0), 2, (2, 0, 3, False)),
+        ((0, 1, 2, 0), 3, (2, 1, 1, True)),
+    ],
+)
+def test_local_ranks_tell_the_nodes(local_ranks, rank, expected):
+    local_rank = local_ranks[rank] if local_ranks else rank
+    found = distributed.World(rank, 4, local_rank, "cpu", local_ranks=local_ranks)
+    assert (found.nodes, found.node, found.local_world_size, found.is_first_of_node) == expected
+
+
+def test_a_single_rank_shares_with_itself(world):
+    assert distributed.share(world, b"content") == b"content"
+    assert distributed.is_same_everywhere(world, [b"one", b"two"])

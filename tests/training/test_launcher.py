@@ -3,43 +3,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
 from classifier_samples import train_and_resume
+from launches import LIMIT_S, SCRIPTS, environment, is_alive, noted_pids, wait_for
 
 from online_aug.training.launcher import needs_launcher
-
-ROOT = Path(__file__).parents[2]
-SCRIPTS = Path(__file__).parent / "scripts"
-LIMIT_S = 120
-
-
-def environment(**extra):
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    return clean | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | extra
 
 
 def start(script, *arguments, ranks=2, **extra):
     command = [sys.executable, SCRIPTS / "launch.py", SCRIPTS / script, str(ranks), *arguments]
     return subprocess.Popen(command, env=environment(**extra), cwd=arguments[0])
-
-
-def wait_for(condition):
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def is_alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def noted_pids(folder):
-    return [int(p.read_text()) for p in folder.iterdir() if p.name.startswith(("ready", "grand"))]
 
 
 @pytest.mark.parametrize(

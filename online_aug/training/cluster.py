@@ -1,0 +1,206 @@
+"""A run on the machines of a hostfile: the program on each, started over ssh and owned from here.
+
+Each machine's process reads its orders from its standard input: a signal's number a line; the end
+of the input, however it comes, means that nobody waits for it any more.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from online_aug.errors import UserError
+from online_aug.training.launcher import PATIENCE, free_port
+from online_aug.training.node import NODE, Node
+
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+FORWARDED = ("DS_", "GLOO_", "HF_", "NCCL_", "OMP_", "PYTHON", "TORCH", "UCX_")
+"""Variables that other machines get too."""
+_POLL_S = 0.2
+_GRACE_S = 45.0
+"""Between the end of its orders and the end of a machine's process."""
+_UNREACHABLE = 255
+"""Exit status of ssh itself."""
+
+
+def run_on_nodes(argv: Sequence[str], hosts: Mapping[str, int], address: str) -> int:
+    """Run this program on every machine and wait; main thread only.
+
+    SIGINT and SIGTERM are passed on to all ranks, which decide when to stop; the third one kills.
+    The first machine whose ranks fail ends those of the others.
+
+    Args:
+        argv: Arguments of the program.
+        hosts: Ranks by machine; the first is this one.
+        address: Of this machine, as `reach` found it.
+
+    Returns:
+        0 if all succeeded, else the status of the first that failed.
+    """
+    slots, port = tuple(hosts.values()), free_port()
+    places = [Node(number, slots, address, port) for number in range(len(hosts))]
+    processes = [
+        _start(name, _program(argv, place), is_here=place.number == 0)
+        for name, place in zip(hosts, places, strict=True)
+    ]
+    try:
+        with _passing_on(processes) as received:
+            return _wait(processes, received)
+    finally:
+        _end(processes)
+
+
+def reach(hosts: Mapping[str, int]) -> str:
+    """The address by which the other machines see this one; starts and writes nothing.
+
+    Raises:
+        UserError: If the first is another machine than this, or one of the others is not reached
+            by ssh without a password, or lacks this folder and this Python.
+    """
+    here, *others = hosts
+    if _is_elsewhere(here):
+        raise UserError(
+            f"devices.hostfile must name this machine ({socket.gethostname()}) first, got {here}: "
+            "start the run there"
+        )
+    if not others:
+        return "127.0.0.1"
+    with ThreadPoolExecutor(len(others)) as threads:
+        return next(iter(list(threads.map(_seen_from, others))))
+
+
+def obey() -> None:
+    """Take orders from standard input for the rest of this process."""
+    threading.Thread(target=_obey, daemon=True).start()
+
+
+def _obey() -> None:
+    for line in sys.stdin:
+        os.kill(os.getpid(), int(line))
+    for _ in range(PATIENCE + 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_POLL_S)
+    time.sleep(_GRACE_S / 2)
+    os._exit(1)  # its ranks end with it
+
+
+def _seen_from(host: str) -> str:
+    wanted = f"test -x {shlex.quote(sys.executable)} && test -f {shlex.quote(_script())}"
+    question = f"cd {shlex.quote(str(Path.cwd()))} && {wanted} && echo $SSH_CONNECTION"
+    try:
+        asked = subprocess.run(
+            [*SSH, host, question],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise UserError("devices.hostfile must be null where there is no ssh, got one") from None
+    said = " ".join(asked.stderr.split())
+    if asked.returncode == _UNREACHABLE:
+        raise UserError(
+            "devices.hostfile must name machines that ssh reaches without a password, "
+            f"got {host}: {said}"
+        )
+    address = asked.stdout.split()[:1]
+    if asked.returncode or not address:
+        raise UserError(
+            f"devices.hostfile must name machines with {Path.cwd()}, {_script()} and "
+            f"{sys.executable} on them, {host} has not: {said or 'something is missing'}"
+        )
+    return address[0]
+
+
+def _is_elsewhere(host: str) -> bool:
+    """The name is known, and the address is not one of this machine's."""
+    with suppress(socket.gaierror):
+        family, _, _, _, address = socket.getaddrinfo(host.rpartition("@")[2], 0)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(address)
+            except OSError:
+                return True
+    return False
+
+
+def _script() -> str:
+    return str(Path(sys.argv[0]).resolve())
+
+
+def _program(argv: Sequence[str], place: Node) -> str:
+    forwarded = [f"{k}={v}" for k, v in os.environ.items() if k.startswith(FORWARDED)]
+    words = ["env", *forwarded, f"{NODE}={place.to_text()}", sys.executable, _script(), *argv]
+    return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(words)}"
+
+
+def _start(host: str, program: str, *, is_here: bool) -> subprocess.Popen[str]:
+    command = ["sh", "-c", program] if is_here else [*SSH, host, program]
+    # A session of its own: a terminal's Ctrl-C then comes to this process alone.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@contextmanager
+def _passing_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in processes:
+            if len(received) > PATIENCE:
+                _close(process)
+            else:
+                _order(process, number)
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in watched]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(watched, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[str]], received: Sequence[int]) -> int:
+    """Status of the first that failed, 0 if none did; those that stop as asked wait for others."""
+    while True:
+        found = [process.poll() for process in processes]
+        statuses = [status if status is None or status >= 0 else 128 - status for status in found]
+        stopped = [128 + number for number in received]
+        failed = [status for status in statuses if status and status not in stopped]
+        if failed or None not in statuses:
+            return next(iter([*failed, *filter(None, statuses)]), 0)
+        time.sleep(_POLL_S)
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        _close(process)
+    until = time.monotonic() + _GRACE_S
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        process.kill()
+        process.wait()
+
+
+def _order(process: subprocess.Popen[str], number: int) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError, ValueError):  # it has ended
+        process.stdin.write(f"{number}\n")
+        process.stdin.flush()
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
