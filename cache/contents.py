@@ -90,10 +90,15 @@ def requests_at(
     return found
 
 
+def are_present(txn: Transaction, tables: Tables, keys: Iterable[bytes]) -> list[bool]:
+    """Whether there is a record under each of `keys`; its bytes are not read."""
+    with txn.cursor(tables.records) as cursor:
+        return [cursor.set_key(key) for key in keys]
+
+
 def is_present(txn: Transaction, tables: Tables, key: bytes) -> bool:
     """Whether there is a record under `key`; its bytes are not read."""
-    with txn.cursor(tables.records) as cursor:
-        return cursor.set_key(key)
+    return are_present(txn, tables, [key])[0]
 
 
 def keys_from(

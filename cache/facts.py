@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cache.key import Scalar, canonical_bytes
+from cache.key import Scalar, canonical_fields
 
 ID_BYTES = 16
 """Length of the digests that recipes and sources are indexed by."""
@@ -39,11 +39,15 @@ class Facts:
     """Names of the numbers that count it, such as `method/diff_mix`."""
 
 
-def facts_of(request: Mapping[str, Scalar]) -> Facts:
-    """The recipe, source and counters of a request, whatever program made it."""
-    fields = recipe_of(request)
-    # With its type, since in Python 1, 1.0 and True are equal.
-    recipe = _encoded(tuple((name, type(value), value) for name, value in fields.items()))
+def facts_of(request: Mapping[str, Scalar], encoded: Mapping[str, bytes] | None = None) -> Facts:
+    """The recipe, source and counters of a request, whatever program made it.
+
+    Args:
+        request: Its fields.
+        encoded: What `canonical_fields` makes of them, where it is known already.
+    """
+    parts = canonical_fields(request) if encoded is None else encoded
+    recipe = b"".join([part for name, part in parts.items() if name not in VARYING])
     source = request.get("source_digest")
     return Facts(recipe, recipe_id(recipe), source_id(source), tuple(_counters(request)))
 
@@ -70,11 +74,6 @@ def source_id(source_digest: Scalar) -> bytes:
         return NO_SOURCE
     text = source_digest.encode(errors="surrogatepass")
     return hashlib.blake2b(text, digest_size=ID_BYTES, person=_SOURCE_PERSON).digest()
-
-
-@lru_cache(maxsize=256)
-def _encoded(fields: tuple[tuple[str, type, Scalar], ...]) -> bytes:
-    return canonical_bytes({name: value for name, _, value in fields})
 
 
 def _counters(request: Mapping[str, Scalar]) -> list[str]:

@@ -38,8 +38,13 @@ def canonical_bytes(fields: Mapping[str, Scalar]) -> bytes:
     Raises:
         CacheError: If a name is no string or a value is no scalar, is not a number, or is too long.
     """
+    return b"".join(canonical_fields(fields).values())
+
+
+def canonical_fields(fields: Mapping[str, Scalar]) -> dict[str, bytes]:
+    """The parts of `canonical_bytes` by name, in its order; those of a subset encode the subset."""
     names = sorted(fields, key=_raw_name)
-    return b"".join([_encode_name(name) + _encode_value(name, fields[name]) for name in names])
+    return {name: _encode_name(name) + _encode_value(name, fields[name]) for name in names}
 
 
 def decode_fields(data: bytes) -> dict[str, Scalar]:

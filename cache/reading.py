@@ -148,7 +148,7 @@ class Reader:
         """Whether each of `keys` has a record, all seen at one moment."""
         check_keys(keys)
         with self._environment.transaction() as (txn, tables):
-            return [contents.is_present(txn, tables, key) for key in keys]
+            return contents.are_present(txn, tables, keys)
 
     def status(self, keys: Sequence[bytes]) -> list[Status]:
         """What became of each of `keys`, all seen at one moment; a dead claim counts as free."""

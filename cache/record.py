@@ -15,7 +15,7 @@ from cache.codec import (
 )
 from cache.errors import CacheError, CorruptRecordError
 from cache.facts import Facts, facts_of
-from cache.key import Scalar, canonical_bytes, decode_fields, digest_of
+from cache.key import Scalar, canonical_bytes, canonical_fields, decode_fields, digest_of
 from cache.record_header import BODY, HEADER, MAGIC, RECORD_VERSION, Bytes, Header, seal
 
 
@@ -30,9 +30,14 @@ class Entry:
     """What the gate measured, by name."""
 
     @cached_property
+    def encoded_fields(self) -> dict[str, bytes]:
+        """The request as it was when this was first asked for, by `canonical_fields`."""
+        return canonical_fields(self.request)
+
+    @cached_property
     def encoded_request(self) -> bytes:
-        """Canonical encoding of the request as it was when this was first asked for."""
-        return canonical_bytes(self.request)
+        """Canonical encoding of the request, of which its key is the digest."""
+        return b"".join(self.encoded_fields.values())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -130,7 +135,8 @@ class Draft:
             raise CacheError(f"image must encode to at most {MAX_IMAGE_BYTES} bytes")
         height, width, _ = image.shape
         fixed = (codec.number, 0, height, width, created)
-        self._prepare(entry.encoded_request, facts_of(entry.request), entry.scores, data, fixed)
+        facts = facts_of(entry.request, entry.encoded_fields)
+        self._prepare(entry.encoded_request, facts, entry.scores, data, fixed)
 
     @classmethod
     def copy(cls, stored: Stored) -> Self:

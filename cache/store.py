@@ -10,7 +10,6 @@ from cache.accounting import stored_size
 from cache.adoption import Adopted, adopt
 from cache.claims import Claims
 from cache.compaction import compact
-from cache.contents import is_present
 from cache.eviction import Policy, Quota, evict_some
 from cache.index import Index
 from cache.key import check_keys, digest_of
@@ -80,7 +79,8 @@ class Store(Leasing):
     def _put(self, keys: list[bytes], drafts: list[Draft]) -> int:
         now = time.time()
         with self._environment.transaction(write=True) as (txn, tables):
-            fresh = [draft for draft in drafts if not is_present(txn, tables, draft.key)]
+            present = contents.are_present(txn, tables, [draft.key for draft in drafts])
+            fresh = [draft for draft, is_there in zip(drafts, present, strict=True) if not is_there]
             needed = sum(stored_size(draft.size) for draft in fresh)
             check_free(self.path, needed, lambda: pages_bytes(txn, tables))
             if self.max_gib is not None:

@@ -1,6 +1,7 @@
 """The sub-databases of a cache and the numbers kept in them."""
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import lmdb
@@ -98,6 +99,7 @@ def unpack_number(raw: bytes) -> int:
     return int(_NUMBER.unpack(raw)[0])
 
 
+@lru_cache(maxsize=4096)
 def number_key(name: str) -> bytes:
     """Where a number is kept in meta."""
     return b"n:" + name.encode(errors="replace")[:_MAX_NAME_BYTES]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheError, CorruptRecordError, canonical_bytes, decode_fields, request_key
+from cache.key import canonical_fields
 
 # Encoded and digested by hand with struct and hashlib, not with the code under test.
 VECTORS = [
@@ -72,6 +73,14 @@ def test_the_order_of_fields_does_not_matter(fields, random):
     items = list(fields.items())
     random.shuffle(items)
     assert canonical_bytes(dict(items)) == canonical_bytes(fields)
+
+
+@given(requests, st.data())
+def test_the_parts_of_some_fields_encode_those_fields(fields, data):
+    kept = data.draw(st.sets(st.sampled_from(sorted(fields)))) if fields else set()
+    rest = {name: value for name, value in fields.items() if name in kept}
+    parts = canonical_fields(fields)
+    assert b"".join(part for name, part in parts.items() if name in rest) == canonical_bytes(rest)
 
 
 @given(st.binary(max_size=60) | requests.map(canonical_bytes), st.integers(0, 59), st.binary())
