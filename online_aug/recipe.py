@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from online_aug.config import Config
+from online_aug.dataloader.image_sets import file_names_of
 from online_aug.dataloader.sources import Splits
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank, bank_of
@@ -22,6 +23,7 @@ from online_aug.generation.identity import (
 )
 from online_aug.generation.vae_files import locate_vae
 from online_aug.generation.weights import check_weights
+from online_aug.image_weights import read_image_weights
 from online_aug.method_settings import instructions_of
 from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
 from online_aug.recipe_context import check_methods, method_contexts
@@ -65,6 +67,7 @@ class Recipe:
             check_attention(self.config.generation.attention, self.device)
             check_weights(self.model, self.vae)
             self.adaptation.check(self.model)
+            self.image_weights  # noqa: B018 - of images there are, or refused
             self.adaptation.check_device(self.finetuned, self.device)
         else:
             self.contexts  # noqa: B018 - complete, or refused
@@ -108,6 +111,19 @@ class Recipe:
     def digests(self) -> tuple[str, ...]:
         """Of the training images, each once."""
         return tuple(sorted({source.digest for source in self.sources}))
+
+    @cached_property
+    def image_weights(self) -> dict[str, float] | None:
+        """Of source images by digest, which are varied first; None where no file says.
+
+        Raises:
+            UserError: If the file cannot be used.
+        """
+        path = self.config.schedule.image_weights
+        if path is None:
+            return None
+        digests = [source.digest for source in self.sources]
+        return read_image_weights(path, digests, file_names_of(self.splits.train))
 
     @cached_property
     def saliency(self) -> RecipeSaliency:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.order import Stripe, part_of
+from online_aug.generation.order import Stripe, Weights, part_of
 from online_aug.generation.starting import fit
 from online_aug.generation.work import Work
 from online_aug.judge import build_gate
@@ -59,12 +59,14 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=ahead if config.mixing.starvation == "substitute" else None,
         stripe=Stripe.of(schedule).split(number, count),
-        weights=_class_weights(recipe),
+        weights=_weights(recipe),
         follows_losses=schedule.priority == "hard",
     )
 
 
-def _class_weights(recipe: Recipe) -> Sequence[float] | None:
+def _weights(recipe: Recipe) -> Weights | None:
+    if recipe.image_weights is not None:
+        return recipe.image_weights
     match recipe.config.schedule.priority:
         case "uniform":
             return None

@@ -1,5 +1,7 @@
 """What of the configuration decides what a process makes, and in which order."""
 
+import json
+
 import pytest
 from recipe_samples import make_recipe
 
@@ -41,6 +43,14 @@ def test_a_machine_that_helps_nobody_plans_its_own_part(work):
 def test_the_priority_says_how_classes_are_weighed(work, priority, weights, follows):
     found, _ = work(priority=priority)
     assert (found.weights, found.follows_losses) == (weights, follows)
+
+
+def test_images_are_weighed_as_a_file_says(work, tmp_path):
+    _, recipe = work()
+    path = tmp_path / "weights.json"
+    path.write_text(json.dumps({recipe.digests[0]: 3}))
+    found, _ = work(image_weights=str(path))
+    assert (found.weights, found.follows_losses) == ({recipe.digests[0]: 3.0}, False)
 
 
 @pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])

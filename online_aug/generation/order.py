@@ -1,9 +1,10 @@
-"""In which order a process takes the requests of a plan: its own part first, classes by weight."""
+"""In which order a process takes the requests of a plan: its own part first, then by weight."""
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from online_aug.config_schedule import ScheduleConfig
 from online_aug.records import GenerationRequest
@@ -11,6 +12,10 @@ from online_aug.records import GenerationRequest
 _STRIPE_BYTES = 8
 LEAST_SHARE = 0.1
 """Least weight by loss, of the mean: a class that is learnt still gets images."""
+
+
+Weights: TypeAlias = Sequence[float] | Mapping[str, float]
+"""Above 0: of the target classes by label, or of some source images by digest; others weigh 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,22 +50,23 @@ class Order:
     """Requests that wait, in the order in which they are to be taken.
 
     The own part comes first, then the rest, which others may be at. Without weights each part is in
-    the order of the plan. With weights, each class of target gets turns in proportion to its own as
-    long as it has requests (stride scheduling); those of one class stay in the plan's order.
+    the order of the plan. With weights, each class of target, or each source image, gets turns in
+    proportion to its own as long as it has requests (stride scheduling); those of one class, or of
+    one image, stay in the plan's order.
     """
 
     def __init__(
         self,
         plan: Iterable[GenerationRequest],
         stripe: Stripe | None = None,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """Take a plan.
 
         Args:
             plan: In its own order.
             stripe: Which requests come first; None makes no difference between them.
-            weights: Of the classes, by label, above 0; None keeps the order of the plan.
+            weights: None keeps the order of the plan.
         """
         self._stripe = stripe or Stripe()
         self._own, self._rest = _Lanes(weights), _Lanes(weights)
@@ -76,16 +82,16 @@ class Order:
         return own + self._rest.take(count - len(own))
 
     def extend(self, requests: Iterable[GenerationRequest]) -> None:
-        """Let more wait, behind those of their class."""
+        """Let more wait, behind those of their class or image."""
         for request in requests:
             self._part(request).append(request)
 
     def put_back(self, requests: Sequence[GenerationRequest]) -> None:
-        """Let some that were taken wait again, before those of their class."""
+        """Let some that were taken wait again, before those of their class or image."""
         for request in reversed(requests):
             self._part(request).append(request, is_first=True)
 
-    def reweigh(self, weights: Sequence[float]) -> None:
+    def reweigh(self, weights: Weights) -> None:
         """Go on in proportion to other weights; only where there have been some.
 
         Raises:
@@ -99,12 +105,13 @@ class Order:
 
 
 class _Lanes:
-    """A queue for each class, and whose turn it is: the one whose next turn is due first."""
+    """A queue for each class or image, and whose turn it is: the one whose next is due first."""
 
-    def __init__(self, weights: Sequence[float] | None) -> None:
+    def __init__(self, weights: Weights | None) -> None:
         self._weights = weights
-        self._lanes: dict[int, deque[GenerationRequest]] = {}
-        self._due: list[tuple[float, int]] = []
+        self._lanes: dict[Hashable, deque[GenerationRequest]] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._due: list[tuple[float, int, Hashable]] = []
         self._now = 0.0
         self._count = 0
 
@@ -112,35 +119,44 @@ class _Lanes:
         return self._count
 
     def append(self, request: GenerationRequest, *, is_first: bool = False) -> None:
-        label = 0 if self._weights is None else request.target_label
-        lane = self._lanes.setdefault(label, deque())
-        if not lane:
-            self._plan_turn(label)
+        name, _ = _lane_of(request, self._weights)
+        lane = self._lanes.setdefault(name, deque())
         (lane.appendleft if is_first else lane.append)(request)
+        if len(lane) == 1:
+            self._plan_turn(name)
         self._count += 1
 
     def take(self, count: int) -> list[GenerationRequest]:
         taken: list[GenerationRequest] = []
         while self._due and len(taken) < count:
-            self._now, label = heapq.heappop(self._due)
-            lane = self._lanes[label]
-            taken.append(lane.popleft())
-            if lane:
-                self._plan_turn(label)
+            self._now, _, name = heapq.heappop(self._due)
+            taken.append(self._lanes[name].popleft())
+            if self._lanes[name]:
+                self._plan_turn(name)
         self._count -= len(taken)
         return taken
 
-    def reweigh(self, weights: Sequence[float]) -> None:
+    def reweigh(self, weights: Weights) -> None:
         if self._weights is None:
             raise ValueError("weights must replace others, got some for the order of the plan")
         self._weights, self._now, self._due = weights, 0.0, []
-        for label, lane in self._lanes.items():
+        for name, lane in self._lanes.items():
             if lane:
-                self._plan_turn(label)
+                self._plan_turn(name)
 
-    def _plan_turn(self, label: int) -> None:
-        weight = 1.0 if self._weights is None else self._weights[label]
-        heapq.heappush(self._due, (self._now + 1 / weight, label))
+    def _plan_turn(self, name: Hashable) -> None:
+        _, weight = _lane_of(self._lanes[name][0], self._weights)
+        number = self._numbers.setdefault(name, len(self._numbers))  # of equals the first to come
+        heapq.heappush(self._due, (self._now + 1 / weight, number, name))
+
+
+def _lane_of(request: GenerationRequest, weights: Weights | None) -> tuple[Hashable, float]:
+    """Whose turns a request takes, and their weight."""
+    if weights is None:
+        return None, 1.0
+    if isinstance(weights, Mapping):
+        return request.source_digest, weights.get(request.source_digest, 1.0)
+    return request.target_label, weights[request.target_label]
 
 
 def weights_by_loss(losses: Sequence[float | None]) -> list[float]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from online_aug.generation.image_generator import Finished
 from online_aug.generation.messages import Status
-from online_aug.generation.order import Stripe
+from online_aug.generation.order import Stripe, Weights
 from online_aug.generation.starting import Prepare
 from online_aug.records import GenerationRequest
 
@@ -76,7 +76,7 @@ class Work:
     """Images not yet served at which to pause; None never pauses."""
     stripe: Stripe | None = None
     """What this process begins with; the rest comes after it."""
-    weights: Sequence[float] | None = None
-    """Of the classes at the start; None keeps the order of the plan."""
+    weights: Weights | None = None
+    """Of classes or images at the start; None keeps the order of the plan."""
     follows_losses: bool = False
     """The weights then follow the classifier's losses."""

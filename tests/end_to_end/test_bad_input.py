@@ -104,6 +104,14 @@ CASES = {
         ["generation.attention=xformers", "devices.generate=cpu"],
         r"generation\.attention must be auto or sdpa on cpu, got 'xformers'$",
     ),
+    "weights of images that are not there": (
+        ["schedule.image_weights={place}/weights.json"],
+        r"schedule\.image_weights must name training images, such as .*, got 'emu' in {place}/w",
+    ),
+    "two kinds of weights": (
+        ["schedule.image_weights={place}/weights.json", "schedule.priority=hard"],
+        r"schedule\.priority must be uniform where schedule\.image_weights is given, got hard$",
+    ),
     "missing folder": (["data.source={place}/none"], r"data\.source must be .*, got {place}/none$"),
     "no class": (["data.source={place}/no_class"], r"must hold a folder for each class"),
     "one class": (["data.source={place}/one_class"], r"at least two classes, got only 'cat'$"),
@@ -220,6 +228,7 @@ def spoil_models(place, model):
 def spoil(place, config):
     """Folders, models and runs as nobody should have them."""
     (place / "file").write_text("")
+    (place / "weights.json").write_text('{"emu": 1}')
     (place / "no_class").mkdir(parents=True)
     write_images(place / "one_class" / "cat", 5)
     for name, dogs in {"empty_class": 0, "one_image": 1, "broken_image": 9}.items():

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, make_plan, make_request, make_sources
+from request_samples import CLASSES, digest_of, make_plan, make_request, make_sources
 
 from online_aug.config_schedule import ScheduleConfig
 from online_aug.generation.order import LEAST_SHARE, Order, Stripe, part_of, weights_by_loss
@@ -23,6 +23,10 @@ def take_all(order, count=7):
 
 def of_class(label, count):
     return [make_request(target_label=label, noise_seed=number) for number in range(count)]
+
+
+def of_image(number, variant):
+    return make_request(source_digest=digest_of(number), variant=variant)
 
 
 def even_plan(count=60):
@@ -73,6 +77,31 @@ def test_classes_get_turns_in_proportion_to_their_weights(weights, count):
         ahead = taken[label] - count * weight / sum(weights)
         # Less than a turn behind; ahead by what the others are behind, together.
         assert -1 - 1e-6 <= ahead <= CLASSES - 1 + 1e-6
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(1, 40))
+def test_images_get_turns_in_proportion_to_their_weights_and_others_as_weight_1(weights, count):
+    plan = [of_image(number, variant) for number in range(4) for variant in range(60)]
+    named = {digest_of(number): weight for number, weight in enumerate(weights)}
+    taken = Counter(request.source_digest for request in Order(plan, None, named).take(count))
+    every = [*weights, 1.0]
+    for number, weight in enumerate(every):
+        ahead = taken[digest_of(number)] - count * weight / sum(every)
+        assert -1 - 1e-6 <= ahead <= len(every) - 1 + 1e-6
+
+
+def test_images_of_one_weight_have_one_turn_each_before_any_has_two():
+    taken = take_all(Order(PLAN, None, {}))
+    assert taken[:60] == PLAN[:60]
+    assert {request.source_digest for request in taken[60:]} == {digest_of(n) for n in range(60)}
+
+
+def test_requests_of_one_image_stay_in_the_order_of_the_plan():
+    taken = take_all(Order(PLAN, None, {digest_of(0): 7.0, digest_of(3): 0.2}))
+    assert Counter(taken) == Counter(PLAN)
+    for digest in {request.source_digest for request in PLAN}:
+        expected = [request for request in PLAN if request.source_digest == digest]
+        assert [request for request in taken if request.source_digest == digest] == expected
 
 
 def test_requests_of_one_class_stay_in_the_order_of_the_plan():
