@@ -2,8 +2,10 @@
 
     python benchmarks/saliency.py [DEVICE] [BATCH_SIZE]
 
-Random weights, 224 px, medians over interleaved rounds. Targets: at most 1.2 forward passes on a
-CNN and 1.5 on a ViT, at least 4 times as fast as pytorch_grad_cam on the same batch.
+Random weights, 224 px, medians over interleaved rounds. Ours looks through a copy that is prepared
+once for each version of a teacher; what that costs, its first two batches included, is the column
+"once". Targets: at most 1.2 forward passes on a CNN and 1.5 on a ViT, at least 4 times as fast as
+pytorch_grad_cam on the same batch.
 """
 
 import statistics
@@ -15,11 +17,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from online_aug.saliency import grad_cam, upscaled
+from online_aug.saliency import grad_cam, quick_copy, upscaled
 from online_aug.saliency.reference import library_grad_cam, spare_copy
 
 SIDE_PX = 224
 ROUNDS = 5
+HEADS = ("classifier", "forward, ms", "ours, ms", "forwards", "library, ms", "ratio", "once, ms")
 MODELS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "resnet50": lambda model: model.layer4[-1],
     "convnext_tiny": lambda model: model.stages[-1],
@@ -32,18 +35,18 @@ def main(argv: Sequence[str]) -> None:
     device = torch.device(argv[0] if argv else "cuda" if torch.cuda.is_available() else "cpu")
     batch_size = int(argv[1]) if len(argv) > 1 else 8
     print(f"{device}, batch of {batch_size}, {torch.get_num_threads()} threads\n")
-    print("| classifier | forward, ms | ours, ms | in forward passes | library, ms | ratio |")
-    print("|---|---|---|---|---|---|")
+    print(f"| {' | '.join(HEADS)} |")
+    print("|---" * len(HEADS) + "|")
     for name in MODELS:
-        forward, ours, library = _measure(name, device, batch_size)
+        once, forward, ours, library = _measure(name, device, batch_size)
         print(
             f"| {name} | {forward:.0f} | {ours:.0f} | {ours / forward:.2f} "
-            f"| {library:.0f} | {library / ours:.1f} |"
+            f"| {library:.0f} | {library / ours:.1f} | {once:.0f} |"
         )
 
 
 def _measure(name: str, device: torch.device, batch_size: int) -> list[float]:
-    """Milliseconds of a forward pass, of our maps, and of the library's, at the images' size."""
+    """Milliseconds of getting ready, a forward pass, our maps, and the library's."""
     model = timm.create_model(name).to(device).eval()
     spare = spare_copy(model)
     images = torch.randn(batch_size, 3, SIDE_PX, SIDE_PX, device=device)
@@ -54,15 +57,24 @@ def _measure(name: str, device: torch.device, batch_size: int) -> list[float]:
         with torch.no_grad():
             model(images)
 
+    looking = model
+
     def ours() -> None:
-        upscaled(grad_cam(model, images, labels), (SIDE_PX, SIDE_PX))
+        upscaled(grad_cam(looking, images, labels), (SIDE_PX, SIDE_PX))
+
+    def prepare() -> None:
+        nonlocal looking
+        looking = quick_copy(model)
+        ours()  # of this shape for the first time
+        ours()  # and recorded
 
     def library() -> None:
         library_grad_cam(spare, images, labels, MODELS[name](spare), reshape)
 
+    once = _milliseconds(prepare, device)
     tasks = (forward, ours, library)
     rounds = [[_milliseconds(task, device) for task in tasks] for _ in range(ROUNDS + 1)]
-    return [statistics.median(times) for times in zip(*rounds[1:], strict=True)]
+    return [once, *(statistics.median(times) for times in zip(*rounds[1:], strict=True))]
 
 
 def _milliseconds(task: Callable[[], None], device: torch.device) -> float:

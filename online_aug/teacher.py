@@ -19,7 +19,7 @@ from online_aug.dataloader.transforms import EvalTransform, normalise
 from online_aug.errors import UserError
 from online_aug.recipe import Recipe
 from online_aug.reporting.progress import progress
-from online_aug.saliency import grad_cam, spectral_residual
+from online_aug.saliency import grad_cam, quick_copy, spectral_residual
 from online_aug.saliency.table import encode_map
 from online_aug.stores import open_store
 from online_aug.training.classifier import (
@@ -90,11 +90,12 @@ def saliency_maps(
 
 
 def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
-    """Grad-CAM of a classifier, which stays as it is."""
+    """Grad-CAM of a classifier as it is now, which stays so."""
     mean, std = input_statistics(classifier)
+    looking = quick_copy(classifier)
 
     def look(images: UInt8[Tensor, "b 3 s s"], labels: Int[Tensor, " b"]) -> Tensor:
-        return grad_cam(classifier, normalise(images.to(device), mean, std), labels.to(device))
+        return grad_cam(looking, normalise(images.to(device), mean, std), labels.to(device))
 
     return look
 

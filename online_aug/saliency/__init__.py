@@ -3,6 +3,7 @@
 from online_aug.saliency.cam import grad_cam
 from online_aug.saliency.maps import follow, scaled, upscaled
 from online_aug.saliency.otsu import otsu_masks, otsu_thresholds
+from online_aug.saliency.quick import quick_copy
 from online_aug.saliency.spectral import spectral_residual
 from online_aug.saliency.table import SaliencyTable
 
@@ -12,6 +13,7 @@ __all__ = [
     "grad_cam",
     "otsu_masks",
     "otsu_thresholds",
+    "quick_copy",
     "scaled",
     "spectral_residual",
     "upscaled",

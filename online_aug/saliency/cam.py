@@ -41,6 +41,11 @@ def grad_cam(
     return scaled(_by_library(classifier, images, labels)) if found is None else _weighted(*found)
 
 
+def pools_features(classifier: nn.Module) -> bool:
+    """It has a body and a head, as the models of timm do."""
+    return hasattr(classifier, "forward_features") and hasattr(classifier, "forward_head")
+
+
 class _Taken(NamedTuple):
     """One layer's output and the gradient of the classes' logits there."""
 
@@ -59,7 +64,7 @@ def _at_pooled_features(
     classifier: Any, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
 ) -> _Taken | None:
     """At what the head pools; None where the classifier has no such map."""
-    if not hasattr(classifier, "forward_features") or not hasattr(classifier, "forward_head"):
+    if not pools_features(classifier):
         return None
     features = classifier.forward_features(images)
     if not isinstance(features, Tensor) or features.ndim != 4:
@@ -74,8 +79,8 @@ def _at_pooled_features(
 
 def _is_vision_transformer(classifier: Any) -> bool:
     blocks = getattr(classifier, "blocks", None) or [None]
-    has_tokens = hasattr(classifier, "patch_embed") and hasattr(classifier, "num_prefix_tokens")
-    return has_tokens and hasattr(blocks[-1], "norm1")
+    patch_embed = getattr(classifier, "patch_embed", None)
+    return hasattr(patch_embed, "dynamic_feat_size") and hasattr(blocks[-1], "norm1")
 
 
 def _at_last_block(
@@ -96,7 +101,7 @@ def _at_last_block(
     (leaf,) = leaves
     height, width = classifier.patch_embed.dynamic_feat_size(images.shape[2:])
     tokens = (leaf.detach(), _gradient(logits, labels, leaf))
-    patches = (part[:, classifier.num_prefix_tokens :] for part in tokens)
+    patches = (part[:, -height * width :] for part in tokens)  # behind class and register tokens
     return _Taken(*(part.transpose(1, 2).unflatten(2, (height, width)) for part in patches))
 
 
