@@ -41,17 +41,33 @@ def quick_copy(classifier: nn.Module) -> nn.Module:
 
 
 def _packed(linear: nn.Linear) -> Call:
-    plain, weight = linear.forward, linear.weight.detach().to_mkldnn()
+    weight = linear.weight.detach().to_mkldnn()
     bias = None if linear.bias is None else linear.bias.detach().to_mkldnn()
 
     def forward(values: Tensor) -> Tensor:
-        # Weights so packed have no gradient, which the last block of a ViT is asked for.
-        if torch.is_grad_enabled():
-            return plain(values)
-        result: Tensor = torch.ops.aten.mkldnn_linear(values.to_mkldnn(), weight, bias).to_dense()
-        return result
+        product: Tensor = _Product.apply(values, weight, bias)
+        return product
 
     return forward
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer by oneDNN, with the gradient of what goes in: a ViT's last block needs it."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.weight = weight
+        return _product(values, weight, bias)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        turned = context.weight.to_dense().t().contiguous().to_mkldnn()
+        return _product(gradients[0].contiguous(), turned, None), None, None
+
+
+def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.aten.mkldnn_linear(values.to_mkldnn(), weight, bias).to_dense()
+    return product
 
 
 def _recorded_again(network: nn.Module, features: Call) -> Call:

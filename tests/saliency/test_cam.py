@@ -38,6 +38,11 @@ def patches_of(model):
     return reshape
 
 
+def late_class(model):
+    """CaiT adds the class token behind these blocks: all tokens are patches."""
+    return lambda tokens: tokens.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16))
+
+
 RESNET = ("resnet18", {}, lambda m: m.layer4[-1], None)
 CONVNEXT = ("convnext_atto", {}, lambda m: m.stages[-1], None)
 VIT = ("vit_tiny_patch16_224", {"img_size": SIDE}, lambda m: m.blocks[-1].norm1, patches_of)
@@ -49,6 +54,8 @@ OTHERS = [
     ("deit3_small_patch16_224", {"img_size": SIDE}, lambda m: m.blocks[-1].norm1, patches_of),
     ("vit_base_patch16_clip_224", {"img_size": SIDE, "depth": 2}, lambda m: m.blocks[-1].norm1,
      patches_of),
+    ("cait_xxs24_224", {"img_size": SIDE, "depth": 2, "init_values": 1.0},
+     lambda m: m.blocks[-1].norm1, late_class),
     ("plain", {}, lambda m: m[1], None),
 ]  # fmt: skip
 FAST = ["test_resnet", "test_convnext", "test_vit"]
