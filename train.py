@@ -73,7 +73,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
         if is_first_process():
             print_summary(read_summary(directory), directory, open_console())
         return 0
-    ensure_finetuned(recipe)
+    ensure_finetuned(recipe, devices.finetune)
     ensure_saliency(recipe)
     if needs_launcher(devices.train):
         return launch(argv, devices.train, threads=devices.train_threads)

@@ -29,7 +29,7 @@ class FinetuneConfig(Section):
     token_steps: Count | None = None
     """Optimizer steps of the tokens in `staged`; null takes `steps`."""
     batch_size: Count = 8
-    """Images a step."""
+    """Images a step, over all devices together: every GPU of the run learns its part of it."""
     class_balance: Fraction = 0.0
     """An image of a class of n is drawn in proportion to 1 / n^x: 0 draws all images alike, 1 all
     classes alike (Diff-Mix's weighted sampler for long tails)."""

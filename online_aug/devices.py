@@ -31,6 +31,13 @@ class DevicePlan:
         """The device that images are planned for, whether they are made now or were before."""
         return (self.generate or self.train)[0]
 
+    @property
+    def finetune(self) -> tuple[str, ...]:
+        """What the generator learns the classes on before all else begins: every GPU of the run."""
+        if self.generator == "cpu":
+            return self.generate or ("cpu",)
+        return tuple(dict.fromkeys(d for d in (*self.generate, *self.train) if d != "cpu"))
+
     def is_shared(self, device: str) -> bool:
         """Whether a GPU both trains and generates."""
         return device != "cpu" and device in self.train and device in self.generate

@@ -93,7 +93,7 @@ def fill(recipe: "Recipe", devices: "DevicePlan") -> int:
 
     with open_store(recipe.config).open() as store:
         sys.stdout.write(f"{devices}\n")
-        ensure_finetuned(recipe)
+        ensure_finetuned(recipe, devices.finetune)
         ensure_saliency(recipe)
         sys.stdout.write(f"{describe_plan(recipe, store)}\n")
         with Interrupt() as interrupt:

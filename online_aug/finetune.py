@@ -3,8 +3,10 @@
 `python -m online_aug.finetune configs/x.yaml`; `train.py` runs it when the result is missing.
 """
 
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from online_aug.command_line import parse_command, run_main
+from online_aug.config import Config
+from online_aug.config_files import resolved_yaml
 from online_aug.dataloader.sources import load_splits
 from online_aug.devices import plan_devices
 from online_aug.errors import UserError
@@ -20,41 +24,91 @@ from online_aug.locking import alone
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import SourceImages
 from online_aug.reporting.progress import progress
+from online_aug.training.distributed import (
+    World,
+    agree,
+    end_distributed,
+    rank_device,
+    single,
+    start_distributed,
+)
+from online_aug.training.interrupts import Interrupt
+from online_aug.training.launcher import RECORD, is_launched, launch, only_node
 
 if TYPE_CHECKING:
     from online_aug.generation.finetuning.loop import FinetuneTask
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what is missing, and say where the result is."""
+    """Do what is missing, and say where the result is; or one rank's part of it."""
     command = parse_command(
         argv, prog="python -m online_aug.finetune", summary="Fine-tune the image generator."
     )
     config = command.load_config()
+    if RECORD in os.environ:
+        _join(config)
+        return
     devices = plan_devices(config.devices)
     recipe = Recipe(config, load_splits(config.data), devices.generator)
     recipe.check(generates=True)
-    ensure_finetuned(recipe)
+    ensure_finetuned(recipe, devices.finetune)
     sys.stdout.write(f"fine-tuned: {recipe.finetuned}\n")
 
 
-def ensure_finetuned(recipe: Recipe) -> None:
+def ensure_finetuned(recipe: Recipe, devices: Sequence[str] = ()) -> None:
     """Fine-tune unless the result is there; a second process that asks for it waits and takes it.
 
     What a process left unfinished, however it ended, goes on from its last checkpoint.
 
+    Args:
+        recipe: What is to be learned.
+        devices: What to learn on, each with a part of every step; the recipe's own if there is none
+            or this process is a rank itself. Several need the main thread.
+
     Raises:
         UserError: If `finetune.path` cannot be written, or the model cannot be loaded.
+        SystemExit: If a rank failed, with its status.
     """
     folder = recipe.finetuned
     if folder is None or recipe.is_ready:
         return
+    devices = devices[: recipe.config.finetune.batch_size]  # an image a step for each
     with _alone(folder):
-        if not recipe.is_ready:
-            _finetune(recipe, folder)
+        if recipe.is_ready:
+            return
+        if len(devices) > 1 and not is_launched():
+            _launch(recipe.config, devices)
+        else:
+            _finetune(recipe, folder, single(recipe.device), lambda: None)
 
 
-def _finetune(recipe: Recipe, folder: Path) -> None:
+def _launch(config: Config, devices: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="online_aug_") as place:
+        path = Path(place) / "config.yaml"
+        path.write_text(resolved_yaml(config), encoding="utf-8")
+        argv = [str(path), f"devices.generate=[{', '.join(devices)}]"]
+        here = only_node(len(devices))  # the other machines of the run wait for the result
+        if status := launch(argv, devices, script="online_aug.finetune", node=here):
+            sys.exit(status)
+
+
+def _join(config: Config) -> None:
+    """Be one of the ranks that `_launch` started; it holds the lock, and has checked all."""
+    devices = plan_devices(config.devices, trains=False)
+    world = start_distributed(rank_device(devices.generate))
+    recipe = Recipe(config, load_splits(config.data), devices.generator)
+    assert recipe.finetuned  # otherwise nobody would have started this
+    with Interrupt() as interrupt:
+
+        def leave_together() -> None:
+            if received := agree(world, interrupt.received or 0):
+                sys.exit(128 + received)
+
+        _finetune(recipe, recipe.finetuned, world, leave_together)
+    end_distributed()
+
+
+def _finetune(recipe: Recipe, folder: Path, world: World, after_step: Callable[[], None]) -> None:
     # diffusers: slow to import
     from online_aug.generation.finetuning.checkpoints import newest_checkpoint
     from online_aug.generation.finetuning.loop import CHECKPOINTS, finetune
@@ -63,11 +117,22 @@ def _finetune(recipe: Recipe, folder: Path) -> None:
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
     saved = newest_checkpoint(unfinished / CHECKPOINTS)
-    pipeline = load_img2img(recipe.model, "float32").to(recipe.device)
-    with _shown(recipe.adaptation.steps, saved.step) as report:
-        finetune(pipeline, _task(recipe), unfinished, report, saved)
-    unfinished.rename(folder)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nothing reads them in a result
+    pipeline = load_img2img(recipe.model, "float32").to(world.device)
+    title = "fine-tuning the generator"
+    with progress(
+        f"{title} from step {saved.step}" if saved.step else title,
+        recipe.adaptation.steps - saved.step,
+        enabled=world.is_first,
+    ) as bar:
+
+        def report(step: int, loss: float) -> None:
+            bar.advance(note=f"loss {loss:.3f}")
+            after_step()
+
+        finetune(pipeline, _task(recipe), unfinished, report, saved, world)
+    if world.is_first:
+        unfinished.rename(folder)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nothing reads them in a result
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -90,14 +155,6 @@ def _task(recipe: Recipe) -> "FinetuneTask":
         config=config.finetune,
         generation=config.generation,
     )
-
-
-@contextmanager
-def _shown(steps: int, done: int) -> Iterator[Callable[[int, float], None]]:
-    """What takes the loss of each step that is left."""
-    title = "fine-tuning the generator"
-    with progress(f"{title} from step {done}" if done else title, steps - done) as bar:
-        yield lambda step, loss: bar.advance(note=f"loss {loss:.3f}")
 
 
 @contextmanager

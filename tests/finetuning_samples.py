@@ -13,6 +13,7 @@ from online_aug.generation.finetuning.checkpoints import BEGINNING
 from online_aug.generation.finetuning.latents import Examples
 from online_aug.generation.finetuning.loop import FinetuneTask, finetune
 from online_aug.generation.models import load_img2img
+from online_aug.training.distributed import single
 
 NAMES = ["zero", "one", "two"]
 CONCEPTS = class_concepts(NAMES, "digit")
@@ -32,7 +33,7 @@ def examples(hflip=0.5, labels=(0, 1, 2, 0, 1, 2)):
     return Examples(load=lambda index: images[index], labels=np.array(labels), hflip=hflip)
 
 
-def run(model, folder, config=CONFIG, report=lambda step, loss: None, saved=BEGINNING, **settings):
+def run(model, folder, config=CONFIG, report=lambda *_: None, saved=BEGINNING, **settings):
     """Fine-tune a fresh pipeline into a folder; the pipeline as it is afterwards."""
     pipeline = load_img2img(model, "float32")
     folder.mkdir(exist_ok=True)
@@ -40,7 +41,7 @@ def run(model, folder, config=CONFIG, report=lambda step, loss: None, saved=BEGI
     task = FinetuneTask(
         examples=examples(**settings), concepts=concepts, config=config, generation=DRAWING
     )
-    finetune(pipeline, task, folder, report, saved)
+    finetune(pipeline, task, folder, report, saved, single("cpu"))
     return pipeline
 
 

@@ -140,6 +140,22 @@ def test_images_are_planned_for_the_device_that_makes_them_or_else_for_training(
     assert plan(2, generate="none").generator == "cuda:0"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "devices", "expected"),
+    [
+        (0, {}, ("cpu",)),
+        (0, {"train": ["cpu", "cpu"]}, ("cpu",)),
+        (0, {"generate": ["cpu", "cpu"]}, ("cpu", "cpu")),
+        (1, {}, ("cuda:0",)),
+        (3, {}, ("cuda:2", "cuda:0", "cuda:1")),
+        (2, {"train": "cuda:0", "generate": "cpu"}, ("cpu",)),
+        (2, {"train": "cpu", "generate": "cuda:1"}, ("cuda:1",)),
+    ],
+)
+def test_the_classes_are_learned_on_every_gpu_of_the_run(plan, gpus, devices, expected):
+    assert plan(gpus, **devices).finetune == expected
+
+
 def test_no_training_device_at_all_is_refused_by_the_configuration():
     with pytest.raises(ValueError, match="at least 1 item"):
         DevicesConfig(train=[])

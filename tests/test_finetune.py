@@ -20,7 +20,7 @@ def recipe(tmp_path, tiny_model):
 
 @pytest.fixture
 def is_not_run(monkeypatch):
-    def run(recipe, folder):
+    def run(recipe, folder, world, after_step):
         raise AssertionError("fine-tuned again")
 
     monkeypatch.setattr(finetune, "_finetune", run)
@@ -31,7 +31,7 @@ def fakes(monkeypatch):
     """Results that only say they are whole, and how many were made."""
     made = []
 
-    def run(recipe, folder):
+    def run(recipe, folder, world, after_step):
         made.append(folder)
         folder.mkdir()
         (folder / CONCEPTS_FILE).write_text("[]")

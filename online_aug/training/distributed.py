@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from online_aug.errors import UserError
 from online_aug.training.launcher import RECORD
@@ -61,6 +62,11 @@ class World:
     def local_world_size(self) -> int:
         """Ranks of this node."""
         return self.nodes_by_rank.count(self.node)
+
+
+def single(device: str) -> World:
+    """A process that has no other ranks beside it."""
+    return World(0, 1, 0, torch.device(device))
 
 
 def rank_device(devices: Sequence[str]) -> str:
@@ -119,6 +125,18 @@ def agree(world: World, value: int) -> int:
     largest = torch.tensor([value])
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=world.control)
     return int(largest)
+
+
+def sum_gradients(world: World, parameters: Sequence[nn.Parameter]) -> None:
+    """Add up the gradients of all ranks, each of which has one for every parameter."""
+    if world.world_size == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, added in zip(gradients, together.split(sizes), strict=True):
+        gradient.copy_(added.view_as(gradient))
 
 
 def total(world: World, values: Sequence[float]) -> list[float]:

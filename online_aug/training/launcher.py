@@ -49,8 +49,9 @@ def launch(
     argv: Sequence[str],
     devices: Sequence[str],
     *,
-    script: Path | None = None,
+    script: Path | str | None = None,
     threads: int | None = None,
+    node: Node | None = None,
 ) -> int:
     """Run a script in one rank for each device and wait; main thread only.
 
@@ -60,16 +61,17 @@ def launch(
     Args:
         argv: Arguments of the script.
         devices: Of this machine, all GPUs or all `cpu`; their order is that of the ranks.
-        script: What to run; the running program if None.
+        script: What to run, a file or the name of a module; the running program if None.
         threads: CPU threads of each rank; the cores divided by the ranks if None.
+        node: The place of this machine among several; that in the run if None.
 
     Returns:
         0 if all ranks succeeded, else the status of the first that failed: its exit status, or
         128 plus the signal that killed it.
     """
-    script = (script or Path(sys.argv[0])).resolve()
+    program = script if isinstance(script, str) else str((script or Path(sys.argv[0])).resolve())
     others = {child.pid for child in psutil.Process().children()}
-    node = this_node() or Node(0, (len(devices),), "127.0.0.1", free_port())
+    node = node or this_node() or only_node(len(devices))
     with tempfile.TemporaryDirectory(prefix="online_aug_") as record:
         environment = _environment(devices, threads, record)
         if len(node.slots) == 1:  # the name of the machine may not resolve
@@ -77,7 +79,7 @@ def launch(
         orphans.adopt_orphans(True)
         # A session of its own: a terminal's Ctrl-C then comes to this process alone.
         process = subprocess.Popen(
-            _command(script, argv, node), env=environment, start_new_session=True
+            _command(program, argv, node), env=environment, start_new_session=True
         )
         try:
             with _passing_on(process, len(devices)) as received:
@@ -96,7 +98,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
-def _command(script: Path, argv: Sequence[str], node: Node) -> list[str]:
+def _command(program: str, argv: Sequence[str], node: Node) -> list[str]:
     ranks = {f"node{number}": [*range(slots)] for number, slots in enumerate(node.slots)}
     world = base64.urlsafe_b64encode(json.dumps(ranks).encode()).decode()
     return [
@@ -104,7 +106,7 @@ def _command(script: Path, argv: Sequence[str], node: Node) -> list[str]:
         *(f"--world_info={world}", f"--node_rank={node.number}"),
         *(f"--master_addr={node.address}", f"--master_port={node.port}"),
         *("--log_level=critical", "--no_local_rank", "--module", "online_aug.training.rank"),
-        *(str(script), *argv),
+        *(program, *argv),
     ]
 
 
@@ -122,6 +124,11 @@ def _environment(devices: Sequence[str], threads: int | None, record: str) -> di
     share = threads or max(1, len(os.sched_getaffinity(0)) // len(devices))
     environment.setdefault("OMP_NUM_THREADS", str(share))
     return environment
+
+
+def only_node(ranks: int) -> Node:
+    """This machine alone."""
+    return Node(0, (ranks,), "127.0.0.1", free_port())
 
 
 def free_port() -> int:

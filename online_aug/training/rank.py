@@ -1,4 +1,4 @@
-"""What the launcher starts for each rank: the script, tied to its life and accounted for.
+"""What the launcher starts for each rank: the program, tied to its life and accounted for.
 
 Imports nothing heavy, so that a rank is tied before it does anything.
 """
@@ -15,7 +15,7 @@ from online_aug.training.launcher import FIRST_FAILURE, LAUNCHER_PID, RECORD, VI
 
 
 def main() -> int:
-    """Run the script named by the arguments as the main program; its exit status."""
+    """Run the script or module named by the arguments as the main program; its exit status."""
     orphans.die_with_parent(signal.SIGTERM)
     if os.getppid() in (1, int(os.environ[LAUNCHER_PID])):
         return 1  # the launcher died before the request, and this process was adopted
@@ -23,16 +23,19 @@ def main() -> int:
     if VISIBLE_DEVICES in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
     sys.argv = sys.argv[1:]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
     status = _run(sys.argv[0])
     if status:
         _note(status)
     return status
 
 
-def _run(script: str) -> int:
+def _run(program: str) -> int:
     try:
-        runpy.run_path(script, run_name="__main__")
+        if os.sep in program:  # a script by its whole path
+            sys.path[0] = str(Path(program).parent)
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0

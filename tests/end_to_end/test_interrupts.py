@@ -138,11 +138,15 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
     assert (story.folder / "checkpoints" / "latest").read_text() == "step_00000000"
 
 
+@pytest.mark.parametrize("generate", ["cpu", "[cpu, cpu]"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(config, number):
-    story = Story(run_folder(config, f"tuning{number}"), config.parent / "unused_cache")
-    place = config.parent / f"tuned{number}"
+def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(
+    config, number, generate, tmp_path
+):
+    story = Story(run_folder(config, f"tuning{number}"), tmp_path / "unused_cache")
+    place = tmp_path / "tuned"
     wishes = [
+        f"devices.generate={generate}",
         *("finetune.steps=100000", "finetune.checkpoint_steps=2"),
         *(f"finetune.path={place}", f"cache.path={story.cache}"),
     ]

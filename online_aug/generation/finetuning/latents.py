@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from online_aug.training.distributed import World
+
 MAX_KEPT_LATENTS = 20_000
 
 
@@ -29,6 +31,11 @@ class Draw:
 
     indices: Int[np.ndarray, " b"]
     is_flipped: Bool[np.ndarray, " b"]
+
+    def part(self, world: World) -> "Draw":
+        """Those of one rank."""
+        mine = slice(world.rank, None, world.world_size)
+        return Draw(indices=self.indices[mine], is_flipped=self.is_flipped[mine])
 
 
 class Sampler:

@@ -10,11 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from online_aug.config_finetune import FinetuneConfig
+from online_aug.config_generation import GenerationConfig
 from online_aug.generation.adapters import save_adapters
 from online_aug.generation.concepts import Concept
 from online_aug.generation.finetuning.additions import add_lora, add_tokens, freeze
 from online_aug.generation.finetuning.stages import Stage
+from online_aug.generation.finetuning.validation import draw_validation
 from online_aug.generation.models import DTYPES
+from online_aug.training.distributed import World, sum_gradients, total
 
 LORA_DECAY = 1e-2
 LORA_MAX_NORM = 1.0
@@ -28,9 +31,11 @@ class Learner:
         pipeline: StableDiffusionImg2ImgPipeline,
         concepts: Sequence[Concept],
         config: FinetuneConfig,
+        world: World,
     ) -> None:
         """Freeze the model in `finetune.dtype` and add what `finetune.mode` learns in float32."""
-        self._pipeline, self._concepts, self._config = pipeline, concepts, config
+        self._pipeline, self._concepts = pipeline, concepts
+        self._config, self._world = config, world
         freeze(pipeline)
         has_tokens, has_lora = config.mode != "lora", config.mode != "textual_inversion"
         self._tokens = [add_tokens(pipeline, concepts, config.seed)] if has_tokens else []
@@ -62,20 +67,30 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["initial_lr"] = group["lr"]
 
-    def step(self, loss_of: Callable[[], Float[Tensor, ""]], rate: float) -> float:
-        """Do one optimizer step at this fraction of the learning rates; the loss before it."""
+    def step(
+        self, loss_of: Callable[[], Float[Tensor, ""]], rate: float, share: float = 1.0
+    ) -> float:
+        """Do one optimizer step at this fraction of the learning rates; the loss before it.
+
+        Args:
+            loss_of: Mean loss of this rank's images.
+            rate: In [0, 1].
+            share: This rank's images, among those of all ranks.
+        """
         assert self._optimizer  # the loop begins a stage before its steps
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["initial_lr"]
-        with self.precision():
-            loss = loss_of()
+        with self._precision():
+            loss = share * loss_of()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        learned = [p for group in self._optimizer.param_groups for p in group["params"]]
+        sum_gradients(self._world, learned)
         self._scaler.unscale_(self._optimizer)
         torch.nn.utils.clip_grad_norm_(self._lora, LORA_MAX_NORM)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return loss.item()
+        return total(self._world, [loss.item()])[0]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on in this stage: tensors and plain values."""
@@ -102,7 +117,12 @@ class Learner:
         tokens = self._tokens[0].detach() if self._tokens else None
         save_adapters(folder, self._pipeline, self._concepts, tokens, has_lora=bool(self._lora))
 
-    def precision(self) -> torch.autocast:
+    def draw(self, config: GenerationConfig, path: Path) -> None:
+        """Write a sheet of what the model draws by now; nothing that is learned changes."""
+        with self._precision():
+            draw_validation(self._pipeline, self._concepts, config, path)
+
+    def _precision(self) -> torch.autocast:
         """Where a frozen model of any number format meets float32 additions."""
         dtype = DTYPES[self._config.dtype]
         return torch.autocast(self._pipeline.device.type, dtype, enabled=dtype is not torch.float32)

@@ -13,14 +13,14 @@ from torch import Tensor
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.config_generation import GenerationConfig
 from online_aug.generation.concepts import Concept
-from online_aug.generation.finetuning.checkpoints import BEGINNING, Saved, save_checkpoint
+from online_aug.generation.finetuning.checkpoints import Saved, save_checkpoint
 from online_aug.generation.finetuning.latents import Examples, Latents, Sampler
 from online_aug.generation.finetuning.learner import Learner
-from online_aug.generation.finetuning.loss import denoising_loss
+from online_aug.generation.finetuning.loss import denoising_loss, draw_corruption
 from online_aug.generation.finetuning.stages import Stage, stages_of, steps_from
-from online_aug.generation.finetuning.validation import draw_validation
 from online_aug.generation.models import training_scheduler
 from online_aug.seeding import numpy_rng
+from online_aug.training.distributed import World
 
 CHECKPOINTS = "checkpoints"
 """Folder beside the result as long as it is not whole."""
@@ -45,25 +45,28 @@ def finetune(
     task: FinetuneTask,
     folder: Path,
     report: Callable[[int, float], None],
-    saved: Saved = BEGINNING,
+    saved: Saved,
+    world: World,
 ) -> None:
     """Learn tokens, LoRA or both for a float32 pipeline on its device, and save them.
 
     The U-Net and the text encoder are brought into `finetune.dtype`.
 
     Args:
-        pipeline: The base model; is changed.
+        pipeline: The base model, on the device of this rank; is changed.
         task: Images, prompts, steps, rates, rank, seed.
-        folder: Where the result and the checkpoints go; exists.
+        folder: Where the first rank puts result and checkpoints; exists.
         report: Called after every step with its number, from 1, and its loss.
-        saved: State to go on from; the beginning by default.
+        saved: State to go on from.
+        world: The ranks, each of which computes its part of every step.
     """
     config = task.config
-    learner = Learner(pipeline, task.concepts, config)
+    learner = Learner(pipeline, task.concepts, config, world)
     ids = _prompt_ids(pipeline, [concept.prompt for concept in task.concepts])
     sampler = Sampler(task.examples, config.class_balance)
     latents = Latents(pipeline.vae, task.examples)
     scheduler = training_scheduler(pipeline.scheduler.config)
+    loss_on = partial(denoising_loss, pipeline, scheduler, ids, min_snr_gamma=config.min_snr_gamma)
     stages = stages_of(config, len(task.concepts))
     if saved.step:
         _go_on(learner, stages, saved)
@@ -71,19 +74,27 @@ def finetune(
         if step_of_stage == 0:
             learner.begin(stage)
         rng = numpy_rng("finetune", config.seed, step)
-        batch = latents.batch(sampler.draw(config.batch_size, stage.label, rng))
-        loss_of = partial(
-            denoising_loss, pipeline, scheduler, ids, batch, rng, config.min_snr_gamma
-        )
-        loss = learner.step(loss_of, _rate(config, step_of_stage, stage.steps))
-        if config.validation_steps and (step + 1) % config.validation_steps == 0:
-            path = folder / VALIDATION / f"step_{step + 1:08d}.png"
-            with learner.precision():
-                draw_validation(pipeline, task.concepts, task.generation, path)
-        if (step + 1) % config.checkpoint_steps == 0:
-            save_checkpoint(folder / CHECKPOINTS, Saved(step + 1, learner.state_dict()))
+        drawn = sampler.draw(config.batch_size, stage.label, rng).part(world)
+        clean, labels = latents.batch(drawn)
+        shape = (config.batch_size, *clean.shape[1:])
+        noisy = draw_corruption(shape, scheduler, rng).part(world)
+        rate, share = _rate(config, step_of_stage, stage.steps), len(labels) / config.batch_size
+        loss = learner.step(partial(loss_on, (clean, labels), noisy), rate, share)
+        if world.is_first:
+            _keep(learner, task, step + 1, folder)
         report(step + 1, loss)
-    learner.save(folder)
+    if world.is_first:
+        learner.save(folder)
+
+
+def _keep(learner: Learner, task: FinetuneTask, done: int, folder: Path) -> None:
+    """Draw and save after so many steps what is due."""
+    config = task.config
+    if config.validation_steps and done % config.validation_steps == 0:
+        path = folder / VALIDATION / f"step_{done:08d}.png"
+        learner.draw(task.generation, path)
+    if done % config.checkpoint_steps == 0:
+        save_checkpoint(folder / CHECKPOINTS, Saved(done, learner.state_dict()))
 
 
 def _go_on(learner: Learner, stages: Sequence[Stage], saved: Saved) -> None:

@@ -1,5 +1,7 @@
 """How wrong a denoiser is about the training images."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,36 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from online_aug.seeding import torch_rng
+from online_aug.training.distributed import World
+
+
+class Corruption(NamedTuple):
+    """How the latents of a step are made noisy."""
+
+    noise: Float[Tensor, "b c h w"]
+    times: Int[Tensor, " b"]
+    """Steps of the forward process."""
+
+    def part(self, world: World) -> "Corruption":
+        """Those of one rank, on its device."""
+        mine = slice(world.rank, None, world.world_size)
+        return Corruption(self.noise[mine].to(world.device), self.times[mine].to(world.device))
+
+
+def draw_corruption(
+    shape: tuple[int, ...], scheduler: DDPMScheduler, rng: np.random.Generator
+) -> Corruption:
+    """Noise and noise levels of a step, on the CPU: the same numbers on every machine.
+
+    Args:
+        shape: Of all latents of the step, b c h w.
+        scheduler: The forward process.
+        rng: Decides them.
+    """
+    noise_rng = torch_rng(int(rng.integers(2**63)))
+    noise = torch.randn(shape, generator=noise_rng)
+    levels = scheduler.config.num_train_timesteps
+    return Corruption(noise, torch.randint(0, levels, shape[:1], generator=noise_rng))
 
 
 def denoising_loss(
@@ -15,26 +47,21 @@ def denoising_loss(
     scheduler: DDPMScheduler,
     ids: Int[Tensor, "k t"],
     batch: tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]],
-    rng: np.random.Generator,
+    corruption: Corruption,
     min_snr_gamma: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error at random noise levels, on what the network was trained to predict.
+    """Mean squared error at some noise levels, on what the network was trained to predict.
 
     Args:
         pipeline: U-Net and text encoder.
         scheduler: The forward process.
         ids: Tokens of the prompt of each class, by label.
         batch: Scaled latents and labels.
-        rng: Decides noise and noise levels.
+        corruption: Noise and noise level of each, on their device.
         min_snr_gamma: Weigh noise levels by Min-SNR; None weighs all alike.
     """
     clean, labels = batch
-    noise_rng = torch_rng(int(rng.integers(2**63)))
-    noise = torch.randn(clean.shape, generator=noise_rng).to(clean)
-    times = torch.randint(
-        0, scheduler.config.num_train_timesteps, labels.shape, generator=noise_rng
-    )
-    times = times.to(clean.device)
+    noise, times = corruption
     is_velocity = scheduler.config.prediction_type == "v_prediction"
     wanted = scheduler.get_velocity(clean, noise, times) if is_velocity else noise
     classes, of_sample = labels.unique(return_inverse=True)

@@ -6,9 +6,10 @@ from diffusers.training_utils import compute_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.generation.finetuning.loss import denoising_loss, min_snr_weights
+from online_aug.generation.finetuning.loss import denoising_loss, draw_corruption, min_snr_weights
 from online_aug.generation.models import training_scheduler
 from online_aug.seeding import numpy_rng, torch_rng
+from online_aug.training.distributed import World
 
 
 class Network(SimpleNamespace):
@@ -35,7 +36,8 @@ def oracle_loss(prediction, answers_with):
 
     pipeline = SimpleNamespace(unet=Network(answer=answer), text_encoder=lambda ids: (ids.float(),))
     ids, labels = torch.zeros(3, 5, dtype=torch.int64), torch.tensor([0, 1, 2, 0])
-    loss = denoising_loss(pipeline, scheduler, ids, (clean, labels), numpy_rng("test"))
+    noisy = draw_corruption(clean.shape, scheduler, numpy_rng("test"))
+    loss = denoising_loss(pipeline, scheduler, ids, (clean, labels), noisy)
     return float(loss)
 
 
@@ -70,7 +72,8 @@ def test_min_snr_weighs_as_the_example_scripts_of_diffusers(prediction):
     pipeline = SimpleNamespace(unet=unet, text_encoder=lambda ids: (ids.float(),))
     batch = (clean, torch.zeros(6, dtype=torch.int64))
     ids = torch.zeros(1, 5, dtype=torch.int64)
-    found = denoising_loss(pipeline, scheduler, ids, batch, numpy_rng("test"), 5.0)
+    noisy = draw_corruption(clean.shape, scheduler, numpy_rng("test"))
+    found = denoising_loss(pipeline, scheduler, ids, batch, noisy, 5.0)
     torch.testing.assert_close(found, loss_by_hand(scheduler, clean, numpy_rng("test"), 5.0))
 
 
@@ -87,3 +90,14 @@ def test_min_snr_is_finite_where_a_schedule_ends_in_pure_noise(gamma, prediction
     weights = min_snr_weights(scheduler, torch.tensor([0, 500, 999]), gamma)
     assert ((weights >= 0) & (weights <= 1)).all()
     assert weights[-1] == {"epsilon": 1, "v_prediction": 0}[prediction]
+
+
+@given(size=st.integers(1, 7), ranks=st.integers(1, 4))
+def test_the_parts_of_the_ranks_are_the_whole(size, ranks):
+    scheduler = training_scheduler({"beta_schedule": "scaled_linear"})
+    whole = draw_corruption((size, 4, 2, 2), scheduler, numpy_rng("test"))
+    worlds = [World(rank, ranks, 0, torch.device("cpu")) for rank in range(ranks)]
+    for tensor, parts in zip(whole, zip(*map(whole.part, worlds), strict=True), strict=True):
+        assert sum(map(len, parts)) == size
+        for rank, part in enumerate(parts):
+            assert torch.equal(part, tensor[rank::ranks])
