@@ -138,8 +138,10 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
     assert (story.folder / "checkpoints" / "latest").read_text() == "step_00000000"
 
 
-@pytest.mark.parametrize("generate", ["cpu", "[cpu, cpu]"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "generate"),
+    [(signal.SIGINT, "cpu"), (signal.SIGTERM, "cpu"), (signal.SIGTERM, "[cpu, cpu]")],
+)
 def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(
     config, number, generate, tmp_path
 ):
