@@ -30,17 +30,32 @@ def make_batch(seed, size=8):
 
 def train_and_resume(world, folder):
     """Mean loss over the ranks of two steps, a checkpoint, and two more steps of a new engine."""
-    # No batch norm, whose statistics are each rank's own.
-    config = make_config(classifier={"name": "test_convnext"}, optim={"lr": 0.02})
     losses = []
     for expected in (None, {"rank": world.rank}):
-        classifier = build_classifier(config.classifier, CLASSES)
-        engine = TrainingEngine(classifier, config, world, steps_per_epoch=2)
+        engine = divided_engine(world, 0, name="sgd")
         assert engine.load(folder) == expected
-        for _ in range(2):
-            loss = engine.train_step(_share(make_batch(engine.step), world))
-            losses.append(total(world, [float(loss)])[0] / world.world_size)
+        losses += mean_losses(engine, world)
         engine.save(folder, {"rank": world.rank})
+    return losses
+
+
+def divided_engine(world, stage, name="adamw"):
+    """An engine of a network without batch norm, whose statistics are each rank's own."""
+    settings = {"zero_optimization": {"stage": stage}}
+    config = make_config(
+        classifier={"name": "test_convnext", "deepspeed": settings},
+        optim={"lr": 0.02, "name": name, "weight_decay": 0.1},
+    )
+    classifier = build_classifier(config.classifier, CLASSES)
+    return TrainingEngine(classifier, config, world, steps_per_epoch=2)
+
+
+def mean_losses(engine, world):
+    """Loss over all ranks of the next two steps."""
+    losses = []
+    for _ in range(2):
+        loss = engine.train_step(_share(make_batch(engine.step), world))
+        losses.append(total(world, [float(loss)])[0] / world.world_size)
     return losses
 
 

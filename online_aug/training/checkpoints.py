@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from online_aug.reporting.atomic import write_atomically
 
 KEPT = 2
 RANKS, STAGE = "number of training devices", "ZeRO stage"
+UNIVERSAL = "universal"
+"""In a checkpoint: the same, converted by DeepSpeed to go on on any number of ranks."""
 MARKER = "complete.json"
 """Written last: a folder without it was interrupted."""
 
@@ -49,26 +52,39 @@ def seal(path: Path, made_with: MadeWith) -> None:
             discard(other)
 
 
-def check_made_with(path: Path, now: MadeWith, *, world_size_may_differ: bool = False) -> None:
+def is_converted(path: Path) -> bool:
+    """Whether a checkpoint has its universal form beside it."""
+    return (path / UNIVERSAL / "zero" / "optimizer_state.pt").is_file()
+
+
+def check_made_with(
+    path: Path,
+    now: MadeWith,
+    *,
+    world_size_may_differ: bool = False,
+    is_convertible: bool = False,
+) -> None:
     """Refuse a checkpoint that another classifier or another number of ranks made.
 
     Args:
         path: Of the checkpoint.
         now: What this launch trains with.
         world_size_may_differ: Nothing in it is divided between ranks.
+        is_convertible: What is divided can be converted for another number of ranks.
 
     Raises:
         UserError: If a value differs; names all that do.
     """
     then = json.loads((path / MARKER).read_text())
     differ = [key for key in now if then.get(key) != now[key]]
-    if world_size_may_differ and RANKS in differ:
+    if RANKS in differ and (world_size_may_differ or (is_convertible and is_converted(path))):
         differ.remove(RANKS)
     if differ == [RANKS]:
+        other = f"convert it with {conversion(path)}" if is_convertible else "train with stage 0"
         raise UserError(
             f"checkpoint {path} must be resumed on as many training devices as wrote it "
             f"({then.get(RANKS)}, {now[RANKS]} now), among which ZeRO stage {then.get(STAGE)} has "
-            f"divided it: set devices.train for {then.get(RANKS)}, or train with stage 0"
+            f"divided it: set devices.train for {then.get(RANKS)}, or {other}"
         )
     if differ:
         named = ", ".join(f"{key} ({then.get(key)} there, {now[key]} now)" for key in differ)
@@ -76,6 +92,16 @@ def check_made_with(path: Path, now: MadeWith, *, world_size_may_differ: bool = 
             f"checkpoint {path} must be of the same training to be resumed, differs in {named}: "
             "choose another run.name or set run.resume=false"
         )
+
+
+def conversion(path: Path) -> str:
+    """The command that makes a checkpoint go on on any number of ranks."""
+    return shlex.join(
+        [
+            *("python", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"),
+            *("--input_folder", str(path), "--output_folder", str(path / UNIVERSAL)),
+        ]
+    )
 
 
 def _step(path: Path) -> int:

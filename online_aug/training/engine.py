@@ -23,7 +23,13 @@ from online_aug.seeding import numpy_rng, torch_global_state
 from online_aug.training import checkpoints
 from online_aug.training.classifier import first_line, input_statistics, prepare_training
 from online_aug.training.deepspeed_config import zero_stage
-from online_aug.training.deepspeed_engine import copy_whole, save_plain, start_engine
+from online_aug.training.deepspeed_engine import (
+    copy_whole,
+    is_convertible,
+    load_converted,
+    save_plain,
+    start_engine,
+)
 from online_aug.training.distributed import World, agree, barrier, set_environment
 from online_aug.training.mixing import mix_batch
 from online_aug.training.schedule import learning_rate
@@ -163,7 +169,12 @@ class TrainingEngine:
         if not (path / checkpoints.MARKER).is_file():
             raise UserError(f"checkpoint {path} must be visible to every rank, missing here")
         is_divided = zero_stage(self._config) > 0 or share_out is None
-        checkpoints.check_made_with(path, self._made_with(), world_size_may_differ=not is_divided)
+        checkpoints.check_made_with(
+            path,
+            self._made_with(),
+            world_size_may_differ=not is_divided,
+            is_convertible=is_convertible(self._config) and share_out is not None,
+        )
         try:
             states = self._restore(path)
             return share_out(states, self._world) if share_out else states[self._world.rank]
@@ -205,13 +216,17 @@ class TrainingEngine:
 
     def _restore(self, path: Path) -> States:
         """What every rank saved."""
+        files = sorted(path.glob("rank_*.pt"))
+        is_divided_otherwise = len(files) != self._world.world_size and zero_stage(self._config)
         with self._launched():
-            self._engine.load_checkpoint(str(path.parent), tag=path.name)
+            if is_divided_otherwise:
+                load_converted(self._engine, path, checkpoints.UNIVERSAL)
+            else:
+                self._engine.load_checkpoint(str(path.parent), tag=path.name)
         if self._average is not None:
             device = self._world.device
             average = torch.load(path / AVERAGE_FILE, map_location=device, weights_only=True)
             self._average.module.load_state_dict(average)
-        files = sorted(path.glob("rank_*.pt"))
         states: States = [torch.load(file, weights_only=True) for file in files]
         scales = [state.pop(_SCALER) for state in states]
         if scales[0] is not None:

@@ -1,9 +1,16 @@
+import json
+import shlex
+import subprocess
+import sys
+
 import pytest
 import torch
-from classifier_samples import make_batch
+from classifier_samples import divided_engine, make_batch, make_config, mean_losses
+from launches import LIMIT_S, SCRIPTS, environment
 
 from online_aug.errors import UserError
 from online_aug.training import checkpoints
+from online_aug.training.deepspeed_engine import is_convertible
 
 
 @pytest.fixture
@@ -96,3 +103,66 @@ def test_state_that_could_not_be_read_back_is_refused_when_saved(make_engine, tm
     with pytest.raises(TypeError, match="client_state must hold plain values"):
         make_engine().save(tmp_path, {"place": tmp_path})
     assert checkpoints.newest_step(tmp_path) is None
+
+
+def of_the_first(states, world):
+    return states[0]
+
+
+def divided(folder, stage):
+    """Two ranks have saved a checkpoint; the losses of the two steps that followed."""
+    command = [SCRIPTS / "launch.py", SCRIPTS / "save_divided.py", "2", folder, str(stage)]
+    subprocess.run([sys.executable, *command], env=environment(), check=True, timeout=LIMIT_S)
+    return json.loads((folder / "losses.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_divided_training_goes_on_on_one_rank_after_the_command_that_is_advised(
+    world, tmp_path, stage
+):
+    expected = divided(tmp_path, stage)
+    with pytest.raises(UserError, match="convert it with python -m deepspeed") as refused:
+        divided_engine(world, stage).load(tmp_path, of_the_first)
+    _, advised = str(refused.value).split("convert it with python ")
+    ran = subprocess.run([sys.executable, *shlex.split(advised)], env=environment(), check=False)
+    assert ran.returncode == 0
+    engine = divided_engine(world, stage)
+    assert engine.load(tmp_path, of_the_first) == {"rank": 0}
+    assert engine.step == 2
+    assert mean_losses(engine, world) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_converted_checkpoint_runs_no_code(world, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("the checkpoint ran code",))
+
+    divided(tmp_path, 1)
+    place = checkpoints.checkpoint_path(tmp_path, 2) / checkpoints.UNIVERSAL / "zero"
+    place.mkdir(parents=True)
+    torch.save(Trap(), place / "optimizer_state.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        divided_engine(world, 1).load(tmp_path, of_the_first)
+
+
+def test_what_cannot_be_converted_is_refused_with_other_advice(saved):
+    path = checkpoints.checkpoint_path(saved, 1)
+    with pytest.raises(UserError, match=r"set devices.train for 1, or train with stage 0$"):
+        checkpoints.check_made_with(path, {checkpoints.RANKS: 2})
+
+
+@pytest.mark.parametrize(
+    ("stage", "optim", "expected"),
+    [
+        (1, {"name": "adamw"}, True),
+        (2, {"name": "adam"}, True),
+        (3, {"name": "adamw"}, False),
+        (1, {"name": "sgd"}, False),
+        (1, {"name": "adamw", "options": {"amsgrad": True}}, False),
+    ],
+)
+def test_only_what_deepspeed_restores_whole_is_said_to_be_convertible(stage, optim, expected):
+    settings = {"deepspeed": {"zero_optimization": {"stage": stage}}}
+    assert is_convertible(make_config(classifier=settings, optim=optim)) == expected
