@@ -24,7 +24,7 @@ def main() -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
     sys.argv = sys.argv[1:]
     status = _run(sys.argv[0])
-    if status:
+    if status not in (0, 128 + signal.SIGTERM):  # asked to end: not the first to fail
         _note(status)
     return status
 

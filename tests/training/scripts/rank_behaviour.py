@@ -41,6 +41,8 @@ if __name__ == "__main__":
             while not (place / "seen0").exists():
                 time.sleep(0.02)
             sys.exit(5)
+    if behaviour == "killed" and number == 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as train.py does
     if behaviour == "killed" and number == 0:
         start_a_grandchild(place, number)
         os.kill(os.getpid(), signal.SIGKILL)
