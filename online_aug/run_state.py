@@ -66,7 +66,7 @@ def share_out(states: Sequence[dict[str, Any]], world: World) -> dict[str, Any]:
         **first,
         "node": world.node,
         "run": _made_by([state["run"] for state in shared], is_first=rank == 0),
-        "tally": {**first["tally"], "served": served},
+        "tally": {**first["tally"], "served": served, "loss": _mean_loss(states)},
         "loader": {
             **first["loader"],
             **{name: places[name] for name in _NEW_CACHE},
@@ -74,6 +74,10 @@ def share_out(states: Sequence[dict[str, Any]], world: World) -> dict[str, Any]:
             "totals": totals,
         },
     }
+
+
+def _mean_loss(states: Sequence[dict[str, Any]]) -> float:
+    return sum(float(state["tally"]["loss"]) for state in states) / len(states)
 
 
 def _made_by(runs: Sequence[dict[str, Any]], *, is_first: bool) -> dict[str, Any]:

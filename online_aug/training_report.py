@@ -89,11 +89,10 @@ class TrainingReport:
             found: On the validation split.
             tally: Of this rank.
             served: By all ranks in this epoch.
-            reached: `epoch`, `step`, `lr` and `images_per_s`.
+            reached: `epoch`, `step`, `train_loss`, `lr` and `images_per_s`.
         """
         process, cache = self._loader.process, self._store.stats()
         metrics = EpochMetrics(
-            train_loss=tally.mean_loss,
             val_top1=found.top1,
             val_top5=found.top5,
             val_worst_group=found.worst_group,

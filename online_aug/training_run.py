@@ -108,10 +108,12 @@ class TrainingRun:
             self._engine.export(self._best_weights)
         served = self._report.over_ranks(self._tally.served)
         now = self._report.over_nodes(self._now())
+        loss = total(self._world, [self._tally.mean_loss])[0] / self._world.world_size
         if found:
             self._report.epoch(
                 now, found, self._tally, served,
-                epoch=epoch, step=self._engine.step, lr=self._engine.lr, images_per_s=rate,
+                epoch=epoch, step=self._engine.step, train_loss=loss, lr=self._engine.lr,
+                images_per_s=rate,
             )  # fmt: skip
             self._state.reported = (now.generated, now.rejected)
         self._loader.set_epoch(epoch + 1)

@@ -7,16 +7,19 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+from launches import SCRIPTS
 from tiny_runs import (
+    IMAGES_AN_EPOCH,
     PLANNED,
     ROOT,
     Launch,
     count_images,
-    processes_of,
     read_metrics,
     read_summary,
     run_folder,
+    start,
     wait_for,
 )
 
@@ -83,10 +86,10 @@ def _one_machine():
         yield
 
 
-def ranks_of(name):
-    """Of a run that is under way, without their launchers."""
-    launchers = {*processes_of("deepspeed.launcher"), *processes_of("torch.distributed.run")}
-    return set(processes_of("train.py", f"run.name={name}")) - launchers
+def ranks_below(launches):
+    """The processes that DeepSpeed's launchers have started, one a rank."""
+    below = [p for each in launches for p in psutil.Process(each.process.pid).children()]
+    return [rank for launcher in below for rank in launcher.children()]
 
 
 @dataclass
@@ -106,8 +109,8 @@ def story(pair, config, _one_machine):
     folder = run_folder(config, "nodes")
     launches = start_nodes(deepspeed, config, "nodes", "run.epochs=100000")
     wait_for(lambda: all(map(count_images, caches)) and read_metrics(folder), launches[0])
-    for rank in ranks_of("nodes"):
-        os.kill(rank, signal.SIGTERM)
+    for rank in ranks_below(launches):
+        rank.send_signal(signal.SIGTERM)
     statuses = [[launch.wait() for launch in launches]]
     epochs = len(read_metrics(folder)) + 2
     launches = start_nodes(torchrun, config, "nodes", f"run.epochs={epochs}")
@@ -146,3 +149,16 @@ def test_what_is_left_is_filled_part_by_part_and_merged_into_the_whole(story, co
     assert set(keys_of(merged)) == {*parts[0], *parts[1]}
     stats = Launch("-m", "cache", "stats", merged, "--json").succeed()
     assert json.loads(stats.out)["entries"] == PLANNED
+
+
+@pytest.mark.usefixtures("_one_machine")
+def test_a_hostfile_starts_the_run_on_every_machine(config, monkeypatch):
+    hosts = config.parent / "machines"
+    hosts.write_text("localhost slots=1\nnode-b slots=1\n")
+    monkeypatch.setenv("PATH", f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}")  # has a fake ssh
+    only_real = ["mixing.synthetic_probability=0", "run.epochs=1"]
+    said = start(config, "machines", f"devices.hostfile={hosts}", *only_real).succeed()
+    folder = run_folder(config, "machines")
+    assert read_summary(folder)["served_real"] == IMAGES_AN_EPOCH
+    assert len(list((folder / "ledger").glob("*.npy"))) == 2
+    assert said.out.count("Finished") == 1
