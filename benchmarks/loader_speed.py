@@ -1,12 +1,13 @@
-"""OnlineAugLoader with a warm cache against PyTorch's DataLoader over the same image folder.
+"""OnlineAugLoader with a warm cache against PyTorch's DataLoader over torchvision's ImageFolder.
 
     python benchmarks/loader_speed.py [--images 256] [--codec webp_lossless] [--resolution 256]
         [--workers 0] [--turns 7]
 
-Both read JPEGs of 500 x 375 px by the same decoder, transform them alike (to 224 px) and take
-turns. At p = 0.5 every second slot is a generated image from the cache. The last line is what the
-main process spends on planning and accounting, a sample: the time of its own thread while workers
-do the rest, and that of the sampler alone.
+Both read JPEGs of 500 x 375 px, transform them alike (to 224 px) and take turns. ImageFolder reads
+by Pillow, as it does by default; a third side is a DataLoader with our decoder. At p = 0.5 every
+second slot is a generated image from the cache. The last line is what the main process spends on
+planning and accounting, a sample: the time of its own thread while workers do the rest, and that of
+the sampler alone.
 """
 
 import argparse
@@ -22,6 +23,9 @@ import torch
 from cache_timing import faster, in_turns, rate
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor
 
 from cache import Entry, Store
 from online_aug.config import Config
@@ -42,6 +46,7 @@ from online_aug.seeding import torch_rng
 from online_aug.serving import order_of
 
 BATCH_SIZE, CLASSES = 32, 8
+IMAGE_FOLDER = "DataLoader, ImageFolder"
 DATA = DataConfig(
     image_size=224,
     resize_px=256,
@@ -53,19 +58,29 @@ DATA = DataConfig(
 )
 
 
-class PlainSet(Dataset[tuple[torch.Tensor, int]]):
+class SameDecoder(Dataset[tuple[torch.Tensor, int]]):
     """What one would write without us: decode, transform, label."""
 
     def __init__(self, images: ImageSet) -> None:
-        self._images, self._transform = images, train_transform(DATA)
+        self._images, self._transform = images, RandomTransform()
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        pixels = torch.from_numpy(self._images.load(index).copy()).permute(2, 0, 1)
-        image = self._transform(pixels, torch_rng(int(torch.randint(2**62, ()))))
-        return image, int(self._images.labels[index])
+        pixels = torch.from_numpy(self._images.load(index)).permute(2, 0, 1)
+        return self._transform(pixels), int(self._images.labels[index])
+
+
+class RandomTransform:
+    """The loader's transform, its chance drawn from PyTorch's."""
+
+    def __init__(self) -> None:
+        self._transform = train_transform(DATA)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The image as the classifier sees it."""
+        return self._transform(pixels, torch_rng(int(torch.randint(2**62, ()))))
 
 
 def main() -> None:
@@ -88,18 +103,18 @@ def main() -> None:
             f"p = {share:g}": _loader(images, store, plan, context, share, options.workers)
             for share in (0.0, 0.5, 1.0)
         }
-        plain: Iterable[Any] = DataLoader(
-            PlainSet(images), BATCH_SIZE, shuffle=True, drop_last=True,
-            num_workers=options.workers, persistent_workers=options.workers > 0,
-        )  # fmt: skip
-        sides = {"DataLoader": _epoch(plain)}
+        folder_set = ImageFolder(
+            Path(folder) / "images", transform=Compose([pil_to_tensor, RandomTransform()])
+        )
+        plain = {IMAGE_FOLDER: folder_set, "DataLoader, our decoder": SameDecoder(images)}
+        sides = {name: _epoch(_plain(data, options.workers)) for name, data in plain.items()}
         sides |= {name: _epoch(loader) for name, loader in loaders.items()}
         seconds = in_turns(sides, options.turns)
         served = len(images) // BATCH_SIZE * BATCH_SIZE
         for name in sides:
             line = f"{name}: {rate(seconds, name, served):,.0f} images/s"
-            ratio = f", {faster(seconds, name, 'DataLoader'):.2f} of DataLoader"
-            sys.stdout.write(line + (ratio if name != "DataLoader" else "") + "\n")
+            ratio = f", {faster(seconds, name, IMAGE_FOLDER):.2f} of {IMAGE_FOLDER}"
+            sys.stdout.write(line + (ratio if name != IMAGE_FOLDER else "") + "\n")
         _print_main_process(images, store, plan, context)
 
 
@@ -120,6 +135,13 @@ def _thread_time(work: Callable[[], object]) -> float:
     started = time.thread_time()
     work()
     return time.thread_time() - started
+
+
+def _plain(data: Dataset[Any], workers: int) -> Iterable[Any]:
+    return DataLoader(
+        data, BATCH_SIZE, shuffle=True, drop_last=True,
+        num_workers=workers, persistent_workers=workers > 0,
+    )  # fmt: skip
 
 
 def _epoch(loader: Iterable[Any]) -> Callable[[int], object]:

@@ -231,3 +231,33 @@ def test_damage_gives_an_image_or_our_error_and_nothing_else(form, data):
         return
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 100),
+    st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_jpeg_file_has_the_pixels_that_pillow_gives_it(
+    height, width, quality, subsampling, progressive, keep_rgb
+):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    options = {"quality": quality, "progressive": progressive, "keep_rgb": keep_rgb}
+    options |= {} if keep_rgb else {"subsampling": subsampling}
+    PIL.Image.fromarray(pixels).save(buffer, "JPEG", **options)
+    decoded = decode_image(buffer.getvalue(), "a.jpg")
+    assert decoded.flags.writeable
+    assert np.array_equal(decoded, np.asarray(PIL.Image.open(buffer)))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_a_truncated_jpeg_file_is_an_error_and_not_half_an_image(share):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.tile(COLOUR, (20, 20, 1))).save(buffer, "JPEG")
+    content = buffer.getvalue()
+    with pytest.raises(BadImageError, match=r"image a\.jpg cannot be read: \S"):
+        decode_image(content[: int(share * len(content))], "a.jpg")
