@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from online_aug.dataloader.images import BadImageError
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.order import Stripe, Weights, part_of
 from online_aug.generation.starting import fit
@@ -13,6 +14,9 @@ from online_aug.recipe import Recipe
 from online_aug.recipe_context import target_weights
 from online_aug.recipe_images import SourceImages
 from online_aug.records import GenerationRequest
+
+UNREADABLE = "unreadable source"
+"""Why requests are rejected whose image was lost meanwhile, where `data.on_bad_image` is skip."""
 
 
 def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
@@ -43,6 +47,8 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
         return torch.cat([images, kept], dim=1)
 
     def refusal(request: GenerationRequest) -> str | None:
+        if config.data.on_bad_image == "skip" and not _can_be_read(request, sources):
+            return UNREADABLE
         return recipe.methods[request.method].refusal(request, recipe.context_for(request))
 
     schedule = config.schedule
@@ -62,6 +68,15 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
         weights=_weights(recipe),
         follows_losses=schedule.priority == "hard",
     )
+
+
+def _can_be_read(request: GenerationRequest, sources: SourceImages) -> bool:
+    try:
+        for digest in filter(None, [request.source_digest, request.target_digest]):
+            sources.by_digest(digest)
+    except BadImageError:
+        return False
+    return True
 
 
 def _weights(recipe: Recipe) -> Weights | None:

@@ -3,12 +3,14 @@
 import json
 
 import pytest
-from recipe_samples import make_recipe
+from recipe_samples import CLASS_NAMES, make_config, make_recipe
 
+from cache import content_digest
+from online_aug.errors import UserError
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.generation.order import Stripe
 from online_aug.recipe_context import target_weights
-from online_aug.workload import load_generator, work_of
+from online_aug.workload import UNREADABLE, load_generator, work_of
 
 
 @pytest.fixture
@@ -51,6 +53,24 @@ def test_images_are_weighed_as_a_file_says(work, tmp_path):
     path.write_text(json.dumps({recipe.digests[0]: 3}))
     found, _ = work(image_weights=str(path))
     assert (found.weights, found.follows_losses) == ({recipe.digests[0]: 3.0}, False)
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "error"])
+def test_a_source_that_is_lost_meanwhile_is_left_out_or_named(tmp_path, tiny_model, on_bad_image):
+    base = make_config(tmp_path, tiny_model).data.model_dump(mode="json")
+    data = base | {"on_bad_image": on_bad_image}
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
+    found = work_of(recipe)
+    lost = tmp_path / "images" / "train" / CLASS_NAMES[0] / "2.png"
+    digest = content_digest(lost.read_bytes())
+    lost.unlink()
+    refused = {r.source_digest for r in found.plan if found.refusal(r) == UNREADABLE}
+    if on_bad_image == "skip":
+        assert refused == {digest}
+    else:
+        assert refused == set()
+        with pytest.raises(UserError, match=r"crow/2\.png cannot be read"):
+            found.prepare([r for r in found.plan if r.source_digest == digest])
 
 
 @pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])
