@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from online_aug.errors import UserError
-from online_aug.training.launcher import PATIENCE, free_port
+from online_aug.training.launcher import PATIENCE, free_port, passing_on
 from online_aug.training.node import NODE, Node
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
@@ -53,7 +53,7 @@ def run_on_nodes(argv: Sequence[str], hosts: Mapping[str, int], address: str) ->
         for name, place in zip(hosts, places, strict=True)
     ]
     try:
-        with _passing_on(processes) as received:
+        with passing_on(partial(_order, processes), partial(_close, processes)) as received:
             return _wait(processes, received)
     finally:
         _end(processes)
@@ -149,27 +149,6 @@ def _start(host: str, program: str, *, is_here: bool) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@contextmanager
-def _passing_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for process in processes:
-            if len(received) > PATIENCE:
-                _close(process)
-            else:
-                _order(process, number)
-
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in watched]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(watched, before, strict=True):
-            signal.signal(number, handler)
-
-
 def _wait(processes: Sequence[subprocess.Popen[str]], received: Sequence[int]) -> int:
     """Status of the first that failed, 0 if none did; those that stop as asked wait for others."""
     while True:
@@ -183,8 +162,7 @@ def _wait(processes: Sequence[subprocess.Popen[str]], received: Sequence[int]) -
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        _close(process)
+    _close(processes)
     until = time.monotonic() + _GRACE_S
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
@@ -193,14 +171,16 @@ def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
         process.wait()
 
 
-def _order(process: subprocess.Popen[str], number: int) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError, ValueError):  # it has ended
-        process.stdin.write(f"{number}\n")
-        process.stdin.flush()
+def _order(processes: Sequence[subprocess.Popen[str]], number: int) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError, ValueError):  # it has ended
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
 
 
-def _close(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):
-        process.stdin.close()
+def _close(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()

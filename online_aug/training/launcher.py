@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -81,12 +82,13 @@ def launch(
         process = subprocess.Popen(
             _command(program, argv, node), env=environment, start_new_session=True
         )
+        kill = partial(os.kill, process.pid, signal.SIGKILL)
         try:
-            with _passing_on(process, len(devices)) as received:
+            with passing_on(partial(_send, process, len(devices)), kill) as received:
                 _wait(process)
         finally:
             # Nothing to the dead; an exception may have left it alive. Popen.kill would reap it.
-            os.kill(process.pid, signal.SIGKILL)
+            kill()
             _wait(process)
             orphans.end_descendants(others | {process.pid})
             orphans.adopt_orphans(False)
@@ -140,15 +142,23 @@ def free_port() -> int:
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes], ranks: int) -> Iterator[list[int]]:
+def passing_on(send: Callable[[int], None], kill: Callable[[], None]) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on while entered, PATIENCE of them; the next ones kill.
+
+    Main thread only.
+
+    Args:
+        send: Takes the number of a signal.
+        kill: What another one leads to.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > PATIENCE:
-            os.kill(process.pid, signal.SIGKILL)
+            kill()
         else:
-            _send(number, process, ranks)
+            send(number)
 
     watched = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, handle) for number in watched]
@@ -159,7 +169,7 @@ def _passing_on(process: subprocess.Popen[bytes], ranks: int) -> Iterator[list[i
             signal.signal(number, handler)
 
 
-def _send(number: int, process: subprocess.Popen[bytes], ranks: int) -> None:
+def _send(process: subprocess.Popen[bytes], ranks: int, number: int) -> None:
     try:
         found = psutil.Process(process.pid).children()
     except psutil.NoSuchProcess:
