@@ -89,11 +89,14 @@ def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
     from online_aug.serving import check_sequence
     from online_aug.teacher import check_teacher
     from online_aug.training.checks import check_training
+    from online_aug.training.classifier import check_fit
 
     generates = config.mixing.imported != "only" and config.run.replay is None
     devices = plan_devices(config.devices, generates=generates, ranks=layout.here)
     check_training(config, devices.train, layout.ranks)
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
+    splits = load_splits(config.data)
+    check_fit(config.classifier, len(splits.train.class_names), config.data.image_size)
+    recipe = Recipe(config, splits, devices.generator)
     check_teacher(recipe)
     check_judge(recipe)
     recipe.check(generates=bool(devices.generate))

@@ -16,6 +16,8 @@ from online_aug.errors import UserError
 from online_aug.seeding import torch_global_state
 
 SHOWN_NAMES = 3
+_REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
+"""What networks answer to settings or images that they were not made for."""
 
 
 def build_classifier(
@@ -87,6 +89,31 @@ def check_classifier(config: ClassifierConfig) -> None:
     _check_checkpoint(config.checkpoint)
 
 
+def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> None:
+    """Refuse weights for other classes, and images smaller than the network can take.
+
+    It is built for that, and only where one of them can be: images as large as those it was made
+    for always fit.
+
+    Raises:
+        UserError: If so.
+    """
+    cfg = None if ":" in config.name else timm.get_pretrained_cfg(config.name)
+    is_small = cfg is not None and image_size < max(cfg.input_size)
+    if config.checkpoint is None and not is_small:
+        return
+    bare = config.model_copy(update={"pretrained": False})
+    classifier = build_classifier(bare, num_classes, image_size=image_size).eval()
+    try:
+        with torch.no_grad():
+            classifier(torch.zeros(1, 3, image_size, image_size))
+    except _REFUSALS as error:
+        raise UserError(
+            f"data.image_size must be a size that {config.name} can take, got {image_size}: "
+            f"{first_line(error)}"
+        ) from None
+
+
 def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
     """Refuse a number format that a training device does not compute in.
 
@@ -137,7 +164,7 @@ def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) 
             f"classifier.pretrained must be false where the weights of {config.name} cannot be "
             f"downloaded ({first_line(error)}): give a file of weights as classifier.checkpoint"
         ) from None
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except _REFUSALS as error:
         raise UserError(
             f"classifier.name must be a timm model that can be built with these settings, got "
             f"{config.name!r}: {first_line(error)}"

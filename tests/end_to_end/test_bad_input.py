@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -38,6 +39,22 @@ CASES = {
         ["classifier.checkpoint={place}/w.pt"],
         r"classifier\.checkpoint must be a file",
     ),
+    "weights for other classes": (
+        ["classifier.checkpoint={place}/weights.safetensors"],
+        r"classifier\.checkpoint must hold the weights of test_resnet with 10 classes, .* differs",
+    ),
+    "a teacher of other classes": (
+        [
+            "method.name=sgd_mix",
+            "method.candidates=[3, 5]",
+            "saliency.teacher={place}/weights.safetensors",
+        ],
+        r"saliency\.teacher must hold the weights of test_resnet with 10 classes, .* differs",
+    ),
+    "images too small for the classifier": (
+        ["classifier.name=test_coatnet", "data.image_size=16"],
+        r"data\.image_size must be a size that test_coatnet can take, got 16: .*too small$",
+    ),
     "more candidates than images": (
         ["method.name=sgd_mix", "method.candidates=[30, 50]"],
         r"method\.candidates must be at most 39, the other training images, got \[30, 50\]$",
@@ -53,6 +70,18 @@ CASES = {
     "a method twice": (
         ["method=[{{name: diff_mix}}, {{name: diff_mix, gamma: 1}}]"],
         r"method must list each method once, got diff_mix twice$",
+    ),
+    "no instruction": (
+        ["method.name=diffusemix", "method.prompts=[]"],
+        r"method\.prompts must be a list of at least 1: .*, got \[\]$",
+    ),
+    "no fractal": (
+        ["method.name=diffusemix", "fractals.folder={place}/no_class"],
+        r"fractals\.folder must be a folder with images, got {place}/no_class; null takes our own",
+    ),
+    "a model that takes no instruction": (
+        ["method.name=diffusemix"],
+        r"generation\.model must be an InstructPix2Pix for method\.name diffusemix, got .* text-to",
     ),
     "no CLIP": (
         ["gate.clip={place}"],
@@ -223,6 +252,8 @@ def spoil_models(place, model):
     tensors = load_file(weights)
     save_file({name: tensors[name] for name in tensors if ".to_" not in name}, weights)
     torch.save({"<emu>": torch.zeros(128)}, place / "tokens.pt")
+    three = timm.create_model("test_resnet", num_classes=3)
+    save_file(three.state_dict(), place / "weights.safetensors")
 
 
 def spoil(place, config):
