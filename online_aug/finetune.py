@@ -3,6 +3,7 @@
 `python -m online_aug.finetune configs/x.yaml`; `train.py` runs it when the result is missing.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -96,6 +97,8 @@ def _join(config: Config) -> None:
     """Be one of the ranks that `_launch` started; it holds the lock, and has checked all."""
     devices = plan_devices(config.devices, trains=False)
     world = start_distributed(rank_device(devices.generate))
+    if not world.is_first:
+        logging.disable(logging.WARNING)  # the first says what all of them find
     recipe = Recipe(config, load_splits(config.data), devices.generator)
     assert recipe.finetuned  # otherwise nobody would have started this
     with Interrupt() as interrupt:

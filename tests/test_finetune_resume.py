@@ -53,7 +53,6 @@ MOMENTS = {
     "before the first checkpoint": (loop, "save_checkpoint", 1),
     "while a checkpoint is written": (os, "fsync", 2),
     "before a checkpoint has its name": (Path, "replace", 3),
-    "before an older checkpoint goes": (Path, "unlink", 4),
     "in the middle of the result": (Path, "write_text", 1),
     "before the result has its name": (Path, "rename", 1),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from online_aug.errors import UserError
 from online_aug.reporting.atomic import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -40,13 +41,19 @@ def save_checkpoint(folder: Path, saved: Saved) -> None:
         saved: Tensors, plain values and containers of them.
 
     Raises:
-        OSError: If the folder cannot be written.
+        UserError: If it cannot be written, such as to a full disk; older ones are then still there.
     """
     content = io.BytesIO()
     torch.save({"format": _FORMAT, "step": saved.step, "state": dict(saved.state)}, content)
-    folder.mkdir(exist_ok=True)
     path = folder / f"step_{saved.step:08d}{_SUFFIX}"
-    write_atomically(path, _digest(content.getbuffer()) + content.getbuffer())
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomically(path, _digest(content.getbuffer()) + content.getbuffer())
+    except OSError as error:
+        raise UserError(
+            f"finetune.path must have room for {path}, got {error.strerror}: the same command goes "
+            "on from the checkpoint before once it has"
+        ) from error
     kept = _newest_first(folder)[:KEPT]
     for other in folder.iterdir():
         if other not in kept:  # also what a killed process left half written

@@ -1,11 +1,14 @@
 """A fine-tuning that stops goes on as if it had not."""
 
+import errno
 import logging
+import os
 
 import pytest
 import torch
 from finetuning_samples import config_with, run
 
+from online_aug.errors import UserError
 from online_aug.generation.finetuning.checkpoints import (
     BEGINNING,
     KEPT,
@@ -78,6 +81,21 @@ def test_where_all_are_cut_off_it_begins_anew(two, folder, size, caplog):
     assert len(told(caplog)) == 2
 
 
+def test_a_full_disk_is_one_clear_line_and_leaves_the_one_before(folder, monkeypatch):
+    save_checkpoint(folder, Saved(1, STATE))
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UserError, match="^finetune.path must have room for .* No space left"
+    ) as caught:
+        save_checkpoint(folder, Saved(2, STATE))
+    assert "\n" not in str(caught.value)
+    assert newest_checkpoint(folder).step == 1
+
+
 def test_a_checkpoint_of_another_version_is_passed_over(folder, monkeypatch, caplog):
     save_checkpoint(folder, Saved(1, STATE))
     monkeypatch.setattr("online_aug.generation.finetuning.checkpoints._FORMAT", 2)
@@ -97,8 +115,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("last", range(1, 6))
-def test_stopped_after_any_step_it_ends_with_the_same_bits(tiny_model, whole, tmp_path, last):
+@pytest.mark.parametrize("last", [1, 2, 4], ids=["first stage", "between the stages", "last stage"])
+def test_stopped_in_any_stage_it_ends_with_the_same_bits(tiny_model, whole, tmp_path, last):
     expected, losses = whole
 
     def stop(step, loss):
