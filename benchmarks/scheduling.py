@@ -25,10 +25,18 @@ from online_aug.records import GenerationRequest
 
 CLASSES = 200
 BARE = "Store.status alone"
+
+
+def digest_of(image: int) -> str:
+    """Of a source image."""
+    return f"{image:032x}"
+
+
 ORDERS = {
     "the plan's": (None, None),
     "own part first": (Stripe(number=1, count=3), None),
     "classes by weight": (None, [1 / (label + 1) for label in range(CLASSES)]),
+    "images by weight": (None, {digest_of(number): 1 / number for number in range(1, 1000)}),
 }
 
 
@@ -54,7 +62,7 @@ def request_of(number: int) -> GenerationRequest:
     return GenerationRequest(
         method="diff_mix",
         method_version=1,
-        source_digest=f"{number // 5:032x}",
+        source_digest=digest_of(number // 5),
         source_label=number % CLASSES,
         target_label=(7 * number + 3) % CLASSES,
         prompt=f"a photo of a <class_{(7 * number + 3) % CLASSES}> bird",

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from request_samples import make_request
+from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with
 
 from online_aug.config_generation import GenerationConfig
@@ -77,35 +77,8 @@ def source_images(size=64):
     return torch.randint(256, (len(PROMPTS), 3, size, size), generator=rng).to(torch.uint8)
 
 
-@cache
-def stock_pipeline(kind, model):
-    pipeline = kind.from_pretrained(model, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, pipeline.scheduler.config
-
-
-def stock(kind, model, request, **own):
-    """What a user of diffusers gets for the same settings."""
-    pipeline, known = stock_pipeline(kind, model)
-    pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(known)
-    return pipeline(
-        prompt=request.prompt,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        generator=torch.Generator().manual_seed(request.noise_seed),
-        output_type="pt",
-        **own,
-    ).images[0]
-
-
 def picture(image):
     return Image.fromarray(image.permute(1, 2, 0).numpy())
-
-
-def assert_same_pixels(made, expected):
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
-    levels = [(image * 255).round().int() for image in (made, expected)]
-    assert (levels[0] - levels[1]).abs().max() <= 1
 
 
 @pytest.mark.parametrize("scheduler", SOLVERS)

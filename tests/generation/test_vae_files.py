@@ -10,6 +10,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
 )
 from request_samples import make_request
+from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with, write_tiny_vae
 
 from online_aug.config_generation import GenerationConfig
@@ -44,28 +45,6 @@ def pictures(count):
     return torch.randint(256, (count, 3, 64, 64), generator=rng).to(torch.uint8)
 
 
-def stock(kind, model, vae, request, **own):
-    """What a user of diffusers gets who sets the same autoencoder."""
-    pipeline = kind.from_pretrained(model, dtype=torch.float32)
-    pipeline.vae = AutoencoderTiny.from_pretrained(vae)
-    pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        prompt=request.prompt,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        generator=torch.Generator().manual_seed(request.noise_seed),
-        output_type="pt",
-        **own,
-    ).images[0]
-
-
-def assert_same_pixels(made, expected):
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
-    levels = [(image * 255).round().int() for image in (made, expected)]
-    assert (levels[0] - levels[1]).abs().max() <= 1
-
-
 @pytest.mark.parametrize("scheduler", SOLVERS)
 def test_images_are_those_of_diffusers_pipeline_with_the_same_autoencoder(
     tiny_model, vae, generator, scheduler
@@ -79,7 +58,7 @@ def test_images_are_those_of_diffusers_pipeline_with_the_same_autoencoder(
     for request, image, result in zip(requests, images, made, strict=True):
         kind, start = StableDiffusionImg2ImgPipeline, image.unsqueeze(0) / 255
         own = {"image": start, "strength": request.strength}
-        assert_same_pixels(result, stock(kind, tiny_model, vae, request, **own))
+        assert_same_pixels(result, stock(kind, tiny_model, request, vae, **own))
 
 
 def test_edits_are_those_of_diffusers_pipeline_with_the_same_autoencoder(tiny_editor, vae):
@@ -89,7 +68,7 @@ def test_edits_are_those_of_diffusers_pipeline_with_the_same_autoencoder(tiny_ed
     image = pictures(1)
     made = generator_of(tiny_editor, vae).generate([request], image)[0]
     kind, own = StableDiffusionInstructPix2PixPipeline, {"image": image / 255}
-    expected = stock(kind, tiny_editor, vae, request, image_guidance_scale=1.5, **own)
+    expected = stock(kind, tiny_editor, request, vae, image_guidance_scale=1.5, **own)
     assert_same_pixels(made, expected)
 
 
@@ -99,7 +78,7 @@ def test_its_own_scaling_counts(tiny_model, generator, tmp_path):
     image = pictures(1)
     made = generator_of(tiny_model, scaled).generate([request], image)[0]
     own = {"image": image / 255, "strength": 0.5}
-    expected = stock(StableDiffusionImg2ImgPipeline, tiny_model, scaled, request, **own)
+    expected = stock(StableDiffusionImg2ImgPipeline, tiny_model, request, scaled, **own)
     assert_same_pixels(made, expected)
     assert (made - generator.generate([request], image)[0]).abs().max() > 0.01
 
