@@ -1,13 +1,17 @@
 """Wall time to the same accuracy: images made while training, against made first; and the reuse.
 
-    python benchmarks/time_to_accuracy.py [configs/quickstart.yaml] [--seeds 3] [--dir FOLDER]
-        [key=value ...]
+    python benchmarks/time_to_accuracy.py [configs/quickstart.yaml] [--seeds 3] [--reuse]
+        [--dir FOLDER] [key=value ...]
 
 Offline is `python -m online_aug.fill`, then a run that only serves the cache. Online is one run on
 an empty cache, waiting for no image. Both use the same fine-tuning, which is made before and not
 counted. Then further seeds train on each of the caches: with offline's they make nothing. The
 accuracy is that of the validation split after an epoch; the level is the lower of what both reach
 at their best.
+
+With `--reuse` the seeds of the online side wait for every image, so that the first of them makes
+all it serves: then each further seed of the recipe makes nothing, or the exit status is 1. Their
+wall times stand beside that of the first, and of offline: fill, then one seed.
 """
 
 import argparse
@@ -39,11 +43,12 @@ class Run:
         return next(seconds for seconds, top1 in self.reached if top1 >= level)
 
 
-def main() -> None:
-    """Run all and print the table."""
+def main() -> int:
+    """Run all and print the table; 1 if a seed made what was to be reused."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", metavar="config key=value")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "time_to_accuracy")
     options = parser.parse_args()
     configs = [word for word in options.words if "=" not in word]
@@ -51,30 +56,58 @@ def main() -> None:
     common = [config, *(word for word in options.words if "=" in word)]
     finetuned = options.dir / "finetuned"
     common += [f"run.dir={options.dir}", f"finetune.path={finetuned}"]
-    for stale in ("offline", "online"):
-        shutil.rmtree(options.dir / f"cache_{stale}", ignore_errors=True)
+    caches = {kind: options.dir / f"cache_{kind}" for kind in ("offline", "online", "reuse")}
+    for stale in caches.values():
+        shutil.rmtree(stale, ignore_errors=True)
     _command("-m", "online_aug.finetune", *common)
     started = time.monotonic()
-    _command("-m", "online_aug.fill", *common, f"cache.path={options.dir / 'cache_offline'}")
+    _command("-m", "online_aug.fill", *common, f"cache.path={caches['offline']}")
     fill_s = time.monotonic() - started
-    served = [f"cache.path={options.dir / 'cache_offline'}", "devices.generate=none"]
-    made = [f"cache.path={options.dir / 'cache_online'}"]
-    offline = [_train(options.dir, "offline", n, [*common, *served]) for n in range(options.seeds)]
-    online = [_train(options.dir, "online", n, [*common, *made]) for n in range(options.seeds)]
-    _print(fill_s, offline, online)
+    words = {
+        "offline": [f"cache.path={caches['offline']}", "devices.generate=none"],
+        "online": [f"cache.path={caches['online']}"],
+        "reuse": [f"cache.path={caches['reuse']}", "mixing.starvation=wait"],
+    }
+
+    def train(kind: str, seeds: int) -> list[Run]:
+        return [_train(options.dir, kind, n, [*common, *words[kind]]) for n in range(seeds)]
+
+    if options.reuse:
+        return _print_reuse(fill_s, *train("offline", 1), train("reuse", options.seeds))
+    _print(fill_s, train("offline", options.seeds), train("online", options.seeds))
+    return 0
+
+
+def _print_reuse(fill_s: float, offline: Run, seeds: list[Run]) -> int:
+    first, *later = seeds
+    shares = ", ".join(f"{run.wall_s / first.wall_s:.2f}" for run in later)
+    offline_s = fill_s + offline.wall_s
+    sys.stdout.write(
+        f"the first seed {first.wall_s:.0f} s, the further ones {shares} of that; offline "
+        f"{offline_s:.0f} s ({fill_s:.0f} s of it filling), {offline_s / first.wall_s:.2f} of the "
+        "first seed\n"
+    )
+    _print_table(fill_s, [offline, *seeds])
+    return int(any(run.summary["generated"] for run in later))
 
 
 def _print(fill_s: float, offline: list[Run], online: list[Run]) -> None:
     level = min(max(top1 for _, top1 in run.reached) for run in (offline[0], online[0]))
     offline_s = fill_s + offline[0].seconds_to(level)
     online_s = online[0].seconds_to(level)
-    lines = [
+    sys.stdout.write(
         f"to {level:.1%} on validation: offline {offline_s:.0f} s ({fill_s:.0f} s of it filling), "
-        f"online {online_s:.0f} s, offline over online {offline_s / online_s:.2f}",
+        f"online {online_s:.0f} s, offline over online {offline_s / online_s:.2f}\n"
+    )
+    _print_table(fill_s, [*offline, *online])
+
+
+def _print_table(fill_s: float, runs: list[Run]) -> None:
+    lines = [
         "| run | wall, s | made | reused | test top1, % |",
         "|---|---|---|---|---|",
         f"| filling | {fill_s:.0f} | | | |",
-        *(_row(run) for run in (*offline, *online)),
+        *map(_row, runs),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -118,4 +151,4 @@ def _command(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
