@@ -12,8 +12,9 @@ from PIL import Image
 
 from online_aug.config_generation import GenerationConfig
 from online_aug.config_method import MethodConfig
+from online_aug.dataloader.bird_drawing import render
 from online_aug.dataloader.digits import digits_arrays
-from online_aug.dataloader.pocket_birds import HABITATS, SPECIES, random_scene, render
+from online_aug.dataloader.pocket_birds import HABITATS, SPECIES, random_scene
 from online_aug.generation.image_generator import ImageGenerator
 from online_aug.records import GenerationRequest
 from online_aug.seeding import numpy_rng

@@ -30,6 +30,16 @@ def label(rows, gamma):
     )
 
 
+@pytest.mark.parametrize(
+    ("strength", "gamma", "of_source", "of_target"),
+    [(0.25, 0.5, 0.5, 0.5), (0.81, 0.5, 0.1, 0.9), (0.5, 2, 0.75, 0.25), (0.7, 1, 0.3, 0.7)],
+)
+def test_labels_are_those_worked_out_by_hand(strength, gamma, of_source, of_target):
+    expected = torch.zeros(1, CLASSES)
+    expected[0, 1], expected[0, 4] = of_source, of_target
+    torch.testing.assert_close(label([(1, 4, strength)], gamma), expected, rtol=0, atol=1e-6)
+
+
 @given(pairs, gammas)
 def test_rows_are_distributions_also_for_pairs_of_one_class(rows, gamma):
     labels = label(rows, gamma)

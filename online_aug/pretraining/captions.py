@@ -9,7 +9,7 @@ no data set.
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from online_aug.dataloader.pocket_birds import Scene, Species
+from online_aug.dataloader.bird_drawing import Scene, Species
 
 PREFIX = "a photo of a"
 WORD_DROPOUT = 0.1

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from online_aug.dataloader.bird_drawing import render
 from online_aug.dataloader.digits import digits_arrays
-from online_aug.dataloader.pocket_birds import random_scene, random_species, render
+from online_aug.dataloader.pocket_birds import random_scene, random_species
 from online_aug.pretraining.captions import bird_caption, digit_caption
 from online_aug.pretraining.instructions import INSTRUCTIONS, apply_instruction
 from online_aug.seeding import numpy_rng

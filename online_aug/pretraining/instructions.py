@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter, median_filter, sobel
 
-from online_aug.dataloader.pocket_birds import smooth_noise
+from online_aug.dataloader.bird_drawing import smooth_noise
 
 Picture = Float[np.ndarray, "h w 3"]
 Plane = Float[np.ndarray, "h w"]

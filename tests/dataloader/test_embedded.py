@@ -9,12 +9,15 @@ import pytest
 
 from online_aug.config_data import DataConfig
 from online_aug.dataloader import embedded
+from online_aug.dataloader.bird_drawing import render
 from online_aug.dataloader.digits import digits_arrays
 from online_aug.dataloader.embedded import write_embedded
 from online_aug.dataloader.images import read_image
+from online_aug.dataloader.pocket_birds import SPECIES, random_scene, random_species
 from online_aug.dataloader.sources import load_splits
 from online_aug.dataloader.written import MARKER
 from online_aug.errors import UserError
+from online_aug.seeding import numpy_rng
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,18 @@ def test_the_split_of_the_digits_never_changes(digits):
     order = [digits_arrays(split)[1] for split in ("train", "val", "test")]
     content = np.concatenate(order).tobytes()
     assert hashlib.blake2b(content, digest_size=8).hexdigest() == "d06a1be7b30c23eb"
+
+
+def test_the_pixels_of_the_pocket_birds_never_change():
+    content = hashlib.blake2b(digest_size=8)
+    rng = numpy_rng("birds")
+    scenes = [
+        (bird, random_scene(numpy_rng("birds", n))) for n, bird in enumerate(SPECIES.values())
+    ]
+    for species, scene in [*scenes, (random_species(rng), random_scene(rng))]:
+        for pixels in render(species, scene):
+            content.update(pixels.tobytes())
+    assert content.hexdigest() == "a854197ccbc9397f"
 
 
 def test_pocket_birds_are_an_ordinary_image_folder(tmp_path, monkeypatch):

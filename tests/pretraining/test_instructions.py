@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from online_aug.config_method import MethodConfig
+from online_aug.dataloader.bird_drawing import render
 from online_aug.dataloader.digits import digits_arrays
-from online_aug.dataloader.pocket_birds import random_scene, random_species, render
+from online_aug.dataloader.pocket_birds import random_scene, random_species
 from online_aug.pretraining.instructions import INSTRUCTIONS, apply_instruction
 from online_aug.seeding import numpy_rng
 
