@@ -39,6 +39,11 @@ CASES = {
         ["classifier.checkpoint={place}/w.pt"],
         r"classifier\.checkpoint must be a file",
     ),
+    "weights of another classifier": (
+        ["classifier.checkpoint={place}/vit.safetensors"],
+        r"classifier\.checkpoint must hold the weights of test_resnet with 10 classes, .*vit\.safet"
+        r"ensors lacks .* and has unknown .* more$",
+    ),
     "weights for other classes": (
         ["classifier.checkpoint={place}/weights.safetensors"],
         r"classifier\.checkpoint must hold the weights of test_resnet with 10 classes, .* differs",
@@ -103,6 +108,22 @@ CASES = {
         ["devices.train=[cpu, cpu]", "optim.batch_size=7"],
         r"optim\.batch_size must be a multiple of the 2 training devices, got 7$",
     ),
+    "batch and machines": (
+        ["devices.hostfile={place}/hosts", "optim.batch_size=8"],
+        r"optim\.batch_size must be a multiple of the 3 training devices, got 8$",
+    ),
+    "no hostfile": (
+        ["devices.hostfile={place}/none"],
+        r"devices\.hostfile must be a readable hostfile: .*No such file .*none'$",
+    ),
+    "hostfile that is none": (
+        ["devices.hostfile={place}/file"],
+        r"devices\.hostfile must name at least one machine, in a line such as node-a slots=2, got ",
+    ),
+    "unreachable machine": (
+        ["devices.hostfile={place}/hosts", "optim.batch_size=9"],
+        r"devices\.hostfile must name machines that ssh reaches .*, got nobody\.invalid: ",
+    ),
     "setting of ours": (
         ["classifier.deepspeed={{optimizer: 1}}"],
         r"classifier\.deepspeed must not set optimizer \(1: set optim\.name",
@@ -114,6 +135,10 @@ CASES = {
     "average of divided weights": (
         ["classifier.deepspeed.zero_optimization.stage=3", "optim.ema=0.9"],
         r"optim\.ema must be null with ZeRO stage 3, .* got 0\.9$",
+    ),
+    "no such stage": (
+        ["classifier.deepspeed.zero_optimization.stage=7"],
+        r"zero_optimization must be \{stage: 0, 1, 2 or 3\}, got \{'stage': 7\}$",
     ),
     "float16 on a cpu": (
         ["classifier.precision=float16", "devices.train=cpu"],
@@ -260,6 +285,9 @@ def spoil(place, config):
     """Folders, models and runs as nobody should have them."""
     (place / "file").write_text("")
     (place / "weights.json").write_text('{"emu": 1}')
+    (place / "hosts").write_text("localhost slots=2\nnobody.invalid slots=1\n")
+    vit = timm.create_model("test_vit", num_classes=10)
+    save_file(vit.state_dict(), place / "vit.safetensors")
     (place / "no_class").mkdir(parents=True)
     write_images(place / "one_class" / "cat", 5)
     for name, dogs in {"empty_class": 0, "one_image": 1, "broken_image": 9}.items():
