@@ -1,6 +1,7 @@
 """A run killed between two checkpoints, and one that is served again what another was served."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_what_was_counted_on_two_ranks_counts_on_one(moved):
     summary, rows = read_summary(moved), ledger(moved)
     served = [summary[f"served_{kind}"] for kind in ("real", "fresh", "cached")]
     assert served == np.bincount(rows["kind"], minlength=4).tolist()[:3]
+
+
+def test_a_run_whose_cache_was_emptied_is_one_line_and_changes_no_result(whole, config):
+    folder, cache = run_folder(config, "emptied"), config.parent / "emptied_cache"
+    shutil.copytree(whole, folder)
+    results = ("model.safetensors", "metrics.jsonl", "checkpoints/latest")
+    before = [(folder / name).read_bytes() for name in results]
+    launch = start(config, "emptied", f"run.epochs={EPOCHS + 1}", f"cache.path={cache}")
+    assert launch.wait() == 2
+    assert "cache.path must be the cache that this run was served from" in launch.err
+    assert launch.err.count("\n") == 1
+    assert [(folder / name).read_bytes() for name in results] == before
 
 
 def test_divided_weights_do_not_go_on_on_another_number_of_ranks(pair, config):
