@@ -16,7 +16,7 @@ from online_aug.errors import UserError
 from online_aug.generation.place import Place
 from online_aug.records import Served
 from online_aug.serving import order_of
-from online_aug.stores import open_store
+from online_aug.stores import codec_for, open_store
 from online_aug.training.distributed import World
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -111,8 +111,9 @@ def test_a_generation_process_that_cannot_work_ends_the_run_with_its_reason(
     ],
 )
 def test_no_process_where_nothing_is_generated_or_another_rank_has_it(
-    recipe_of, tmp_path, sections, rank
+    recipe_of, tmp_path, sections, rank, monkeypatch
 ):
+    monkeypatch.setattr(assembly, "is_same_everywhere", lambda world, keys: True)  # no other rank
     recipe, devices = recipe_of(**sections)
     world = World(rank, 2, rank, torch.device("cpu"))
     with build_loader(recipe, devices, world, tmp_path) as loader:
@@ -222,8 +223,8 @@ def test_a_run_without_synthetic_images_requests_none(recipe_of):
 
 
 def test_the_cache_is_opened_as_configured(recipe_of):
-    recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "codec": "raw", "max_gib": 2})
-    store = open_store(recipe.config)
+    recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "max_gib": 2})
+    store = open_store(recipe.config, codec_for("raw", recipe.splits.train))
     assert isinstance(store, Store)
     assert (store.codec, store.max_gib, store.durability) == ("raw", 2, "power")
 

@@ -15,9 +15,15 @@ from online_aug.devices import plan_devices
 from online_aug.training.distributed import rank_device
 from online_aug.training.launched import layout_of
 
-visible = os.environ["CUDA_VISIBLE_DEVICES"]
-torch.cuda.device_count = lambda: len(visible.split(","))
-chosen = DevicesConfig(share=0.25)
-plan = plan_devices(chosen, 8, ranks=layout_of(chosen).here)
-said = {"visible": visible, "device": rank_device(plan.train), "plan": str(plan)}
-(Path(sys.argv[1]) / os.environ["RANK"]).write_text(json.dumps(said))
+
+def main(folder):
+    visible = os.environ["CUDA_VISIBLE_DEVICES"]
+    torch.cuda.device_count = lambda: len(visible.split(","))
+    chosen = DevicesConfig(share=0.25)
+    plan = plan_devices(chosen, 8, ranks=layout_of(chosen).here)
+    said = {"visible": visible, "device": rank_device(plan.train), "plan": str(plan)}
+    (folder / os.environ["RANK"]).write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
