@@ -3,31 +3,18 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-from online_aug.config import Config
 from online_aug.dataloader.image_sets import file_names_of
-from online_aug.dataloader.sources import Splits
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank, bank_of
-from online_aug.generation.adaptation import Adaptation
-from online_aug.generation.adapter_files import Adapters
-from online_aug.generation.concepts import Concept
-from online_aug.generation.identity import (
-    check_attention,
-    choose_dtype,
-    digest_folder,
-    finetuned_folder,
-    fingerprint,
-    locate,
-)
-from online_aug.generation.vae_files import locate_vae
+from online_aug.generation.identity import check_attention
 from online_aug.generation.weights import check_weights
 from online_aug.image_weights import read_image_weights
 from online_aug.method_settings import instructions_of
-from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
+from online_aug.methods import METHODS, MethodContext, Part, plan_requests
 from online_aug.recipe_context import check_methods, method_contexts
 from online_aug.recipe_imports import Imports, RecipeImports
+from online_aug.recipe_model import RecipeModel
 from online_aug.recipe_saliency import RecipeSaliency
 from online_aug.records import GenerationRequest
 from online_aug.saliency import SaliencyTable
@@ -36,13 +23,8 @@ LARGEST_FRACTAL_PX = 256
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipeModel):
     """One configuration with its data, before any model is loaded."""
-
-    config: Config
-    splits: Splits
-    device: str
-    """Of the generator; decides what `generation.dtype: auto` means."""
 
     def check(self, *, generates: bool) -> None:
         """Refuse a generator that could never run, before anything is started or written.
@@ -71,41 +53,6 @@ class Recipe:
             self.adaptation.check_device(self.finetuned, self.device)
         else:
             self.contexts  # noqa: B018 - complete, or refused
-
-    @property
-    def methods(self) -> dict[str, Method]:
-        """What plans, prepares and composes, by name."""
-        return {method.name: METHODS[method.name] for method in self.config.methods}
-
-    @cached_property
-    def model(self) -> Path:
-        """Directory of the base model."""
-        first, *_ = self.methods.values()  # the others need the same kind
-        return locate(self.config.generation, first.pipeline)
-
-    @cached_property
-    def model_digest(self) -> str:
-        """Digest of the base model's content."""
-        return digest_folder(self.model)
-
-    @cached_property
-    def vae(self) -> Path | None:
-        """Directory of the autoencoder in place of the model's own; None where there is none."""
-        return locate_vae(self.config.generation.vae, self.model)
-
-    @cached_property
-    def dtype(self) -> str:
-        """Number format of the generator."""
-        return choose_dtype(self.config.generation.dtype, self.device)
-
-    @cached_property
-    def sources(self) -> list[Source]:
-        """Every training image: digest and label."""
-        train = self.splits.train
-        return [
-            Source(digest=train.digest(index), label=int(label))
-            for index, label in enumerate(train.labels)
-        ]
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
@@ -136,48 +83,6 @@ class Recipe:
         return {source.digest: place for place, source in enumerate(self.sources)}
 
     @cached_property
-    def adaptation(self) -> Adaptation:
-        """How the generator learns the classes."""
-        return Adaptation(
-            config=self.config.finetune,
-            is_wanted=self.config.finetune.enabled
-            and self.is_planned
-            and any(method.uses_finetuning for method in self.methods.values()),
-            class_names=self.splits.train.class_names,
-            metaclass=self.config.data.metaclass,
-        )
-
-    @property
-    def concepts(self) -> tuple[Concept, ...]:
-        """Prompts of the classes, and their tokens where fine-tuning learns them."""
-        return self.adaptation.concepts
-
-    @cached_property
-    def finetuned(self) -> Path | None:
-        """Where this recipe's fine-tuning result is, or will be; None where there is none."""
-        if not self.adaptation.is_wanted:
-            return None
-        if self.adaptation.imported:
-            return self.config.finetune.path
-        settings = [
-            self.config.generation.resolution,
-            self.config.data.hflip,
-            *(concept.prompt for concept in self.concepts),
-        ]
-        examples = [(source.digest, source.label) for source in self.sources]
-        return finetuned_folder(self.config.finetune, self.model_digest, examples, settings)
-
-    @property
-    def is_ready(self) -> bool:
-        """Nothing is left to fine-tune."""
-        return self.adaptation.is_ready(self.finetuned)
-
-    @property
-    def adapters(self) -> Adapters | None:
-        """What is added to the base model, read; None where nothing is."""
-        return self.adaptation.read(self.finetuned, self.model)
-
-    @cached_property
     def contexts(self) -> dict[str, MethodContext]:
         """What all requests of a method share, by its name.
 
@@ -193,7 +98,7 @@ class Recipe:
         return method_contexts(
             self.config,
             prompts,
-            self._fingerprint,
+            self.fingerprint,
             self.fractals,
             self.class_sizes,
             self.digests,
@@ -283,22 +188,3 @@ class Recipe:
         """There is something to generate, and nothing has to be made before it is known what."""
         is_known = self.is_planned and not self.saliency.follows_classifier
         return is_known and self.is_ready and self.has_maps
-
-    @property
-    def is_planned(self) -> bool:
-        """The run asks for images that a generator makes or has made by its plan."""
-        return self.is_synthetic and self.config.mixing.imported != "only"
-
-    @property
-    def _fingerprint(self) -> str:
-        """Of the generator; empty where no request is to be made."""
-        if not self.is_planned:
-            return ""
-        adapters = self.adaptation.digest(self.finetuned)
-        replaced = digest_folder(self.vae) if self.vae else None
-        return fingerprint(self.model_digest, adapters, self.dtype, replaced)
-
-    @property
-    def is_synthetic(self) -> bool:
-        """The run asks for generated images at all."""
-        return self.config.mixing.is_synthetic
