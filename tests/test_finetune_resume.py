@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from fault_samples import FORK, exit_status
 from recipe_samples import make_recipe
 
@@ -18,6 +19,15 @@ KILLED = -signal.SIGKILL
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A fork has none of its parent's threads, and torch would wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
