@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # torch and diffusers, whose import takes seconds, come after this process is tied to the trainer,
 # and diffusers only where an image is left to make.
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("online_aug.generate")  # this module runs as __main__
 
 
 def main(argv: Sequence[str]) -> int:
