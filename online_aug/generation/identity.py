@@ -8,7 +8,7 @@ from pathlib import Path
 
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.config_generation import GenerationConfig
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 from online_aug.records import PipelineKind
 
 _ASSETS = Path(str(files("online_aug"))) / "assets"
@@ -179,7 +179,7 @@ def _download(name: str, revision: str | None, kind: PipelineKind) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(
             f"generation.model must be 'embedded', a diffusers model directory, or a hub name that "
             f"can be reached, got {name!r} ({reason})"

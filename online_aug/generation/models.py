@@ -65,7 +65,7 @@ def load_pipeline(
             local_files_only=True,
         )
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(f"generation.model {folder} cannot be loaded: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     if vae is not None:
@@ -103,7 +103,7 @@ def choose_attention(name: str, pipeline: Pipeline, device: torch.device) -> str
     try:
         pipeline.enable_xformers_memory_efficient_attention()
     except (ValueError, ModuleNotFoundError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(
             f"generation.attention must be auto or sdpa on {device}, got 'xformers' ({reason})"
         ) from error
