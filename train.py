@@ -64,7 +64,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_room(directory, resolved_yaml(config), config.run.resume)
     if layout.hosts is not None:
         return run_on_nodes(argv, layout.hosts, reach(layout.hosts))
-    open_store(config).open()
+    open_store(config, recipe.splits.train).open()
     if is_first_process():
         sys.stdout.write(f"{devices}\n")
         sys.stdout.write(f"imported: {recipe.imports}\n" if recipe.imports.images else "")

@@ -44,7 +44,7 @@ def build_loader(
         UserError: On every rank, if the plan or what was imported is not the same on all.
     """
     config = recipe.config
-    store = open_store(config)
+    store = open_store(config, recipe.splits.train)
     pin_if_awaited(store, config, agreed_plan(recipe, world))
     generator = None
     if world.is_first_of_node and devices.generate and recipe.is_synthetic:

@@ -91,7 +91,7 @@ def fill(recipe: "Recipe", devices: "DevicePlan") -> int:
     from online_aug.stores import open_store
     from online_aug.teacher import ensure_saliency
 
-    with open_store(recipe.config).open() as store:
+    with open_store(recipe.config, recipe.splits.train).open() as store:
         sys.stdout.write(f"{devices}\n")
         ensure_finetuned(recipe, devices.finetune)
         ensure_saliency(recipe)

@@ -16,7 +16,7 @@ from online_aug.errors import UserError
 from online_aug.generation.lifeline import Lifeline, die_with_parent
 from online_aug.generation.messages import Failed, Status
 from online_aug.generation.place import Place
-from online_aug.stores import codec_for, open_store
+from online_aug.stores import open_store
 
 if TYPE_CHECKING:
     from online_aug.recipe import Recipe
@@ -62,7 +62,7 @@ def serve(config_path: Path, place: Place, lifeline: Lifeline) -> None:
     torch.set_num_threads(place.threads)
     config = load_config(config_path)
     recipe = Recipe(config, load_splits(config.data), place.device)
-    store = open_store(config, codec_for(config.cache.codec, recipe.splits.train))
+    store = open_store(config, recipe.splits.train)
     _log.info("cache: images are stored as %s", store.codec)
     if _is_whole(recipe, store):
         lifeline.tell(Status(state="finished", reused=len(recipe.plan)))

@@ -82,7 +82,7 @@ class SaliencyPublisher:
         version = weights_version(classifier, saliency.teacher_name, saliency.teacher_size)
         if version in {each.version for each in self._published}:
             return
-        with open_store(recipe.config) as store:
+        with open_store(recipe.config, recipe.splits.train) as store:
             look = gaze_of(classifier, self._world.device)
             make_maps(recipe, store, version, look, is_shown=False)
         lines = [to_json(each) for each in (*self._published, Published(epoch, version))]
@@ -93,7 +93,7 @@ class SaliencyPublisher:
         recipe, world = self._recipe, self._world
         if world.nodes == 1 or recipe.config.run.replay is not None:
             return
-        with open_store(recipe.config) as store:
+        with open_store(recipe.config, recipe.splits.train) as store:
             maps = b""
             if world.is_first:
                 table = recipe.saliency.table(version, recipe.digests)
@@ -108,7 +108,7 @@ class SaliencyPublisher:
     def _take_up(self, newest: Published) -> None:
         self._published.append(newest)
         plan = self._recipe.plan_of(newest.version)
-        with open_store(self._recipe.config) as store:
+        with open_store(self._recipe.config, self._recipe.splits.train) as store:
             pin_if_awaited(store, self._recipe.config, [request.key for request in plan])
         self._loader.extend(
             plan,

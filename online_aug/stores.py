@@ -23,12 +23,12 @@ def codec_for(codec: str, train: ImageSet) -> str:
     return "jpeg" if 2 * jpegs > len(names) else DEFAULT_CODEC
 
 
-def open_store(config: Config, codec: str = DEFAULT_CODEC) -> Store:
+def open_store(config: Config, train: ImageSet) -> Store:
     """The cache of a configuration, created where it is missing.
 
     Args:
-        config: Where it is and what bounds it.
-        codec: How images are written, of `codec_for`; whoever writes none needs none.
+        config: Where it is, how images are stored in it, and what bounds it.
+        train: The images beside which generated ones are served.
 
     Raises:
         CacheError: If the path cannot be a cache.
@@ -36,7 +36,7 @@ def open_store(config: Config, codec: str = DEFAULT_CODEC) -> Store:
     settings = config.cache
     return Store(
         settings.path,
-        codec=codec,
+        codec=codec_for(settings.codec, train),
         max_gib=settings.max_gib,
         policy=eviction_policy(config),
         durability=settings.durability,

@@ -43,7 +43,7 @@ def ensure_saliency(recipe: Recipe) -> None:
     """
     version = recipe.saliency.version
     if version is not None and not recipe.has_maps:
-        with open_store(recipe.config) as store:
+        with open_store(recipe.config, recipe.splits.train) as store:
             make_maps(recipe, store, version, _first_look(recipe))
 
 

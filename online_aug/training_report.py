@@ -32,7 +32,7 @@ class TrainingReport:
         """Show nothing yet; the first rank alone shows and writes."""
         self._recipe, self._loader, self._world = recipe, loader, world
         self._directory = directory
-        self._store = open_store(recipe.config)
+        self._store = open_store(recipe.config, recipe.splits.train)
         self._log: MetricsLog | None = None
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self.live = LiveReport(

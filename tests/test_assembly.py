@@ -16,7 +16,7 @@ from online_aug.errors import UserError
 from online_aug.generation.place import Place
 from online_aug.records import Served
 from online_aug.serving import order_of
-from online_aug.stores import codec_for, open_store
+from online_aug.stores import open_store
 from online_aug.training.distributed import World
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -74,7 +74,7 @@ def test_a_second_run_serves_what_the_first_one_had_made(recipe_of, run_director
     assert not child.is_running()
     assert (loader.process.status.state, loader.process.restarts) == ("finished", 0)
 
-    with open_store(first.config) as store:
+    with open_store(first.config, first.splits.train) as store:
         before = store.position()
         assert before == len(first.plan)
     second, _ = recipe_of(mixing=mixing, run={"dir": "unused", "seed": 1})
@@ -84,7 +84,7 @@ def test_a_second_run_serves_what_the_first_one_had_made(recipe_of, run_director
         assert totals.cached > 0
         assert len(loader.reused()) > 0
     assert children() == []
-    with open_store(second.config) as store:
+    with open_store(second.config, second.splits.train) as store:
         assert store.position() == before
 
 
@@ -190,7 +190,7 @@ def test_two_generation_processes_of_one_run_make_its_plan_once(recipe_of, run_d
     assert not any(child.is_running() for child in running)
     assert totals.starved == 0
     assert loader.process.status.generated == len(recipe.plan)
-    with open_store(recipe.config) as store:
+    with open_store(recipe.config, recipe.splits.train) as store:
         assert store.position() == len(recipe.plan)
 
 
@@ -223,8 +223,8 @@ def test_a_run_without_synthetic_images_requests_none(recipe_of):
 
 
 def test_the_cache_is_opened_as_configured(recipe_of):
-    recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "max_gib": 2})
-    store = open_store(recipe.config, codec_for("raw", recipe.splits.train))
+    recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "codec": "raw", "max_gib": 2})
+    store = open_store(recipe.config, recipe.splits.train)
     assert isinstance(store, Store)
     assert (store.codec, store.max_gib, store.durability) == ("raw", 2, "power")
 
@@ -243,4 +243,4 @@ def test_what_the_cache_evicts_is_as_configured(recipe_of, eviction, limit, poli
         cache={"path": "/nowhere/cache", "eviction": eviction},
         mixing={"max_times_sampled": limit},
     )
-    assert open_store(recipe.config).policy == policy
+    assert open_store(recipe.config, recipe.splits.train).policy == policy

@@ -49,6 +49,12 @@ def test_all_of_the_plan_is_made_and_the_devices_are_said_first(call, plan, tmp_
     assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
 
 
+def test_images_are_stored_as_configured(call, plan, tmp_path):
+    call(cache={"codec": "png"})
+    with Store(tmp_path / "cache", readonly=True) as store:
+        assert {store.inspect(request.key).codec.name for request in plan} == {"png"}
+
+
 def test_fine_tuning_comes_first_where_it_is_due(call, tmp_path):
     status, lines = call(finetune={"enabled": True})
     assert status == 0

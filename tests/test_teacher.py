@@ -109,7 +109,7 @@ def test_a_teacher_of_other_classes_is_refused(recipe_of, tmp_path):
 
 def test_a_plan_without_its_maps_says_how_to_make_them(recipe_of, weights):
     recipe = recipe_of(teacher=weights)
-    open_store(recipe.config).open().close()
+    open_store(recipe.config, recipe.splits.train).open().close()
     with pytest.raises(UserError, match=r"must hold the saliency maps .*start train\.py once"):
         _ = recipe.plan
 
