@@ -5,6 +5,7 @@
 PYTHON ?= python3
 SEED ?= 0
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -18,8 +19,8 @@ help:  ## Show this list
 quickstart: $(VENV)/.runtime  ## Train on handwritten digits, no download of data or model: SEED=0 ARGS="key=value"
 	$(RUN) train.py configs/quickstart.yaml run.seed=$(SEED) $(ARGS)
 
-test: $(VENV)/.test  ## Run the tests: ARGS="tests/test_config.py -x"
-	$(RUN) -m pytest $(ARGS)
+test: $(VENV)/.test  ## Run the tests, two files at a time: WORKERS=2 ARGS="tests/test_config.py -x"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev  ## Check format, style and types
 	$(RUN) -m ruff format --check .
