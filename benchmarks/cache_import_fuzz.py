@@ -130,7 +130,7 @@ def _exported(folder: Path, format: str) -> Path:
 
 def _read_image(content: bytes) -> int:
     record = from_file(content, Description(request={}, created=0.0))
-    record.decode()
+    _ = record.image
     return 1
 
 
@@ -140,7 +140,7 @@ def _import(root: Path, place: Path, content: bytes) -> int:
     count = 0
     for _, load in images:
         try:
-            load().decode()
+            _ = load().image
             count += 1
         except CacheError:
             continue

@@ -18,7 +18,7 @@ from cache.key import (
     decode_fields,
     request_key,
 )
-from cache.record import Entry, Record, Stored
+from cache.record import Entry, Record
 from cache.store import Store
 from cache.verify import VerifyReport
 from cache.writer import Writer
@@ -40,7 +40,6 @@ __all__ = [
     "ServedFirst",
     "Status",
     "Store",
-    "Stored",
     "VerifyReport",
     "Writer",
     "canonical_bytes",

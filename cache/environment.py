@@ -9,8 +9,9 @@ they next need it.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
@@ -31,6 +32,32 @@ _gate = threading.Condition(_lock)
 _environments: dict[Path, "Environment"] = {}
 _forks = 0
 """Threads that are about to fork."""
+_waiting = 0
+"""Threads that wait at the gate: telling nobody takes as long as entering."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a process has open of a directory."""
+
+    handle: lmdb.Environment
+    tables: Tables
+    file: DataFile
+    pid: int
+    writable: bool
+    sync: bool
+    """Whether a commit waits for the disk."""
+
+    @classmethod
+    def at(cls, path: Path, writable: bool, sync: bool) -> "Opened":
+        """Open the cache at `path`, or make it where it is missing."""
+        handle, tables = open_cache(path, writable=writable, sync=sync)
+        return cls(handle, tables, DataFile(path), os.getpid(), writable, sync)
+
+    def close(self) -> None:
+        """Give the files back."""
+        self.handle.close()
+        self.file.close()
 
 
 class Environment:
@@ -40,12 +67,8 @@ class Environment:
         """Note the path; nothing is opened or made."""
         self.path = path
         self.users = 0
-        self.wants_writing = self.wants_sync = False
-        self._handle: lmdb.Environment | None = None
-        self._tables: Tables | None = None
-        self._is_writable = self.is_synced = self._is_reserved = False
-        self._pid = 0
-        self._file: DataFile | None = None
+        self.wants_writing = self.wants_sync = self._is_reserved = False
+        self._opened: Opened | None = None
         self.readers_checked = 0.0
         self._running: list[int] = []
 
@@ -76,14 +99,14 @@ class Environment:
     def close(self) -> None:
         """Close it when no transaction runs; the next one opens it again."""
         with _gate:
-            _gate.wait_for(lambda: not self._running)
+            _wait_until(lambda: not self._running)
             self._shut()
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
         """Keeps it closed in this process; transactions of other threads wait for the end."""
         with _gate:
-            _gate.wait_for(lambda: not (_forks or self._running or self._is_reserved))
+            _wait_until(lambda: not (_forks or self._running or self._is_reserved))
             self._shut()
             self._is_reserved = True
         try:
@@ -93,12 +116,16 @@ class Environment:
                 self._is_reserved = False
                 _gate.notify_all()
 
-    def enter(self, write: bool) -> tuple[lmdb.Environment, Tables]:
+    def enter(self, write: bool) -> Opened:
         """Pass the gate, open what is not open, and count as one that must `leave`."""
         with _lock:
-            while _forks or self._is_reserved or (write and not self._can_admit_writer()):
-                _gate.wait()
-            opened = self._opened(write)
+            if write or _forks or self._is_reserved:
+                _wait_until(lambda: self._can_admit(write))
+            opened = self._opened
+            if opened is None or write or opened.pid != os.getpid():
+                opened = self._prepare(write)
+            else:
+                opened.file.check()
             self._running.append(threading.get_ident())
             return opened
 
@@ -108,51 +135,42 @@ class Environment:
         with _lock:
             if thread in self._running:  # not in a child that was forked right here
                 self._running.remove(thread)
-            _gate.notify_all()
+            if _waiting:
+                _gate.notify_all()
 
-    def _can_admit_writer(self) -> bool:
+    def _can_admit(self, write: bool) -> bool:
+        if _forks or self._is_reserved:
+            return False
         # Another handle is needed to write through what was opened otherwise: let readers end.
-        return self._suits_writer() or not self._running
+        return not write or self._suits_writer() or not self._running
 
     def _suits_writer(self) -> bool:
-        return self._is_writable and self.is_synced >= self.wants_sync
+        opened = self._opened
+        return opened is not None and opened.writable and opened.sync >= self.wants_sync
 
-    def _opened(self, write: bool) -> tuple[lmdb.Environment, Tables]:
-        if self._handle is not None and self._pid != os.getpid():
+    def _prepare(self, write: bool) -> Opened:
+        if self._opened is not None and self._opened.pid != os.getpid():
             raise CacheError(
                 f"cache {self.path} was in use while this process was forked from another; "
                 "start worker processes by spawn or forkserver"
             )
         if write and not self._suits_writer():
             self._shut()
-        if self._handle is None or self._tables is None:
-            self._open()
-        elif self._file is not None:
-            self._file.check(write=write)
-        assert self._handle is not None
-        assert self._tables is not None
-        return self._handle, self._tables
-
-    def _open(self) -> None:
-        writable, sync = self.wants_writing, self.wants_sync
-        self._handle, self._tables = open_cache(self.path, writable=writable, sync=sync)
-        self._is_writable, self.is_synced = writable, sync
-        self._pid = os.getpid()
-        self._file = DataFile(self.path)
+        if self._opened is None:
+            self._opened = Opened.at(self.path, self.wants_writing, self.wants_sync)
+        else:
+            self._opened.file.check(write=write)
+        return self._opened
 
     def _shut(self) -> None:
         # An inherited one stays untouched: closing it would free the reader slots of the parent.
-        if self._handle is not None and self._pid == os.getpid():
-            self._handle.close()
-            self._handle = self._tables = None
-            self._is_writable = False
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+        if self._opened is not None and self._opened.pid == os.getpid():
+            self._opened.close()
+            self._opened = None
 
     def _shut_for_fork(self, deadline: float) -> None:
         thread = threading.get_ident()
-        _gate.wait_for(
+        _wait_until(
             lambda: all(running == thread for running in self._running),
             timeout=max(0.0, deadline - time.monotonic()),
         )
@@ -182,6 +200,15 @@ def detach(environment: Environment) -> None:
             environment.close()
 
 
+def _wait_until(is_so: Callable[[], bool], timeout: float | None = None) -> None:
+    global _waiting
+    _waiting += 1
+    try:
+        _gate.wait_for(is_so, timeout)
+    finally:
+        _waiting -= 1
+
+
 def _before_fork() -> None:
     global _forks
     _gate.acquire()
@@ -199,10 +226,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _gate, _forks
+    global _lock, _gate, _forks, _waiting
     _lock = threading.RLock()  # the threads that waited at the old one are not in this process
     _gate = threading.Condition(_lock)
-    _forks = 0
+    _forks = _waiting = 0
     for environment in list(_environments.values()):
         environment._running.clear()
         environment._is_reserved = False

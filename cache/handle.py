@@ -1,8 +1,8 @@
 """LMDB's own object: the settings it is opened with and the errors it raises."""
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lmdb
 
@@ -56,14 +56,12 @@ def probe(path: Path) -> None:
 
 def begin(handle: lmdb.Environment, write: bool, buffers: bool = False) -> Transaction:
     """A new transaction, after clearing the slots of dead readers if there is no free one."""
-    options: Any = {"write": write, "buffers": buffers}
-    txn: Transaction
+    start: Callable[..., Transaction] = handle.begin
     try:
-        txn = handle.begin(**options)
+        return start(None, None, write, buffers)
     except lmdb.ReadersFullError:
         handle.reader_check()
-        txn = handle.begin(**options)
-    return txn
+        return start(None, None, write, buffers)
 
 
 def worded(path: Path, error: lmdb.Error) -> CacheError:

@@ -21,7 +21,7 @@ from cache.eviction import Oldest, Policy
 from cache.facts import source_id
 from cache.key import Scalar, check_keys, first_key
 from cache.location import DATA
-from cache.record import Record, Stored, parse
+from cache.record import Record, parse
 
 _PART = 8192
 """Log positions read in one transaction."""
@@ -110,20 +110,22 @@ class Reader:
             return int(txn.stat(tables.records)["entries"])
 
     def get(self, key: bytes) -> Record | None:
-        """The record under `key`, None if there is none.
+        """The record under `key` with its image decoded, None if there is none.
 
         Raises:
             CorruptRecordError: If its bytes are not what was written.
         """
-        stored = self.inspect(key)
-        return None if stored is None else stored.decode()
+        record = self.inspect(key)
+        if record is not None:
+            _ = record.image  # decoded here, where it can be said
+        return record
 
     def get_request(self, key: bytes) -> dict[str, Scalar] | None:
         """The request of the record under `key`, its image not decoded; None if there is none."""
         stored = self.inspect(key)
         return None if stored is None else stored.request
 
-    def inspect(self, key: bytes) -> Stored | None:
+    def inspect(self, key: bytes) -> Record | None:
         """All about the record under `key`, its image still encoded; None if there is none.
 
         Raises:

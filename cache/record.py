@@ -41,19 +41,39 @@ class Entry:
 
 
 @dataclass(kw_only=True, eq=False)
-class Described:
-    """What a record says about its image, checked; decoded when it is first asked for.
+class Record:
+    """What the cache returns: its checksum was right; request, scores and image are decoded when
+    they are first asked for.
 
-    A reader of many images asks for no request, and decoding one takes longer than finding it. Not
-    to be written to; not frozen, since setting the fields of a frozen one takes that long too.
+    Not to be written to; not frozen, since setting the fields of a frozen one takes longer than
+    finding the record.
     """
 
     key: bytes
     created: float
     """Unix time, s."""
+    codec: Codec
+    height: int
+    width: int
+    """Of the image, px."""
+    position: int
+    """Its place in the log, from 1."""
     request_bytes: bytes
     """The encoded request, of which `key` is the digest."""
     scores_bytes: bytes
+    image_bytes: bytes
+
+    @cached_property
+    def image(self) -> Pixels:
+        """uint8, `h w 3`, read-only.
+
+        Raises:
+            CorruptRecordError: If it does not decode to the size the header gives.
+        """
+        try:
+            return self.codec.decode(self.image_bytes, self.height, self.width)
+        except CorruptRecordError as error:
+            raise _corrupt(self.key, str(error)) from error
 
     @cached_property
     def request(self) -> dict[str, Scalar]:
@@ -72,52 +92,13 @@ class Described:
             raise CorruptRecordError("scores must be floats")
         return {name: score for name, score in scores.items() if isinstance(score, float)}
 
-
-@dataclass(kw_only=True, eq=False)
-class Record(Described):
-    """What the cache returns."""
-
-    image: Pixels
-    """uint8, `h w 3`, read-only."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Stored(Described):
-    """A record whose checksum was right and whose image is still encoded."""
-
-    codec: Codec
-    height: int
-    width: int
-    position: int
-    """Its place in the log, from 1."""
-    image_bytes: bytes
-
-    def decode(self) -> Record:
-        """The record with its pixels.
-
-        Raises:
-            CorruptRecordError: If the image does not decode to the size the header gives.
-        """
-        try:
-            image = self.codec.decode(self.image_bytes, self.height, self.width)
-        except CorruptRecordError as error:
-            raise _corrupt(self.key, str(error)) from error
-        return Record(
-            key=self.key,
-            image=image,
-            request_bytes=self.request_bytes,
-            scores_bytes=self.scores_bytes,
-            created=self.created,
-        )
-
     def check(self) -> None:
         """Decode all of it: image, request and scores.
 
         Raises:
             CorruptRecordError: If one of them cannot be decoded.
         """
-        self.decode()
-        _ = self.request, self.scores
+        _ = self.image, self.request, self.scores
 
 
 class Draft:
@@ -139,7 +120,7 @@ class Draft:
         self._prepare(entry.encoded_request, facts, entry.scores, data, fixed)
 
     @classmethod
-    def copy(cls, stored: Stored) -> Self:
+    def copy(cls, stored: Record) -> Self:
         """The same record for another place or cache, its image not encoded again."""
         draft = cls.__new__(cls)
         fixed = (stored.codec.number, 0, stored.height, stored.width, stored.created)
@@ -174,7 +155,7 @@ class Draft:
         return b"".join((header, seal(header, self._crc), *self._parts))
 
 
-def parse(key: bytes, value: Bytes) -> Stored:
+def parse(key: bytes, value: Bytes) -> Record:
     """The record in `value`, copied out of it and checked against its checksum and its key.
 
     Raises:
@@ -187,7 +168,7 @@ def parse(key: bytes, value: Bytes) -> Stored:
     request = bytes(value[start:scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
-    return Stored(
+    return Record(
         key=key,
         codec=codec_numbered(codec),
         height=height,

@@ -58,9 +58,8 @@ class Header(NamedTuple):
 
     def has_checksum(self, value: Bytes) -> bool:
         """Whether the checksum in `value` is that of the rest of it."""
-        view = memoryview(value)
-        checksum = CHECKSUMS[self.version].of(view[self.start :], view[: HEADER.size])
-        return checksum == view[HEADER.size : self.start]
+        head, found = value[: HEADER.size], value[HEADER.size : self.start]
+        return CHECKSUMS[self.version].of(value[self.start :], head) == found
 
 
 class Checksum(NamedTuple):

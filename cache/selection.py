@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cache.errors import CacheError
 from cache.facts import facts_of
-from cache.record import Stored
+from cache.record import Record
 from cache.store import Store
 
 _PART = 1024
@@ -27,7 +27,7 @@ class Selection:
     limit: int | None = None
     """At most so many, in the order of arrival."""
 
-    def matches(self, stored: Stored) -> bool:
+    def matches(self, stored: Record) -> bool:
         """Whether the record's request is one of those asked for."""
         for name in ("method", "source_label", "target_label"):
             wanted = getattr(self, name)
@@ -52,7 +52,7 @@ class Unreadable:
     problem: str
 
 
-def walk(store: Store, after: int = 0) -> Iterator[Stored | Unreadable]:
+def walk(store: Store, after: int = 0) -> Iterator[Record | Unreadable]:
     """Every record from behind `after` up to what is the last one now, in the order of arrival."""
     last = store.position()
     while part := store.tail(after, _PART):
@@ -63,7 +63,7 @@ def walk(store: Store, after: int = 0) -> Iterator[Stored | Unreadable]:
         after = part[-1][0]
 
 
-def select(store: Store, selection: Selection) -> Iterator[Stored | Unreadable]:
+def select(store: Store, selection: Selection) -> Iterator[Record | Unreadable]:
     """The records that match, and all that cannot be read; these do not count to the limit."""
     left = math.inf if selection.limit is None else selection.limit
     for found in walk(store, selection.after) if left else ():
@@ -91,7 +91,7 @@ def find_recipe(store: Store, prefix: str) -> bytes:
     return found[0]
 
 
-def _read(store: Store, position: int, key: bytes) -> Stored | Unreadable:
+def _read(store: Store, position: int, key: bytes) -> Record | Unreadable:
     try:
         stored = store.inspect(key)
         if stored is not None:

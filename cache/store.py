@@ -16,7 +16,7 @@ from cache.key import check_keys, digest_of
 from cache.leasing import Leasing
 from cache.location import check_free
 from cache.reading import Reader
-from cache.record import Draft, Entry, Stored
+from cache.record import Draft, Entry, Record
 from cache.repair import drop_if_broken, mend
 from cache.tables import pages_bytes
 from cache.verify import Progress, VerifyReport, verify
@@ -63,7 +63,7 @@ class Store(Leasing):
         drafts = [Draft(offered[key], self._codec, created) for key in missing]
         return self._put(keys, drafts)
 
-    def put_stored(self, records: Sequence[Stored]) -> int:
+    def put_records(self, records: Sequence[Record]) -> int:
         """As `put_many`, with records of another cache: encoded once and never again.
 
         Raises:
@@ -71,7 +71,7 @@ class Store(Leasing):
             CacheFullError: As `put_many`.
         """
         self._check_writable()
-        offered: dict[bytes, Stored] = {}
+        offered: dict[bytes, Record] = {}
         for stored in records:
             offered.setdefault(stored.key, stored)
         return self._put(list(offered), [Draft.copy(stored) for stored in offered.values()])

@@ -19,7 +19,7 @@ READERS_CHECKED_EVERY_S = 5.0
 class ShortTransaction:
     """What `Environment.transaction` gives to `with`; a generator would take twice as long."""
 
-    __slots__ = ("_buffers", "_environment", "_txn", "_write")
+    __slots__ = ("_buffers", "_environment", "_opened", "_txn", "_write")
 
     def __init__(self, environment: "Environment", write: bool, buffers: bool) -> None:
         """Note what for; nothing happens before `with`."""
@@ -28,26 +28,25 @@ class ShortTransaction:
     def __enter__(self) -> tuple[Transaction, Tables]:
         environment = self._environment
         try:
-            handle, tables = environment.enter(self._write)
+            self._opened = opened = environment.enter(self._write)
             try:
                 if self._write:
-                    self._clear_dead_readers(handle)
-                self._txn = begin(handle, self._write, self._buffers)
+                    self._clear_dead_readers(opened.handle)
+                self._txn = begin(opened.handle, self._write, self._buffers)
             except BaseException:
                 environment.leave()
                 raise
         except lmdb.Error as error:
             raise worded(environment.path, error) from error
-        return self._txn, tables
+        return self._txn, opened.tables
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         environment = self._environment
         try:
-            if error is None:
-                self._txn.commit()
-            self._txn.abort()  # nothing after a commit
             if error is None and self._write:
-                note_sound(environment.path, durable=environment.is_synced)
+                self._txn.commit()
+                note_sound(environment.path, durable=self._opened.sync)
+            self._txn.abort()  # nothing after a commit
         except lmdb.Error as failure:
             self._txn.abort()
             raise worded(environment.path, failure) from failure

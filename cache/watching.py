@@ -29,7 +29,7 @@ class DataFile:
         found = os.fstat(self._file)
         self._inode, self._links, self._size = found.st_ino, found.st_nlink, found.st_size
 
-    def check(self, *, write: bool) -> None:
+    def check(self, *, write: bool = False) -> None:
         """Refuse to go on with a file that is not what it was; a reader asks a thousand times a s.
 
         Raises:

@@ -60,7 +60,7 @@ class Model:
     corrupt: int = 0
 
     def put(self, entries, max_bytes=None, max_times=None):
-        """Stored how many; evicts by `ServedFirst(max_times)`, or the oldest, or nothing (0)."""
+        """Record how many; evicts by `ServedFirst(max_times)`, or the oldest, or nothing (0)."""
         offered = {}
         for entry in entries:
             offered.setdefault(request_key(entry.request), entry)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.accounting import Recipe
 from cache.commands.arguments import Command, add_filters, count, selection
-from cache.record import Stored
+from cache.record import Record
 from cache.selection import Selection, Unreadable, select
 from cache.store import Store
 from cache.terminal import (
@@ -113,7 +113,7 @@ def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
         sys.stdout.write("no records\n")
 
 
-def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Stored | Unreadable]:
+def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Record | Unreadable]:
     if after is not None:
         return select(store, replace(wanted, after=after))
     if wanted.is_all and wanted.limit is not None:
@@ -123,12 +123,12 @@ def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Stor
     return select(store, replace(wanted, after=positions[0] - 1)) if positions else ()
 
 
-def _row(found: Stored | Unreadable) -> dict[str, Any]:
+def _row(found: Record | Unreadable) -> dict[str, Any]:
     row: dict[str, Any] = {"position": found.position, "key": found.key.hex()}
     return row | ({"problem": found.problem} if isinstance(found, Unreadable) else fields(found))
 
 
-def fields(stored: Stored) -> dict[str, Any]:
+def fields(stored: Record) -> dict[str, Any]:
     """All of a record but its image, for a program."""
     return {
         "created": stored.created,

@@ -15,7 +15,7 @@ from cache.exchange.images import pixels_of
 from cache.exchange.names import ClassNames
 from cache.exchange.sources import find_sources
 from cache.exchange.staging import check_free, staged_file
-from cache.record import Record, Stored
+from cache.record import Record
 from cache.selection import select
 from cache.store import Store
 from cache.terminal import moment, print_json, print_table, size
@@ -43,18 +43,18 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(store: Store, options: argparse.Namespace) -> list[Stored]:
+def _chosen(store: Store, options: argparse.Namespace) -> list[Record]:
     if options.key is not None:
         return [_found(store, options.key)]
     wanted = selection(options, store)
     found = select(store, replace(wanted, limit=min(options.limit, _MOST)))
-    records = [record for record in found if isinstance(record, Stored)]
+    records = [record for record in found if isinstance(record, Record)]
     if not records:
         raise CacheError(f"there must be a record to show, got none that fits in {store.path}")
     return records
 
 
-def _found(store: Store, prefix: str) -> Stored:
+def _found(store: Store, prefix: str) -> Record:
     keys = store.find(prefix)
     if len(keys) > 1:
         raise CacheError(
@@ -66,11 +66,11 @@ def _found(store: Store, prefix: str) -> Stored:
     return stored
 
 
-def _sheet(records: Sequence[Stored], names: ClassNames, options: argparse.Namespace) -> bytes:
+def _sheet(records: Sequence[Record], names: ClassNames, options: argparse.Namespace) -> bytes:
     digests = [str(record.request.get("source_digest")) for record in records]
     files = {} if options.sources is None else find_sources(options.sources, digests)
     cells = [
-        _cell(record.decode(), files.get(digest), names)
+        _cell(record, files.get(digest), names)
         for record, digest in zip(records, digests, strict=True)
     ]
     has_sources = options.sources is not None
@@ -89,7 +89,7 @@ def _source(path: Path | None) -> Pixels | None:
         return None
 
 
-def _rows(stored: Stored) -> list[tuple[str, str]]:
+def _rows(stored: Record) -> list[tuple[str, str]]:
     described: dict[str, Any] = {
         "key": stored.key.hex(),
         "position": stored.position,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from cache.exchange.report import Report
-from cache.record import Stored
+from cache.record import Record
 from cache.store import Store
 
 _RECORDS, _BYTES = 256, 2**25
@@ -19,10 +19,10 @@ class Batches:
         """Start for `store`; `tell` is called with how many were looked at."""
         self.report = Report()
         self._store, self._tell = store, tell
-        self._waiting: list[Stored] = []
+        self._waiting: list[Record] = []
         self._bytes = 0
 
-    def add(self, record: Stored) -> None:
+    def add(self, record: Record) -> None:
         """Put `record` sooner or later."""
         self._waiting.append(record)
         self._bytes += len(record.image_bytes)
@@ -35,7 +35,7 @@ class Batches:
             return
         there = self._store.contains([record.key for record in self._waiting])
         fresh = [r for r, is_there in zip(self._waiting, there, strict=True) if not is_there]
-        added = self._store.put_stored(fresh) if fresh else 0
+        added = self._store.put_records(fresh) if fresh else 0
         self.report.done += added
         self.report.present += len(self._waiting) - added
         self._waiting, self._bytes = [], 0

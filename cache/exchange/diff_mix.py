@@ -19,7 +19,7 @@ from cache.exchange.report import LeftOutError
 from cache.exchange.rows import COLUMNS, from_row, label_of, to_row
 from cache.exchange.tables import TableWriter, heads, read_table
 from cache.key import Scalar
-from cache.record import Stored
+from cache.record import Record
 
 TABLE, DATA = "meta.csv", "data"
 _PATH = re.compile(
@@ -39,7 +39,7 @@ class DiffMixWriter:
         heads = ("First Directory", "Second Directory", "Number", "Strength", "Path")
         self._table = TableWriter(folder / TABLE, (*heads, *COLUMNS))
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: Record) -> None:
         """Write one record.
 
         Raises:
@@ -67,7 +67,7 @@ class DiffMixWriter:
         """Finish the table."""
         self._table.close()
 
-    def _parts(self, stored: Stored) -> tuple[str, str, float]:
+    def _parts(self, stored: Record) -> tuple[str, str, float]:
         source, target = (label_of(stored.request, side) for side in ("source", "target"))
         strength = stored.request.get("strength")
         if source is None or target is None or not isinstance(strength, float):
@@ -104,11 +104,11 @@ def _listed(root: Path) -> Iterator[str]:
         yield row.get("Path", "").replace("\\", "/")
 
 
-def _load_exported(data: Path, row: Mapping[str, str]) -> Stored:
+def _load_exported(data: Path, row: Mapping[str, str]) -> Record:
     return from_file(read_inside(data, row.get("Path", "")), from_row(row))
 
 
-def _load_foreign(source: Source, classes: ClassNames, name: str) -> Stored:
+def _load_foreign(source: Source, classes: ClassNames, name: str) -> Record:
     content = read_inside(source.root / DATA, name)
     fields = _fields(name, classes)
     return from_file(content, foreign(source.method or "diff_mix", content, fields))

@@ -14,7 +14,7 @@ from cache.exchange.files import read_inside, walk_images
 from cache.exchange.found import Found, Source, foreign
 from cache.exchange.images import from_file
 from cache.exchange.names import ClassNames
-from cache.record import Stored
+from cache.record import Record
 
 DATA = "generated"
 _PATH = re.compile(
@@ -35,7 +35,7 @@ def is_one(root: Path) -> bool:
     return (root / DATA).is_dir()
 
 
-def _load(source: Source, classes: ClassNames, name: str) -> Stored:
+def _load(source: Source, classes: ClassNames, name: str) -> Record:
     match = _PATH.fullmatch(name)
     if match is None:
         raise CacheError("name must be CLASS/FILE_generated_PROMPT_NUMBER.jpg")

@@ -13,14 +13,14 @@ from cache.exchange.parquet import ParquetWriter, check_pyarrow
 from cache.exchange.report import LeftOutError, Report
 from cache.exchange.staging import check_free, staged_file, staged_folder, write_manifest
 from cache.exchange.webdataset import WebDatasetWriter
-from cache.record import Stored
+from cache.record import Record
 from cache.selection import Unreadable
 
 
 class Writer(Protocol):
     """Takes records one after another."""
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: Record) -> None:
         """Write one; LeftOutError if this format cannot have it."""
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ def check_export(target: Path, format: str, *, force: bool) -> None:
 
 
 def export(
-    records: Iterable[Stored | Unreadable],
+    records: Iterable[Record | Unreadable],
     target: Path,
     format: str,
     classes: ClassNames,
@@ -77,7 +77,7 @@ def export(
     return report
 
 
-def _write(records: Iterable[Stored | Unreadable], writer: Writer, report: Report) -> None:
+def _write(records: Iterable[Record | Unreadable], writer: Writer, report: Report) -> None:
     for record in records:
         if isinstance(record, Unreadable):
             report.leave_out(record.key.hex(), record.problem)

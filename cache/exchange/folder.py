@@ -15,7 +15,7 @@ from cache.exchange.names import ClassNames
 from cache.exchange.rows import COLUMNS, from_row, label_of, to_row
 from cache.exchange.tables import TableWriter, heads, read_table
 from cache.key import Scalar
-from cache.record import Stored
+from cache.record import Record
 
 TABLE = "metadata.csv"
 _UNLABELLED = "unlabelled"
@@ -30,7 +30,7 @@ class FolderWriter:
         self._made: set[str] = set()
         self._table = TableWriter(folder / TABLE, ("file_name", *COLUMNS))
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: Record) -> None:
         """Write one record.
 
         Raises:
@@ -49,7 +49,7 @@ class FolderWriter:
         """Finish the table."""
         self._table.close()
 
-    def _class_folder(self, stored: Stored) -> str:
+    def _class_folder(self, stored: Record) -> str:
         label = label_of(stored.request, "target")
         label = label_of(stored.request, "source") if label is None else label
         return _UNLABELLED if label is None else self._classes.folder(label)
@@ -74,11 +74,11 @@ def is_export(root: Path) -> bool:
     return {"file_name", "key", "request"} <= heads(root / TABLE)
 
 
-def _load_exported(root: Path, name: str, row: dict[str, str]) -> Stored:
+def _load_exported(root: Path, name: str, row: dict[str, str]) -> Record:
     return from_file(read_inside(root, name), from_row(row))
 
 
-def _load_classified(source: Source, classes: ClassNames, name: str) -> Stored:
+def _load_classified(source: Source, classes: ClassNames, name: str) -> Record:
     folder, _, rest = name.partition("/")
     if not rest:
         raise CacheError("image must lie in the folder of its class")

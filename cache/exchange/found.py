@@ -10,9 +10,9 @@ from cache.errors import CacheError
 from cache.exchange.images import Description
 from cache.exchange.names import ClassNames, read_class_names
 from cache.key import Scalar, content_digest
-from cache.record import Stored
+from cache.record import Record
 
-Found: TypeAlias = tuple[str, Callable[[], Stored]]
+Found: TypeAlias = tuple[str, Callable[[], Record]]
 """The name of an image for messages, and what reads it; raises CacheError if it cannot be."""
 
 
@@ -40,7 +40,7 @@ class Source:
             raise CacheError(f"source must hold class folders, got none in {folder}") from error
 
 
-def refuse(reason: str) -> Stored:
+def refuse(reason: str) -> Record:
     """No image, for that reason.
 
     Raises:

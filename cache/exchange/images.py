@@ -11,7 +11,7 @@ import PIL.Image
 from cache.codec import CODECS, MAX_SIDE_PX, Codec, Pixels, webp_sides
 from cache.errors import CacheError, CorruptRecordError
 from cache.key import Scalar, canonical_bytes, digest_of
-from cache.record import Stored
+from cache.record import Record
 
 _CODECS = {"PNG": ("png",), "JPEG": ("jpeg",), "WEBP": ("webp_lossless", "webp_lossy")}
 """Codecs whose bytes are files, by Pillow's name of the format."""
@@ -28,14 +28,14 @@ class Description:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-def as_file(stored: Stored) -> tuple[str, bytes]:
+def as_file(stored: Record) -> tuple[str, bytes]:
     """Suffix and content of an image file: the record's bytes, PNG of the same pixels if raw."""
     if suffix := _SUFFIXES.get(stored.codec.name):
         return suffix, stored.image_bytes
     return ".png", as_png(stored)
 
 
-def as_png(stored: Stored) -> bytes:
+def as_png(stored: Record) -> bytes:
     """The record's pixels as a PNG file.
 
     Raises:
@@ -43,10 +43,10 @@ def as_png(stored: Stored) -> bytes:
     """
     if stored.codec.name == "png":
         return stored.image_bytes
-    return CODECS["png"].encode(stored.decode().image)
+    return CODECS["png"].encode(stored.image)
 
 
-def from_file(content: bytes, description: Description) -> Stored:
+def from_file(content: bytes, description: Description) -> Record:
     """The image of a PNG, JPEG or WebP file under that description.
 
     A still RGB image is kept byte for byte, any other is kept as PNG of its pixels in RGB.
@@ -64,7 +64,7 @@ def from_file(content: bytes, description: Description) -> Stored:
         reason = str(error).splitlines()[:1] or [type(error).__name__]
         raise CorruptRecordError(f"image must decode: {reason[0][:200]}") from error
     request = canonical_bytes(description.request)
-    return Stored(
+    return Record(
         key=digest_of(request),
         position=0,  # it gets one when it is put
         request_bytes=request,

@@ -6,7 +6,7 @@ from typing import Any
 from cache.errors import CacheError
 from cache.exchange.names import ClassNames
 from cache.exchange.rows import label_of, to_row
-from cache.record import Stored
+from cache.record import Record
 
 _ROWS = 10_000
 """Of a row group: what is held in memory."""
@@ -27,7 +27,7 @@ class ParquetWriter:
         self._file = self._arrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: Record) -> None:
         """Write one record's row.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 from cache.errors import CacheError
 from cache.exchange.images import Description
 from cache.key import Scalar, request_key
-from cache.record import Stored
+from cache.record import Record
 
 FIELDS = ("method", "source_label", "target_label", "strength", "prompt")
 """Of the request, given a column each for those who filter; `request` holds all."""
@@ -17,7 +17,7 @@ COLUMNS = ("key", "created", *FIELDS, "request", "scores")
 _MAX_TEXT = 2**21
 
 
-def to_row(stored: Stored) -> dict[str, str]:
+def to_row(stored: Record) -> dict[str, str]:
     """The columns of a record; request and scores as JSON, numbers exact."""
     fields = {name: _text(stored.request.get(name)) for name in FIELDS}
     return {

@@ -16,7 +16,7 @@ from cache.codec import MAX_IMAGE_BYTES
 from cache.errors import CacheError, CorruptRecordError, DamagedCacheError
 from cache.exchange.batches import Batches
 from cache.location import DATA, check_free
-from cache.record import Stored, key_in, parse
+from cache.record import Record, key_in, parse
 from cache.record_header import HEADER, MAGIC, Header
 from cache.store import Store
 from cache.swapping import alone, put_in_place
@@ -75,7 +75,7 @@ def _places(data: mmap.mmap) -> Iterator[Place]:
         at = data.find(MAGIC, at + size)
 
 
-def _record_at(data: mmap.mmap, at: int) -> tuple[Stored, int] | None:
+def _record_at(data: mmap.mmap, at: int) -> tuple[Record, int] | None:
     try:
         size = Header.read(data[at : at + HEADER.size]).end
         if size > _LARGEST:

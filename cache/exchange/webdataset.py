@@ -16,7 +16,7 @@ from cache.exchange.names import ClassNames
 from cache.exchange.rows import from_row, label_of, to_row
 from cache.exchange.tars import Member, read_members, write_end, write_member
 from cache.key import Scalar
-from cache.record import Stored
+from cache.record import Record
 
 RECORDS_A_SHARD = 1000
 _LIMITS = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | {".json": MAX_TEXT_BYTES, ".cls": 100}
@@ -34,7 +34,7 @@ class WebDatasetWriter:
             lines = (name.replace("\n", " ") + "\n" for name in classes.names)
             (folder / "classes.txt").write_text("".join(lines), encoding="utf-8")
 
-    def add(self, stored: Stored) -> None:
+    def add(self, stored: Record) -> None:
         """Write `KEY.png` (or `.jpg`, `.webp`), `KEY.json` and, with the label, `KEY.cls`."""
         suffix, content = as_file(stored)
         if self._count % RECORDS_A_SHARD == 0:
@@ -58,7 +58,7 @@ class WebDatasetWriter:
         name = f"shard-{self._count // RECORDS_A_SHARD:06d}.tar"
         self._tar = (self._folder / name).open("wb")
 
-    def _write(self, stored: Stored, suffix: str, content: bytes) -> None:
+    def _write(self, stored: Record, suffix: str, content: bytes) -> None:
         assert self._tar is not None
         write_member(self._tar, stored.key.hex() + suffix, content)
 
@@ -106,7 +106,7 @@ def _suffix(member: Member) -> str:
     return "." + member.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _load(source: Source, parts: dict[str, bytes | CacheError]) -> Stored:
+def _load(source: Source, parts: dict[str, bytes | CacheError]) -> Record:
     for part in parts.values():
         if isinstance(part, CacheError):
             raise part

@@ -9,7 +9,7 @@ from cache import CacheFullError, Oldest, Store, request_key
 
 
 def flags(store):
-    return store.open()._environment._handle.flags()
+    return store.open()._environment._opened.handle.flags()
 
 
 def test_a_commit_waits_for_the_disk_unless_told_otherwise(tmp_path):

@@ -148,4 +148,4 @@ def test_a_map_that_another_process_resized_is_read_on(filled):
 
 def test_every_process_opens_the_same_map(filled):
     with Store(filled).open() as store:
-        assert store._environment._handle.info()["map_size"] == handle.MAP_BYTES
+        assert store._environment._opened.handle.info()["map_size"] == handle.MAP_BYTES

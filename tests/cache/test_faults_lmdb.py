@@ -58,14 +58,14 @@ def test_a_child_that_closes_what_it_inherited_leaves_the_readers_of_its_parent(
     with store._environment.transaction() as (txn, tables):
         before = txn.get(request_key(entry(0).request), db=tables.records)
         in_child(store.close)
-        readers = store._environment._handle.readers()
+        readers = store._environment._opened.handle.readers()
         assert str(os.getpid()) in readers
         assert txn.get(request_key(entry(0).request), db=tables.records) == before
 
 
 def test_many_more_readers_than_lmdb_allows_by_default(tmp_path):
     store = Store(tmp_path).open()
-    readers = [store._environment._handle.begin() for _ in range(300)]
+    readers = [store._environment._opened.handle.begin() for _ in range(300)]
     for reader in readers:
         reader.abort()
 
@@ -97,16 +97,16 @@ def test_a_writer_clears_the_slots_of_readers_that_died_since_it_opened(tmp_path
     victim.start()
     is_reading.wait()
     store.put_many([entry(0)])
-    assert str(victim.pid) in store._environment._handle.readers()
+    assert str(victim.pid) in store._environment._opened.handle.readers()
     victim.kill()
     victim.join()
     store.put_many([entry(1)])
-    assert str(victim.pid) not in store._environment._handle.readers()
+    assert str(victim.pid) not in store._environment._opened.handle.readers()
 
 
 def test_what_is_committed_is_on_the_disk_and_no_map_is_written_to(tmp_path):
     with Store(tmp_path).open() as store:
-        flags = store._environment._handle.flags()
+        flags = store._environment._opened.handle.flags()
     assert (flags["sync"], flags["metasync"], flags["writemap"]) == (True, True, False)
 
 

@@ -163,7 +163,7 @@ def test_records_of_another_cache_are_copied_byte_for_byte(tmp_path, make_entrie
     other.put_many(make_entries(8, start + 4))
     keys = keys_of(make_entries(8))
     stored = [one.inspect(key) for key in keys]
-    assert other.put_stored(stored + stored) == min(8, start + 4)
+    assert other.put_records(stored + stored) == min(8, start + 4)
     for record in stored[:start]:
         copied = other.inspect(record.key)
         assert (copied.image_bytes, copied.created) == (record.image_bytes, record.created)

@@ -199,7 +199,7 @@ def test_slots_of_dead_readers_are_cleared_when_a_cache_is_opened(store):
     is_open.wait()
     victim.start()
     victim.join()
-    readers = store.open()._environment._handle.readers()
+    readers = store.open()._environment._opened.handle.readers()
     is_over.set()
     keeper.join()
     assert str(victim.pid) not in readers

@@ -63,10 +63,10 @@ class CacheMachine(LookingMachine):
             assert limited.put_many(offered) == expected
 
     @rule(chosen=some)
-    def put_stored(self, chosen):
+    def put_records(self, chosen):
         offered = [ENTRIES[number] for number in chosen]
         records = [parse(KEYS[n], Draft(ENTRIES[n], CODECS["raw"], 1.0).seal(9)) for n in chosen]
-        assert self.store.put_stored(records) == self.model.put(offered)
+        assert self.store.put_records(records) == self.model.put(offered)
 
     @rule(chosen=some, others=some, served=some, data=st.binary(max_size=9))
     def adopt(self, chosen, others, served, data):

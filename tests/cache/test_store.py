@@ -203,7 +203,7 @@ def test_a_readonly_store_changes_nothing(tmp_path, make_entries):
         lambda: reader.verify(repair=True),
         lambda: reader.put_saliency("v1", {}),
         lambda: reader.drop_saliency("v1"),
-        lambda: reader.put_stored([]),
+        lambda: reader.put_records([]),
     ):
         with pytest.raises(CacheError, match="store must not be readonly"):
             change()
