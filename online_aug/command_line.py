@@ -5,6 +5,7 @@ standard error and exit status 2.
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from cache import CacheError
 from online_aug.config import Config
 from online_aug.config_files import load_config
 from online_aug.config_schema import describe
-from online_aug.errors import RunError, UserError
+from online_aug.errors import RunError, UserError, one_line
 
 FAILED = 1
 INTERRUPTED = 130
@@ -28,6 +29,7 @@ MISUSED = 2
 LAUNCHER_S = 5.0
 """Within this time a launcher ends the ranks beside one that failed."""
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _EXAMPLES = """\
 configs/quickstart.yaml
 configs/quickstart.yaml run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
@@ -103,7 +105,8 @@ def parse_command(
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main` with the arguments and exit with its status, 0 for None.
 
-    `UserError` and `CacheError` become lines on standard error and status 2, `RunError` status 1.
+    `UserError` and `CacheError` become lines on standard error and status 2, as a full disk does,
+    `RunError` status 1.
     Ctrl-C is status 130 and SIGTERM 143, both after everything on the way out has cleaned up. Of
     the ranks of a node the first says what all of them found; the others wait to be ended.
     """
@@ -115,6 +118,11 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
             time.sleep(LAUNCHER_S)
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         status = FAILED if isinstance(error, RunError) else MISUSED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        sys.stderr.write(f"error: a disk must have room, got {one_line(error)}; free space\n")
+        status = MISUSED
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)

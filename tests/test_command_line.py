@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,25 @@ def test_a_persons_mistake_is_one_line_each_on_stderr_and_status_2(kind, monkeyp
 
     assert status_of(main, monkeypatch=monkeypatch) == 2
     assert capsys.readouterr() == ("", "error: a must be b\nerror: c must be d\n")
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_status_2(monkeypatch, capsys):
+    def main(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+
+    assert status_of(main, monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a disk must have room, got ")
+    assert "No space left on device: 'runs/x/metrics.jsonl'; free space" in line
+
+
+def test_another_failure_of_the_system_keeps_its_traceback(monkeypatch):
+    def main(argv):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run_main(main)
 
 
 def test_an_interrupt_is_status_130_without_a_traceback(monkeypatch, capsys):

@@ -15,7 +15,11 @@ class GeneratorStatus(Protocol):
 
     @property
     def state(self) -> str:
-        """Such as `generating` or `paused`."""
+        """Such as `generating` or `paused`; `full` where it has ended as the cache is."""
+
+    @property
+    def note(self) -> str:
+        """Why the cache takes no more, where it is full."""
 
     @property
     def generated(self) -> int:
@@ -83,14 +87,20 @@ class WaitFor:
         """Wait for one request.
 
         Raises:
-            UserError: If it does not come in time.
+            UserError: If it does not come in time, or never will as the cache is full.
             StopWaiting: If the run is to stop meanwhile.
         """
         until = time.monotonic() + self._timeout_s
         while time.monotonic() < until:
+            full = self._why_full()  # asked first: what it is told after is in the cache
             status = self._store.status([self._keys[number]])[0]
             if status in ("present", "rejected"):
                 return status == "present"
+            if full is not None:
+                raise UserError(
+                    f"mixing.starvation: wait needs image {number} of the plan, which is not made: "
+                    f"{full}; the same command then goes on"
+                )
             if self._generator:
                 self._generator.check()
             if self._is_stopping():
@@ -100,3 +110,8 @@ class WaitFor:
             f"mixing.starvation: wait has waited {self._timeout_s:.0f} s for image {number} of the "
             "plan; is anything generating into this cache?"
         )
+
+    def _why_full(self) -> str | None:
+        if self._generator is None or self._generator.status.state != "full":
+            return None
+        return self._generator.status.note

@@ -18,8 +18,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from online_aug.errors import UserError
 from online_aug.generation.adapter_files import TOKENS_FILE, Adapters
 from online_aug.generation.concepts import CONCEPTS_FILE, Concept
+from online_aug.generation.weights import first_not_finite
 
 
 def save_adapters(
@@ -48,11 +50,28 @@ def save_adapters(
 
 
 def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) -> None:
-    """Add the tokens to the text encoder and merge the LoRA into the U-Net's weights."""
+    """Add the tokens to the text encoder and merge the LoRA into the U-Net's weights.
+
+    Raises:
+        UserError: If they leave weights that are not finite.
+    """
+    _add_tokens(pipeline, adapters)
+    _merge_lora(pipeline, adapters)
+    if spoilt := first_not_finite(pipeline.components):
+        raise UserError(
+            "finetune.path must hold adapters that leave all weights finite, got NaN or infinity "
+            f"in {spoilt}: learn them anew with a lower finetune.lr, or name others"
+        )
+
+
+def _add_tokens(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) -> None:
     if adapters.tokens:
         dtype = pipeline.text_encoder.dtype
         embeddings = [embedding.to(dtype) for embedding in adapters.tokens.values()]
         pipeline.load_textual_inversion(embeddings, token=list(adapters.tokens))
+
+
+def _merge_lora(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) -> None:
     if adapters.lora is None:
         return
     if isinstance(adapters.lora, Path):

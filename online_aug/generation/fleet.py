@@ -78,6 +78,7 @@ def _together(one: Status, other: Status) -> Status:
     return one.after(other).model_copy(
         update={
             "state": min(one.state, other.state, key=busy.index),
+            "note": one.note or other.note,
             "images_per_s": one.images_per_s + other.images_per_s,
         }
     )

@@ -13,6 +13,8 @@ FLAT_LEVELS = 2.0
 """Standard deviation over all pixels, in grey levels of 255, below which an image is blank."""
 EXTREME_LEVELS = 8.0
 """Distance of a blank image's mean from 0 or 255 within which it is called black or white."""
+NOT_FINITE = "not finite"
+"""Why an image with NaN or infinity in it is rejected."""
 Classify = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, "b k"]]
 """Images in [0, 1] to class probabilities."""
 Score = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, " b"]]
@@ -119,7 +121,7 @@ def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
 def rejection(image: Float[Tensor, "3 h w"]) -> str | None:
     """Why an image in [0, 1] is not fit to be used, or None if it is."""
     if not image.isfinite().all():
-        return "not finite"
+        return NOT_FINITE
     grey = image.mean(0) * 255
     if grey.std() >= FLAT_LEVELS:
         return None

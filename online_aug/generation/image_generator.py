@@ -95,7 +95,8 @@ class ImageGenerator:
         """Load model and adapters onto a device; what kind it is, its directory tells.
 
         Raises:
-            UserError: If the directory holds no Stable Diffusion, or the attention cannot run here.
+            UserError: If the directory holds no Stable Diffusion, weights are not finite, or the
+                attention cannot run here.
         """
         pipeline = load_pipeline(model, dtype, kind_of(model), locate_vae(config.vae, model))
         if finetuned:

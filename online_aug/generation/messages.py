@@ -48,6 +48,8 @@ class Status(_Message):
 
     type: Literal["status"] = "status"
     state: State
+    note: str = ""
+    """Why the cache takes no more, where it is full."""
     generated: int = 0
     """Images put into the cache by this process."""
     rejected: int = 0

@@ -16,6 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from online_aug.errors import UserError, one_line
+from online_aug.generation.weights import first_not_finite
 from online_aug.records import PipelineKind
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def load_pipeline(
         vae: Directory of a tiny autoencoder that takes the place of the model's own.
 
     Raises:
-        UserError: If a directory holds nothing that diffusers can load as this kind.
+        UserError: If a directory holds nothing that diffusers can load as this kind, or weights
+            that are not finite in this number format.
     """
     try:
         pipeline = _PIPELINES[kind].from_pretrained(
@@ -70,6 +72,11 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     if vae is not None:
         pipeline.vae = _load_vae(vae, dtype)
+    if spoilt := first_not_finite(pipeline.components):
+        raise UserError(
+            f"generation.model must have finite weights in {dtype}, got NaN or infinity in {spoilt}"
+            f" of {folder}: fetch or copy it again, or choose another generation.dtype"
+        )
     return pipeline
 
 

@@ -1,12 +1,15 @@
 """The generation process' loop: begin what has room, go on, put what is finished."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
+from online_aug.errors import UserError
 from online_aug.generation.autoencoding import TOGETHER
-from online_aug.generation.gate import to_bytes
+from online_aug.generation.gate import NOT_FINITE, to_bytes
 from online_aug.generation.image_generator import Finished
 from online_aug.generation.messages import State, Status
 from online_aug.generation.order import Order, weights_by_loss
@@ -19,6 +22,9 @@ WAIT_FOR_OTHERS_S = 0.5
 TELL_EVERY_S = 1.0
 WRITE_BATCH = 64
 """Images a commit, at most; twice as many may wait before generation does."""
+SPOILT_IN_A_ROW = 32
+"""Images that are not finite, one after another, at which the model is said to make no others."""
+_log = logging.getLogger(__name__)
 
 
 class Service:
@@ -35,23 +41,31 @@ class Service:
         self._start_of_plan = (0, 0)
         self._made = self._reused_before = 0
         self._rejected: Counter[str] = Counter()
+        self._spoilt = 0
         self._busy_s = 0.0
         self._told: tuple[State, float] = ("loading", 0.0)
         self._writer = Writer(store, batch_size=WRITE_BATCH, max_queued=2 * WRITE_BATCH)
 
     def run(self) -> None:
-        """Make what is missing; returns at the end of all plans, of the room, or when stopped."""
+        """Make what is missing; returns at the end of all plans, of the room, or when stopped.
+
+        Raises:
+            UserError: If the model makes images that are not finite and no others.
+        """
         state: State = "finished"
+        note = ""
         try:
             with self._writer:
                 self._work_off()
                 while self._take_up_newer_maps():
                     self._work_off()
-        except CacheFullError:
-            state = "full"
+        except CacheFullError as error:
+            state, note = "full", str(error)
         finally:
-            self._release()
-        self._tell(state)
+            with suppress(CacheFullError):  # claims end with their process too
+                self._release()
+        self._tell(state, note)
+        _log.info("%s: %d images made, rejected: %s", state, self._writer.written, self._reasons)
 
     def _work_off(self) -> None:
         """Make what the plan lacks; what is under way when it is given up is dropped."""
@@ -115,6 +129,7 @@ class Service:
 
     def _keep(self, finished: Finished) -> None:
         request, verdict = finished.request, finished.verdict
+        self._check_finite(verdict.reason)
         if verdict.reason is None:
             pixels = to_bytes(finished.image).permute(1, 2, 0).numpy()
             self._writer.put(Entry(request.to_fields(), pixels, verdict.scores))
@@ -122,6 +137,15 @@ class Service:
             self._list.end(request)
         else:
             self._reject(request, verdict.reason)
+
+    def _check_finite(self, reason: str | None) -> None:
+        self._spoilt = self._spoilt + 1 if reason == NOT_FINITE else 0
+        if self._spoilt >= SPOILT_IN_A_ROW:
+            raise UserError(
+                "generation.dtype must be a number format in which the model makes images, got "
+                f"{self._spoilt} in a row that are not finite: set generation.dtype=float32, or "
+                "name another generation.model or finetune.path"
+            )
 
     def _is_refused(self, request: GenerationRequest) -> bool:
         """Whether the method cannot prepare it, which is then recorded."""
@@ -173,11 +197,16 @@ class Service:
         unwritten = [request_key(entry.request) for entry in self._writer.unwritten()]
         self._store.release(unwritten, self._owner)
 
-    def _tell(self, state: State) -> None:
+    @property
+    def _reasons(self) -> str:
+        return ", ".join(f"{n} {why}" for why, n in sorted(self._rejected.items())) or "none"
+
+    def _tell(self, state: State, note: str = "") -> None:
         self._told = (state, time.monotonic())
         self._trainer.tell(
             Status(
                 state=state,
+                note=note,
                 generated=self._writer.written,
                 rejected=self._rejected.total(),
                 rejected_by_reason=dict(self._rejected),

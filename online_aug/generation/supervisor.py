@@ -201,6 +201,8 @@ class Supervisor:
                 self._heard_at = time.monotonic()
                 if isinstance(message, Status):
                     self._current = message
+                    if message.state == "full":
+                        _log.warning("nothing more is generated: %s", message.note)
                 elif isinstance(message, Failed):
                     self._failure = message
 

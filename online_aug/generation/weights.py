@@ -1,10 +1,12 @@
-"""Weights on disk: names and shapes as the head of a file tells them, and whether it is whole."""
+"""Weights: names and shapes as the head of a file tells them, whether it is whole, and finite."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from online_aug.errors import UserError, one_line
 
@@ -50,6 +52,20 @@ def tensor_shapes(part: Path, key: str = "generation.model") -> dict[str, Shape]
                 f"({one_line(error)}): fetch or copy it again"
             ) from error
     return found
+
+
+def first_not_finite(components: Mapping[str, object]) -> str | None:
+    """The first weight with NaN or infinity in it, such as `unet conv_in.weight`; None without.
+
+    Args:
+        components: Of a pipeline, by name; those that are no networks have none.
+    """
+    for part, network in components.items():
+        if isinstance(network, nn.Module):
+            for name, tensor in network.named_parameters():
+                if not tensor.isfinite().all():
+                    return f"{part} {name}"
+    return None
 
 
 def _weight_files(part: Path, key: str) -> list[Path]:

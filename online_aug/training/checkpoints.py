@@ -4,7 +4,8 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from online_aug.errors import UserError
@@ -36,6 +37,26 @@ def discard(path: Path) -> None:
     (path / MARKER).unlink(missing_ok=True)
     if path.exists():
         shutil.rmtree(path)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Remove what was written of a checkpoint for which the disk has no room, and say so.
+
+    Raises:
+        UserError: If it could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and "inline_container" not in str(error):
+            raise  # of torch.save only the last failed write is known, by where it is raised
+        shutil.rmtree(path, ignore_errors=True)
+        reason = (isinstance(error, OSError) and error.strerror) or "no more than a part written"
+        raise UserError(
+            f"run.dir must have room for {path}, got {reason}: once it has, the same command goes "
+            "on from the checkpoint before"
+        ) from error
 
 
 def seal(path: Path, made_with: MadeWith) -> None:

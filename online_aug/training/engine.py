@@ -130,22 +130,27 @@ class TrainingEngine:
 
         Raises:
             TypeError: If `client_state` holds anything else, which could not be read back.
+            UserError: If the disk has no room for it; the one before is still there.
         """
         path = checkpoints.checkpoint_path(folder, self.step)
         if self._world.is_first:
             checkpoints.discard(path)
         barrier(self._world)
+        with checkpoints.room_for(path):
+            self._write(path, client_state)
+        barrier(self._world)
+        if self._world.is_first:
+            checkpoints.seal(path, self._made_with())
+        barrier(self._world)
+
+    def _write(self, path: Path, client_state: dict[str, Any]) -> None:
         with self._launched():
-            self._engine.save_checkpoint(str(folder), tag=path.name, save_latest=False)
+            self._engine.save_checkpoint(str(path.parent), tag=path.name, save_latest=False)
         scaler = self._engine.torch_autocast_z0_gradscaler
         own = {**client_state, _SCALER: scaler.state_dict() if scaler else None}
         save_plain(own, path / f"rank_{self._world.rank:04d}.pt")
         if self._world.is_first and self._average is not None:
             torch.save(self._average.module.state_dict(), path / AVERAGE_FILE)
-        barrier(self._world)
-        if self._world.is_first:
-            checkpoints.seal(path, self._made_with())
-        barrier(self._world)
 
     def load(
         self, folder: Path, share_out: Callable[[States, World], State] | None = None

@@ -23,6 +23,7 @@ from cache import CacheFullError, Entry, Store, log
 from online_aug.dataloader.generator_process import StopWaiting, WaitFor
 from online_aug.dataloader.slots import Kind
 from online_aug.errors import UserError
+from online_aug.generation.messages import Status
 from online_aug.records import Served
 
 
@@ -30,7 +31,7 @@ class Process:
     """Stands for the supervisor: the same calls, written down; the real one's act on a child."""
 
     restarts = 0
-    status = None
+    status = Status(state="generating")
 
     def __init__(self, failure=None):
         self.calls = []
@@ -377,6 +378,19 @@ def test_waiting_for_a_process_that_failed_ends_with_its_reason(store):
     process = Process(UserError("generation process: no room"))
     with pytest.raises(UserError, match="no room"):
         WaitFor(store, KEYS, process)(3)
+
+
+def test_waiting_for_an_image_that_a_full_cache_did_not_take_ends_at_once(store):
+    process = Process()
+    process.status = Status(state="full", note="the disk is full; free space")
+    put(store, [2])
+    assert WaitFor(store, KEYS, process)(2) is True
+    with pytest.raises(UserError) as caught:
+        WaitFor(store, KEYS, process)(3)
+    assert str(caught.value) == (
+        "mixing.starvation: wait needs image 3 of the plan, which is not made: the disk is full; "
+        "free space; the same command then goes on"
+    )
 
 
 def test_an_epoch_has_as_many_batches_as_the_loader_says(store):

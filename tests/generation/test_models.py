@@ -3,9 +3,12 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
 from tiny_model import copy_with
 
 from online_aug.errors import UserError
+from online_aug.generation.adapter_files import Adapters
+from online_aug.generation.adapters import load_adapters
 from online_aug.generation.models import (
     choose_attention,
     load_img2img,
@@ -92,6 +95,39 @@ def test_damaged_weights_are_one_clear_line(tiny_model, tmp_path):
 
 def test_weights_of_another_shape_are_one_clear_line(tiny_model, tmp_path):
     one_line(copy_with(tiny_model, tmp_path / "model", "unet", cross_attention_dim=64))
+
+
+def spoil(folder, value):
+    """Put a value into the first weight of a part; its name."""
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    name, tensor = next(iter(tensors.items()))
+    tensor.view(-1)[-1] = value
+    save_file(tensors, path)
+    return name
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "float32"), (1e6, "float16")]
+)
+def test_weights_that_are_not_finite_are_one_clear_line(tiny_model, tmp_path, part, value, dtype):
+    model = copy_with(tiny_model, tmp_path / "model")
+    name = spoil(model / part, value)
+    with pytest.raises(UserError) as caught:
+        load_img2img(model, dtype)
+    assert str(caught.value) == (
+        f"generation.model must have finite weights in {dtype}, got NaN or infinity in {part} "
+        f"{name} of {model}: fetch or copy it again, or choose another generation.dtype"
+    )
+
+
+def test_adapters_that_spoil_a_model_are_one_clear_line(tiny_model):
+    pipeline = load_img2img(tiny_model, "float32")
+    width = pipeline.text_encoder.config.hidden_size
+    tokens = {"<emu>": torch.full((1, width), float("nan"))}
+    with pytest.raises(UserError, match=r"^finetune\.path must hold adapters that leave .* finite"):
+        load_adapters(pipeline, Adapters(tokens, None))
 
 
 def test_a_pipeline_of_another_kind_is_one_clear_line(tiny_model, tmp_path):

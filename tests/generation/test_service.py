@@ -12,6 +12,7 @@ import torch
 from request_samples import make_plan, make_sources
 
 from cache import CacheFullError, Entry, Owner, Store, Writer
+from online_aug.errors import UserError
 from online_aug.generation import service, worklist
 from online_aug.generation.gate import ClassRule, Gate
 from online_aug.generation.image_generator import Finished
@@ -194,6 +195,31 @@ def test_images_that_are_none_are_rejected_and_not_tried_again(store):
     assert serve(store)[0].made == []
 
 
+def test_a_model_that_makes_nothing_but_nan_is_one_clear_line_and_leaves_nothing(store):
+    painter = Painter(not_finite=frozenset(PLAN))
+    with pytest.raises(UserError) as caught:
+        serve(store, painter)
+    assert str(caught.value).startswith(
+        "generation.dtype must be a number format in which the model makes images, got 32 in a row"
+    )
+    assert len(store) == 0
+    assert store.stats()["claims_live"] == 0
+
+
+def test_images_that_are_not_finite_between_others_end_nothing(store):
+    few = frozenset(PLAN) - frozenset(PLAN[::SLOTS])
+    _, trainer = serve(store, Painter(not_finite=few))
+    assert len(few) > service.SPOILT_IN_A_ROW
+    assert (trainer.told[-1].state, trainer.told[-1].rejected) == ("finished", len(few))
+
+
+def test_the_log_says_at_the_end_what_was_rejected_and_why(store, caplog):
+    with caplog.at_level("INFO"):
+        serve(store, Painter(blank=frozenset(PLAN[:2]), not_finite=frozenset(PLAN[2:3])))
+    made = len(PLAN) - 3
+    assert caplog.messages[-1] == f"finished: {made} images made, rejected: 1 not finite, 2 white"
+
+
 def test_what_the_gate_finds_off_class_is_not_stored_and_the_rest_carries_its_scores(store):
     def classify(images):
         sure = images[:, 0, 0, 0] < 0.5  # as good as any rule: some images pass and some do not
@@ -271,8 +297,20 @@ def test_a_cache_that_fails_releases_what_could_not_be_stored(store, monkeypatch
 
     monkeypatch.setattr(store, "put_many", fail)
     _, trainer = serve(store, max_ahead=SLOTS)
-    assert trainer.told[-1].state == "full"
+    assert (trainer.told[-1].state, trainer.told[-1].note) == ("full", "the disk is full")
     assert store.stats()["claims_live"] == 0
+
+
+def test_a_disk_so_full_that_not_even_claims_can_be_given_back_is_told_all_the_same(
+    store, monkeypatch
+):
+    def fail(*_):
+        raise CacheFullError("the disk is full")
+
+    monkeypatch.setattr(store, "put_many", fail)
+    monkeypatch.setattr(store, "release", fail)
+    _, trainer = serve(store)
+    assert (trainer.told[-1].state, trainer.told[-1].note) == ("full", "the disk is full")
 
 
 def test_without_a_limit_it_never_pauses(store):

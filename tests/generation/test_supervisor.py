@@ -246,6 +246,15 @@ def test_a_child_that_has_made_everything_may_end(supervise):
     assert (process.status.generated, process.restarts) == (7, 0)
 
 
+def test_a_child_whose_cache_is_full_may_end_and_why_is_said_once(supervise, caplog):
+    process = supervise("fill")
+    process._process.wait(PATIENCE_S)
+    for _ in range(3):
+        process.check()
+    assert (process.status.state, process.status.generated, process.restarts) == ("full", 3, 0)
+    assert caplog.messages == ["nothing more is generated: the disk is full"]
+
+
 def test_last_words_are_heard_before_the_end_is_judged(supervise, monkeypatch):
     """The listener is as slow as a busy trainer makes it; the child has long ended."""
     slow = Supervisor._listen

@@ -1,7 +1,9 @@
 import json
+import resource
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -50,6 +52,28 @@ def test_saving_one_step_twice_keeps_the_second_state(make_engine, saved):
     engine.load(saved)
     engine.save(saved, {"epoch": "again"})
     assert make_engine().load(saved) == {"epoch": "again"}
+
+
+@contextmanager
+def small_files():
+    """No file may be larger than 64 KiB here, which is less than a checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_without_room_is_one_clear_line_and_the_one_before_stays(make_engine, saved):
+    engine = make_engine()
+    engine.load(saved)
+    engine.train_step(make_batch(1))
+    message = r"^run\.dir must have room for .*step_00000002, got [^\n]+$"
+    with small_files(), pytest.raises(UserError, match=message):
+        engine.save(saved, {"epoch": 1})
+    assert [path.name for path in saved.glob("step_*")] == ["step_00000001"]
+    assert make_engine().load(saved) == {"epoch": 0}
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ def finish(lifeline, folder):
     lifeline.tell(Status(state="finished", generated=7, reused=2))
 
 
+def fill(lifeline, folder):
+    lifeline.tell(Status(state="full", generated=3, note="the disk is full"))
+
+
 def fail_for_good(lifeline, folder):
     lifeline.tell(Failed(reason="generation.model must be a model, got a stone", is_final=True))
     sys.exit(2)
@@ -94,6 +98,7 @@ BEHAVIOURS = {
     "note maps": note("saliency_version"),
     "note losses": note("class_losses"),
     "finish": finish,
+    "fill": fill,
     "fail for good": fail_for_good,
     "fail": fail,
     "fail in vain": fail_in_vain,
