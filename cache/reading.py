@@ -28,7 +28,6 @@ _PART = 8192
 _REQUESTS = 1024
 """Requests read in one transaction."""
 
-
 Durability: TypeAlias = Literal["power", "process"]
 DURABILITIES = get_args(Durability)
 _OLDEST = Oldest()
