@@ -1,6 +1,7 @@
-"""What holds for every test: one thread, reproducible Hypothesis, no deadline."""
+"""What holds for every test: one thread, reproducible Hypothesis, no deadline, Ctrl-C obeyed."""
 
 import os
+import signal
 
 # Before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +11,8 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# A shell lets what it starts in the background ignore Ctrl-C, and so all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("suite")
 
