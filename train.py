@@ -46,6 +46,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.assembly import describe_run
     from online_aug.devices import check_unused
     from online_aug.finetune import ensure_finetuned
+    from online_aug.going_on import check_can_go_on
     from online_aug.reporting.live import print_summary
     from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
     from online_aug.reporting.terminal import open_console
@@ -62,6 +63,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
         return train(recipe, devices, directory)
     check_unused(devices.generate if is_first_of_node() else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
+    check_can_go_on(recipe, directory, layout.ranks or len(devices.train))
     if layout.hosts is not None:
         return run_on_nodes(argv, layout.hosts, reach(layout.hosts))
     open_store(config, recipe.splits.train).open()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cache import Store
+from cache.location import is_started
 from online_aug.config import Config
 from online_aug.dataloader.generator_process import WaitFor
 from online_aug.dataloader.loader import OnlineAugLoader
@@ -186,7 +187,7 @@ def describe_run(
 def _present(recipe: Recipe) -> int:
     """Requests of the plan that the cache holds; a cache that is not there is not made."""
     path = recipe.config.cache.path
-    if not path.exists():
+    if not is_started(path):
         return 0
     with Store(path, readonly=True) as store:
         return sum(store.contains([request.key for request in recipe.plan]))

@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """What ended the run was done by nobody here, such as a rank on another node. Exit status 1."""
+    """What ended the run is no wrong input here, such as a rank on another node. Exit status 1."""
 
 
 def one_line(error: Exception) -> str:

@@ -1,15 +1,12 @@
 """One generator a GPU: two at once would halve each other's speed and may not fit."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import torch
 
 from online_aug.errors import UserError
-from online_aug.locking import alone
+from online_aug.locking import alone, lock_of_user
 
 PATIENCE_S = 10.0
 """A generator whose trainer was killed ends within 5 s, and the GPU is free again."""
@@ -25,9 +22,8 @@ def sole_generator(device: str) -> Iterator[None]:
     with ExitStack() as stack:
         if device != "cpu":
             gpu = gpu_id(device)
-            lock = Path(tempfile.gettempdir()) / f"online_aug-{os.getuid()}-{gpu}.lock"
             try:
-                stack.enter_context(alone(lock, PATIENCE_S))
+                stack.enter_context(alone(lock_of_user(gpu), PATIENCE_S))
             except BlockingIOError:
                 raise UserError(
                     "devices.generate must be a GPU on which no other process generates, got "

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import math
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,11 @@ from pathlib import Path
 from typing import IO
 
 _LOOK_EVERY_S = 0.05
+
+
+def lock_of_user(name: str) -> Path:
+    """The lock file of this name among the processes of this user on this machine."""
+    return Path(tempfile.gettempdir()) / f"online_aug-{os.getuid()}-{name}.lock"
 
 
 @contextmanager

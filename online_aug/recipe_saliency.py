@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cache import Store
+from cache.location import is_started
 from online_aug.config import Config
 from online_aug.config_method import MethodConfig
 from online_aug.errors import UserError
@@ -83,7 +84,7 @@ class RecipeSaliency:
         """No maps of these images are left to make before the start."""
         if self.version is None:
             return True
-        if not self.config.cache.path.exists():
+        if not is_started(self.config.cache.path):
             return False
         return len(self._maps(self.version, digests)) == len(digests)
 

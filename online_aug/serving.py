@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cache import Store
+from cache.location import is_started
 from online_aug.config import Config
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.mixing import MixingSampler
@@ -78,7 +79,7 @@ def check_sequence(recipe: Recipe, resolved_yaml: str) -> None:
     check_same_sequence(config.run.replay, resolved_yaml)
     if not recipe.is_synthetic or recipe.saliency.follows_classifier:
         return  # the maps that the plan is made by come epoch by epoch
-    if not config.cache.path.exists():
+    if not is_started(config.cache.path):
         raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
     with Store(config.cache.path, readonly=True) as store:
         supply = supply_of(recipe, store, [*recipe.plan, *recipe.imports.images])

@@ -5,18 +5,20 @@ in the cache and serve every run, seed and method that asks for the same.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from cache import Store
+from cache import Store, content_digest
 from online_aug.dataloader.batches import ordered_batches
 from online_aug.dataloader.frames import Frame
 from online_aug.dataloader.image_sets import ImageSet
 from online_aug.dataloader.transforms import EvalTransform, normalise
 from online_aug.errors import UserError
+from online_aug.locking import alone, lock_of_user
 from online_aug.recipe import Recipe
 from online_aug.reporting.progress import progress
 from online_aug.saliency import grad_cam, quick_copy, spectral_residual
@@ -37,14 +39,25 @@ Look = Callable[[UInt8[Tensor, "b 3 s s"], Int[Tensor, " b"]], Float[Tensor, "b 
 def ensure_saliency(recipe: Recipe) -> None:
     """Make the maps that the recipe needs before it can be planned, unless they are there.
 
+    Of several processes with one cache, such as the ranks that a launcher of the user's started on
+    a node, one makes them and the others wait.
+
     Raises:
         UserError: If the teacher's weights cannot be used, or an image cannot be read.
         CacheError: If the cache cannot be written.
     """
     version = recipe.saliency.version
-    if version is not None and not recipe.has_maps:
-        with open_store(recipe.config, recipe.splits.train) as store:
-            make_maps(recipe, store, version, _first_look(recipe))
+    if version is None or recipe.has_maps:
+        return
+    with alone(maps_lock(recipe.config.cache.path)):
+        if not recipe.has_maps:
+            with open_store(recipe.config, recipe.splits.train) as store:
+                make_maps(recipe, store, version, _first_look(recipe))
+
+
+def maps_lock(cache: Path) -> Path:
+    """Held by who makes the first maps of a cache."""
+    return lock_of_user(f"maps-{content_digest(str(cache.resolve()).encode())}")
 
 
 def make_maps(

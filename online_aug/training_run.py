@@ -18,6 +18,7 @@ from online_aug.publishing import LossPublisher, SaliencyPublisher
 from online_aug.recipe import Recipe
 from online_aug.records import Batch
 from online_aug.run_state import EpochTally, RunState, share_out
+from online_aug.training.checkpoints import FOLDER
 from online_aug.training.distributed import World, agree, barrier, total
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.evaluation import Evaluation, evaluate
@@ -62,7 +63,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint where there is one."""
-        saved = self._engine.load(self._directory / "checkpoints", share_out)
+        saved = self._engine.load(self._directory / FOLDER, share_out)
         if saved is not None:
             self._state = RunState(**saved["run"])
             self._tally = EpochTally.resumed(saved["tally"])
@@ -135,7 +136,7 @@ class TrainingRun:
             "tally": self._tally.state_dict(),
             "loader": self._loader.state_dict(),
         }
-        self._engine.save(self._directory / "checkpoints", content)
+        self._engine.save(self._directory / FOLDER, content)
 
     def finish(self) -> None:
         """Test, export, and write summary and gallery."""
@@ -167,6 +168,8 @@ class TrainingRun:
 
     def _step(self, epoch: int, batch: Batch) -> None:
         loss = self._engine.train_step(batch)
+        if skipped := self._engine.loss_scale.after_step(self._engine.step):
+            self._report.live.message(skipped)
         self._tally.add(loss, batch.served)
         if self._state.first_step_s is None:
             self._state.first_step_s = time.monotonic() - self._built

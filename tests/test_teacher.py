@@ -1,5 +1,8 @@
 """Who looks, and what is kept of it."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -9,13 +12,14 @@ from recipe_samples import make_recipe
 from online_aug.assembly import describe_run
 from online_aug.devices import plan_devices
 from online_aug.errors import UserError
+from online_aug.locking import alone
 from online_aug.saliency import grad_cam
 from online_aug.saliency.table import decode_map, encode_map
 from online_aug.stores import open_store
-from online_aug.teacher import build_teacher, check_teacher, ensure_saliency
+from online_aug.teacher import build_teacher, check_teacher, ensure_saliency, make_maps, maps_lock
 from online_aug.training.classifier import build_classifier
 
-CLASSES = 2
+CLASSES, LIMIT_S = 2, 60
 
 
 @pytest.fixture
@@ -83,6 +87,28 @@ def test_maps_that_are_there_are_not_made_again(recipe_of, weights, monkeypatch)
     ensure_saliency(recipe_of(teacher=weights))
     monkeypatch.setattr("online_aug.teacher.build_classifier", None)
     ensure_saliency(recipe_of(teacher=weights))
+
+
+def test_one_process_makes_the_maps_and_another_that_needs_them_waits(recipe_of, monkeypatch):
+    recipe, asked = recipe_of(method="spectral_residual"), Event()
+
+    def announced(lock):
+        asked.set()
+        return alone(lock)
+
+    def uniform(images, labels):
+        return torch.full((len(images), 64, 64), 0.25)
+
+    monkeypatch.setattr("online_aug.teacher.alone", announced)
+    with ThreadPoolExecutor(1) as pool:
+        with alone(maps_lock(recipe.config.cache.path)):
+            other = pool.submit(ensure_saliency, recipe)
+            assert asked.wait(LIMIT_S)
+            with open_store(recipe.config, recipe.splits.train) as store:
+                make_maps(recipe, store, recipe.saliency.version, uniform, is_shown=False)
+        other.result(LIMIT_S)
+    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
+    np.testing.assert_allclose(table.maps, 0.25, atol=1e-3)
 
 
 def test_spectral_residual_needs_no_teacher(recipe_of):

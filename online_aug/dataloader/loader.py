@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,24 @@ from online_aug.records import Batch, Servable, Served
 _NOTED_AT_ONCE = 1024
 _SERVED = (Kind.FRESH, Kind.CACHED)
 _log = logging.getLogger(__name__)
+
+
+def check_same_cache(state: Mapping[str, Any], position: int) -> None:
+    """Refuse a cache that holds less than what a run was served from.
+
+    Args:
+        state: As `OnlineAugLoader.state_dict` gave it.
+        position: The last of the cache's log.
+
+    Raises:
+        UserError: If so.
+    """
+    if position < state["position"]:
+        raise UserError(
+            f"cache.path must be the cache that this run was served from, of which "
+            f"{state['position']} images were known, got one of {position}: put it back, or "
+            "set run.resume=false"
+        )
 
 
 class OnlineAugLoader(DataLoader[Batch]):
@@ -133,13 +151,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         Raises:
             UserError: If the cache has been emptied or replaced since.
         """
-        position = self._mixed.store.position()
-        if position < state["position"]:
-            raise UserError(
-                f"cache.path must be the cache that this run was served from, of which "
-                f"{state['position']} images were known, got one of {position}: put it back, or "
-                "set run.resume=false"
-            )
+        check_same_cache(state, self._mixed.store.position())
         self._mixing.epoch, self._mixing.first_step = state["epoch"], state["step"]
         self.step = state["step"]
         self._times = Counter(state["times_sampled"])

@@ -8,9 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from online_aug.errors import UserError
+from online_aug.config import Config
+from online_aug.errors import UserError, one_line
 from online_aug.reporting.atomic import write_atomically
+from online_aug.training.deepspeed_config import zero_stage
 
+FOLDER = "checkpoints"
+"""In the run directory."""
 KEPT = 2
 RANKS, STAGE = "number of training devices", "ZeRO stage"
 UNIVERSAL = "universal"
@@ -24,6 +28,11 @@ MadeWith = Mapping[str, str | int | bool]
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint after `step` optimizer steps lies."""
     return folder / f"step_{step:08d}"
+
+
+def own_state_path(path: Path, rank: int) -> Path:
+    """Where a rank keeps its own state in a checkpoint."""
+    return path / f"rank_{rank:04d}.pt"
 
 
 def newest_step(folder: Path) -> int | None:
@@ -78,6 +87,58 @@ def is_converted(path: Path) -> bool:
     return (path / UNIVERSAL / "zero" / "optimizer_state.pt").is_file()
 
 
+def made_with(config: Config, *, num_classes: int, ranks: int) -> MadeWith:
+    """What a training must have in common with a checkpoint to go on from it."""
+    return {
+        "classifier.name": config.classifier.name,
+        "number of classes": num_classes,
+        RANKS: ranks,
+        STAGE: zero_stage(config),
+        "optim.name": config.optim.name,
+        "average of weights": config.optim.ema is not None,
+    }
+
+
+def is_convertible(config: Config) -> bool:
+    """Whether DeepSpeed can bring a divided checkpoint of this training to other ranks.
+
+    It knows the state of Adam alone, and gives all groups of ZeRO stage 3 the settings of one.
+    """
+    optim = config.optim
+    is_adam = optim.name in ("adam", "adamw") and not optim.options.get("amsgrad")
+    return zero_stage(config) in (1, 2) and is_adam
+
+
+def check_same_training(
+    path: Path, config: Config, now: MadeWith, *, is_dealt_out: bool = True
+) -> None:
+    """Refuse a checkpoint from which a run cannot go on; reads its marker alone.
+
+    Args:
+        path: Of the checkpoint.
+        config: Of the run.
+        now: What this launch trains with.
+        is_dealt_out: What the ranks saved of their own is dealt out to any number of them.
+
+    Raises:
+        UserError: If it cannot, or the marker cannot be read.
+    """
+    check_made_with(
+        path,
+        now,
+        world_size_may_differ=is_dealt_out and zero_stage(config) == 0,
+        is_convertible=is_dealt_out and is_convertible(config),
+    )
+
+
+def unreadable(path: Path, said: str) -> UserError:
+    """The error for a checkpoint with a damaged file, of which a library said this."""
+    return UserError(
+        f"checkpoint {path} cannot be read ({said}): remove this folder to go on from the one "
+        "before"
+    )
+
+
 def check_made_with(
     path: Path,
     now: MadeWith,
@@ -94,9 +155,12 @@ def check_made_with(
         is_convertible: What is divided can be converted for another number of ranks.
 
     Raises:
-        UserError: If a value differs; names all that do.
+        UserError: If a value differs, naming all that do; if it cannot be read.
     """
-    then = json.loads((path / MARKER).read_text())
+    try:
+        then = dict(json.loads((path / MARKER).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise unreadable(path, one_line(error)) from None
     differ = [key for key in now if then.get(key) != now[key]]
     if RANKS in differ and (world_size_may_differ or (is_convertible and is_converted(path))):
         differ.remove(RANKS)

@@ -9,7 +9,7 @@ from torch import nn
 
 from online_aug.config import Config
 from online_aug.errors import UserError
-from online_aug.training.deepspeed_config import deepspeed_config, zero_stage
+from online_aug.training.deepspeed_config import deepspeed_config
 from online_aug.training.distributed import World, set_environment
 from online_aug.training.optimizers import build_optimizer
 
@@ -36,16 +36,6 @@ def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
         )
     engine.checkpoint_engine.load = _load_plain
     return engine
-
-
-def is_convertible(config: Config) -> bool:
-    """Whether DeepSpeed can bring a divided checkpoint of this training to other ranks.
-
-    It knows the state of Adam alone, and gives all groups of ZeRO stage 3 the settings of one.
-    """
-    optim = config.optim
-    is_adam = optim.name in ("adam", "adamw") and not optim.options.get("amsgrad")
-    return zero_stage(config) in (1, 2) and is_adam
 
 
 def load_converted(engine: Any, folder: Path, tag: str) -> None:

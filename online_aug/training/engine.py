@@ -25,12 +25,12 @@ from online_aug.training.classifier import first_line, input_statistics, prepare
 from online_aug.training.deepspeed_config import zero_stage
 from online_aug.training.deepspeed_engine import (
     copy_whole,
-    is_convertible,
     load_converted,
     save_plain,
     start_engine,
 )
 from online_aug.training.distributed import World, agree, barrier, set_environment
+from online_aug.training.loss_scale import LossScale
 from online_aug.training.mixing import mix_batch
 from online_aug.training.schedule import learning_rate
 
@@ -38,7 +38,7 @@ AVERAGE_FILE = "average.pt"
 State = dict[str, Any]
 States = list[State]
 _SCALER = "loss_scaler"
-"""Among a rank's own state: DeepSpeed does not save that of its autocast."""
+"""Among a rank's own state."""
 
 
 Watch = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"]], None]
@@ -70,6 +70,8 @@ class TrainingEngine:
         # Where weights are divided between the ranks, evaluation and export need a whole copy.
         self._whole = deepcopy(classifier) if zero_stage(config) == 3 else None
         self._engine = start_engine(classifier, config, world)
+        is_float16 = config.classifier.precision == "float16"
+        self.loss_scale = LossScale(self._engine, is_float16=is_float16)
         if zero_stage(config) == 0:  # the other stages have put the weights into flat buffers
             self._engine.module.to(memory_format=self._format)
 
@@ -146,9 +148,8 @@ class TrainingEngine:
     def _write(self, path: Path, client_state: dict[str, Any]) -> None:
         with self._launched():
             self._engine.save_checkpoint(str(path.parent), tag=path.name, save_latest=False)
-        scaler = self._engine.torch_autocast_z0_gradscaler
-        own = {**client_state, _SCALER: scaler.state_dict() if scaler else None}
-        save_plain(own, path / f"rank_{self._world.rank:04d}.pt")
+        own = {**client_state, _SCALER: self.loss_scale.state_dict()}
+        save_plain(own, checkpoints.own_state_path(path, self._world.rank))
         if self._world.is_first and self._average is not None:
             torch.save(self._average.module.state_dict(), path / AVERAGE_FILE)
 
@@ -173,21 +174,14 @@ class TrainingEngine:
         path = checkpoints.checkpoint_path(folder, step)
         if not (path / checkpoints.MARKER).is_file():
             raise UserError(f"checkpoint {path} must be visible to every rank, missing here")
-        is_divided = zero_stage(self._config) > 0 or share_out is None
-        checkpoints.check_made_with(
-            path,
-            self._made_with(),
-            world_size_may_differ=not is_divided,
-            is_convertible=is_convertible(self._config) and share_out is not None,
+        checkpoints.check_same_training(
+            path, self._config, self._made_with(), is_dealt_out=share_out is not None
         )
         try:
             states = self._restore(path)
             return share_out(states, self._world) if share_out else states[self._world.rank]
         except Exception as error:  # whatever a damaged file makes torch or DeepSpeed raise
-            raise UserError(
-                f"checkpoint {path} cannot be read ({first_line(error)}): "
-                "remove this folder to go on from the one before"
-            ) from error
+            raise checkpoints.unreadable(path, first_line(error)) from error
 
     def export(self, path: Path) -> None:
         """Write the evaluated weights as safetensors, which timm loads; the first rank does it."""
@@ -234,16 +228,12 @@ class TrainingEngine:
             self._average.module.load_state_dict(average)
         states: States = [torch.load(file, weights_only=True) for file in files]
         scales = [state.pop(_SCALER) for state in states]
-        if scales[0] is not None:
-            self._engine.torch_autocast_z0_gradscaler.load_state_dict(scales[0])
+        self.loss_scale.load_state_dict(scales[0])
         return states
 
     def _made_with(self) -> checkpoints.MadeWith:
-        return {
-            "classifier.name": self._config.classifier.name,
-            "number of classes": int(self._engine.module.num_classes),
-            checkpoints.RANKS: self._world.world_size,
-            checkpoints.STAGE: zero_stage(self._config),
-            "optim.name": self._config.optim.name,
-            "average of weights": self._average is not None,
-        }
+        return checkpoints.made_with(
+            self._config,
+            num_classes=int(self._engine.module.num_classes),
+            ranks=self._world.world_size,
+        )

@@ -17,6 +17,7 @@ from tiny_model import copy_with, write_tiny_vae
 from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
 
 from online_aug.config_files import load_config, resolved_yaml
+from online_aug.training import checkpoints
 
 SCRIPT = Path(__file__).parent / "scripts" / "forked_commands.py"
 
@@ -242,6 +243,22 @@ CASES = {
         ["run.dir={place}", "run.name=older_run", "run.seed=1"],
         r"older_run must hold the same .* run\.seed \(0 there, 1 now\); choose another run\.name",
     ),
+    "checkpoint of other classes": (
+        ["run.dir={place}", "run.name=other_classes"],
+        r"of the same training to be resumed, differs in number of classes \(7 there, 10 now\): ",
+    ),
+    "checkpoint of divided weights": (
+        ["run.dir={place}", "run.name=other_stage"],
+        r"same training to be resumed, differs in ZeRO stage \(1 there, 0 now\): choose",
+    ),
+    "damaged checkpoint": (
+        ["run.dir={place}", "run.name=damaged"],
+        r"step_00000012 cannot be read \(.+\): remove this folder to go on from the one before$",
+    ),
+    "emptied cache": (
+        ["run.dir={place}", "run.name=emptied"],
+        r"cache that this run was served from, of which 5 images were known, got one of 0: put it",
+    ),
     "spoilt run": (
         ["run.dir={place}", "run.name=spoilt_run"],
         r"spoilt_run/config\.yaml must be the configuration of a run",
@@ -302,9 +319,30 @@ def spoil(place, config):
     (place / "other_model" / "model_index.json").write_text(json.dumps(index))
     (place / "spoilt_model").mkdir()
     (place / "spoilt_model" / "model_index.json").write_text("{")
-    for name, text in {"older_run": resolved_yaml(load_config(config)), "spoilt_run": "["}.items():
-        (place / name).mkdir()
-        (place / name / "config.yaml").write_text(text)
+    (place / "spoilt_run").mkdir()
+    (place / "spoilt_run" / "config.yaml").write_text("[")
+    spoil_runs(place, load_config(config))
+
+
+def spoil_runs(place, config):
+    """Runs that have stopped after a checkpoint, and cannot go on."""
+    marks = {
+        "older_run": {},
+        "other_classes": {"number of classes": 7},
+        "other_stage": {checkpoints.RANKS: 2, checkpoints.STAGE: 1},
+        "damaged": {},
+        "emptied": {},
+    }
+    for name, other in marks.items():
+        path = checkpoints.checkpoint_path(place / name / checkpoints.FOLDER, 12)
+        path.mkdir(parents=True)
+        (place / name / "config.yaml").write_text(resolved_yaml(config))
+        own = checkpoints.made_with(config, num_classes=10, ranks=1)
+        (path / checkpoints.MARKER).write_text(json.dumps({**own, **other}))
+        torch.save({"loader": {"position": 5}}, checkpoints.own_state_path(path, 0))
+    checkpoints.own_state_path(
+        checkpoints.checkpoint_path(place / "damaged" / checkpoints.FOLDER, 12), 0
+    ).write_bytes(b"nothing of use")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from launches import LIMIT_S, SCRIPTS, environment
 
 from online_aug.errors import UserError
 from online_aug.training import checkpoints
-from online_aug.training.deepspeed_engine import is_convertible
+from online_aug.training.checkpoints import is_convertible
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import timm
 import torch
 from classifier_samples import CLASSES, make_batch
 
-from online_aug.errors import UserError
+from online_aug.errors import RunError, UserError
+from online_aug.training.loss_scale import FIRST_SCALE, LEAST_SCALE
 from online_aug.training.schedule import learning_rate
 
 FAST = {"lr": 0.01, "warmup_epochs": 0, "label_smoothing": 0}
@@ -136,11 +137,12 @@ def stage(number):
     return {"deepspeed": {"zero_optimization": {"stage": number}}}
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("precision", "parts"), [("float32", 1), ("float32", 2), ("float16", 2)])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_clipping_bounds_the_step(make_engine, zero, parts):
+def test_clipping_bounds_the_step(make_engine, zero, precision, parts):
     engine = make_engine(
-        optim=PLAIN | {"clip_grad": 0.01, "accumulation": parts}, classifier=stage(zero)
+        optim=PLAIN | {"clip_grad": 0.01, "accumulation": parts},
+        classifier=stage(zero) | {"precision": precision},
     )
     names = {name for name, _ in engine.evaluated_model().named_parameters()}
     before = weights(engine)
@@ -211,15 +213,51 @@ def conv_weights(engine):
     return [p for p in engine.evaluated_model().parameters() if p.ndim == 4 and p.shape[2] > 1]
 
 
-def test_a_checkpoint_keeps_the_scale_of_a_float16_loss(make_engine, tmp_path, world):
-    engine = make_engine(classifier={"precision": "float16"})
+def float16(zero):
+    return {"classifier": stage(zero) | {"precision": "float16"}}
+
+
+def overflow(engine):
+    """Do a step whose gradients are not finite."""
+    batch = make_batch(engine.step)
+    batch.labels.fill_(math.inf)
+    engine.train_step(batch)
+    return engine.loss_scale.after_step(engine.step)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_step_that_overflows_float16_is_skipped_and_told(make_engine, zero):
+    engine = make_engine(**float16(zero))
+    before = weights(engine)
+    said = overflow(engine)
+    assert said == "step 1 skipped, float16 overflowed: loss scale 32768, 1 so far"
+    learned = {name for name, _ in engine.evaluated_model().named_parameters()}
+    after = weights(engine)
+    assert_same_weights({name: before[name] for name in learned}, after)
     train(engine, 1)
-    scaler = engine._engine.torch_autocast_z0_gradscaler
-    scaler.update(new_scale=128.0)
+    assert engine.loss_scale.after_step(engine.step) is None
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_loss_that_overflows_at_every_scale_ends_the_run(make_engine, zero):
+    engine = make_engine(**float16(zero))
+    said = [overflow(engine) for _ in range(int(math.log2(FIRST_SCALE / LEAST_SCALE)))]
+    assert said[-1] == "step 16 skipped, float16 overflowed: loss scale 1, 16 so far"
+    with pytest.raises(RunError, match="even with the least scale of the loss, after 17 skipped"):
+        overflow(engine)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_checkpoint_keeps_the_scale_of_a_float16_loss(make_engine, tmp_path, zero):
+    engine = make_engine(**float16(zero))
+    overflow(engine)
+    train(engine, 1)
     engine.save(tmp_path, {})
-    resumed = make_engine(classifier={"precision": "float16"})
+    resumed = make_engine(**float16(zero))
     assert resumed.load(tmp_path) == {}
-    assert resumed._engine.torch_autocast_z0_gradscaler.get_scale() == 128.0
+    assert resumed.loss_scale.value == 2**15
+    train(resumed, 1)
+    assert resumed.loss_scale.after_step(resumed.step) is None
 
 
 def test_autocast_keeps_the_weights_in_float32(make_engine):
