@@ -3,15 +3,20 @@
     python benchmarks/time_to_accuracy.py [configs/quickstart.yaml] [--seeds 3] [--reuse]
         [--dir FOLDER] [key=value ...]
 
-Offline is `python -m online_aug.fill`, then a run that only serves the cache. Online is one run on
-an empty cache, waiting for no image. Both use the same fine-tuning, which is made before and not
-counted. Then further seeds train on each of the caches: with offline's they make nothing. The
-accuracy is that of the validation split after an epoch; the level is the lower of what both reach
-at their best.
+Offline is `python -m online_aug.fill`, then a run that only serves the cache and has all cores.
+Online is one run on an empty cache that waits for no image. All else is the same, seed for seed,
+and so is the fine-tuning, which is made before and not counted. The time is that of the whole
+commands, from their start to the end of the first epoch whose validation accuracy is at least the
+level: the lower of what both sides of a seed reach at their best. Each online run makes its own
+images; offline fills once, which counts for every seed. Where fewer images are made than served,
+online ends with others than offline: the table has what was served, and the accuracy on the test.
 
-With `--reuse` the seeds of the online side wait for every image, so that the first of them makes
-all it serves: then each further seed of the recipe makes nothing, or the exit status is 1. Their
+With `--reuse` all runs wait for every image, so that each serves the same ones. The first online
+seed makes all that it serves, and the further ones make nothing, or the exit status is 1. Their
 wall times stand beside that of the first, and of offline: fill, then one seed.
+
+It takes one fine-tuning, unless the folder has it already, one filling, and two runs a seed; with
+`--reuse` one run a seed and one more.
 """
 
 import argparse
@@ -20,12 +25,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-POLL_S = 0.1
+POLL_S, TELL_EVERY_S = 0.1, 20.0
+_STARTED_S = time.monotonic()
 
 
 @dataclass
@@ -38,106 +46,145 @@ class Run:
     """Seconds since the launch and validation accuracy, an epoch each."""
     summary: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def best(self) -> float:
+        """Its highest validation accuracy."""
+        return max(top1 for _, top1 in self.reached)
+
     def seconds_to(self, level: float) -> float:
         """When it first had this validation accuracy."""
         return next(seconds for seconds, top1 in self.reached if top1 >= level)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Where the runs of one comparison lie, and what they have in common."""
+
+    folder: Path
+    words: tuple[str, ...]
+
+    def cache(self, name: str) -> str:
+        """The key that gives runs a cache of this name."""
+        return f"cache.path={self.folder / f'cache_{name}'}"
+
+    def fill(self) -> float:
+        """Make the whole plan in the cache of the offline runs; how long it took, s."""
+        return _timed("-m", "online_aug.fill", *self.words, self.cache("offline"))
+
+    def offline(self, seed: int, *words: str) -> Run:
+        """A run that serves what `fill` made."""
+        return self._train("offline", seed, self.cache("offline"), "devices.generate=none", *words)
+
+    def online(self, seed: int) -> Run:
+        """A run that makes its own images while it trains."""
+        return self._train("online", seed, self.cache(f"online{seed}"))
+
+    def reusing(self, seed: int) -> Run:
+        """A run that waits for its images, and has one cache with the seeds before it."""
+        return self._train("reuse", seed, self.cache("reuse"), "mixing.starvation=wait")
+
+    def _train(self, kind: str, seed: int, *words: str) -> Run:
+        run = Run(f"{kind}-seed{seed}")
+        place, log = self.folder / run.name, self.folder / f"{run.name}.log"
+        shutil.rmtree(place, ignore_errors=True)
+        command = ["train.py", *self.words, *words, f"run.name={run.name}", f"run.seed={seed}"]
+        started = told = time.monotonic()
+        with _process(log, *command) as process:
+            while True:
+                has_ended = process.poll() is not None
+                for line in _epochs(place)[len(run.reached) :]:
+                    run.reached.append((time.monotonic() - started, line["val_top1"]))
+                if has_ended:
+                    break
+                if time.monotonic() - told > TELL_EVERY_S:
+                    told = time.monotonic()
+                    _tell(f"  {run.name}: {len(run.reached)} epochs")
+                time.sleep(POLL_S)
+        run.wall_s = time.monotonic() - started
+        if process.returncode:
+            raise SystemExit(f"{run.name} failed, see {log}")
+        run.summary = json.loads((place / "summary.json").read_text())
+        _tell(f"{run.name}: {run.wall_s:.0f} s, at best {run.best:.1%} on validation")
+        return run
+
+
 def main() -> int:
     """Run all and print the table; 1 if a seed made what was to be reused."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="*", metavar="config key=value")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "time_to_accuracy")
     options = parser.parse_args()
-    configs = [word for word in options.words if "=" not in word]
-    config = configs[0] if configs else str(ROOT / "configs" / "quickstart.yaml")
-    common = [config, *(word for word in options.words if "=" in word)]
-    finetuned = options.dir / "finetuned"
-    common += [f"run.dir={options.dir}", f"finetune.path={finetuned}"]
-    caches = {kind: options.dir / f"cache_{kind}" for kind in ("offline", "online", "reuse")}
-    for stale in caches.values():
-        shutil.rmtree(stale, ignore_errors=True)
-    _command("-m", "online_aug.finetune", *common)
-    started = time.monotonic()
-    _command("-m", "online_aug.fill", *common, f"cache.path={caches['offline']}")
-    fill_s = time.monotonic() - started
-    words = {
-        "offline": [f"cache.path={caches['offline']}", "devices.generate=none"],
-        "online": [f"cache.path={caches['online']}"],
-        "reuse": [f"cache.path={caches['reuse']}", "mixing.starvation=wait"],
-    }
-
-    def train(kind: str, seeds: int) -> list[Run]:
-        return [_train(options.dir, kind, n, [*common, *words[kind]]) for n in range(seeds)]
-
+    bench = _bench(options.dir.resolve(), options.words)
+    tuned_s = _timed("-m", "online_aug.finetune", *bench.words)
+    _tell(f"fine-tuned in {tuned_s:.0f} s, not counted below")
+    fill_s = bench.fill()
+    _tell(f"filled in {fill_s:.0f} s")
+    seeds = range(options.seeds)
     if options.reuse:
-        return _print_reuse(fill_s, *train("offline", 1), train("reuse", options.seeds))
-    _print(fill_s, train("offline", options.seeds), train("online", options.seeds))
+        offline = bench.offline(0, "mixing.starvation=wait")
+        return _print_reuse(fill_s, offline, [bench.reusing(seed) for seed in seeds])
+    _print_pairs(fill_s, [(bench.offline(seed), bench.online(seed)) for seed in seeds])
     return 0
+
+
+def _bench(folder: Path, words: list[str]) -> Bench:
+    """The comparison in a folder; caches that an earlier one left there are removed."""
+    configs = [word for word in words if "=" not in word]
+    config = configs[0] if configs else str(ROOT / "configs" / "quickstart.yaml")
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("cache_*"):
+        shutil.rmtree(stale)
+    given = [word for word in words if "=" in word]
+    places = [f"run.dir={folder}", f"finetune.path={folder / 'finetuned'}"]
+    return Bench(folder, (config, *given, *places))
+
+
+def _print_pairs(fill_s: float, pairs: list[tuple[Run, Run]]) -> None:
+    ratios = []
+    for seed, (offline, online) in enumerate(pairs):
+        level = min(offline.best, online.best)
+        offline_s, online_s = fill_s + offline.seconds_to(level), online.seconds_to(level)
+        ratios.append(offline_s / online_s)
+        _print(
+            f"seed {seed}, to {level:.1%} on validation: offline {offline_s:.0f} s ({fill_s:.0f} s "
+            f"of it filling; {offline.best:.1%} at best), online {online_s:.0f} s "
+            f"({online.best:.1%} at best), offline over online {ratios[-1]:.2f}"
+        )
+    mean = sum(ratios) / len(ratios)
+    _print(f"offline over online: mean {mean:.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    _print_table(fill_s, [run for pair in zip(*pairs, strict=True) for run in pair])
 
 
 def _print_reuse(fill_s: float, offline: Run, seeds: list[Run]) -> int:
     first, *later = seeds
     shares = ", ".join(f"{run.wall_s / first.wall_s:.2f}" for run in later)
     offline_s = fill_s + offline.wall_s
-    sys.stdout.write(
+    _print(
         f"the first seed {first.wall_s:.0f} s, the further ones {shares} of that; offline "
         f"{offline_s:.0f} s ({fill_s:.0f} s of it filling), {offline_s / first.wall_s:.2f} of the "
-        "first seed\n"
+        "first seed"
     )
     _print_table(fill_s, [offline, *seeds])
-    return int(any(run.summary["generated"] for run in later))
-
-
-def _print(fill_s: float, offline: list[Run], online: list[Run]) -> None:
-    level = min(max(top1 for _, top1 in run.reached) for run in (offline[0], online[0]))
-    offline_s = fill_s + offline[0].seconds_to(level)
-    online_s = online[0].seconds_to(level)
-    sys.stdout.write(
-        f"to {level:.1%} on validation: offline {offline_s:.0f} s ({fill_s:.0f} s of it filling), "
-        f"online {online_s:.0f} s, offline over online {offline_s / online_s:.2f}\n"
-    )
-    _print_table(fill_s, [*offline, *online])
+    wrong = [run.name for run in later if run.summary["generated"]]
+    if wrong:
+        _print(f"{', '.join(wrong)} made images that were to be reused")
+    return int(bool(wrong))
 
 
 def _print_table(fill_s: float, runs: list[Run]) -> None:
-    lines = [
-        "| run | wall, s | made | reused | test top1, % |",
-        "|---|---|---|---|---|",
-        f"| filling | {fill_s:.0f} | | | |",
-        *map(_row, runs),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _row(run: Run) -> str:
-    told = run.summary
-    counts = f"{told['generated']} | {told['reused']}"
-    return f"| {run.name} | {run.wall_s:.0f} | {counts} | {100 * told['top1']:.1f} |"
-
-
-def _train(folder: Path, kind: str, seed: int, words: list[str]) -> Run:
-    run = Run(f"{kind}-seed{seed}")
-    place = folder / run.name
-    shutil.rmtree(place, ignore_errors=True)
-    command = [sys.executable, "train.py", *words, f"run.name={run.name}", f"run.seed={seed}"]
-    started = time.monotonic()
-    with (folder / f"{run.name}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    while True:
-        has_ended = process.poll() is not None
-        for line in _epochs(place)[len(run.reached) :]:
-            run.reached.append((time.monotonic() - started, line["val_top1"]))
-        if has_ended:
-            break
-        time.sleep(POLL_S)
-    run.wall_s = time.monotonic() - started
-    if process.returncode:
-        raise SystemExit(f"{run.name} failed, see {folder / f'{run.name}.log'}")
-    run.summary = json.loads((place / "summary.json").read_text())
-    return run
+    _print("| run | wall, s | real | fresh | cached | starved | made | best val, % | test, % |")
+    _print("|---|---|---|---|---|---|---|---|---|")
+    _print(f"| filling | {fill_s:.0f} | | | | | | | |")
+    for run in runs:
+        told = run.summary
+        names = ("served_real", "served_fresh", "served_cached", "starved", "generated")
+        counts = " | ".join(str(told[name]) for name in names)
+        top1 = f"{100 * run.best:.1f} | {100 * told['top1']:.1f}"
+        _print(f"| {run.name} | {run.wall_s:.0f} | {counts} | {top1} |")
 
 
 def _epochs(place: Path) -> list[dict[str, Any]]:
@@ -146,8 +193,35 @@ def _epochs(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _command(*words: str) -> None:
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+@contextmanager
+def _process(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One of our commands, asked to end where this program ends before it."""
+    with log.open("w") as file:
+        command = [sys.executable, *words]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def _timed(*words: str) -> float:
+    """How long one of our commands takes, s; what it says is shown."""
+    started = time.monotonic()
+    if status := subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode:
+        raise SystemExit(status)
+    return time.monotonic() - started
+
+
+def _tell(text: str) -> None:
+    _print(f"[{time.monotonic() - _STARTED_S:5.0f} s] {text}")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

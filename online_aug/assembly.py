@@ -17,7 +17,7 @@ from online_aug.errors import UserError
 from online_aug.generation.fleet import Fleet
 from online_aug.generation.place import Place
 from online_aug.generation.supervisor import Supervisor
-from online_aug.nodes import node_folder
+from online_aug.nodes import node_folder, who_makes
 from online_aug.recipe import Recipe
 from online_aug.recipe_images import BoundCompose
 from online_aug.records import ImportedImage, Servable
@@ -169,6 +169,8 @@ def describe_run(
     if hosts:
         named = ", ".join(f"{name} ({ranks})" for name, ranks in hosts.items())
         lines.insert(1, f"nodes      {named}: {sum(hosts.values())} training devices in all")
+        if requests and devices.generate and len(hosts) > 1:
+            lines[1] += f"; {who_makes(config)}"
     if recipe.saliency.follows_classifier:
         every = config.saliency.refresh_epochs
         lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")

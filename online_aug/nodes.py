@@ -11,8 +11,6 @@ from online_aug.reporting.run_directory import CONFIG_FILE
 from online_aug.training.distributed import World, agree
 
 _LOOK_EVERY_S = 0.5
-
-
 SHARED_WITHIN_S = 60.0
 """A network file system may show a new file to other machines only after a while."""
 
@@ -46,11 +44,18 @@ def node_folder(config: Config, world: World, run_directory: Path) -> Path:
     return folder
 
 
+def who_makes(config: Config) -> str:
+    """What each of several nodes makes, for a person to read."""
+    if config.mixing.starvation == "wait":
+        return "each makes the whole plan (mixing.starvation=wait)"
+    return "each makes its own part of the plan"
+
+
 def striped(config: Config, world: World) -> Config:
     """The configuration by which a node makes its own part of the plan and nothing else.
 
-    Where images are waited for, each node makes all: what its ranks wait for has to come into its
-    own cache, in the order of the plan.
+    Where images are waited for, each node makes all: the seed decides which image fills a slot, so
+    over the epochs each one comes to be served on every node, out of that node's own cache.
     """
     schedule = config.schedule
     if world.nodes == 1 or config.mixing.starvation == "wait":

@@ -7,6 +7,7 @@ from typing import Any
 
 from online_aug.config_files import config_digest
 from online_aug.dataloader.loader import OnlineAugLoader
+from online_aug.nodes import who_makes
 from online_aug.pictures import draw_run_gallery
 from online_aug.recipe import Recipe
 from online_aug.records import Served
@@ -43,6 +44,8 @@ class TrainingReport:
         """Open the log for the epochs from this one on."""
         if self._world.is_first:
             self._log = MetricsLog(self._directory, from_epoch=epoch)
+        if self._loader.process and self._world.nodes > 1:
+            self.live.message(f"{self._world.nodes} nodes, {who_makes(self._recipe.config)}")
 
     def close(self) -> None:
         """Close log and cache."""

@@ -5,6 +5,7 @@ The shade of an image is twice its class, its width tells it from the others of 
 
 import csv
 import json
+import struct
 
 import numpy as np
 from PIL import Image
@@ -222,3 +223,17 @@ def accept_small_flowers(monkeypatch):
 
     known = {kind: (file, None) for kind, (file, _) in Flowers102._file_dict.items()}
     monkeypatch.setattr(Flowers102, "_file_dict", known)
+
+
+def write_mnist(root, per_class=6):
+    """The four files of MNIST in their own format, with few images."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        labels = np.tile(np.arange(10, dtype=np.uint8), per_class)
+        images = rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(head + array.tobytes())
+    return images

@@ -1,6 +1,7 @@
 """Putting the parts together, and the whole with a real generation process."""
 
 import os
+import re
 
 import psutil
 import pytest
@@ -202,6 +203,23 @@ def test_a_description_counts_requests_steps_and_what_is_there_already(recipe_of
     assert "16 (8 sources x 2)" in text
     assert "0 of them are there" in text
     assert "generate on cpu" in text
+
+
+@pytest.mark.parametrize(
+    ("starvation", "said"),
+    [("wait", "each makes the whole plan"), ("substitute", "each makes its own part of the plan")],
+)
+def test_a_description_says_what_each_of_several_machines_makes(recipe_of, starvation, said):
+    recipe, devices = recipe_of(mixing={"starvation": starvation})
+    (line,) = re.findall("^nodes .*", describe_run(recipe, devices, {"a": 2, "b": 1}), re.M)
+    assert line.startswith("nodes      a (2), b (1): 3 training devices in all; ")
+    assert said in line
+
+
+def test_a_cache_directory_that_is_empty_yet_holds_nothing(recipe_of, tmp_path):
+    (tmp_path / "cache").mkdir()
+    recipe, devices = recipe_of()
+    assert "0 of them are there" in describe_run(recipe, devices)
 
 
 def test_a_description_changes_nothing(recipe_of, tmp_path):

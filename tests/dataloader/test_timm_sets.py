@@ -3,12 +3,12 @@
 import io
 import logging
 import pickle
-import struct
 from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
+from published_samples import write_mnist
 from timm.data import dataset_factory
 
 from online_aug.config_data import DataConfig
@@ -20,20 +20,6 @@ from online_aug.errors import UserError
 
 def open_set(source, root, **settings):
     return load_splits(DataConfig(source=source, root=root, **settings))
-
-
-def write_mnist(root, per_class=6):
-    """The four files of MNIST in their own format, with few images."""
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for prefix in ("train", "t10k"):
-        labels = np.tile(np.arange(10, dtype=np.uint8), per_class)
-        images = rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
-        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{prefix}-{name}-ubyte").write_bytes(head + array.tobytes())
-    return images
 
 
 def encoded(pixels, **options):

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from published_samples import write_mnist
 from safetensors.torch import load_file, save_file
 from tiny_model import copy_with, write_tiny_vae
 from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
@@ -180,6 +181,10 @@ CASES = {
         ["data.source={place}/stranger"],
         r"every class of the val split must be in train, 'emu' of .*stranger/val is not$",
     ),
+    "label of no class in a timm set": (
+        ["data.source=torch/mnist"],
+        r"labels of torch/mnist \(test\) must be whole numbers from 0 to 9, .* got 10$",
+    ),
     "broken image": (
         ["data.source={place}/broken_image"],
         r"broken_image/dog/3\.png cannot be read.*, or set data\.on_bad_image=skip$",
@@ -313,6 +318,9 @@ def spoil(place, config):
     (place / "broken_image" / "dog" / "3.png").write_bytes(b"no image")
     for split, name in [("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "emu")]:
         write_images(place / "stranger" / split / name, 5)
+    write_mnist(place)
+    labels = place / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x0a")
     for part in ("unet", "vae", "scheduler"):
         (place / "other_model" / part).mkdir(parents=True)
     index = {"unet": [], "vae": [], "scheduler": []}
