@@ -17,6 +17,7 @@ from train import main
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 PAPERS = [path for path in RECIPES if load_config(path, []).data.source in PUBLISHED]
+OTHERS = [path for path in RECIPES if path not in PAPERS]
 CUB_IMAGES = {"train": 60}
 """Of a class: more than 50 others are left to look for a background in, also in a long tail."""
 
@@ -37,22 +38,27 @@ def variants(path):
     return found
 
 
-def dry_run(path, root, models):
+def dry_run_on_a_miniature(path, root, models):
     """Exit status of `--dry-run` with the data, the model and all folders under `root`."""
     config = load_config(path, [])
     (method,) = config.methods
     is_large = method.name == "sgd_mix"
     WRITERS[config.data.source](root / "data", **(CUB_IMAGES if is_large else {}))
     model = models["instruct" if method.name == "diffusemix" else "translate"]
+    return dry_run(path, root, root / "data", f"generation.model={model}")
+
+
+def dry_run(path, root, data, *words):
+    """Exit status of `--dry-run` with all folders but the data under `root`."""
     places = {
-        "data.root": root / "data",
-        "generation.model": model,
+        "data.root": data,
         "finetune.path": root / "finetuned",
         "fractals.path": root / "fractals",
         "cache.path": root / "cache",
         "run.dir": root / "runs",
     }
-    return main([str(path), *(f"{key}={place}" for key, place in places.items()), "--dry-run"])
+    keys = (f"{key}={place}" for key, place in places.items())
+    return main([str(path), *words, *keys, "--dry-run"])
 
 
 @pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
@@ -131,6 +137,20 @@ def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
     path, tmp_path, tiny_model, tiny_editor, monkeypatch, capsys
 ):
     accept_small_flowers(monkeypatch)
-    assert dry_run(path, tmp_path, {"translate": tiny_model, "instruct": tiny_editor}) == 0
+    models = {"translate": tiny_model, "instruct": tiny_editor}
+    assert dry_run_on_a_miniature(path, tmp_path, models) == 0
     assert "requests   " in capsys.readouterr().out
     assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Where the sets that come with the package are written once."""
+    return tmp_path_factory.mktemp("embedded")
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_other_recipe_passes_a_dry_run_on_its_data(path, embedded, tmp_path, capsys):
+    assert dry_run(path, tmp_path, embedded) == 0
+    assert "requests   " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
