@@ -13,7 +13,8 @@ online ends with others than offline: the table has what was served, and the acc
 
 With `--reuse` all runs wait for every image, so that each serves the same ones. The first online
 seed makes all that it serves, and the further ones make nothing, or the exit status is 1. Their
-wall times stand beside that of the first, and of offline: fill, then one seed.
+wall times stand beside that of the first, and of offline: fill, then one seed. On a CPU a further
+seed still leaves half of the cores to its generation process, which has nothing to do.
 
 It takes one fine-tuning, unless the folder has it already, one filling, and two runs a seed; with
 `--reuse` one run a seed and one more.
@@ -118,6 +119,8 @@ def main() -> int:
     parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "time_to_accuracy")
     options = parser.parse_args()
+    if options.seeds < 1 + options.reuse:
+        parser.error("--seeds must be at least 1, and 2 with --reuse")
     bench = _bench(options.dir.resolve(), options.words)
     tuned_s = _timed("-m", "online_aug.finetune", *bench.words)
     _tell(f"fine-tuned in {tuned_s:.0f} s, not counted below")

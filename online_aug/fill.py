@@ -62,7 +62,7 @@ def check_fillable(config: Config) -> None:
     """
     from online_aug.recipe_saliency import RecipeSaliency
 
-    if config.mixing.synthetic_probability == 0:
+    if not config.mixing.is_synthetic:
         raise UserError("mixing.synthetic_probability must be above 0 to fill a cache, got 0")
     if config.mixing.imported == "only":
         raise UserError("mixing.imported must be null or beside to fill a cache, got only")

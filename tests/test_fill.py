@@ -156,6 +156,11 @@ def test_what_cannot_be_made_ahead_is_one_clear_line(call, sections, message, sw
     assert not (tmp_path / "cache").exists()
 
 
+def test_images_are_made_ahead_for_a_share_that_only_grows_from_none(tmp_path, tiny_model):
+    mixing = {"synthetic_probability": 0, "final_probability": 0.5}
+    command.check_fillable(make_config(tmp_path, tiny_model, mixing=mixing))
+
+
 def test_maps_that_need_no_classifier_are_made_before_the_images(call, tmp_path):
     saliency = {"method": "spectral_residual"}
     status, lines = call(
