@@ -33,7 +33,7 @@ class GenerationConfig(Section):
     """Side of the generated square, px, a multiple of 8."""
     slots: Literal["auto"] | Count = "auto"
     """Images denoised together; `auto` is 8 on a CPU and what fits into half of the free memory, up
-    to 16, on a GPU. Where memory runs out all the same, half as many go on."""
+    to 16, on a GPU; more than fit are refused. Where memory runs out later, half as many go on."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """Attention kernels; `auto` takes PyTorch's own on a CPU and measures on a GPU."""
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"

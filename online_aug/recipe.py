@@ -7,6 +7,7 @@ from functools import cached_property
 from online_aug.dataloader.image_sets import file_names_of
 from online_aug.errors import UserError
 from online_aug.fractals import FractalBank, bank_of
+from online_aug.generation.few_steps import check_few_steps
 from online_aug.generation.identity import check_attention
 from online_aug.generation.weights import check_weights
 from online_aug.image_weights import read_image_weights
@@ -35,9 +36,9 @@ class Recipe(RecipeModel):
         Raises:
             UserError: If several methods cannot share a model, the model is none or of another
                 kind, a folder of fractals holds none, a background is to be looked for among more
-                images than there are, attention or number format cannot run on the device, or
-                nothing is to be generated and the generator whose images are to be served is not
-                known.
+                images than there are, attention or number format cannot run on the device, solver,
+                steps and guidance are not those of a model of few steps, or nothing is to be
+                generated and the generator whose images are to be served is not known.
         """
         if not self.is_synthetic:
             return
@@ -48,6 +49,7 @@ class Recipe(RecipeModel):
         if generates:
             check_attention(self.config.generation.attention, self.device)
             check_weights(self.model, self.vae)
+            check_few_steps(self.config.generation, self.model)
             self.adaptation.check(self.model)
             self.image_weights  # noqa: B018 - of images there are, or refused
             self.adaptation.check_device(self.finetuned, self.device)

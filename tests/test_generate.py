@@ -112,6 +112,17 @@ def stop_when_paused(trainer, status):
     trainer.is_stopping = status.state == "paused"
 
 
+def test_more_slots_than_memory_are_one_clear_line_before_anything_is_made(recipe_of, tmp_path):
+    base = recipe_of().config.generation.model_dump()
+    recipe = recipe_of(generation=base | {"slots": 10**9})
+    with pytest.raises(
+        UserError, match=r"^generation\.slots must fit into the memory of cpu, [^\n]*$"
+    ):
+        generate(recipe, tmp_path)
+    with Store(recipe.config.cache.path, readonly=True) as store:
+        assert len(store) == 0
+
+
 def test_a_missing_fine_tuning_result_is_one_clear_line(tmp_path, tiny_model):
     recipe = make_recipe(tmp_path, tiny_model)
     with pytest.raises(UserError, match="^finetune.path must hold the result"):

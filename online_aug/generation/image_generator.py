@@ -95,8 +95,8 @@ class ImageGenerator:
         """Load model and adapters onto a device; what kind it is, its directory tells.
 
         Raises:
-            UserError: If the directory holds no Stable Diffusion, weights are not finite, or the
-                attention cannot run here.
+            UserError: If the directory holds no Stable Diffusion, weights are not finite, slots do
+                not fit, or the attention cannot run here.
         """
         pipeline = load_pipeline(model, dtype, kind_of(model), locate_vae(config.vae, model))
         if finetuned:
@@ -106,7 +106,7 @@ class ImageGenerator:
             network.to(memory_format=torch.channels_last)
         attention = choose_attention(config.attention, pipeline, torch.device(device))
         execution = chosen_execution(config.execution, torch.device(device))
-        slots = chosen_slots(config.slots, pipeline, config.resolution)
+        slots = chosen_slots(config, pipeline)
         generator = cls(pipeline, slots, execution, gate)
         generator.fast_paths = f"{attention} attention, {execution} calls"
         _log.info("%s on %s: %d slots, %s", model, device, slots, generator.fast_paths)

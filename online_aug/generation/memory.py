@@ -1,12 +1,20 @@
 """How many images fit on the generator's device together."""
 
-from collections.abc import Callable
-from typing import Literal
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import psutil
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from online_aug.config_generation import GenerationConfig
+from online_aug.errors import UserError
 from online_aug.generation.models import Pipeline
+from online_aug.reporting.wording import byte_size
 
 CPU_SLOTS = 8
 """More make no image faster on a CPU and keep the first one waiting longer."""
@@ -16,23 +24,29 @@ SHARE_OF_FREE = 0.5
 """The rest is for the decoder, and for a classifier that has not begun yet."""
 
 
-def chosen_slots(wanted: Literal["auto"] | int, pipeline: Pipeline, resolution: int) -> int:
+def chosen_slots(config: GenerationConfig, pipeline: Pipeline) -> int:
     """The number of slots; `auto` measures on a GPU what one and two images take.
 
     Args:
-        wanted: Of the configuration.
+        config: Number wanted, resolution and guidance.
         pipeline: On its device.
-        resolution: Side of the images, px.
+
+    Raises:
+        UserError: If the configured number takes more memory than is free.
     """
-    if wanted != "auto":
-        return wanted
-    if pipeline.unet.device.type == "cpu":
+    unet, wanted = pipeline.unet, config.slots
+    if wanted == "auto" and unet.device.type == "cpu":
         return CPU_SLOTS
-    free, _ = torch.cuda.mem_get_info(pipeline.unet.device)
-    side = resolution // pipeline.vae_scale_factor
-    return fitting_slots(
-        lambda count: _peak_bytes(pipeline.unet, count, side), SHARE_OF_FREE * free
-    )
+    rows, side = _rows(config, pipeline), config.resolution // pipeline.vae_scale_factor
+    free = _free_bytes(unet.device)
+
+    def peak_bytes(count: int) -> int:
+        return _peak_bytes(unet, count * rows, side)
+
+    if wanted == "auto":
+        return fitting_slots(peak_bytes, SHARE_OF_FREE * free)
+    check_slots(wanted, peak_bytes, free, str(unet.device))
+    return wanted
 
 
 def fitting_slots(peak_bytes: Callable[[int], int], budget: float) -> int:
@@ -42,21 +56,93 @@ def fitting_slots(peak_bytes: Callable[[int], int], budget: float) -> int:
         peak_bytes: Measures what a call over a number of slots takes beside the weights.
         budget: Bytes it may take.
     """
-    one, two = peak_bytes(1), peak_bytes(2)
-    fits = 1 + (budget - one) / max(1, two - one)
+    fits = _fitting(peak_bytes, budget)
     slots = 1
     while 2 * slots <= min(fits, MOST_SLOTS):
         slots *= 2
     return slots
 
 
+def check_slots(slots: int, peak_bytes: Callable[[int], int], free: int, device: str) -> None:
+    """Refuse a number of slots of which not even a call of the network fits.
+
+    Args:
+        slots: Of the configuration.
+        peak_bytes: As in `fitting_slots`.
+        free: Bytes of the device that nobody uses.
+        device: Its name.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    fits = max(0, int(_fitting(peak_bytes, free)))
+    if slots > fits:
+        raise UserError(
+            f"generation.slots must fit into the memory of {device}, {byte_size(free)} of which "
+            f"are free beside the weights, got {slots}, of which {fits} fit; auto takes fewer"
+        )
+
+
+def _fitting(peak_bytes: Callable[[int], int], budget: float) -> float:
+    one, two = peak_bytes(1), peak_bytes(2)
+    return 1 + (budget - one) / max(1, two - one)
+
+
+def _rows(config: GenerationConfig, pipeline: Pipeline) -> int:
+    """Rows of a call for each slot: guidance takes some without prompt or source."""
+    if isinstance(pipeline, StableDiffusionInstructPix2PixPipeline):
+        guided = 3
+    else:
+        guided = 1 if pipeline.unet.config.time_cond_proj_dim else 2
+    return guided if config.guidance_scale > 1 else 1
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 @torch.no_grad()
-def _peak_bytes(unet: UNet2DConditionModel, count: int, side: int) -> int:
-    device, dtype, channels = unet.device, unet.dtype, unet.config.in_channels
-    rows = count * (3 if channels == 2 * unet.config.out_channels else 2)  # guidance of an editor
-    latents = torch.zeros(rows, channels, side, side, device=device, dtype=dtype)
+def _peak_bytes(unet: UNet2DConditionModel, rows: int, side: int) -> int:
+    """What a call takes beside its inputs and the weights."""
+    device, dtype = unet.device, unet.dtype
+    latents = torch.zeros(rows, unet.config.in_channels, side, side, device=device, dtype=dtype)
     prompts = torch.zeros(rows, 77, unet.config.cross_attention_dim, device=device, dtype=dtype)
+    inputs = (latents, torch.zeros(rows, device=device), prompts)
+    if device.type == "cpu":
+        tally = _Tally([*unet.parameters(), *unet.buffers(), *inputs])
+        with tally:
+            unet(*inputs)
+        return tally.peak_bytes
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    unet(latents, torch.zeros(rows, device=device), prompts)
+    unet(*inputs)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+class _Tally(TorchDispatchMode):
+    """Adds up the tensors that live at a time, which a CPU does not tell."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        """Count nothing of tensors that are there already."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._living: dict[int, int] = {}
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        self.peak_bytes = max(self.peak_bytes, sum(self._living.values()))
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        number = storage._cdata
+        if number not in self._known and number not in self._living:
+            self._living[number] = storage.nbytes()
+            weakref.finalize(storage, self._living.pop, number)

@@ -156,6 +156,14 @@ CASES = {
         ["optim.accumulation=3"],
         r"optim\.accumulation must divide the 10 images of a step on each device, got 3$",
     ),
+    "guidance of another solver": (
+        ["generation.scheduler=lcm", "generation.guidance_scale=7.5"],
+        r"generation\.guidance_scale must be at most 2 with generation\.scheduler lcm, got 7\.5: ",
+    ),
+    "unknown solver": (
+        ["generation.scheduler=heun"],
+        r"generation\.scheduler must be .*dpmsolver\+\+.*, got .?heun",
+    ),
     "xformers on a cpu": (
         ["generation.attention=xformers", "devices.generate=cpu"],
         r"generation\.attention must be auto or sdpa on cpu, got 'xformers'$",

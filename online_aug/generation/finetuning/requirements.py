@@ -1,11 +1,11 @@
 """What a device and a model must have for fine-tuning, told before either is used."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from online_aug.errors import UserError
+from online_aug.generation.model_settings import scheduler_settings
 
 _AMPERE = (8, 0)
 _PREDICTIONS = ("epsilon", "v_prediction")
@@ -35,15 +35,11 @@ def check_prediction(model: Path) -> None:
     Raises:
         UserError: If its scheduler says so.
     """
-    path = model / "scheduler" / "scheduler_config.json"
-    try:
-        said = json.loads(path.read_text()).get("prediction_type", "epsilon")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"generation.model must have a readable {path}, got {error!r}") from None
+    said = scheduler_settings(model).get("prediction_type", "epsilon")
     if said not in _PREDICTIONS:
         raise UserError(
             f"generation.model must predict {' or '.join(_PREDICTIONS)} to be fine-tuned, "
-            f"got {said!r} in {path}; set finetune.enabled=false"
+            f"got {said!r} by the scheduler of {model}; set finetune.enabled=false"
         )
 
 
