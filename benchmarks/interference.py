@@ -71,11 +71,10 @@ def _epochs(folder: Path, name: str, settings: Sequence[str]) -> list[dict[str, 
 
 
 def _settled(lines: Sequence[dict[str, float]]) -> int:
-    made = [line["generated"] for line in lines]
-    start = made.index(made[-1]) + 1
-    if not made[-1] or len(lines) - start < FEWEST:
-        raise SystemExit(f"the generation process was not done by epoch {EPOCHS - FEWEST}: {made}")
-    return start
+    making = [number for number, line in enumerate(lines, 1) if line["generated"]]
+    if not making or len(lines) - making[-1] < FEWEST:
+        raise SystemExit(f"the generation process must pause {FEWEST} epochs, made in {making}")
+    return making[-1]
 
 
 def _rate(lines: Sequence[dict[str, float]]) -> float:
