@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from launches import LIMIT_S, SCRIPTS, environment, is_alive, noted_pids, wait_for
+from launches import LIMIT_S, ROOT, SCRIPTS, environment, is_alive, noted_pids, wait_for
 
 from online_aug.errors import UserError
 from online_aug.training import cluster
@@ -14,6 +14,7 @@ from online_aug.training import cluster
 @pytest.fixture
 def _fake_ssh(monkeypatch):
     monkeypatch.setattr(cluster, "SSH", (str(SCRIPTS / "ssh"), *cluster.SSH[1:]))
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])  # a worker of pytest-xdist has none
 
 
 def start(folder, behaviour):
