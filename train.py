@@ -92,17 +92,20 @@ def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
     from online_aug.teacher import check_teacher
     from online_aug.training.checks import check_training
     from online_aug.training.classifier import check_fit
+    from online_aug.training.rehearsal import check_deepspeed
 
     generates = config.mixing.imported != "only" and config.run.replay is None
     devices = plan_devices(config.devices, generates=generates, ranks=layout.here)
     check_training(config, devices.train, layout.ranks)
     splits = load_splits(config.data)
-    check_fit(config.classifier, len(splits.train.class_names), config.data.image_size)
+    num_classes = len(splits.train.class_names)
+    check_fit(config.classifier, num_classes, config.data.image_size)
     recipe = Recipe(config, splits, devices.generator)
     check_teacher(recipe)
     check_judge(recipe)
     recipe.check(generates=bool(devices.generate))
     check_sequence(recipe, resolved_yaml(config))
+    check_deepspeed(config, num_classes, devices.train[0])
     return recipe, devices
 
 

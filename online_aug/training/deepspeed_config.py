@@ -24,6 +24,7 @@ OWNED = {
 DEFAULTS: dict[str, Any] = {
     "zero_optimization": {"stage": 0},
     "zero_allow_untested_optimizer": True,  # a torch optimizer is one to DeepSpeed
+    "zero_force_ds_cpu_optimizer": False,  # its own would be compiled; torch's work on a CPU
     "steps_per_print": None,
 }
 STAGES = (0, 1, 2, 3)

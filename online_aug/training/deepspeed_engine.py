@@ -1,5 +1,7 @@
 """A DeepSpeed engine around a classifier, and its files read without running code in them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from online_aug.config import Config
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 from online_aug.training.deepspeed_config import deepspeed_config
 from online_aug.training.distributed import World, set_environment
 from online_aug.training.optimizers import build_optimizer
@@ -27,13 +29,15 @@ def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
     place = SimpleNamespace(device_rank=world.device.index or 0)
     with set_environment(LOCAL_RANK=str(world.local_rank)):
         _check_settings(settings)
-        engine, *_ = deepspeed.initialize(
-            args=place,
-            model=classifier,
-            optimizer=build_optimizer(classifier, config.optim),
-            config=settings,
-            dist_init_required=False,
-        )
+        optimizer = build_optimizer(classifier, config.optim)
+        with _saying_what_does_not_fit(config):
+            engine, *_ = deepspeed.initialize(
+                args=place,
+                model=classifier,
+                optimizer=optimizer,
+                config=settings,
+                dist_init_required=False,
+            )
     engine.checkpoint_engine.load = _load_plain
     return engine
 
@@ -87,6 +91,21 @@ def save_plain(state: dict[str, Any], path: Path) -> None:
         torch.load(path, weights_only=True)
     except Exception as error:
         raise TypeError(f"client_state must hold plain values and tensors only: {error}") from None
+
+
+@contextmanager
+def _saying_what_does_not_fit(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # DeepSpeed refuses by all kinds of them
+        if not config.classifier.deepspeed:
+            raise
+        raise UserError(
+            "classifier.deepspeed must be settings that DeepSpeed can train "
+            f"{config.classifier.name} with {config.optim.name} under: {one_line(error)}"
+        ) from error
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

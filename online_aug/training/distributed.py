@@ -13,9 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from online_aug.errors import UserError
-from online_aug.training.launcher import RECORD
-
-LAUNCHER_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+from online_aug.training.launcher import LAUNCHER_KEYS, RECORD
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ import psutil
 from online_aug.training import orphans
 from online_aug.training.node import Node, this_node
 
+LAUNCHER_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What any launcher sets in a rank."""
 LAUNCHER_PID = "ONLINE_AUG_LAUNCHER_PID"
 RECORD = "ONLINE_AUG_LAUNCH"
 """Set in ranks: a folder in which the first that fails notes its status."""

@@ -142,6 +142,14 @@ CASES = {
         ["classifier.deepspeed.zero_optimization.stage=7"],
         r"zero_optimization must be \{stage: 0, 1, 2 or 3\}, got \{'stage': 7\}$",
     ),
+    "setting that DeepSpeed does not know": (
+        ["classifier.deepspeed={{zero_optimization: {{stage: 1, nonsense: 3}}}}"],
+        r"classifier\.deepspeed must be settings of DeepSpeed: .*nonsense; Extra inputs are not ",
+    ),
+    "settings that do not go together": (
+        ["classifier.deepspeed={{data_types: {{grad_accum_dtype: bf16}}}}"],
+        r"settings that DeepSpeed can train test_resnet with sgd under: unsupported mix of model_",
+    ),
     "float16 on a cpu": (
         ["classifier.precision=float16", "devices.train=cpu"],
         r"classifier\.precision must be float32 or bfloat16 on a CPU",

@@ -275,6 +275,12 @@ def test_timm_loads_the_exported_average(make_engine, tmp_path):
     assert_same_weights(loaded.state_dict(), weights(engine))
 
 
+def test_the_optimizer_s_state_may_lie_in_host_memory(make_engine):
+    kept = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    losses = [train(make_engine(classifier={"deepspeed": given}), 3) for given in ({}, kept)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_a_wrong_value_among_deepspeeds_settings_is_one_line(make_engine):
     settings = {"zero_optimization": {"stage": 1, "reduce_bucket_size": "many"}}
     with pytest.raises(
