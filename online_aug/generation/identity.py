@@ -8,7 +8,8 @@ from pathlib import Path
 
 from online_aug.config_finetune import FinetuneConfig
 from online_aug.config_generation import GenerationConfig
-from online_aug.errors import UserError, one_line
+from online_aug.errors import UserError
+from online_aug.generation.hub import fetch
 from online_aug.records import PipelineKind
 
 _ASSETS = Path(str(files("online_aug"))) / "assets"
@@ -172,15 +173,17 @@ def _download(name: str, revision: str | None, kind: PipelineKind) -> Path:
     pipeline = diffusers.StableDiffusionImg2ImgPipeline
     if kind == "instruct":
         pipeline = diffusers.StableDiffusionInstructPix2PixPipeline
-    try:
-        return Path(
-            pipeline.download(
-                name, revision=revision, safety_checker=None, requires_safety_checker=False
+
+    def download() -> str:
+        says = diffusers.logging.get_verbosity()
+        diffusers.logging.set_verbosity_error()  # without a network it is said once, by us
+        try:
+            return str(
+                pipeline.download(
+                    name, revision=revision, safety_checker=None, requires_safety_checker=False
+                )
             )
-        )
-    except (OSError, ValueError) as error:
-        reason = one_line(error)
-        raise UserError(
-            f"generation.model must be 'embedded', a diffusers model directory, or a hub name that "
-            f"can be reached, got {name!r} ({reason})"
-        ) from error
+        finally:
+            diffusers.logging.set_verbosity(says)
+
+    return fetch("generation.model", "'embedded', a diffusers model directory", name, download)

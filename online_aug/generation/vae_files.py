@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from online_aug.errors import UserError, one_line
+from online_aug.generation.hub import fetch
 
 _WANTED = "a directory with diffusers' AutoencoderTiny"
 _HUB_FILES = ("config.json", "diffusion_pytorch_model*")
@@ -73,10 +74,9 @@ def _said(latents: Latents) -> str:
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"generation.vae must be {_WANTED}, or a hub name that can be reached, got {name!r} "
-            f"({one_line(error)})"
-        ) from error
+    return fetch(
+        "generation.vae",
+        _WANTED,
+        name,
+        lambda: snapshot_download(name, allow_patterns=list(_HUB_FILES)),
+    )

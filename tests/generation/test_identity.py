@@ -164,14 +164,16 @@ def test_a_directory_that_is_no_model_is_one_clear_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "no such thing"])
-def test_a_hub_name_that_cannot_be_reached_is_one_clear_line(name, monkeypatch, tmp_path):
+def test_a_hub_name_that_cannot_be_reached_is_one_clear_line(name, monkeypatch, capfd):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         locate(GenerationConfig(model=name), "instruct")
     message = str(caught.value)
     assert message.startswith("generation.model must be 'embedded', a diffusers model directory,")
     assert repr(name) in message
+    assert "then give that directory" in message or message.endswith("no directory here")
     assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_text_to_image_model_cannot_edit_and_says_so(tiny_model):
