@@ -56,7 +56,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     layout = layout_of(config.devices)
     recipe, devices = check(config, layout)
     if "--dry-run" in command.switches:
-        sys.stdout.write(describe_run(recipe, devices, layout.hosts))
+        sys.stdout.write(describe_run(recipe, devices, layout.hosts) if is_first_process() else "")
         return 0
     directory = run_folder(config.run, command.config_path)
     if RECORD in os.environ:  # the process that launched this rank has done the rest
@@ -92,6 +92,7 @@ def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
     from online_aug.teacher import check_teacher
     from online_aug.training.checks import check_training
     from online_aug.training.classifier import check_fit
+    from online_aug.training.distributed import rank_device
     from online_aug.training.rehearsal import check_deepspeed
 
     generates = config.mixing.imported != "only" and config.run.replay is None
@@ -105,7 +106,7 @@ def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
     check_judge(recipe)
     recipe.check(generates=bool(devices.generate))
     check_sequence(recipe, resolved_yaml(config))
-    check_deepspeed(config, num_classes, devices.train[0])
+    check_deepspeed(config, num_classes, rank_device(devices.train))
     return recipe, devices
 
 

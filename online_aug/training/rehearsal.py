@@ -13,7 +13,6 @@ from online_aug.command_line import run_main
 from online_aug.config import Config
 from online_aug.config_files import load_config, resolved_yaml
 from online_aug.errors import UserError
-from online_aug.training.launched import is_first_of_node
 from online_aug.training.launcher import LAUNCHER_KEYS, RECORD
 
 _SAID = "error: "
@@ -22,8 +21,8 @@ _SAID = "error: "
 def check_deepspeed(config: Config, num_classes: int, device: str) -> None:
     """Refuse a `classifier.deepspeed` with which this classifier cannot be trained.
 
-    An engine is built on one rank. Where there are no such settings nothing is tried, nor in ranks
-    beside one that tries.
+    An engine is built for one rank. Nothing is tried where there are no such settings, nor in ranks
+    that a process of ours has started, which has tried them.
 
     Args:
         config: Of the run.
@@ -33,7 +32,7 @@ def check_deepspeed(config: Config, num_classes: int, device: str) -> None:
     Raises:
         UserError: If DeepSpeed refuses them.
     """
-    if not config.classifier.deepspeed or RECORD in os.environ or not is_first_of_node():
+    if not config.classifier.deepspeed or RECORD in os.environ:
         return
     done = subprocess.run(
         [sys.executable, "-m", "online_aug.training.rehearsal", str(num_classes), device],

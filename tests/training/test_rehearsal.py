@@ -24,12 +24,12 @@ def _told(monkeypatch):
 
 
 @pytest.mark.usefixtures("_told")
-def test_settings_are_tried_once_on_each_node(monkeypatch):
+def test_settings_are_tried_but_in_ranks_of_ours(monkeypatch):
     config = make_config(classifier=STAGE_1)
     for variables, is_tried in (
         ({}, True),
         ({"RANK": "2", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "3", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "3", "LOCAL_RANK": "1"}, True),
         ({"RANK": "0", "LOCAL_RANK": "0", RECORD: "/tmp/record"}, False),
     ):
         with monkeypatch.context() as patch:
