@@ -1,11 +1,15 @@
 """What works through the plan of a recipe: its requests, their images, the loaded model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal
 
 import torch
 
 from online_aug.dataloader.images import BadImageError
+from online_aug.generation.autoencoding import TOGETHER
 from online_aug.generation.image_generator import ImageGenerator
+from online_aug.generation.memory import MOST_SLOTS
 from online_aug.generation.order import Stripe, Weights, part_of
 from online_aug.generation.starting import fit
 from online_aug.generation.work import Work
@@ -31,6 +35,7 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
     sources = SourceImages(recipe.splits.train, recipe.sources)
     resolution = config.generation.resolution
 
+    @lru_cache(_images_under_way(config.generation.slots))  # what was accepted can be prepared
     def image_of(digest: str) -> torch.Tensor:
         return fit(sources.by_digest(digest), resolution)
 
@@ -47,7 +52,7 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
         return torch.cat([images, kept], dim=1)
 
     def refusal(request: GenerationRequest) -> str | None:
-        if config.data.on_bad_image == "skip" and not _can_be_read(request, sources):
+        if config.data.on_bad_image == "skip" and not _can_be_read(request, image_of):
             return UNREADABLE
         return recipe.methods[request.method].refusal(request, recipe.context_for(request))
 
@@ -70,10 +75,15 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
     )
 
 
-def _can_be_read(request: GenerationRequest, sources: SourceImages) -> bool:
+def _images_under_way(slots: Literal["auto"] | int) -> int:
+    """Sources and targets of all requests that are accepted and not yet prepared."""
+    return 2 * ((MOST_SLOTS if slots == "auto" else slots) + 4 * TOGETHER)
+
+
+def _can_be_read(request: GenerationRequest, image_of: Callable[[str], torch.Tensor]) -> bool:
     try:
         for digest in filter(None, [request.source_digest, request.target_digest]):
-            sources.by_digest(digest)
+            image_of(digest)
     except BadImageError:
         return False
     return True

@@ -73,6 +73,21 @@ def test_a_source_that_is_lost_meanwhile_is_left_out_or_named(tmp_path, tiny_mod
             found.prepare([r for r in found.plan if r.source_digest == digest])
 
 
+def test_a_source_that_is_lost_after_its_request_was_accepted_is_prepared_all_the_same(
+    tmp_path, tiny_model
+):
+    base = make_config(tmp_path, tiny_model).data.model_dump(mode="json")
+    data = base | {"on_bad_image": "skip"}
+    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
+    before = work_of(recipe).prepare(recipe.plan[:4])
+    found = work_of(recipe)
+    accepted = [request for request in found.plan[:4] if found.refusal(request) is None]
+    for path in (tmp_path / "images" / "train").rglob("*.png"):
+        path.unlink()
+    assert len(accepted) == 4
+    assert (found.prepare(accepted) == before).all()
+
+
 @pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])
 def test_processes_of_one_run_divide_how_far_they_may_be_ahead(work, count, ahead):
     assert work(0, count)[0].max_ahead == ahead
