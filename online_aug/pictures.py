@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cache import CacheError, Store
 from online_aug.dataloader.frames import resize
+from online_aug.dataloader.images import BadImageError
 from online_aug.methods import METHODS
 from online_aug.methods.contract import Picture
 from online_aug.recipe import Recipe
@@ -50,14 +51,14 @@ def _by_turns(requests: Sequence[Servable], methods: Iterable[str]) -> list[Serv
 
 
 def _row(recipe: Recipe, store: Store, request: Servable) -> GalleryRow | None:
-    """One row, composed by chance; None where the record cannot be read any more."""
+    """One row, composed by chance; None where record or source cannot be read any more."""
     try:
         record = store.get(request.key)
-    except CacheError:
+        if record is None:
+            return None
+        pictures, label = _composed(recipe, request, record.image)
+    except (CacheError, BadImageError):
         return None
-    if record is None:
-        return None
-    pictures, label = _composed(recipe, request, record.image)
     names = recipe.splits.train.class_names
     shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
     target = names[request.target_label]

@@ -48,6 +48,13 @@ def test_there_are_at_most_as_many_rows_as_asked_for_by_strength(recipe, store):
     assert [row.strength for row in rows] == sorted(row.strength for row in rows)
 
 
+def test_an_image_whose_source_is_lost_is_left_out(recipe, store, tmp_path):
+    put(store, recipe.plan)
+    everything = len(gallery_rows(recipe, recipe.plan, store, 99))
+    (tmp_path / "images" / "train" / CLASS_NAMES[0] / "2.png").unlink()
+    assert 0 < len(gallery_rows(recipe, recipe.plan, store, 99)) < everything
+
+
 def test_images_of_other_recipes_are_not_shown(recipe, store, tmp_path, tiny_model):
     other = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, method={"gamma": 0.3})
     put(store, other.plan[:2])  # the same requests: labels do not decide pixels
