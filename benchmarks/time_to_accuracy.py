@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "time_to_accuracy")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.seeds < 1 + options.reuse:
         parser.error("--seeds must be at least 1, and 2 with --reuse")
     bench = _bench(options.dir.resolve(), options.words)

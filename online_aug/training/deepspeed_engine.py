@@ -15,6 +15,9 @@ from online_aug.training.deepspeed_config import deepspeed_config
 from online_aug.training.distributed import World, set_environment
 from online_aug.training.optimizers import build_optimizer
 
+_LARGEST_BUCKET = 500_000_000
+"""Numbers that DeepSpeed sets aside for gradients on their way, whatever the network's size."""
+
 
 def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
     """DeepSpeed's engine for a classifier on the rank's device.
@@ -25,6 +28,7 @@ def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
     import deepspeed
 
     settings = deepspeed_config(config, world.world_size)
+    settings["zero_optimization"] = _bucket_of(classifier) | settings["zero_optimization"]
     # DeepSpeed takes the device from here and insists on the launcher's variable.
     place = SimpleNamespace(device_rank=world.device.index or 0)
     with set_environment(LOCAL_RANK=str(world.local_rank)):
@@ -91,6 +95,12 @@ def save_plain(state: dict[str, Any], path: Path) -> None:
         torch.load(path, weights_only=True)
     except Exception as error:
         raise TypeError(f"client_state must hold plain values and tensors only: {error}") from None
+
+
+def _bucket_of(classifier: nn.Module) -> dict[str, int]:
+    """No larger than the gradients are: DeepSpeed's own takes 2 GB of a device."""
+    numbers = sum(weight.numel() for weight in classifier.parameters())
+    return {"reduce_bucket_size": min(_LARGEST_BUCKET, numbers)}
 
 
 @contextmanager

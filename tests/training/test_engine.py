@@ -137,6 +137,22 @@ def stage(number):
     return {"deepspeed": {"zero_optimization": {"stage": number}}}
 
 
+def bucket(engine):
+    return engine._engine._config.zero_config.reduce_bucket_size
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_no_more_room_is_set_aside_for_gradients_than_there_are(make_engine, zero):
+    whole = make_engine().evaluated_model()
+    numbers = sum(weight.numel() for weight in whole.parameters())
+    assert bucket(make_engine(classifier=stage(zero))) == numbers
+
+
+def test_the_room_for_gradients_can_be_configured(make_engine):
+    settings = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}}
+    assert bucket(make_engine(classifier={"deepspeed": settings})) == 1000
+
+
 @pytest.mark.parametrize(("precision", "parts"), [("float32", 1), ("float32", 2), ("float16", 2)])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_clipping_bounds_the_step(make_engine, zero, precision, parts):
