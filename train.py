@@ -129,7 +129,7 @@ def train_rank(recipe: "Recipe", devices: "DevicePlan", world: "World", director
     """Train as one of the ranks that have met."""
     from online_aug.assembly import build_loader
     from online_aug.training.classifier import build_classifier
-    from online_aug.training.distributed import end_distributed
+    from online_aug.training.distributed import barrier, end_distributed
     from online_aug.training_run import TrainingRun
 
     config = recipe.config
@@ -145,13 +145,16 @@ def train_rank(recipe: "Recipe", devices: "DevicePlan", world: "World", director
         TrainingRun(recipe, classifier, loader, world, directory) as run,
     ):
         run.resume()
+        received = 0
         for epoch in range(run.first_epoch, config.run.epochs):
             if received := run.train_epoch(epoch, interrupt):
-                return 128 + received
+                break
             run.validate(epoch)
-        run.finish()
+        else:
+            run.finish()
+    barrier(world)  # the first rank to end with a signal's status makes the launcher end the others
     end_distributed()
-    return 0
+    return 128 + received if received else 0
 
 
 if __name__ == "__main__":

@@ -174,7 +174,8 @@ class OnlineAugLoader(DataLoader[Batch]):
         return set(self._times).difference(self._mixing.supply.made_in_run)
 
     def close(self) -> None:
-        """End the generation process; may be called twice."""
+        """End the workers and the generation process; may be called twice."""
+        self._iterator = None
         if self._process and self._is_started:
             self._process.stop()
             self._is_started = False
