@@ -42,8 +42,7 @@ class Entry:
 
 @dataclass(kw_only=True, eq=False)
 class Record:
-    """What the cache returns: its checksum was right; request, scores and image are decoded when
-    they are first asked for.
+    """What the cache returns: its checksum was right, each part is decoded when first asked for.
 
     Not to be written to; not frozen, since setting the fields of a frozen one takes longer than
     finding the record.
