@@ -11,7 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 PINS := setup.cfg pyproject.toml constraints.txt
-CHECKED := online_aug cache train.py
+CHECKED := online_aug cache tools train.py
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,7 +28,7 @@ lint: $(VENV)/.dev  ## Check format, style and types
 	$(RUN) -m mypy --strict $(CHECKED)
 
 schema: $(VENV)/.runtime  ## Write configs/schema.json from the configuration models
-	$(RUN) -m online_aug.config_schema > configs/schema.json
+	$(RUN) -m online_aug.config.loading > configs/schema.json
 
 clean:  ## Remove the environment and what tools left; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

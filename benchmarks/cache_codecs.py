@@ -14,7 +14,7 @@ from statistics import fmean, median
 import numpy as np
 from cache_pictures import ENLARGED, bird_squares, photo_squares
 
-from cache.codec import CODECS, Codec, Pixels
+from cache.codecs import CODECS, Codec, Pixels
 
 REPETITIONS = 7
 SIDES = (64, 256, 512)

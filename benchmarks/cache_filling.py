@@ -10,7 +10,7 @@ import numpy as np
 from cache_pictures import photo_squares
 
 from cache import Entry, Store, request_key
-from cache.codec import Codec, Pixels, codec_named
+from cache.codecs import Codec, Pixels, codec_named
 
 CLASSES = 200
 COMMIT = 64

@@ -25,8 +25,9 @@ from typing import TypeAlias
 import numpy as np
 from lmdb.verify import VerifyError, verify
 
-from cache import CacheError, Entry, Owner, Store, opening, request_key, soundness
-from online_aug.reporting.progress import progress
+from cache import CacheError, Entry, Owner, Store, request_key
+from cache.backend import opening
+from online_aug.console import progress
 
 HANG_S = 120
 PAGE_BYTES = 4096
@@ -140,7 +141,7 @@ def _received(receiver: Connection) -> Iterator[str]:
 
 def _work(whole: bytes, flips: list[Flip], path: Path, sender: Connection) -> None:
     # What a child process does for each opening; one for each byte would take hours.
-    soundness._examine = _examine
+    opening._examine = _examine
     opening.check_local = lambda path: None  # the list of mounts is as it was for the last byte
     for at, mask in flips:
         broken = bytearray(whole)

@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cache import CorruptRecordError, Entry, decode_fields, request_key
-from cache.claims import Claim, Owner
-from cache.codec import CODECS
-from cache.log import Row
-from cache.record import Draft, glimpse, parse
-from cache.record_header import CHECKSUMS, HEADER
-from cache.saliency import check
+from cache.backend.claims import Claim, Owner
+from cache.backend.index import Row
+from cache.backend.saliency import check
+from cache.codecs import CODECS
+from cache.record import CHECKSUMS, HEADER, Draft, glimpse, parse
 
 REQUEST = {"method": "fuzz", "strength": 0.5, "variant": -3, "prompt": "ein Vögelchen", "n": None}
 KEY = request_key(REQUEST)

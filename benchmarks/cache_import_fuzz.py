@@ -20,10 +20,10 @@ import PIL.Image
 
 from cache import CacheError, Entry, Store
 from cache.exchange import exporting, importing
-from cache.exchange.found import Source
-from cache.exchange.images import Description, from_file
-from cache.exchange.names import ClassNames
-from cache.selection import walk
+from cache.exchange.folder_formats import Source
+from cache.exchange.image_files import Description, from_file
+from cache.exchange.merging import walk
+from cache.exchange.rows import ClassNames
 
 SIDE_PX = 12
 

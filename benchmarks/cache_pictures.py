@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from cache.codec import Pixels
+from cache.codecs import Pixels
 
 ENLARGED = "the shorter sides of the photos are 400 to 512 px; what is larger was enlarged"
 _CROPS = 3
@@ -29,7 +29,7 @@ def photo_squares(side: int) -> list[Pixels]:
 
 def bird_squares(count: int) -> list[Pixels]:
     """The first of the embedded `pocket_birds`, drawn at 64 px."""
-    from online_aug.dataloader.embedded import write_embedded
+    from online_aug.data.embedded import write_embedded
 
     with tempfile.TemporaryDirectory() as folder:
         paths = sorted(write_embedded("pocket_birds", Path(folder)).rglob("*.png"))

@@ -16,7 +16,7 @@ from cache_filling import CLASSES, file_of, fill_folders, fill_store, key_of
 from cache_timing import Side, faster, in_turns, rate
 
 from cache import Store
-from cache.codec import CODECS, Pixels
+from cache.codecs import CODECS, Pixels
 
 if TYPE_CHECKING:
     from cache_speed import Bench

@@ -14,7 +14,7 @@ from cache_filling import fill_store
 from cache_timing import faster, in_turns, rate
 
 from cache import Store
-from cache.index import EVERYTHING
+from cache.backend.index import EVERYTHING
 
 if TYPE_CHECKING:
     from cache_speed import Bench

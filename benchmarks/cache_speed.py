@@ -33,7 +33,7 @@ from cache_filling import (
 from cache_timing import Side, faster, in_turns, rate
 
 from cache import Store
-from cache.codec import CODECS, DEFAULT_CODEC
+from cache.codecs import CODECS, DEFAULT_CODEC
 
 READS = 200
 SECTIONS = ("get", "put", "scaling", "rivals", "codecs", "memory", "sharing")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cache import Entry, Owner, Store, request_key
-from cache.location import NOTE
+from cache.backend.directory import NOTE
 
 HANG_S = 120.0
 MAX_DELAY_S = 0.03

@@ -18,8 +18,8 @@ from cache_pictures import photo_squares
 from cache_timing import faster, in_turns, rate
 from torchvision.io import ImageReadMode, decode_image
 
-from cache.codec import Pixels
-from online_aug.dataloader import images as ours
+from cache.codecs import Pixels
+from online_aug.data import images as ours
 
 Decode = Callable[[bytes], Pixels]
 FORMATS = {"JPEG, quality 90": ("JPEG", {"quality": 90}), "PNG": ("PNG", {})}

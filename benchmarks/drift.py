@@ -13,17 +13,17 @@ from dataclasses import replace
 import torch
 from judge import accuracy, classes_seen, train_judge
 
-from online_aug.command_line import parse_command, run_main
-from online_aug.dataloader.sources import load_splits
-from online_aug.devices import plan_devices
+from online_aug.cli.arguments import parse_command
+from online_aug.console import progress, run_main
+from online_aug.data.sources import load_splits
+from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
-from online_aug.finetune import ensure_finetuned
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.starting import fit
+from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.images import SourceImages
+from online_aug.finetuning.run import ensure_finetuned
+from online_aug.generation.engine import ImageGenerator
+from online_aug.generation.inputs import fit
 from online_aug.methods import METHODS
-from online_aug.recipe import Recipe
-from online_aug.recipe_images import SourceImages
-from online_aug.reporting.progress import progress
 from online_aug.seeding import numpy_rng
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.0)

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from online_aug.config_generation import GenerationConfig
-from online_aug.config_method import MethodConfig
-from online_aug.dataloader.bird_drawing import render
-from online_aug.dataloader.digits import digits_arrays
-from online_aug.dataloader.pocket_birds import HABITATS, SPECIES, random_scene
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.records import GenerationRequest
+from online_aug.config.generation import GenerationConfig
+from online_aug.config.methods import MethodConfig
+from online_aug.data.embedded import digits_arrays
+from online_aug.data.pocket_birds import HABITATS, SPECIES, random_scene, render
+from online_aug.generation.engine import ImageGenerator
+from online_aug.request import GenerationRequest
 from online_aug.seeding import numpy_rng
 
 SCALES = (1.5, 1.5, 20)

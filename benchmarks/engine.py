@@ -28,23 +28,21 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipelin
 from PIL import Image
 
 from cache import Store
-from online_aug.command_line import parse_command, run_main
-from online_aug.dataloader.sources import load_splits
-from online_aug.devices import plan_devices
-from online_aug.finetune import ensure_finetuned
-from online_aug.generation.adapters import load_adapters
-from online_aug.generation.autoencoding import TOGETHER
-from online_aug.generation.execution import Network
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.models import load_img2img
-from online_aug.generation.service import Service
-from online_aug.generation.starting import fit
-from online_aug.generation.timing import Shares
-from online_aug.generation.work import Work
-from online_aug.recipe import Recipe
-from online_aug.recipe_images import SourceImages
-from online_aug.records import GenerationRequest
-from online_aug.reporting.progress import progress
+from online_aug.cli.arguments import parse_command
+from online_aug.console import progress, run_main
+from online_aug.data.sources import load_splits
+from online_aug.diffusion.adapters import load_adapters
+from online_aug.diffusion.loading import load_img2img
+from online_aug.distributed.devices import plan_devices
+from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.images import SourceImages
+from online_aug.finetuning.run import ensure_finetuned
+from online_aug.generation.denoiser import Network
+from online_aug.generation.engine import ImageGenerator
+from online_aug.generation.inputs import Shares, fit
+from online_aug.generation.vae import TOGETHER
+from online_aug.producer.service import Service, Work
+from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
 
 MIXED = (

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from cache import CacheError, Store
-from online_aug.reporting.progress import progress
+from online_aug.console import progress
 
 ROOT = Path(__file__).parents[1]
 DIES_LOADING = 0.2
@@ -132,7 +132,7 @@ def _next_generator(run: "subprocess.Popen[bytes]") -> psutil.Process | None:
     def look() -> psutil.Process | None:
         try:
             children = psutil.Process(run.pid).children(recursive=True)
-            return next((c for c in children if "online_aug.generate" in c.cmdline()), None)
+            return next((c for c in children if "online_aug.producer" in c.cmdline()), None)
         except psutil.NoSuchProcess:
             return None
 

@@ -32,17 +32,17 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from online_aug.diffusion.fingerprint import EMBEDDED
+from online_aug.diffusion.loading import Pipeline, choose_attention
 from online_aug.errors import UserError
-from online_aug.generation import tiny
-from online_aug.generation.execution import Execution
-from online_aug.generation.identity import EMBEDDED
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.models import Pipeline, choose_attention
+from online_aug.generation.denoiser import Execution
+from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import sampling_scheduler
-from online_aug.generation.speed import measure_speed
-from online_aug.generation.work import Work
-from online_aug.records import GenerationRequest
+from online_aug.producer.filling import measure_speed
+from online_aug.producer.service import Work
+from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
+from tools.embedded_model import architecture
 
 MIXED = (0.3, 0.5, 0.7, 0.9)
 BATCHES = (1, 8, 16)
@@ -110,8 +110,8 @@ class Bench:
         self, tokenizer: CLIPTokenizer, condition_channels: int
     ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
         if self.is_miniature:
-            vae, unet = tiny.new_autoencoder(), tiny.new_unet(condition_channels)
-            return vae, unet, tiny.new_text_encoder(tokenizer)
+            vae, unet = architecture.new_autoencoder(), architecture.new_unet(condition_channels)
+            return vae, unet, architecture.new_text_encoder(tokenizer)
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from online_aug.reporting.progress import progress
+from online_aug.console import progress
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 40

@@ -29,21 +29,21 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from cache import Entry, Store
 from online_aug.config import Config
-from online_aug.config_data import DataConfig
-from online_aug.config_mixing import MixingConfig
-from online_aug.dataloader.folders import folder_splits
-from online_aug.dataloader.image_sets import ImageSet
-from online_aug.dataloader.loader import OnlineAugLoader
-from online_aug.dataloader.mixed_dataset import MixedDataset
-from online_aug.dataloader.mixing import MixingSampler
-from online_aug.dataloader.slots import Order
-from online_aug.dataloader.supply import Supply
-from online_aug.dataloader.transforms import train_transform
+from online_aug.config.data import DataConfig
+from online_aug.config.mixing import MixingConfig
+from online_aug.data.folders import folder_splits
+from online_aug.data.image_sets import ImageSet
+from online_aug.data.transforms import train_transform
+from online_aug.experiment.images import BoundCompose
+from online_aug.loader.dataset import MixedDataset
+from online_aug.loader.loader import OnlineAugLoader
+from online_aug.loader.pool import Supply
+from online_aug.loader.sampler import MixingSampler
+from online_aug.loader.slots import Order
 from online_aug.methods import METHODS, MethodContext, Part, Source, plan_requests
-from online_aug.recipe_images import BoundCompose
-from online_aug.records import GenerationRequest
+from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
-from online_aug.serving import order_of
+from online_aug.training.build_loader import order_of
 
 BATCH_SIZE, CLASSES = 32, 8
 IMAGE_FOLDER = "DataLoader, ImageFolder"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from online_aug.saliency import grad_cam, quick_copy, upscaled
-from online_aug.saliency.reference import library_grad_cam, spare_copy
+from online_aug.saliency.grad_cam import library_grad_cam, spare_copy
 
 SIDE_PX = 224
 ROUNDS = 5

@@ -21,19 +21,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from online_aug.assembly import build_loader
-from online_aug.command_line import parse_command, run_main
-from online_aug.dataloader.image_sets import FolderSet
-from online_aug.dataloader.sources import load_splits
-from online_aug.devices import DevicePlan, plan_devices
+from online_aug.classifier.evaluation import evaluate
+from online_aug.classifier.model import build_classifier
+from online_aug.cli.arguments import parse_command
+from online_aug.console import run_main
+from online_aug.data.image_sets import FolderSet
+from online_aug.data.sources import load_splits
+from online_aug.distributed.devices import DevicePlan, plan_devices
+from online_aug.distributed.world import rank_device, start_distributed
 from online_aug.errors import UserError
-from online_aug.recipe import Recipe
+from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.teacher import Look, gaze_of, saliency_maps
 from online_aug.saliency import otsu_masks, spectral_residual, upscaled
-from online_aug.teacher import Look, gaze_of, saliency_maps
-from online_aug.training.classifier import build_classifier
-from online_aug.training.distributed import rank_device, start_distributed
+from online_aug.training.build_loader import build_loader
 from online_aug.training.engine import TrainingEngine
-from online_aug.training.evaluation import evaluate
 
 AGES = (1, 5, 15, 30)
 SCALES = (1, 2, 4)

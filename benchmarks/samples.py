@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from online_aug.generation.models import load_img2img
+from online_aug.diffusion.loading import load_img2img
 from online_aug.generation.solvers import sampling_scheduler
 from online_aug.seeding import torch_rng
 

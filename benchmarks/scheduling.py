@@ -19,9 +19,8 @@ import numpy as np
 from cache_timing import faster, in_turns
 
 from cache import Entry, Owner, Store
-from online_aug.generation.order import Order, Stripe
-from online_aug.generation.worklist import LOOKED_UP_TOGETHER, Worklist
-from online_aug.records import GenerationRequest
+from online_aug.producer.request_queue import LOOKED_UP_TOGETHER, Order, Stripe, Worklist
+from online_aug.request import GenerationRequest
 
 CLASSES = 200
 BARE = "Store.status alone"

@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from online_aug.generation.autoencoding import TOGETHER, Autoencoder
-from online_aug.generation.identity import EMBEDDED
-from online_aug.generation.latent_store import MEMORY_BYTES, LatentStore, ScratchFile
+from online_aug.diffusion.fingerprint import EMBEDDED
+from online_aug.generation.vae import MEMORY_BYTES, TOGETHER, Autoencoder, LatentStore, ScratchFile
 
 STABLE_DIFFUSION = {
     "block_out_channels": (128, 256, 512, 512),

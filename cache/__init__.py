@@ -4,23 +4,23 @@ Knows nothing of diffusion or training: NumPy, LMDB and Pillow, no torch and no 
 is in `docs/CACHE.md`.
 """
 
-from cache.accounting import Recipe
-from cache.claims import Owner
-from cache.contents import Status
+from cache.backend.claims import Owner
+from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
+from cache.backend.maintenance import VerifyReport
+from cache.backend.operations import Status
+from cache.backend.tables import Recipe
 from cache.errors import CacheError, CacheFullError, CorruptRecordError
-from cache.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
-from cache.facts import recipe_of
-from cache.key import (
+from cache.keys import (
     KEY_BYTES,
     Scalar,
     canonical_bytes,
     content_digest,
     decode_fields,
+    recipe_of,
     request_key,
 )
 from cache.record import Entry, Record
 from cache.store import Store
-from cache.verify import VerifyReport
 from cache.writer import Writer
 
 __all__ = [

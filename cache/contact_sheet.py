@@ -1,16 +1,20 @@
-"""A sheet of generated images, each beside its source and the request in words."""
+"""A sheet of generated images, each beside its source and the request in words.
+
+Letters on pictures: Pillow's own face, so that a sheet is the same on every machine.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 
 import PIL.Image
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 
-from cache.codec import Pixels
-from cache.key import Scalar
-from cache.lettering import cut, font
-from cache.terminal import plain
+from cache.codecs import Pixels
+from cache.commands.options import plain
+from cache.errors import CacheError
+from cache.keys import Scalar
 
 _SMALLEST_PX, _LARGEST_PX = 160, 256
 _PAPER, _INK, _FAINT, _LINE = "#ffffff", "#1f2430", "#7a8190", "#e3e6ec"
@@ -168,3 +172,26 @@ def _as_png(sheet: PIL.Image.Image) -> bytes:
     buffer = BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+@cache
+def font(size_px: int) -> ImageFont.FreeTypeFont:
+    """The face at that size.
+
+    Raises:
+        CacheError: If Pillow was built without FreeType.
+    """
+    face = ImageFont.load_default(size_px)
+    if not isinstance(face, ImageFont.FreeTypeFont):
+        raise CacheError("Pillow must be built with FreeType to draw letters; reinstall pillow")
+    return face
+
+
+def cut(text: str, size_px: int, width_px: int) -> str:
+    """`text`, or as much of its start as fits into that width, with dots."""
+    if font(size_px).getlength(text) <= width_px:
+        return text
+    kept = text
+    while kept and font(size_px).getlength(kept + "...") > width_px:
+        kept = kept[:-1]
+    return kept.rstrip() + "..."

@@ -1,25 +1,95 @@
-"""The cache as the rest of the program sees it."""
+"""The cache as the rest of the program sees it.
+
+What a process says of keys beside their records: who makes them, keeps them, gave them up.
+"""
 
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from cache import contents, saliency
-from cache.accounting import stored_size
-from cache.adoption import Adopted, adopt
-from cache.claims import Claims
-from cache.compaction import compact
-from cache.eviction import Policy, Quota, evict_some
-from cache.index import Index
-from cache.key import check_keys, digest_of
-from cache.leasing import Leasing
-from cache.location import check_free
-from cache.reading import Reader
+from cache.backend import claims, operations, saliency
+from cache.backend.claims import Claim, Claims, Owner, Pins
+from cache.backend.directory import check_free
+from cache.backend.eviction import Policy, Quota, evict_some
+from cache.backend.index import Index
+from cache.backend.maintenance import Progress, VerifyReport, compact, drop_if_broken, mend, verify
+from cache.backend.saliency import Adopted, adopt
+from cache.backend.tables import pages_bytes, stored_size
+from cache.errors import CacheError
+from cache.keys import Scalar, canonical_bytes, check_keys, digest_of
+from cache.reader import Reader
 from cache.record import Draft, Entry, Record
-from cache.repair import drop_if_broken, mend
-from cache.tables import pages_bytes
-from cache.verify import Progress, VerifyReport, verify
+
+
+class Leasing(Reader):
+    """Claims, pins and rejections; `Store` adds what changes the records."""
+
+    def claim(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> list[bytes]:
+        """Those of `keys` that are now `owner`'s to make, in order.
+
+        Left out are keys that are present, rejected or claimed by another living owner; a claim
+        ends with its lease, or at once when its process is gone. One's own claim is renewed.
+
+        Raises:
+            CacheError: If `lease_s` is not positive.
+        """
+        claim = self._lease(keys, owner, lease_s)
+        with self._environment.transaction(write=True) as (txn, tables):
+            return operations.claim_free(txn, tables, keys, claim, time.time())
+
+    def release(self, keys: Sequence[bytes], owner: Owner) -> None:
+        """End `owner`'s claims on `keys`; those of others stay."""
+        self._check_writable()
+        check_keys(keys)
+        with self._environment.transaction(write=True) as (txn, tables):
+            held = Claims(txn, tables, time.time())
+            for key in keys:
+                held.drop(key, owner)
+
+    def reject(self, key: bytes, request: Mapping[str, Scalar], reason: str) -> None:
+        """Note that `request` is not to be made again, and end the claim on it.
+
+        A key that has a record keeps it and is not noted.
+
+        Raises:
+            CacheError: If `key` is not the key of `request`.
+        """
+        self._check_writable()
+        encoded = canonical_bytes(request)
+        if digest_of(encoded) != key:
+            raise CacheError(f"key must be the request's own, got {key.hex()}")
+        with self._environment.transaction(write=True) as (txn, tables):
+            if not operations.is_present(txn, tables, key):
+                claims.reject(txn, tables, key, encoded, reason)
+            Claims(txn, tables, time.time()).drop(key)
+
+    def pin(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> None:
+        """Keep the records under `keys` from eviction while `owner` and the lease live.
+
+        Pinning again renews the lease. A key may be pinned before it has a record.
+
+        Raises:
+            CacheError: If `lease_s` is not positive.
+        """
+        claim = self._lease(keys, owner, lease_s)
+        with self._environment.transaction(write=True) as (txn, tables):
+            Pins(txn, tables, time.time()).write(keys, claim)
+
+    def unpin(self, keys: Sequence[bytes], owner: Owner) -> None:
+        """End `owner`'s pins on `keys`; those of others stay."""
+        self._check_writable()
+        check_keys(keys)
+        with self._environment.transaction(write=True) as (txn, tables):
+            Pins(txn, tables, time.time()).drop(keys, owner)
+
+    def _lease(self, keys: Sequence[bytes], owner: Owner, lease_s: float) -> Claim:
+        self._check_writable()
+        check_keys(keys)
+        if not lease_s > 0:
+            raise CacheError(f"lease_s must be positive, got {lease_s}")
+        return Claim(owner, time.time() + lease_s)
+
 
 _GIB = 2**30
 _EVICTED_AT_ONCE = 256
@@ -79,7 +149,7 @@ class Store(Leasing):
     def _put(self, keys: list[bytes], drafts: list[Draft]) -> int:
         now = time.time()
         with self._environment.transaction(write=True) as (txn, tables):
-            present = contents.are_present(txn, tables, [draft.key for draft in drafts])
+            present = operations.are_present(txn, tables, [draft.key for draft in drafts])
             fresh = [draft for draft, is_there in zip(drafts, present, strict=True) if not is_there]
             needed = sum(stored_size(draft.size) for draft in fresh)
             check_free(self.path, needed, lambda: pages_bytes(txn, tables))
@@ -87,7 +157,7 @@ class Store(Leasing):
                 quota = Quota(self.max_gib * _GIB, self.policy)
                 sizes = [draft.size for draft in fresh]
                 quota.make_room(txn, tables, sizes, set(keys), now)
-            contents.append(txn, tables, fresh, now)
+            operations.append(txn, tables, fresh, now)
             held = Claims(txn, tables, now)
             for key in keys:
                 held.drop(key)
@@ -124,7 +194,7 @@ class Store(Leasing):
         with self._environment.transaction(write=True) as (txn, tables):
             index = Index(txn, tables)
             for key, times in Counter(keys).items():
-                position = contents.position_of(txn, tables, key)
+                position = operations.position_of(txn, tables, key)
                 if position is not None:
                     index.add_served(position, times)
 

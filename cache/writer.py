@@ -9,9 +9,9 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Self
 
-from cache.codec import checked_image
+from cache.codecs import checked_image
 from cache.errors import CacheError, CacheFullError
-from cache.key import canonical_bytes
+from cache.keys import canonical_bytes
 from cache.record import Entry
 from cache.store import Store
 

@@ -1,4 +1,7 @@
-"""Randomness as a function of what it is for: no global state, no sums of seeds."""
+"""Randomness as a function of what it is for: no global state, no sums of seeds.
+
+Using a module without leaving a trace in it.
+"""
 
 import hashlib
 import json
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def numpy_rng(*entropy: int | str) -> np.random.Generator:
@@ -73,4 +77,27 @@ def torch_global_state(seed: int, device: torch.device | None = None) -> Iterato
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every part in evaluation mode; on exit each has the mode it had, frozen parts included."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """`evaluation_mode`, without a graph, and with PyTorch's random states restored on exit.
+
+    Running statistics do not move in evaluation mode, and without a graph no gradient is written.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluation_mode(module), torch.no_grad():
         yield

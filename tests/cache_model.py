@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cache import CacheFullError, Entry, Owner, recipe_of, request_key
-from cache.accounting import stored_size
-from cache.codec import CODECS
+from cache.backend.tables import stored_size
+from cache.codecs import CODECS
 from cache.record import Draft
 
 HERE = Owner.current()

@@ -2,10 +2,10 @@
 
 import torch
 
+from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
-from online_aug.records import Batch, Served
-from online_aug.training.classifier import build_classifier
-from online_aug.training.distributed import total
+from online_aug.distributed.world import total
+from online_aug.request import Batch, Served
 from online_aug.training.engine import TrainingEngine
 
 CLASSES = 3

@@ -47,3 +47,20 @@ def miniature(request, tmp_path_factory):
     from tiny_model import write_miniature
 
     return write_miniature(tmp_path_factory.mktemp("models") / "sd", request.param)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An open cache of its own."""
+    from cache import Store
+
+    with Store(tmp_path / "cache").open() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def world():
+    """A world of one rank for all tests of a process: DeepSpeed starts only once."""
+    from online_aug.distributed.world import start_distributed
+
+    return start_distributed("cpu")

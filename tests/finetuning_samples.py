@@ -5,15 +5,12 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from safetensors.torch import load_file
 
-from online_aug.config_finetune import FinetuneConfig
-from online_aug.config_generation import GenerationConfig
-from online_aug.generation.adapter_files import LORA_FILE, TOKENS_FILE
-from online_aug.generation.concepts import class_concepts, named_concepts
-from online_aug.generation.finetuning.checkpoints import BEGINNING
-from online_aug.generation.finetuning.latents import Examples
-from online_aug.generation.finetuning.loop import FinetuneTask, finetune
-from online_aug.generation.models import load_img2img
-from online_aug.training.distributed import single
+from online_aug.config.generation import FinetuneConfig, GenerationConfig
+from online_aug.diffusion.adapters import LORA_FILE, TOKENS_FILE, class_concepts, named_concepts
+from online_aug.diffusion.loading import load_img2img
+from online_aug.distributed.world import single
+from online_aug.finetuning.loop import Examples, FinetuneTask, finetune
+from online_aug.finetuning.run import BEGINNING
 
 NAMES = ["zero", "one", "two"]
 CONCEPTS = class_concepts(NAMES, "digit")

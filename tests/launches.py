@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "tests" / "training" / "scripts"
+SCRIPTS = ROOT / "tests" / "distributed" / "scripts"
 LIMIT_S = 120
 
 

@@ -8,14 +8,13 @@ import torch
 from request_samples import CLASSES, digest_of, make_context, make_plan, make_sources
 
 from cache import Entry
-from online_aug.config_mixing import MixingConfig
-from online_aug.dataloader.loader import OnlineAugLoader
-from online_aug.dataloader.mixed_dataset import MixedDataset
-from online_aug.dataloader.mixing import MixingSampler
-from online_aug.dataloader.probability import Probability
-from online_aug.dataloader.slots import Order
-from online_aug.dataloader.supply import Supply
-from online_aug.recipe_images import BoundCompose
+from online_aug.config.mixing import MixingConfig
+from online_aug.experiment.images import BoundCompose
+from online_aug.loader.dataset import MixedDataset
+from online_aug.loader.loader import OnlineAugLoader
+from online_aug.loader.pool import Supply
+from online_aug.loader.sampler import MixingSampler
+from online_aug.loader.slots import Order, Probability
 
 IMAGES = 24
 CONTEXT = make_context()

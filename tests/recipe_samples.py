@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from online_aug.config import Config
-from online_aug.dataloader.sources import load_splits
-from online_aug.recipe import Recipe
+from online_aug.data.sources import load_splits
+from online_aug.experiment.experiment import Recipe
 
 COUNTS = {"train": 4, "val": 1, "test": 1}
 CLASS_NAMES = ("crow", "jay")

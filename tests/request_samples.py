@@ -16,7 +16,7 @@ from online_aug.methods import (
     Source,
     plan_requests,
 )
-from online_aug.records import GenerationRequest
+from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 
 CLASSES = 4

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from diffusers import AutoencoderTiny
 
-from online_aug.generation.solver_tables import SOLVERS
+from online_aug.generation.solvers import SOLVERS
 
 
 @cache

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from request_samples import make_context
 
-from cache.cli import main as cache_main
-from online_aug.command_line import parse_command
-from online_aug.methods.contract import Source
+from cache.__main__ import main as cache_main
+from online_aug.cli.arguments import parse_command
+from online_aug.methods.base import Source
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

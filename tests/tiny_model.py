@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from online_aug.generation import tiny
+from tools.embedded_model import architecture
 
 CORPUS = ["a photo of a thin digit leaning left", "a photo of a bird in the snow at noon"]
 
@@ -22,12 +22,12 @@ def write_tiny_model(folder, condition_channels=0):
     """The folder, with all parts of the embedded architecture."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = tiny.new_tokenizer(CORPUS)
-        tiny.save_pipeline(
+        tokenizer = architecture.new_tokenizer(CORPUS)
+        architecture.save_pipeline(
             folder,
-            vae=tiny.new_autoencoder(),
-            unet=tiny.new_unet(condition_channels),
-            text_encoder=tiny.new_text_encoder(tokenizer),
+            vae=architecture.new_autoencoder(),
+            unet=architecture.new_unet(condition_channels),
+            text_encoder=architecture.new_text_encoder(tokenizer),
             tokenizer=tokenizer,
         )
     return folder
@@ -67,7 +67,7 @@ def write_tiny_clip(folder):
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = tiny.new_tokenizer(CORPUS)
+        tokenizer = architecture.new_tokenizer(CORPUS)
         text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
         config = CLIPConfig(
             text_config=tower | text,
@@ -87,7 +87,7 @@ def write_miniature(folder, version=1):
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = tiny.new_tokenizer(CORPUS)
+        tokenizer = architecture.new_tokenizer(CORPUS)
         pipeline = StableDiffusionPipeline(
             vae=AutoencoderKL(
                 block_out_channels=(8, 8, 16),
@@ -103,11 +103,11 @@ def write_miniature(folder, version=1):
                 block_out_channels=(16, 16, 32, 32),
                 layers_per_block=1,
                 norm_num_groups=8,
-                cross_attention_dim=tiny.TEXT_WIDTH,
+                cross_attention_dim=architecture.TEXT_WIDTH,
                 attention_head_dim=8 if version == 1 else (2, 2, 4, 4),
                 use_linear_projection=version == 2,
             ),
-            text_encoder=tiny.new_text_encoder(tokenizer),
+            text_encoder=architecture.new_text_encoder(tokenizer),
             tokenizer=tokenizer,
             scheduler=PNDMScheduler(
                 beta_schedule="scaled_linear",

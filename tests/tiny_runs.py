@@ -128,7 +128,7 @@ def processes_of(*words):
 
 def generators_of(folder):
     """The generation processes of a run directory."""
-    return processes_of("online_aug.generate", folder)
+    return processes_of("online_aug.producer", folder)
 
 
 def wait_for(condition, launch=None, limit_s=LIMIT_S):

@@ -6,12 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from cache.backend.directory import is_started
 from cache.errors import CacheError, CacheFullError
-from cache.exchange import diff_mix, diffusemix, folder, webdataset
-from cache.exchange.batches import Batches
-from cache.exchange.found import Found, Source, refuse
-from cache.exchange.report import Report
-from cache.location import is_started
+from cache.exchange import folder_formats, webdataset
+from cache.exchange.folder_formats import Found, Source, refuse
+from cache.exchange.merging import Batches, Report
 from cache.store import Store
 
 
@@ -23,11 +22,11 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "folder": Format(folder.read_export, folder.is_export),
-    "diff-mix": Format(diff_mix.read, diff_mix.is_one),
-    "diffusemix": Format(diffusemix.read, diffusemix.is_one),
+    "folder": Format(folder_formats.read_export, folder_formats.is_export),
+    "diff-mix": Format(folder_formats.read_diff_mix, folder_formats.is_diff_mix),
+    "diffusemix": Format(folder_formats.read_diffusemix, folder_formats.is_diffusemix),
     "webdataset": Format(webdataset.read, webdataset.is_one),
-    "images": Format(folder.read_classes, Path.is_dir),
+    "images": Format(folder_formats.read_classes, Path.is_dir),
 }
 """In the order in which a folder is tried, unless the format is said."""
 

@@ -1,9 +1,8 @@
 """What to make: one file a method, each with `plan`, `prepare` and `compose`."""
 
-from online_aug.methods.contract import Method, MethodContext, Source
+from online_aug.methods.base import Method, MethodContext, Part, Source, plan_requests
 from online_aug.methods.diff_mix import DiffMix
 from online_aug.methods.diffusemix import DiffuseMix, DiffuseMixSettings
-from online_aug.methods.planning import Part, plan_requests
 from online_aug.methods.sgd_mix import SgdMix, SgdMixSettings
 
 METHODS: dict[str, Method] = {

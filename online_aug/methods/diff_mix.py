@@ -10,15 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from online_aug.labels import translation_label
-from online_aug.methods.contract import (
-    WITHIN_CLASS,
-    ImageOf,
-    MethodContext,
-    Picture,
-    Source,
-    nowhere,
-)
-from online_aug.records import GenerationRequest, Servable, StartsFrom
+from online_aug.methods.base import WITHIN_CLASS, ImageOf, MethodContext, Picture, Source, nowhere
+from online_aug.request import GenerationRequest, Servable, StartsFrom
 
 
 @dataclass(frozen=True)

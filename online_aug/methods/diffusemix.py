@@ -2,6 +2,8 @@
 
 Only the edit is generated and cached. Mask and fractal are drawn when it is read, so one generated
 image gives every mask with every fractal.
+
+DiffuseMix's masks: which part of an image stays real.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +17,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from online_aug.methods.contract import (
-    WITHIN_CLASS,
-    ImageOf,
-    MethodContext,
-    Picture,
-    Source,
-    nowhere,
-)
-from online_aug.methods.masks import source_share
-from online_aug.records import GenerationRequest, Servable
+from online_aug.methods.base import WITHIN_CLASS, ImageOf, MethodContext, Picture, Source, nowhere
+from online_aug.request import GenerationRequest, Servable
 
 
 class Pictures(Protocol):
@@ -175,3 +169,41 @@ def _resized(image: Picture, height: int, width: int) -> Picture:
 def _rounded(values: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """To the nearest byte: cutting off would darken every image by half a level."""
     return np.asarray(values + 0.5).astype(np.uint8)
+
+
+Inside = Float[np.ndarray, "h w"]
+"""How far each pixel lies inside the real part, in sides of the image; negative outside of it."""
+
+
+def source_share(mask: str, height: int, width: int, *, seam: float) -> Float[np.ndarray, "h w"]:
+    """Share of the source in every pixel of one mask, in [0, 1].
+
+    Args:
+        mask: Name in `MASKS`: where the source is.
+        height: Of the image, px.
+        width: Of the image, px.
+        seam: Width of the change from source to generated image as a fraction of the image across
+            it; 0 makes every pixel the one or the other.
+    """
+    y = (np.arange(height)[:, None] + 0.5) / height
+    x = (np.arange(width)[None, :] + 0.5) / width
+    inside = np.broadcast_to(MASKS[mask](y, x), (height, width))
+    if seam == 0:
+        return (inside > 0).astype(np.float32)
+    return np.clip(0.5 + inside / seam, 0, 1).astype(np.float32)
+
+
+def _centre(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A disc, an ellipse where the image is not square, of half the image's area."""
+    return np.asarray(np.sqrt(1 / (2 * np.pi)) - np.hypot(y - 0.5, x - 0.5))
+
+
+MASKS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "left": lambda y, x: 0.5 - x,
+    "right": lambda y, x: x - 0.5,
+    "top": lambda y, x: 0.5 - y,
+    "bottom": lambda y, x: y - 0.5,
+    "centre": _centre,
+    "rim": lambda y, x: -_centre(y, x),
+}
+"""Four halves (DiffuseMix), a disc and what is around it (GenMix, arXiv:2412.02366)."""

@@ -10,15 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from online_aug.methods.contract import (
-    WITHIN_CLASS,
-    ImageOf,
-    MethodContext,
-    Picture,
-    Source,
-    nowhere,
-)
-from online_aug.records import GenerationRequest, Servable
+from online_aug.methods.base import WITHIN_CLASS, ImageOf, MethodContext, Picture, Source, nowhere
+from online_aug.request import GenerationRequest, Servable
 from online_aug.saliency import SaliencyTable, otsu_masks
 
 SOURCE_TOO_SMALL = "saliency: source mask too small"

@@ -1,19 +1,29 @@
-"""What a person sees while training runs: a row an epoch, and below them what happens now."""
+"""What a person sees while training runs: a row an epoch, and below them what happens now.
+
+How fast training is and how long it still takes, from what was seen so far.
+"""
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self, SupportsFloat
 
 from rich.console import Console
 from rich.live import Live
 
-from online_aug.records import Served
-from online_aug.reporting.epoch_table import epoch_heads, epoch_line, epoch_row
+from online_aug.console import is_watched, open_console, print_line
 from online_aug.reporting.metrics import EpochMetrics
-from online_aug.reporting.pace import Pace
-from online_aug.reporting.panel import GeneratorView, Now, draw_panel, panel_line
-from online_aug.reporting.summary_table import print_summary
-from online_aug.reporting.terminal import is_watched, open_console, print_line
+from online_aug.reporting.tables import (
+    GeneratorView,
+    Now,
+    draw_panel,
+    epoch_heads,
+    epoch_line,
+    epoch_row,
+    panel_line,
+    print_summary,
+)
+from online_aug.request import Served
 
 __all__ = ["GeneratorView", "LiveReport", "print_summary"]
 
@@ -144,3 +154,50 @@ class LiveReport:
             self._live.update(draw_panel(now), refresh=True)
         elif self._console is not None:
             print_line(self._console, panel_line(now))
+
+
+WINDOW_S = 5.0
+
+
+class Pace:
+    """Speed over the last seconds, and time left at the mean speed, pauses between epochs included.
+
+    Knows no clock: every reading brings its own time in seconds.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        """Wait for the first reading."""
+        self._total_steps = total_steps
+        self._first: tuple[float, int] | None = None
+        self._recent: deque[tuple[float, int]] = deque()
+        self._epoch = -1
+        self.images_per_s: float | None = None
+        self.left_s: float | None = None
+
+    def read(self, now_s: float, epoch: int, steps: int, images: int) -> None:
+        """Take a reading.
+
+        Args:
+            now_s: Of a clock that never goes back.
+            epoch: A new one starts the image count again.
+            steps: Since the start of the run.
+            images: Since the start of the epoch.
+        """
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._recent.clear()
+        self._recent.append((now_s, images))
+        while len(self._recent) > 2 and now_s - self._recent[1][0] >= WINDOW_S:
+            self._recent.popleft()
+        began_s, before = self._recent[0]
+        if now_s > began_s:
+            self.images_per_s = (images - before) / (now_s - began_s)
+        self._estimate(now_s, steps)
+
+    def _estimate(self, now_s: float, steps: int) -> None:
+        if self._first is None:
+            self._first = (now_s, steps)
+        began_s, first_step = self._first
+        if steps > first_step:
+            per_step_s = (now_s - began_s) / (steps - first_step)
+            self.left_s = per_step_s * max(self._total_steps - steps, 0)

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from online_aug.records import Served
-from online_aug.reporting.atomic import write_atomically
-from online_aug.reporting.json_records import from_json, to_json
+from online_aug.files import from_json, to_json, write_atomically
+from online_aug.request import Served
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -1,15 +1,26 @@
-"""The run directory: who may write into it, and what stands in it from the first second on."""
+"""The run directory: who may write into it, and what stands in it from the first second on.
+
+What a run was made with: versions, revision, machine; nothing that names the machine.
+
+Where a run lies; the one rule that training and the commands that come after it share.
+"""
 
 import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from online_aug.config.training import RunConfig
 from online_aug.errors import UserError
-from online_aug.reporting.atomic import write_atomically
-from online_aug.reporting.environment import describe_environment
-from online_aug.reporting.json_records import from_json, to_json
+from online_aug.files import from_json, to_json, write_atomically
 from online_aug.reporting.metrics import Summary
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
@@ -210,3 +221,67 @@ def _environment(file: Path, digest: str) -> str:
         before = _described(file)
         now["earlier_launches"] = [*before.pop("earlier_launches", []), before]
     return json.dumps(now, indent=2, ensure_ascii=False) + "\n"
+
+
+PACKAGES = (
+    "online-aug", "accelerate", "deepspeed", "diffusers", "lmdb", "numpy", "peft", "pillow",
+    "pydantic", "safetensors", "scikit-learn", "timm", "torch", "torchvision", "transformers",
+    "triton", "xformers",
+)  # fmt: skip
+
+
+def describe_environment() -> dict[str, Any]:
+    """The content of `environment.json`; takes well under a second and touches no GPU."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "git_revision": git_revision(Path(__file__)),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": gpu_names(),
+    }
+
+
+def git_revision(file: Path) -> str | None:
+    """The commit `file` belongs to, with `-dirty` where tracked files differ from it.
+
+    None where the file is not tracked: an installed package may lie inside another's work tree.
+    """
+    if _output("git", "-C", str(file.parent), "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _output("git", "-C", str(file.parent), *describe)
+
+
+def gpu_names() -> list[str]:
+    """The names of this machine's NVIDIA GPUs, also those hidden from this process.
+
+    Asked of the driver's own tool: CUDA, once initialised here, would keep memory on a device and
+    could not be used in a forked process.
+    """
+    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return names.splitlines() if names else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip()
+
+
+def run_folder(run: RunConfig, config_path: Path) -> Path:
+    """The run directory: `run.name`, or the YAML file's name and the seed, under `run.dir`."""
+    return run.dir / (run.name or f"{config_path.stem}-seed{run.seed}")

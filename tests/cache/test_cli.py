@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import Entry, Store, record_header, request_key
-from cache.cli import main
-from cache.commands import looking
+from cache import Entry, Store, record, request_key
+from cache.__main__ import main
+from cache.commands import show
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_list_prints_a_line_before_it_looks_for_the_next(capsys):
         assert "first" in capsys.readouterr().out
         yield {"position": 2, "key": "cd", "problem": "second"}
 
-    looking._print_rows(rows())
+    show._print_rows(rows())
     assert capsys.readouterr().out.endswith("second\n")
 
 
@@ -106,7 +106,7 @@ def test_verify_of_a_whole_cache_succeeds(filled, capsys):
 
 
 def test_verify_of_a_broken_cache_fails_and_says_where(filled, capsys, monkeypatch):
-    monkeypatch.setitem(record_header.CHECKSUMS, 2, record_header.Checksum(4, lambda *_: bytes(4)))
+    monkeypatch.setitem(record.CHECKSUMS, 2, record.Checksum(4, lambda *_: bytes(4)))
     status, out, _ = run(capsys, "verify", filled.path)
     assert status == 1
     assert out.count("is corrupt: its checksum does not match\n") == 20

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cache import CacheError, CorruptRecordError
-from cache.codec import CODECS, codec_named, codec_numbered
+from cache.codecs import CODECS, codec_named, codec_numbered
 
 NUMBERS = {"raw": 0, "png": 1, "jpeg": 2, "webp_lossless": 3, "webp_lossy": 4}
 LOSSLESS = sorted(name for name, codec in CODECS.items() if codec.is_lossless)

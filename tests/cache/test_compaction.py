@@ -6,19 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from cache import (
-    CacheError,
-    CacheFullError,
-    Entry,
-    Oldest,
-    Owner,
-    Store,
-    compaction,
-    environment,
-    location,
-    opening,
-    request_key,
-)
+from cache import CacheError, CacheFullError, Entry, Oldest, Owner, Store, request_key
+from cache.backend import directory, environment, maintenance, opening
 
 FORK = multiprocessing.get_context("fork")
 
@@ -63,7 +52,7 @@ def test_a_compacted_cache_is_written_on(emptied):
 
 
 def test_an_old_copy_of_a_killed_process_does_no_harm(emptied):
-    (emptied.path / location.COMPACT).write_bytes(b"half of a copy")
+    (emptied.path / directory.COMPACT).write_bytes(b"half of a copy")
     emptied.close()
     assert len(emptied) == 10
     assert emptied.compact() > 0
@@ -108,7 +97,7 @@ def hold_copy(path, is_held, is_over):
 def test_a_cache_that_is_being_compacted_does_not_open(emptied):
     emptied.close()
     is_held, is_over = FORK.Event(), FORK.Event()
-    holder = in_another_process(hold_copy, emptied.path / location.COMPACT, is_held, is_over)
+    holder = in_another_process(hold_copy, emptied.path / directory.COMPACT, is_held, is_over)
     is_held.wait()
     try:
         for readonly in (True, False):
@@ -121,14 +110,14 @@ def test_a_cache_that_is_being_compacted_does_not_open(emptied):
 
 
 def compact_slowly(path, is_alone, may_copy):
-    copy = compaction._copy
+    copy = maintenance._copy
 
     def wait_and_copy(*arguments):
         is_alone.set()
         may_copy.wait()
         copy(*arguments)
 
-    compaction._copy = wait_and_copy
+    maintenance._copy = wait_and_copy
     Store(path).compact()
 
 
@@ -185,7 +174,7 @@ def test_a_compaction_that_fails_leaves_the_cache_as_it_was(emptied, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compaction.os, "fsync", fail)
+        patch.setattr(maintenance.os, "fsync", fail)
         with pytest.raises(KeyboardInterrupt):
             emptied.compact()
     assert {path.name for path in emptied.path.iterdir()} == {"data.mdb", "lock.mdb", "sound"}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from fault_samples import FORK, exit_status, large, read_all
 
-from cache import CacheError, Store, soundness
+from cache import CacheError, Store
+from cache.backend import opening
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def examinations(monkeypatch):
         seen.append(path)
         return look(path)
 
-    look = soundness._examine
-    monkeypatch.setattr(soundness, "_examine", examine)
+    look = opening._examine
+    monkeypatch.setattr(opening, "_examine", examine)
     return seen
 
 
@@ -56,11 +57,11 @@ def test_a_file_that_another_program_wrote_to_is_examined(filled, examinations):
 def test_readers_do_not_vouch_for_the_time_after_a_power_cut(filled, examinations, monkeypatch):
     (filled / "sound").unlink()
     read_all(filled)
-    monkeypatch.setattr(soundness, "_boot", lambda: "the next boot")
+    monkeypatch.setattr(opening, "_boot", lambda: "the next boot")
     read_all(filled)
     assert len(examinations) == 2
     Store(filled, codec="raw").put_many(large(9))
-    monkeypatch.setattr(soundness, "_boot", lambda: "another boot")
+    monkeypatch.setattr(opening, "_boot", lambda: "another boot")
     read_all(filled)
     assert len(examinations) == 2
 
@@ -89,10 +90,10 @@ def test_a_cache_that_a_writer_has_open_is_not_examined(filled, examinations):
 
 def test_an_examination_that_fails_is_an_error(filled, monkeypatch):
     (filled / "sound").unlink()
-    monkeypatch.setattr(soundness.sys, "executable", "/missing/python")
+    monkeypatch.setattr(opening.sys, "executable", "/missing/python")
     with pytest.raises(CacheError, match="cannot be examined for damage: No such file"):
         Store(filled).open()
-    monkeypatch.setattr(soundness.sys, "executable", "/bin/false")
+    monkeypatch.setattr(opening.sys, "executable", "/bin/false")
     with pytest.raises(CacheError, match="cannot be examined for damage: status"):
         Store(filled).open()
 
@@ -100,4 +101,4 @@ def test_an_examination_that_fails_is_an_error(filled, monkeypatch):
 def test_a_note_that_is_no_text_is_made_anew(filled):
     (filled / "sound").write_bytes(b"\xff\0 nonsense")
     assert len(read_all(filled)) == 8
-    assert Path(filled / "sound").read_text().startswith(soundness.fingerprint(filled))
+    assert Path(filled / "sound").read_text().startswith(opening.fingerprint(filled))

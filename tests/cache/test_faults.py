@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fault_samples import exit_status, large, read_all
 
-from cache import CacheError, CacheFullError, Store, handle, opening, request_key, watching
+from cache import CacheError, CacheFullError, Store, request_key
+from cache.backend import directory, opening
 
 
 def keys_of(entries):
@@ -21,7 +22,7 @@ def keys_of(entries):
 @pytest.fixture(autouse=True)
 def asked_each_time(monkeypatch):
     """Tests are faster than the pause between two questions to the file."""
-    monkeypatch.setattr(watching, "READ_AFTER_S", 0.0)
+    monkeypatch.setattr(directory, "READ_AFTER_S", 0.0)
 
 
 @pytest.fixture
@@ -148,4 +149,4 @@ def test_a_map_that_another_process_resized_is_read_on(filled):
 
 def test_every_process_opens_the_same_map(filled):
     with Store(filled).open() as store:
-        assert store._environment._opened.handle.info()["map_size"] == handle.MAP_BYTES
+        assert store._environment._opened.handle.info()["map_size"] == opening.MAP_BYTES

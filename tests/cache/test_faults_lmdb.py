@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from cache import Entry, Store, handle, request_key, transaction
+from cache import Entry, Store, request_key
+from cache.backend import environment, opening
 
 FORK = multiprocessing.get_context("fork")
 
@@ -73,7 +74,7 @@ def test_many_more_readers_than_lmdb_allows_by_default(tmp_path):
 
 
 def test_a_reader_finds_a_slot_where_all_are_held_by_the_dead(tmp_path, monkeypatch):
-    monkeypatch.setattr(handle, "MAX_READERS", 1)
+    monkeypatch.setattr(opening, "MAX_READERS", 1)
     store = Store(tmp_path).open()
     program = f"""
 import os
@@ -86,7 +87,7 @@ with Store({str(tmp_path)!r})._environment.transaction():
 
 
 def test_a_writer_clears_the_slots_of_readers_that_died_since_it_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(transaction, "READERS_CHECKED_EVERY_S", 0.0)
+    monkeypatch.setattr(environment, "READERS_CHECKED_EVERY_S", 0.0)
     store = Store(tmp_path / "cache").open()
     is_reading = FORK.Event()
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import Entry, Store, log, recipe_of, request_key
-from cache.accounting import stored_size
-from cache.codec import CODECS
-from cache.facts import facts_of
+from cache import Entry, Store, recipe_of, request_key
+from cache.backend import index
+from cache.backend.saliency import version_id
+from cache.backend.tables import stored_size
+from cache.codecs import CODECS
+from cache.keys import facts_of
 from cache.record import Draft
-from cache.saliency import version_id
 
 TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE.md").read_text())
 REQUEST = {"method": "diff_mix", "resolution": 64, "source_digest": "ab", "variant": 0}
@@ -21,7 +22,7 @@ FACTS = facts_of(REQUEST)
 
 
 def row():
-    return log.Row(request_key(REQUEST), FACTS.recipe_id, FACTS.source_id, 12.5, 162, 3, 4, 2)
+    return index.Row(request_key(REQUEST), FACTS.recipe_id, FACTS.source_id, 12.5, 162, 3, 4, 2)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import Entry, Keys, Oldest, Store, log, recipe_of, request_key
+from cache import Entry, Keys, Oldest, Store, recipe_of, request_key
+from cache.backend import index
 
 PIXEL = np.zeros((1, 1, 3), np.uint8)
 
@@ -71,7 +72,7 @@ def test_requests_of_a_recipe_come_in_the_order_of_arrival_without_those_that_ar
 
 
 def test_requests_evicted_during_the_walk_are_left_out(store, monkeypatch):
-    monkeypatch.setattr("cache.reading._REQUESTS", 2)
+    monkeypatch.setattr("cache.reader._REQUESTS", 2)
     offered = [entry(v) for v in range(6)]
     store.put_many(offered)
     walk = store.requests()
@@ -152,7 +153,7 @@ def test_a_clock_that_goes_back_does_not_disturb_the_order_of_arrival(store, mon
     now -= 10_000
     store.put_many([entry(1)])
     with store._environment.transaction() as (txn, tables):
-        times = [row.arrived for _, row in log.walk(txn, tables)]
+        times = [row.arrived for _, row in index.walk_log(txn, tables)]
     assert times == [1e9, 1e9]
 
 

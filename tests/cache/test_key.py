@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheError, CorruptRecordError, canonical_bytes, decode_fields, request_key
-from cache.key import canonical_fields
+from cache.keys import canonical_fields
 
 # Encoded and digested by hand with struct and hashlib, not with the code under test.
 VECTORS = [

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import lmdb
 import pytest
 
-from cache import CacheError, Store, filesystems
-from cache.filesystems import check_local, filesystem_of, magic_of
+from cache import CacheError, Store
+from cache.backend import directory
+from cache.backend.directory import check_local, filesystem_of, magic_of
 
 MOUNTS = """/dev/sda1 / ext4 rw 0 0
 server:/home /home nfs4 rw 0 0
@@ -26,7 +27,7 @@ pool /mnt/pool fuse.mergerfs rw 0 0
 def mounts(tmp_path, monkeypatch):
     path = tmp_path / "mounts"
     path.write_text(MOUNTS)
-    monkeypatch.setattr(filesystems, "MOUNTS", path)
+    monkeypatch.setattr(directory, "MOUNTS", path)
     return path
 
 
@@ -37,7 +38,7 @@ def pretend_statfs(monkeypatch, magic):
         answer[:8] = (magic).to_bytes(8, sys.byteorder)
         return 0
 
-    monkeypatch.setattr(filesystems.ctypes, "CDLL", lambda _: SimpleNamespace(statfs=statfs))
+    monkeypatch.setattr(directory.ctypes, "CDLL", lambda _: SimpleNamespace(statfs=statfs))
 
 
 def contents(folder):
@@ -80,8 +81,8 @@ def test_a_local_file_system_is_taken(mounts, path):
 
 
 def test_a_system_that_tells_nothing_is_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(filesystems, "MOUNTS", tmp_path / "missing")
-    monkeypatch.setattr(filesystems.sys, "platform", "another")
+    monkeypatch.setattr(directory, "MOUNTS", tmp_path / "missing")
+    monkeypatch.setattr(directory.sys, "platform", "another")
     check_local(Path("/home"))
 
 
@@ -110,7 +111,7 @@ def test_the_kernel_knows_the_file_system_of_a_path_that_is_yet_to_be_made(tmp_p
 def test_a_store_on_a_network_file_system_does_not_open(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/ {tmp_path.resolve()} nfs rw 0 0\n")
-    monkeypatch.setattr(filesystems, "MOUNTS", mounts)
+    monkeypatch.setattr(directory, "MOUNTS", mounts)
     with pytest.raises(CacheError, match="on nfs"):
         Store(tmp_path / "cache").open()
     assert not (tmp_path / "cache").exists()

@@ -5,7 +5,7 @@ import pytest
 import schema_1
 
 from cache import CacheError, Owner, Store, request_key
-from cache.tables import put_number
+from cache.backend.tables import put_number
 
 REQUESTS = [
     {"method": "demo", "variant": v, "source_digest": "ab"[v % 2], "strength": 0.5}

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from cache import CacheError, CacheFullError, Entry, Store, environment, request_key
+from cache import CacheError, CacheFullError, Entry, Store, request_key
+from cache.backend import environment
 
 FORK = multiprocessing.get_context("fork")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheError, CorruptRecordError, Entry, request_key
-from cache.codec import CODECS
+from cache.codecs import CODECS
 from cache.record import Draft, parse
 
 REQUEST = {"method": "demo", "strength": 0.5}

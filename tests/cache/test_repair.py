@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from overwriting import overwrite
 
-from cache import CorruptRecordError, Oldest, Owner, Store, log, request_key
+from cache import CorruptRecordError, Oldest, Owner, Store, request_key
+from cache.backend import index
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_repair_keeps_what_the_log_knew(store, keys):
     damage(store, b"records", keys[0], flip)
     assert store.verify(repair=True).dropped == [keys[0]]
     with store._environment.transaction() as (txn, tables):
-        rows = dict(log.walk(txn, tables))
+        rows = dict(index.walk_log(txn, tables))
     assert rows[3].served == 2
     assert store.position() == 10
     assert store.stats()["corrupt"] == 1

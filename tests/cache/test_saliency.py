@@ -31,7 +31,7 @@ def test_a_version_is_dropped_whole_and_alone(store):
 
 
 def test_a_map_has_a_largest_size(store, monkeypatch):
-    monkeypatch.setattr("cache.saliency.MAX_MAP_BYTES", 8)
+    monkeypatch.setattr("cache.backend.saliency.MAX_MAP_BYTES", 8)
     with pytest.raises(CacheError, match="saliency map must be at most 8 bytes, got 9 for b"):
         store.put_saliency("v1", {"a": b"fits", "b": bytes(9)})
     assert store.get_saliency("v1", "a") is None

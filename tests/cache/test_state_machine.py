@@ -13,16 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from cache import (
-    CacheFullError,
-    Keys,
-    Oldest,
-    RecipeFirst,
-    ServedFirst,
-    Store,
-    recipe_of,
-)
-from cache.codec import CODECS
+from cache import CacheFullError, Keys, Oldest, RecipeFirst, ServedFirst, Store, recipe_of
+from cache.codecs import CODECS
 from cache.record import Draft, parse
 
 MAX_BYTES = 40_000

@@ -4,14 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from cache import (
-    CacheError,
-    Entry,
-    Oldest,
-    Owner,
-    Store,
-    request_key,
-)
+from cache import CacheError, Entry, Oldest, Owner, Store, request_key
 
 
 def keys_of(entries):
@@ -72,7 +65,7 @@ def test_the_log_gives_the_order_of_arrival(store, make_entries):
 
 
 def test_a_long_log_is_read_whole_in_parts(store, make_entries, monkeypatch):
-    monkeypatch.setattr("cache.reading._PART", 3)
+    monkeypatch.setattr("cache.reader._PART", 3)
     keys = keys_of(make_entries(10))
     store.put_many(make_entries(10))
     assert [key for _, key in store.tail()] == keys
@@ -241,7 +234,7 @@ def test_a_failed_call_leaves_the_store_usable(store, make_entries, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.log.append", fail)
+        patch.setattr("cache.backend.index.append_row", fail)
         with pytest.raises(KeyboardInterrupt):
             store.put_many(make_entries(2))
     assert len(store) == 0

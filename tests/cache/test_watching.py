@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cache import CacheError, Store, watching
+from cache import CacheError, Store
+from cache.backend import directory
 
 
 @pytest.fixture(autouse=True)
 def asked_each_time(monkeypatch):
     """Tests are faster than the pause between two questions to the file."""
-    monkeypatch.setattr(watching, "READ_AFTER_S", 0.0)
+    monkeypatch.setattr(directory, "READ_AFTER_S", 0.0)
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def opened(tmp_path, make_entries):
 
 
 def test_a_cache_that_is_moved_away_while_open_is_an_error(opened, tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "LOOKED_EVERY_S", 0.0)
+    monkeypatch.setattr(directory, "LOOKED_EVERY_S", 0.0)
     opened.path.rename(tmp_path / "elsewhere")
     with pytest.raises(CacheError, match="was removed, replaced or cut short while it was open"):
         len(opened)
@@ -56,7 +57,7 @@ def test_opening_and_closing_leaves_no_descriptor_behind(opened):
 
 
 def test_a_reader_soon_asks_the_file_again(opened, monkeypatch):
-    monkeypatch.setattr(watching, "READ_AFTER_S", 0.001)
+    monkeypatch.setattr(directory, "READ_AFTER_S", 0.001)
     assert len(opened) == 3
     (opened.path / "data.mdb").unlink()
     time.sleep(0.002)
@@ -65,7 +66,7 @@ def test_a_reader_soon_asks_the_file_again(opened, monkeypatch):
 
 
 def test_a_writer_asks_the_file_each_time(opened, make_entries, monkeypatch):
-    monkeypatch.setattr(watching, "READ_AFTER_S", 3600.0)
+    monkeypatch.setattr(directory, "READ_AFTER_S", 3600.0)
     assert len(opened) == 3
     (opened.path / "data.mdb").unlink()
     with pytest.raises(CacheError, match="was removed"):
@@ -75,11 +76,11 @@ def test_a_writer_asks_the_file_each_time(opened, make_entries, monkeypatch):
 def test_a_file_that_is_missing_is_asked_for_until_it_is_back(
     opened, tmp_path, make_entries, monkeypatch
 ):
-    monkeypatch.setattr(watching, "LOOKED_EVERY_S", 0.0)
+    monkeypatch.setattr(directory, "LOOKED_EVERY_S", 0.0)
     (opened.path / "data.mdb").rename(tmp_path / "data.mdb")
     with pytest.raises(CacheError, match="was removed"):
         opened.put_many(make_entries(5))
-    monkeypatch.setattr(watching, "READ_AFTER_S", 3600.0)
+    monkeypatch.setattr(directory, "READ_AFTER_S", 3600.0)
     with pytest.raises(CacheError, match="was removed"):
         len(opened)
     (tmp_path / "data.mdb").rename(opened.path / "data.mdb")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import copy_with, write_tiny_vae
 from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
 
-from online_aug.config_files import load_config, resolved_yaml
+from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.training import checkpoints
 
 SCRIPT = Path(__file__).parent / "scripts" / "forked_commands.py"

@@ -5,9 +5,8 @@ import torch
 from recipe_samples import make_recipe
 from safetensors.torch import load_file
 
-from online_aug import finetune
-from online_aug.config_files import resolved_yaml
-from online_aug.generation.finetuning import loop
+from online_aug.config.loading import resolved_yaml
+from online_aug.finetuning import loop, run
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +32,7 @@ def pair(tmp_path_factory, tiny_model):
         recipe = make_recipe(folder, tiny_model, finetune={**SETTINGS, "path": folder / name})
         path = folder / f"{name}.yaml"
         path.write_text(resolved_yaml(recipe.config))
-        finetune.main([str(path), f"devices.generate={devices}"])
+        run.main([str(path), f"devices.generate={devices}"])
         recipes.append(recipe)
     return recipes
 

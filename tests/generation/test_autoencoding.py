@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.generation.autoencoding import TOGETHER, Autoencoder
-from online_aug.generation.latent_store import LatentStore, ScratchFile
-from online_aug.generation.models import load_img2img
+from online_aug.diffusion.loading import load_img2img
+from online_aug.generation.vae import TOGETHER, Autoencoder, LatentStore, ScratchFile
 
 
 @pytest.fixture(scope="module")

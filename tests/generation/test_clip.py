@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
 from online_aug.errors import UserError
-from online_aug.generation.clip import clip_score
+from online_aug.generation.gate import clip_score
 
 IMAGES = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from request_samples import make_request
 
-from online_aug.generation import tiny
+from online_aug.diffusion.loading import load_pipeline
 from online_aug.generation.denoiser import Conditions, Denoiser, guide
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.models import load_pipeline
+from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import sampling_scheduler
+from tools.embedded_model import architecture
 
 scales = st.floats(1.01, 20)
 
@@ -74,7 +74,7 @@ def test_a_distilled_model_reads_its_guidance_scale_itself(tiny_model, tmp_path)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = dict(tiny.new_unet().config) | {"time_cond_proj_dim": 16}
+        config = dict(architecture.new_unet().config) | {"time_cond_proj_dim": 16}
         pipeline.unet = UNet2DConditionModel.from_config(config)
     pipeline.scheduler = sampling_scheduler("lcm", pipeline.scheduler.config)
     pipeline.save_pretrained(tmp_path / "distilled")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 
-from online_aug.config_generation import GenerationConfig
-from online_aug.generation.identity import EMBEDDED, kind_of, locate
+from online_aug.config.generation import GenerationConfig
+from online_aug.diffusion.fingerprint import EMBEDDED, kind_of, locate
 
 PIPELINES = {
     "image_to_image": StableDiffusionImg2ImgPipeline,

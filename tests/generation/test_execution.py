@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from online_aug.generation import tiny
-from online_aug.generation.execution import Network, chosen_execution
+from online_aug.generation.denoiser import Network, chosen_execution
+from tools.embedded_model import architecture
 
 
 @pytest.fixture(scope="module")
 def unet():
-    return tiny.new_unet().eval()
+    return architecture.new_unet().eval()
 
 
 def inputs(count):

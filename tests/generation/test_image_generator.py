@@ -19,13 +19,13 @@ from request_samples import make_request
 from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with
 
-from online_aug.config_generation import GenerationConfig
+from online_aug.config.generation import GenerationConfig
+from online_aug.diffusion.fingerprint import EMBEDDED
+from online_aug.diffusion.loading import load_img2img
 from online_aug.errors import UserError
-from online_aug.generation.identity import EMBEDDED
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.models import load_img2img
-from online_aug.generation.solver_tables import SOLVERS
-from online_aug.generation.starting import fit
+from online_aug.generation.engine import ImageGenerator
+from online_aug.generation.inputs import fit
+from online_aug.generation.solvers import SOLVERS
 
 PROMPTS = ["a photo of a bird", "a photo of a thin digit", "snow", "a photo of a bird"]
 MIXED = [(0.5, 2.5), (1.0, 7.5), (0.75, 1.0), (0.3, 7.5)]

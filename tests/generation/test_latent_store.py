@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.generation import latent_store
-from online_aug.generation.latent_store import LatentStore, ScratchFile
+from online_aug.generation import vae
+from online_aug.generation.vae import LatentStore, ScratchFile
 
 ONE = 8 * 4 * 4 * 4
 """Bytes of one tensor here."""
@@ -159,7 +159,7 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_gone_on_without(
     store, scratch, caplog, monkeypatch, number
 ):
     fill(store, range(4))
-    monkeypatch.setattr(latent_store.os, "pwrite", failing(number))
+    monkeypatch.setattr(vae.os, "pwrite", failing(number))
     fill(store, (4,))
     assert os.strerror(number) in given_up(scratch, store, caplog)
 
@@ -168,7 +168,7 @@ def test_a_disk_that_cannot_be_read_is_said_once_and_gone_on_without(
     store, scratch, caplog, monkeypatch
 ):
     fill(store, range(4))
-    monkeypatch.setattr(latent_store.os, "preadv", failing(errno.EIO))
+    monkeypatch.setattr(vae.os, "preadv", failing(errno.EIO))
     assert kept(store, (0,)) == set()
     given_up(scratch, store, caplog)
 
@@ -182,7 +182,7 @@ def test_a_file_that_has_become_shorter_is_not_read(store, scratch, caplog):
 
 def test_the_last_of_a_disk_is_left_to_others(store, scratch, caplog, monkeypatch):
     fill(store, range(4))
-    monkeypatch.setattr(latent_store, "LEFT_FREE_BYTES", 2**60)
+    monkeypatch.setattr(vae, "LEFT_FREE_BYTES", 2**60)
     fill(store, (4,))
     assert "the disk is nearly full" in given_up(scratch, store, caplog)
 
@@ -196,11 +196,7 @@ def test_a_folder_that_is_not_there_is_said_once_and_gone_on_without(tmp_path, c
 
 def test_parts_of_a_write_and_a_read_are_gone_on_with(store, scratch, monkeypatch):
     pwrite, preadv = os.pwrite, os.preadv
-    monkeypatch.setattr(
-        latent_store.os, "pwrite", lambda file, content, at: pwrite(file, content[:100], at)
-    )
-    monkeypatch.setattr(
-        latent_store.os, "preadv", lambda file, into, at: preadv(file, [into[0][:70]], at)
-    )
+    monkeypatch.setattr(vae.os, "pwrite", lambda file, content, at: pwrite(file, content[:100], at))
+    monkeypatch.setattr(vae.os, "preadv", lambda file, into, at: preadv(file, [into[0][:70]], at))
     fill(store, range(6))
     assert kept(store, range(6)) == set(range(6))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from request_samples import make_request
 
-from online_aug.config_generation import GenerationConfig
-from online_aug.generation import slots
-from online_aug.generation.image_generator import ImageGenerator
-from online_aug.generation.solver_tables import SOLVERS
+from online_aug.config.generation import GenerationConfig
+from online_aug.generation import denoising_loop
+from online_aug.generation.engine import ImageGenerator
+from online_aug.generation.solvers import SOLVERS
 
 SLOTS = 4
 REQUESTS = [
@@ -28,7 +28,9 @@ IMAGES = torch.randint(
 
 
 def generator_of(model, slots=SLOTS):
-    return ImageGenerator.load(model, None, GenerationConfig(slots=slots), "float32", "cpu")
+    return ImageGenerator.load(
+        model, None, GenerationConfig(slots=denoising_loop), "float32", "cpu"
+    )
 
 
 class FailsAt:
@@ -90,7 +92,7 @@ def test_noise_that_was_drawn_for_a_step_that_failed_is_used_when_it_is_tried_ag
 ):
     ancestral = [replace(request, scheduler="euler_ancestral") for request in REQUESTS]
     expected = generator_of(tiny_model).generate(ancestral, IMAGES)
-    monkeypatch.setattr(slots, "advance", FailsAt(slots.advance, 1, 2))
+    monkeypatch.setattr(denoising_loop, "advance", FailsAt(denoising_loop.advance, 1, 2))
     generator = generator_of(tiny_model)
     made = generator.generate(ancestral, IMAGES)
     assert generator.slots == 1

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from online_aug.generation.models import load_pipeline
-from online_aug.generation.prompts import Prompts
+from online_aug.diffusion.loading import load_pipeline
+from online_aug.generation.inputs import Prompts
 
 CPU = torch.device("cpu")
 

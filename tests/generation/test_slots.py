@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from request_samples import make_request
 
-from online_aug.generation.slots import Slots, Start
+from online_aug.generation.denoising_loop import Slots, Start
 from online_aug.generation.solvers import Solver
 
 CPU = torch.device("cpu")

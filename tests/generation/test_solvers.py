@@ -7,10 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.config_generation import GenerationConfig
+from online_aug.config.generation import GenerationConfig
 from online_aug.errors import UserError
-from online_aug.generation.solver_tables import SOLVERS, Step
-from online_aug.generation.solvers import Solver, advance, sampling_scheduler
+from online_aug.generation.solvers import SOLVERS, Solver, Step, advance, sampling_scheduler
 
 PREDICTIONS = ["epsilon", "v_prediction"]
 SHAPE = (1, 4, 4, 4)

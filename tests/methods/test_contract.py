@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from request_samples import CLASSES, INSTRUCTIONS, context_for, digest_of, make_sources
 
-from online_aug.config_method import MethodConfig
+from online_aug.config.methods import MethodConfig
 from online_aug.methods import METHODS
 from online_aug.seeding import numpy_rng
 

@@ -14,9 +14,9 @@ from request_samples import (
     make_sources,
 )
 
-from online_aug.config_method import MethodConfig
+from online_aug.config.methods import MethodConfig
 from online_aug.methods import METHODS
-from online_aug.methods.masks import MASKS, source_share
+from online_aug.methods.diffusemix import MASKS, source_share
 from online_aug.seeding import numpy_rng
 
 METHOD = METHODS["diffusemix"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.methods.masks import MASKS, source_share
+from online_aug.methods.diffusemix import MASKS, source_share
 
 sides = st.integers(1, 40)
 

@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 from run_records import epoch, summary
 
-from online_aug.records import Served
+from online_aug.console import is_watched, open_console
 from online_aug.reporting import live as live_module
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
-from online_aug.reporting.terminal import is_watched, open_console
+from online_aug.request import Served
 
 GENERATOR = GeneratorView(
     state="generating",

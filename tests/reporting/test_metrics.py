@@ -8,7 +8,6 @@ import pytest
 from run_records import epoch
 
 from online_aug.errors import UserError
-from online_aug.records import Served
 from online_aug.reporting.metrics import (
     TENSORBOARD_TAGS,
     EpochMetrics,
@@ -16,6 +15,7 @@ from online_aug.reporting.metrics import (
     Summary,
     read_metrics,
 )
+from online_aug.request import Served
 
 
 def log(folder: Path, numbers: range, *, from_epoch: int) -> None:

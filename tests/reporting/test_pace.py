@@ -1,6 +1,6 @@
 import pytest
 
-from online_aug.reporting.pace import Pace
+from online_aug.reporting.live import Pace
 
 
 def test_one_reading_says_nothing_about_speed() -> None:

@@ -7,8 +7,13 @@ import pytest
 from run_records import summary
 
 from online_aug.errors import UserError
-from online_aug.reporting.environment import git_revision
-from online_aug.reporting.run_directory import is_finished, prepare, read_summary, write_summary
+from online_aug.reporting.run_directory import (
+    git_revision,
+    is_finished,
+    prepare,
+    read_summary,
+    write_summary,
+)
 
 CONFIG = """\
 run: {name: null, dir: runs, seed: 0, epochs: 3, resume: true}

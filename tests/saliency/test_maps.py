@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.dataloader.transforms import warp
+from online_aug.data.transforms import warp
 from online_aug.saliency import follow, scaled, spectral_residual, upscaled
 
 seeds = st.integers(0, 2**32 - 1)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from online_aug.saliency import grad_cam, quick_copy, upscaled
-from online_aug.saliency.reference import library_grad_cam, spare_copy
+from online_aug.saliency.grad_cam import library_grad_cam, spare_copy
 
 SIDE = 64
 CLASSES = 5

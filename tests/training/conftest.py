@@ -3,14 +3,8 @@
 import pytest
 from classifier_samples import CLASSES, make_config
 
-from online_aug.training.classifier import build_classifier
-from online_aug.training.distributed import start_distributed
+from online_aug.classifier.model import build_classifier
 from online_aug.training.engine import TrainingEngine
-
-
-@pytest.fixture(scope="session")
-def world():
-    return start_distributed("cpu")
 
 
 @pytest.fixture

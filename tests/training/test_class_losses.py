@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from classifier_samples import CLASSES, make_batch
 
-from online_aug.training.class_losses import ClassLosses
+from online_aug.training.feedback import ClassLosses
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@ import pytest
 from classifier_samples import make_config
 
 from online_aug.errors import UserError
-from online_aug.training.deepspeed_config import OWNED, deepspeed_config
+from online_aug.training.deepspeed_setup import OWNED, deepspeed_config
 
 
 def settings(world_size=1, **given):

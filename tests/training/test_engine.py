@@ -5,9 +5,9 @@ import timm
 import torch
 from classifier_samples import CLASSES, make_batch
 
+from online_aug.classifier.optim import learning_rate
 from online_aug.errors import RunError, UserError
-from online_aug.training.loss_scale import FIRST_SCALE, LEAST_SCALE
-from online_aug.training.schedule import learning_rate
+from online_aug.training.engine import FIRST_SCALE, LEAST_SCALE
 
 FAST = {"lr": 0.01, "warmup_epochs": 0, "label_smoothing": 0}
 

@@ -3,8 +3,8 @@ import subprocess
 import pytest
 from classifier_samples import CLASSES, make_config
 
-from online_aug.training.launcher import RECORD
-from online_aug.training.rehearsal import check_deepspeed
+from online_aug.distributed.launcher import RECORD
+from online_aug.training.deepspeed_setup import check_deepspeed
 
 STAGE_1 = {"deepspeed": {"zero_optimization": {"stage": 1}}}
 

@@ -5,7 +5,7 @@ import pytest
 from exchange_samples import bird
 
 from cache import Store
-from cache.cli import main
+from cache.__main__ import main
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_force_replaces_an_earlier_export_and_only_that(birds, tmp_path, run):
 def test_an_export_that_fails_keeps_the_earlier_one(birds, tmp_path, run, monkeypatch):
     run("export", birds, tmp_path / "out")
     before = listing(tmp_path)
-    monkeypatch.setattr("cache.exchange.folder.as_file", lambda stored: (".png" * 100, b""))
+    monkeypatch.setattr("cache.exchange.folder_formats.as_file", lambda stored: (".png" * 100, b""))
     assert_refused(run("export", birds, tmp_path / "out", "--force"), "target must be writable")
     assert listing(tmp_path) == before
 
@@ -185,14 +185,14 @@ def test_an_interrupted_export_leaves_nothing(birds, tmp_path, run, monkeypatch)
     def interrupt(stored):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cache.exchange.folder.as_file", interrupt)
+    monkeypatch.setattr("cache.exchange.folder_formats.as_file", interrupt)
     before = listing(tmp_path)
     assert run("export", birds, tmp_path / "out") == (130, "", "interrupted\n")
     assert listing(tmp_path) == before
 
 
 def test_every_command_has_examples(run):
-    from cache.cli import COMMANDS
+    from cache.__main__ import COMMANDS
 
     for command in COMMANDS:
         status, out, _ = run(command.name, "--help")

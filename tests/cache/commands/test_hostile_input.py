@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheError, Store
-from cache.exchange.images import pixels_of
-from cache.exchange.names import ClassNames, safe_name
+from cache.exchange.image_files import pixels_of
+from cache.exchange.rows import ClassNames, safe_name
 
 HOSTILE = ["../../up", "/etc", "..", ".", "", "a/b", "a\\b", "\x00", "con", "x" * 300, "a\nb", "~"]
 

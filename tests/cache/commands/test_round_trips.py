@@ -8,7 +8,7 @@ import pytest
 from exchange_samples import contents
 
 from cache import Entry, Store, content_digest
-from cache.codec import CODECS
+from cache.codecs import CODECS
 
 LOSSLESS_FORMATS = ["folder", "diff-mix", "webdataset"]
 

@@ -10,9 +10,10 @@ from exchange_samples import assert_refused, bird, contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import Entry, Keys, Store, request_key, soundness
-from cache.cli import main
-from cache.exchange.salvaging import DAMAGED
+from cache import Entry, Keys, Store, request_key
+from cache.__main__ import main
+from cache.backend import opening
+from cache.commands.maintain import DAMAGED
 
 PAGE_BYTES = 4096
 
@@ -139,13 +140,13 @@ def test_without_repair_a_damaged_cache_is_refused_and_stays_as_it_is(damaged, r
 
 def test_a_copy_is_examined_once_by_verify(tmp_path, whole, run, monkeypatch):
     path, examined = write(tmp_path / "cache", whole), []
-    look = soundness._examine
+    look = opening._examine
 
     def examine(where):
         examined.append(where)
         return look(where)
 
-    monkeypatch.setattr(soundness, "_examine", examine)
+    monkeypatch.setattr(opening, "_examine", examine)
     assert run("verify", path)[0] == 0
     assert examined == [path]
 
@@ -174,7 +175,7 @@ def test_a_file_without_a_whole_record_is_refused_and_stays_as_it_is(tmp_path, r
 
 
 def test_a_cache_that_is_open_elsewhere_is_not_replaced(damaged, run, monkeypatch):
-    monkeypatch.setattr("cache.swapping.fcntl.lockf", refuse)
+    monkeypatch.setattr("cache.backend.maintenance.fcntl.lockf", refuse)
     assert_refused(run("verify", damaged, "--repair"), "by another process")
     assert not (damaged / DAMAGED).exists()
 

@@ -10,11 +10,11 @@ import tempfile
 import traceback
 from pathlib import Path
 
-import online_aug.assembly
-import online_aug.finetune
-import online_aug.training.classifier  # noqa: F401
-import train
-from online_aug.command_line import run_main
+import online_aug.classifier.model
+import online_aug.finetuning.run
+import online_aug.training.build_loader  # noqa: F401
+from online_aug.cli import train
+from online_aug.console import run_main
 
 
 def outcome(argv):

@@ -1,0 +1,1 @@
+"""The LMDB environment under a cache: tables, transactions, indexes, upkeep."""

@@ -1,0 +1,257 @@
+"""Whether a directory can hold a cache: local, writable, empty or already one.
+
+Which file system a path is on, and whether LMDB works there.
+
+Whether the file that LMDB has mapped is still the one at its path.
+"""
+
+import ctypes
+import fcntl
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cache.errors import CacheError, CacheFullError
+
+DATA, LOCK, COMPACT = "data.mdb", "lock.mdb", "data.mdb.compact"
+NOTE = "sound"
+"""Which data file was last known to be sound; made again where it is missing."""
+MARGIN_BYTES = 2**20
+"""Left free on the disk."""
+
+
+def is_started(path: Path) -> bool:
+    """Whether LMDB has written its file there."""
+    try:
+        return (path / DATA).stat().st_size > 0
+    except OSError:
+        return False
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells the cache's file from another one of that name, None if there is none."""
+    try:
+        found = (path / DATA).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def check_not_compacting(path: Path) -> None:
+    """Refuse a cache whose file is about to be replaced; what a killed one left does no harm.
+
+    Raises:
+        CacheError: If another process is compacting it.
+    """
+    try:
+        file = os.open(path / COMPACT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CacheError(
+            f"cache {path} is being compacted by another process; try again when that is done"
+        ) from error
+    finally:
+        os.close(file)
+
+
+def check_free(path: Path, needed: int, in_use: Callable[[], int] | None = None) -> None:
+    """Refuse to write where the disk has no room for it.
+
+    Args:
+        path: The cache.
+        needed: Bytes about to be written; a margin for LMDB's own pages is added.
+        in_use: Tells how many bytes of the cache's file are in use: what it has beyond can be
+            written again. Asked only where the disk alone has too little; None counts the disk.
+
+    Raises:
+        CacheFullError: If there is not enough room.
+    """
+    system = os.statvfs(path)
+    free, needed = system.f_bavail * system.f_frsize, needed + MARGIN_BYTES
+    if free < needed and in_use is not None:
+        free += max(0, (path / DATA).stat().st_size - in_use())
+    if free < needed:
+        raise CacheFullError(
+            f"cache {path} needs {needed} bytes of disk, {free} are free; "
+            "free space, lower cache.max_gib or use another disk"
+        )
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a directory that holds no cache yet.
+
+    Raises:
+        CacheError: If it does not exist or LMDB never wrote there.
+    """
+    if not is_started(path):
+        raise CacheError(f"cache path must be a directory with a cache, got {path}")
+
+
+def make_writable(path: Path) -> None:
+    """Create the directory where it is missing.
+
+    Raises:
+        CacheError: If it cannot be made or written, or holds something else.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        others = {item.name for item in path.iterdir()} - {DATA, LOCK, NOTE}
+    except OSError as error:
+        raise CacheError(
+            f"cache path must be a directory that can be made and read, got {path}: "
+            f"{error.strerror}"
+        ) from error
+    if others and not is_started(path):
+        raise CacheError(
+            f"cache path must be new, empty or a cache, got {path} with other files "
+            f"({min(others)}); name a new directory"
+        )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise CacheError(f"cache path must be writable, got {path}: Permission denied")
+
+
+MOUNTS = Path("/proc/mounts")
+
+# LMDB's processes meet in shared memory and fcntl locks, which these do not keep coherent.
+_NETWORK = frozenset(
+    {
+        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre"),
+        *("ncpfs", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"),
+    }
+)
+_LOCAL_FUSE = frozenset({"fuse.mergerfs", "fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.bindfs"})
+_MAGIC = {
+    0x01021997: "9p",
+    0x5346414F: "afs",
+    0x6B414653: "afs",
+    0x19830326: "beegfs",
+    0x00C36400: "ceph",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb3",
+    0x517B: "smbfs",
+    0x73757245: "coda",
+    0x47504653: "gpfs",
+    0x0BD00BD0: "lustre",
+    0x564C: "ncpfs",
+    0x6969: "nfs",
+    0x20030528: "orangefs",
+    0xAAD7AAEA: "panfs",
+}
+"""What `statfs` says of them; of a file system in user space only the list of mounts says more."""
+_STATFS_BYTES = 256
+"""More than Linux writes on any machine; its first word is the type."""
+
+
+def check_local(path: Path) -> None:
+    """Refuse a path on a network file system; says nothing where the system tells neither way.
+
+    Args:
+        path: Absolute and without symbolic links; need not exist.
+
+    Raises:
+        CacheError: If the list of mounts or the kernel says that it is on one.
+    """
+    listed = filesystem_of(path, MOUNTS)
+    is_remote = listed in _NETWORK or (listed.startswith("fuse.") and listed not in _LOCAL_FUSE)
+    kind = listed if is_remote else _MAGIC.get(magic_of(path), "")
+    if kind:
+        raise CacheError(
+            f"cache path must be on a local disk, got {path} on {kind}: LMDB's locks and shared "
+            "memory do not work over a network; use a local path and `merge` caches later"
+        )
+
+
+def filesystem_of(path: Path, mounts: Path) -> str:
+    """The type of the file system that holds `path`, "" where it cannot be told."""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    depth, kind = -1, ""
+    for line in lines:
+        _, point, name, *_ = [*line.split(" "), "", "", ""]
+        mounted = Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), point))
+        # Of two mounts on one point the later hides the earlier.
+        if path.is_relative_to(mounted) and len(mounted.parts) >= depth:
+            depth, kind = len(mounted.parts), name
+    return kind
+
+
+def magic_of(path: Path) -> int:
+    """The kernel's number for the file system that holds `path`; 0 where it cannot be told."""
+    if sys.platform != "linux":
+        return 0
+    nearest = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if ctypes.CDLL(None).statfs(str(nearest).encode(errors="surrogateescape"), answer):
+        return 0
+    word = ctypes.c_long.from_buffer(answer).value
+    return word % 2**32  # some types have the sign bit set where a word has 32 bits
+
+
+LOOKED_EVERY_S = 1.0
+"""How often the path is asked too, which takes three times as long as the open file."""
+READ_AFTER_S = 0.001
+"""How long readers do not ask the file: asking takes a quarter of what we add to a `get`."""
+
+
+class DataFile:
+    """The data file of an open environment.
+
+    What LMDB has mapped must be there: a page cut off kills the process that reads it, and records
+    written to a removed file are lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Note the file at `path`, the directory of the cache."""
+        self._folder, self._path = path, str(path / DATA)
+        self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._looked = self._asked = time.monotonic()
+        found = os.fstat(self._file)
+        self._inode, self._links, self._size = found.st_ino, found.st_nlink, found.st_size
+
+    def check(self, *, write: bool = False) -> None:
+        """Refuse to go on with a file that is not what it was; a reader asks a thousand times a s.
+
+        Raises:
+            CacheError: If it was removed, replaced or cut short.
+        """
+        now = time.monotonic()
+        if now - self._asked < READ_AFTER_S and not write:
+            return
+        self._asked = now
+        if not self._is_there(now):
+            self._asked = -math.inf  # until it is put back every reader asks
+            raise CacheError(
+                f"cache {self._folder} was removed, replaced or cut short while it was open; "
+                "put it back, or close the store to start with what is there now"
+            )
+
+    def close(self) -> None:
+        """Give the file back; LMDB's locks are on another one and stay."""
+        os.close(self._file)
+
+    def _is_there(self, now: float) -> bool:
+        found = os.fstat(self._file)
+        is_odd = found.st_nlink != self._links or found.st_size < self._size
+        if is_odd or now - self._looked >= LOOKED_EVERY_S:
+            return self._is_at_path(now)
+        self._size = found.st_size
+        return True
+
+    def _is_at_path(self, now: float) -> bool:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116  # a Path takes as long again
+        except OSError:
+            return False
+        if found.st_ino != self._inode or found.st_size < self._size:
+            return False
+        self._links, self._size, self._looked = found.st_nlink, found.st_size, now
+        return True

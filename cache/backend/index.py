@@ -1,0 +1,348 @@
+"""Ways into the log: by recipe, by source, by how often served, and at random.
+
+The order of arrival: keys at positions from 1, with what the indexes need to let one go.
+"""
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import accumulate
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from cache.backend.tables import Tables, Transaction, entries_of, get_number, list_recipes
+from cache.errors import CorruptRecordError
+from cache.keys import ID_BYTES, KEY_BYTES, NO_SOURCE, Scalar, canonical_bytes
+
+_POSITION = struct.Struct(">Q")
+# key, recipe, source, arrived, size, served, ordinal, ordinal in the recipe
+_ROW = struct.Struct(">32s16s16sdIIQQ")
+
+
+class Row(NamedTuple):
+    """What the log says of one record."""
+
+    key: bytes
+    recipe_id: bytes
+    source_id: bytes
+    arrived: float
+    """Unix time in s, never before that of a lower position."""
+    size: int
+    """Bytes of the record."""
+    served: int
+    """How often it was served, as far as that was noted."""
+    ordinal: int
+    """Its place among all records, from 0 and without holes."""
+    recipe_ordinal: int
+    """The same among the records of its recipe."""
+
+    def to_bytes(self) -> bytes:
+        """Its encoding in the log."""
+        return _ROW.pack(*self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The row that was encoded.
+
+        Raises:
+            CorruptRecordError: If it is none.
+        """
+        if len(data) != _ROW.size:
+            raise CorruptRecordError(f"log must hold rows of {_ROW.size} bytes, got {len(data)}")
+        return cls._make(_ROW.unpack(data))
+
+
+def pack_position(position: int) -> bytes:
+    """The key of that position."""
+    return _POSITION.pack(position)
+
+
+def unpack_position(raw: bytes) -> int:
+    """The position of that key.
+
+    Raises:
+        CorruptRecordError: If it is none.
+    """
+    if len(raw) != _POSITION.size:
+        raise CorruptRecordError(f"log position must have {_POSITION.size} bytes, got {len(raw)}")
+    return int(_POSITION.unpack(raw)[0])
+
+
+def last_position(txn: Transaction, tables: Tables) -> int:
+    """The highest position ever given out, 0 before the first."""
+    return get_number(txn, tables, "position")
+
+
+def append_row(txn: Transaction, tables: Tables, position: int, row: Row) -> None:
+    """Write a new highest position; the caller notes it as `position` in meta."""
+    if not txn.put(_POSITION.pack(position), row.to_bytes(), append=True, db=tables.log):
+        raise CorruptRecordError(f"log position must be new, got {position} again")
+
+
+def write_row(txn: Transaction, tables: Tables, position: int, row: Row) -> None:
+    """Put `row` in place of the one at that position."""
+    txn.put(_POSITION.pack(position), row.to_bytes(), db=tables.log)
+
+
+def row_at(txn: Transaction, tables: Tables, position: int) -> Row | None:
+    """What is at that position, None where there is nothing (any more)."""
+    raw = txn.get(_POSITION.pack(position), db=tables.log)
+    return None if raw is None else Row.from_bytes(raw)
+
+
+def last_row(txn: Transaction, tables: Tables) -> Row | None:
+    """The row that arrived last, None in an empty log."""
+    with txn.cursor(tables.log) as cursor:
+        return Row.from_bytes(cursor.value()) if cursor.last() else None
+
+
+def read_log_after(
+    txn: Transaction, tables: Tables, after: int, limit: int
+) -> list[tuple[int, bytes]]:
+    """At most `limit` positions above `after` with their keys, ascending."""
+    found: list[tuple[int, bytes]] = []
+    with txn.cursor(tables.log) as cursor:
+        is_there = cursor.set_range(_POSITION.pack(after + 1))
+        while is_there and len(found) < limit:
+            key = Row.from_bytes(cursor.value()).key
+            found.append((unpack_position(cursor.key()), key))
+            is_there = cursor.next()
+    return found
+
+
+def walk_log(txn: Transaction, tables: Tables) -> Iterator[tuple[int, Row]]:
+    """Every position with its row, ascending; those that cannot be read are left out."""
+    with txn.cursor(tables.log) as cursor:
+        for place, raw in cursor:
+            with suppress(CorruptRecordError):
+                yield unpack_position(place), Row.from_bytes(raw)
+
+
+def arrivals_since(txn: Transaction, tables: Tables, moment: float) -> int:
+    """How many positions were given out from Unix time `moment` on, looking at a few rows only.
+
+    Counted from the first of them that is still there.
+    """
+    last = last_position(txn, tables)
+    low, high = 1, last + 1  # the first row that arrived since is at one of these or behind
+    with txn.cursor(tables.log) as cursor:
+        while low < high:
+            middle = (low + high) // 2
+            is_there = cursor.set_range(_POSITION.pack(middle))
+            if not is_there or Row.from_bytes(cursor.value()).arrived >= moment:
+                high = middle
+            else:
+                low = unpack_position(cursor.key()) + 1
+        return (
+            last + 1 - unpack_position(cursor.key()) if cursor.set_range(pack_position(low)) else 0
+        )
+
+
+EVERYTHING = b"\xff" * ID_BYTES
+"""Stands in `members` for a recipe that all records are of; last, so that its pages fill up."""
+
+_ORDINAL = struct.Struct(">Q")
+_TIMES = struct.Struct(">I")
+_MOST_TIMES = 2**32 - 1
+_PLACE_BYTES = 8
+
+
+class Index:
+    """Puts rows into the log and its indexes and takes them out again, in one transaction.
+
+    The members of everything and of each recipe are numbered from 0 without holes: the last one
+    takes the number of one that leaves, so that drawing a number is drawing a record.
+    """
+
+    def __init__(self, txn: Transaction, tables: Tables) -> None:
+        """Work on `tables`, whose recipes must not be counted anew before the work is done."""
+        self._txn, self._tables = txn, tables
+        self._counts = {EVERYTHING: int(txn.stat(tables.log)["entries"])}
+
+    def add(self, position: int, row: Row) -> None:
+        """Write `row`, whose ordinals are given to it here, at a new highest position."""
+        place = pack_position(position)
+        row = row._replace(
+            ordinal=self._enter(EVERYTHING, place + row.key),
+            recipe_ordinal=self._enter(row.recipe_id, place),
+        )
+        append_row(self._txn, self._tables, position, row)
+        if row.source_id != NO_SOURCE:
+            self._txn.put(row.source_id + place, b"", db=self._tables.by_source)
+        if row.served:
+            self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
+
+    def remove(self, position: int) -> Row:
+        """Take out the row at `position`.
+
+        Raises:
+            CorruptRecordError: If there is none, or the indexes do not fit it.
+        """
+        row, place = self._row(position), pack_position(position)
+        self._leave(EVERYTHING, row.ordinal)
+        self._leave(row.recipe_id, row.recipe_ordinal)
+        self._txn.delete(row.source_id + place, db=self._tables.by_source)
+        self._txn.delete(_TIMES.pack(row.served) + place, db=self._tables.served)
+        self._txn.delete(place, db=self._tables.log)
+        return row
+
+    def add_served(self, position: int, times: int) -> None:
+        """Note that the record at `position` was served so many times more."""
+        row, place = self._row(position), pack_position(position)
+        self._txn.delete(_TIMES.pack(row.served) + place, db=self._tables.served)
+        row = row._replace(served=min(row.served + times, _MOST_TIMES))
+        self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
+        write_row(self._txn, self._tables, position, row)
+
+    def _row(self, position: int) -> Row:
+        row = row_at(self._txn, self._tables, position)
+        if row is None:
+            raise _damaged(f"the log has no position {position}")
+        return row
+
+    def _count(self, group: bytes) -> int:
+        if group not in self._counts:
+            self._counts[group] = entries_of(self._txn, self._tables, group)
+        return self._counts[group]
+
+    def _enter(self, group: bytes, entry: bytes) -> int:
+        ordinal = self._count(group)
+        is_last = group == EVERYTHING
+        name = group + _ORDINAL.pack(ordinal)
+        self._txn.put(name, entry, append=is_last, db=self._tables.members)
+        self._counts[group] = ordinal + 1
+        return ordinal
+
+    def _leave(self, group: bytes, ordinal: int) -> None:
+        last = self._counts[group] = self._count(group) - 1
+        if ordinal != last:
+            entry = _member(self._txn, self._tables, group, last)
+            position = unpack_position(entry[:_PLACE_BYTES])
+            self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
+            row, is_all = self._row(position), group == EVERYTHING
+            row = row._replace(ordinal=ordinal) if is_all else row._replace(recipe_ordinal=ordinal)
+            write_row(self._txn, self._tables, position, row)
+        self._txn.delete(group + _ORDINAL.pack(last), db=self._tables.members)
+
+
+def position_of_member(txn: Transaction, tables: Tables, recipe_id: bytes, ordinal: int) -> int:
+    """The position of one member of a recipe.
+
+    Raises:
+        CorruptRecordError: If it has none of that number.
+    """
+    return unpack_position(_member(txn, tables, recipe_id, ordinal))
+
+
+def sample(
+    txn: Transaction,
+    tables: Tables,
+    rng: np.random.Generator,
+    count: int,
+    recipe: Mapping[str, Scalar] | None,
+) -> list[bytes]:
+    """`count` keys, each uniform over all records or those that match, drawn with replacement."""
+    groups = _matching(txn, tables, recipe)
+    ends = list(accumulate(entries for _, entries in groups))
+    if not ends or not ends[-1]:
+        return []
+    keys = []
+    for drawn in rng.integers(ends[-1], size=count).tolist():
+        which = bisect_right(ends, drawn)
+        ordinal = drawn - (ends[which - 1] if which else 0)
+        keys.append(_key_of_member(txn, tables, groups[which][0], ordinal))
+    return keys
+
+
+def positions_of_recipe(
+    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
+) -> list[int]:
+    """Where all records, or those that match, are in the log, ascending."""
+    found = []
+    with txn.cursor(tables.members) as cursor:
+        for group, _ in _matching(txn, tables, recipe):
+            is_there = cursor.set_range(group)
+            while is_there and cursor.key().startswith(group):
+                found.append(unpack_position(cursor.value()[:_PLACE_BYTES]))
+                is_there = cursor.next()
+    return sorted(found)
+
+
+def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> list[int]:
+    """Where the records made from one source are in the log, ascending."""
+    found = []
+    with txn.cursor(tables.by_source) as cursor:
+        is_there = cursor.set_range(source_id)
+        while is_there and cursor.key().startswith(source_id):
+            found.append(unpack_position(cursor.key()[ID_BYTES:]))
+            is_there = cursor.next()
+    return found
+
+
+def position_served(name: bytes) -> int:
+    """The position that a key of the table of what was served ends with."""
+    return unpack_position(name[_TIMES.size :])
+
+
+def positions_served(txn: Transaction, tables: Tables, times: int) -> Iterator[int]:
+    """Positions of records served at least `times`, by how often they were, then by age."""
+    with txn.cursor(tables.served) as cursor:
+        is_there = cursor.set_range(_TIMES.pack(min(times, _MOST_TIMES)))
+        while is_there:
+            yield position_served(cursor.key())
+            is_there = cursor.next()
+
+
+def missing(txn: Transaction, tables: Tables, position: int, row: Row) -> list[str]:
+    """Which indexes do not lead to the row at `position`."""
+    place = pack_position(position)
+    members, everything = tables.members, EVERYTHING + _ORDINAL.pack(row.ordinal)
+    names = []
+    if txn.get(everything, db=members) != place + row.key:
+        names.append("record is not among all members")
+    if txn.get(row.recipe_id + _ORDINAL.pack(row.recipe_ordinal), db=members) != place:
+        names.append("record is not among the members of its recipe")
+    if row.source_id != NO_SOURCE and txn.get(row.source_id + place, db=tables.by_source) is None:
+        names.append("record is not in the index of sources")
+    if row.served and txn.get(_TIMES.pack(row.served) + place, db=tables.served) is None:
+        names.append("record is not in the index of what was served")
+    return names
+
+
+def _member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
+    raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
+    size = _PLACE_BYTES + (KEY_BYTES if group == EVERYTHING else 0)
+    if raw is None or len(raw) != size:
+        raise _damaged(f"{group.hex()} has no member {ordinal}")
+    return raw
+
+
+def _key_of_member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
+    raw = _member(txn, tables, group, ordinal)
+    if group == EVERYTHING:  # with the key, which saves a look into the log
+        return raw[_PLACE_BYTES:]
+    row = row_at(txn, tables, unpack_position(raw))
+    if row is None:
+        raise _damaged(f"member {ordinal} of {group.hex()} is not in the log")
+    return row.key
+
+
+def _matching(
+    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
+) -> list[tuple[bytes, int]]:
+    if recipe is None:
+        return [(EVERYTHING, int(txn.stat(tables.log)["entries"]))]
+    wanted = _encoded(recipe)
+    known = list_recipes(txn, tables)
+    return [(found.id, found.entries) for found in known if wanted <= _encoded(found.fields)]
+
+
+def _encoded(fields: Mapping[str, Scalar]) -> set[bytes]:
+    # Compared as bytes, since in Python 1, 1.0 and True are equal.
+    return {canonical_bytes({name: value}) for name, value in fields.items()}
+
+
+def _damaged(what: str) -> CorruptRecordError:
+    return CorruptRecordError(f"cache index is damaged: {what}; verify --repair writes it anew")

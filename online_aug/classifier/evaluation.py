@@ -1,0 +1,125 @@
+"""How well a classifier does on a set of images, and on each of its parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from online_aug.classifier.model import input_statistics
+from online_aug.config.data import DataConfig
+from online_aug.data.image_sets import Groups, ImageSet, groups_of, ordered_batches
+from online_aug.data.transforms import eval_transform, normalise
+from online_aug.seeding import evaluation_mode
+
+_BEST = 5
+_SHOTS = ("few", "medium", "many")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one pass over a set; a part without an image is left out."""
+
+    top1: float
+    """Share of images whose class got the largest output, [0, 1]."""
+    top5: float
+    """Share of images whose class got one of the five largest outputs, [0, 1]."""
+    loss: float
+    """Mean cross-entropy with the plain labels, nats."""
+    per_class: Mapping[str, float]
+    """Share recognised of each class, by name."""
+    per_group: Mapping[str, float]
+    """Share recognised of each group, by name; empty where the set comes without groups."""
+    worst_group: float | None
+    """The smallest of these; None without groups."""
+    per_shots: Mapping[str, float]
+    """Share recognised of the images of classes with few, medium and many training images; empty
+    where the training set is no long tail."""
+    images: int
+    """How many were judged."""
+
+
+def evaluate(
+    classifier: nn.Module,
+    images: ImageSet,
+    data: DataConfig,
+    device: torch.device | str,
+    *,
+    batch_size: int = 256,
+    train_labels: Int[np.ndarray, " n"] | None = None,
+) -> Evaluation:
+    """Judge a classifier; its mode, its gradients and all random states stay as they are.
+
+    Args:
+        classifier: On `device`.
+        images: What to judge it on.
+        data: How images are prepared, and whether one that cannot be read is left out.
+        device: Where to compute.
+        batch_size: Images at a time; does not change the result.
+        train_labels: Of the training images, to tell few from many.
+
+    Raises:
+        BadImageError: If an image cannot be read and `data.on_bad_image` is not `skip`.
+        ValueError: If there is no image to judge.
+    """
+    places, is_best, is_among_best = list[Tensor](), list[Tensor](), list[Tensor]()
+    losses = 0.0
+    mean, std = input_statistics(classifier)
+    labels = torch.from_numpy(np.asarray(images.labels))
+    with evaluation_mode(classifier), torch.inference_mode():
+        for batch, indices in ordered_batches(
+            images, eval_transform(data), batch_size, skips_bad_images=data.on_bad_image == "skip"
+        ):
+            truth = labels[indices].to(device)
+            logits = classifier(normalise(batch.to(device), mean, std)).float()
+            losses += float(F.cross_entropy(logits, truth, reduction="sum"))
+            places.append(indices)
+            is_best.append((logits.argmax(1) == truth).cpu())
+            is_among_best.append(_is_among_best(logits, truth).cpu())
+    if not places:
+        raise ValueError("images must hold at least one that can be read, got none")
+    judged, right = torch.cat(places).numpy(), torch.cat(is_best).numpy()
+    groups, shots = groups_of(images), _shots_of(images, train_labels, data)
+    per_group = _shares(groups, judged, right)
+    return Evaluation(
+        top1=float(right.mean()),
+        top5=float(torch.cat(is_among_best).numpy().mean()),
+        loss=losses / len(judged),
+        per_class=_shares(Groups(images.class_names, images.labels), judged, right),
+        per_group=per_group,
+        worst_group=min(per_group.values(), default=None),
+        per_shots=_shares(shots, judged, right),
+        images=len(judged),
+    )
+
+
+def _is_among_best(logits: Tensor, labels: Tensor) -> Tensor:
+    best = logits.topk(min(_BEST, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1)
+
+
+def _shares(
+    parts: Groups | None, places: Int[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
+) -> dict[str, float]:
+    if parts is None:
+        return {}
+    numbers, count = parts.numbers[places], len(parts.names)
+    seen = np.bincount(numbers, minlength=count)
+    hits = np.bincount(numbers[right], minlength=count)
+    triples = zip(parts.names, hits, seen, strict=True)
+    return {name: float(hit / number) for name, hit, number in triples if number}
+
+
+def _shots_of(
+    images: ImageSet, train_labels: Int[np.ndarray, " n"] | None, data: DataConfig
+) -> Groups | None:
+    """Images by the number of training images of their class; None where that is no long tail."""
+    if train_labels is None or data.imbalance_factor is None:
+        return None
+    sizes = np.bincount(train_labels, minlength=len(images.class_names))
+    many, few = data.many_few
+    of_class = np.select([sizes > many, sizes < few], [2, 0], 1)
+    return Groups(_SHOTS, of_class[images.labels])

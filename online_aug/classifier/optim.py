@@ -1,0 +1,138 @@
+"""timm's optimizers by name, with our settings.
+
+Mixup and CutMix over soft labels, drawn by timm.
+
+The learning rate as a function of the step: nothing to save, nothing to restore.
+"""
+
+import difflib
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from online_aug.config.training import OptimConfig
+from online_aug.errors import UserError, one_line
+from online_aug.seeding import numpy_global_state
+
+
+def build_optimizer(classifier: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """An optimizer of what is trained of the classifier.
+
+    Each group of weights has the factor of its learning rate as `lr_scale` where layers differ.
+
+    Raises:
+        UserError: If it cannot be built with these settings.
+    """
+    # timm's "sgd" is Nesterov's, which PyTorch refuses without momentum.
+    is_plain = optim.name in ("sgd", "nesterov") and optim.momentum == 0
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            classifier,
+            opt="momentum" if is_plain else optim.name,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+            layer_decay=optim.layer_decay,
+            **optim.options,
+        )
+    except (AssertionError, ImportError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            "optim.name and optim.options must be an optimizer of timm that can be built, got "
+            f"{optim.name} and {optim.options}: {one_line(error)}"
+        ) from None
+    return optimizer
+
+
+def check_optimizer(optim: OptimConfig) -> None:
+    """Refuse an optimizer that timm does not have or cannot build.
+
+    Raises:
+        UserError: If so; says which names are nearest.
+    """
+    if optim.name not in list_optimizers():
+        nearest = difflib.get_close_matches(optim.name, list_optimizers(), 3)
+        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+        raise UserError(f"optim.name must be an optimizer of timm, got {optim.name!r}{hint}")
+    if get_optimizer_info(optim.name).second_order:
+        raise UserError(
+            f"optim.name must be an optimizer that needs first derivatives only, got {optim.name}"
+        )
+    # Layers are counted by the classifier, which is not built yet.
+    build_optimizer(nn.Linear(2, 2), optim.model_copy(update={"layer_decay": None}))
+
+
+def mix_batch(
+    images: Float[Tensor, "b 3 h w"],
+    labels: Float[Tensor, "b k"],
+    optim: OptimConfig,
+    rng: np.random.Generator,
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
+    """The batch under Mixup or CutMix, a coin toss where both are on; as it is where both are off.
+
+    timm mixes class indices. Asked for a batch whose classes are its own positions, its soft
+    targets are the weights of each image in each mixture, and these mix any labels. It pairs the
+    first with the last, so of an odd batch the last image stays as it is.
+
+    Args:
+        images: Normalised; changed in place.
+        labels: Rows that sum to 1.
+        optim: Beta parameters, and how often there is mixing at all.
+        rng: Source of all chance.
+    """
+    paired = len(images) - len(images) % 2
+    if paired == 0 or not (optim.mixup or optim.cutmix):
+        return images, labels
+    mixup = Mixup(
+        mixup_alpha=optim.mixup or 0.0,
+        cutmix_alpha=optim.cutmix or 0.0,
+        prob=optim.mix_probability,
+        label_smoothing=0.0,
+        num_classes=paired,
+    )
+    with numpy_global_state(rng):
+        _, weights = mixup(images[:paired], torch.arange(paired, device=images.device))
+    return images, torch.cat([weights.to(labels.dtype) @ labels[:paired], labels[paired:]])
+
+
+def learning_rate(
+    optim: OptimConfig, step: int, *, total_steps: int, steps_per_epoch: int
+) -> float:
+    """The learning rate of optimizer step `step`, from 0.
+
+    Rises linearly to `optim.lr` over the warm-up, whose last step has the peak. Then it stays, or
+    falls along half a cosine that would reach `optim.min_lr` at `total_steps`, or is timm's
+    schedule, which counts from the start of the run.
+    """
+    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return optim.lr * (step + 1) / warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    if optim.schedule != "cosine":
+        return _timm_rate(optim, step, total_steps // steps_per_epoch, steps_per_epoch)
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _timm_rate(optim: OptimConfig, step: int, epochs: int, steps_per_epoch: int) -> float:
+    # timm's schedulers write into an optimizer; one of a single number costs microseconds.
+    holder = torch.optim.SGD([torch.zeros(1)], lr=optim.lr)
+    scheduler, _ = create_scheduler_v2(
+        holder,
+        sched=optim.schedule,
+        num_epochs=epochs,
+        decay_epochs=optim.decay_epochs[0],
+        decay_milestones=list(optim.decay_epochs),
+        decay_rate=optim.decay_rate,
+        min_lr=optim.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    scheduler.step_update(step)
+    return float(holder.param_groups[0]["lr"])

@@ -1,0 +1,1 @@
+"""The subcommands of `online-aug`, one file each."""

@@ -1,0 +1,93 @@
+"""`python -m online_aug.evaluate`: a run's `model.safetensors` on the test split."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from online_aug.classifier.evaluation import Evaluation, evaluate
+from online_aug.classifier.model import build_classifier
+from online_aug.cli.arguments import parse_command
+from online_aug.config import Config
+from online_aug.console import open_console, percent, run_main
+from online_aug.data.sources import load_splits
+from online_aug.distributed.devices import plan_devices
+from online_aug.errors import UserError
+from online_aug.reporting.run_directory import CONFIG_FILE, run_folder
+
+MODEL_FILE = "model.safetensors"
+SUMMARY = (
+    "Judge a run's model on its test split. Instead of CONFIG.yaml a run directory may be given; "
+    "--json prints one object instead of a table."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print top1, top5 and the accuracy of each class, group and part of a long tail.
+
+    Raises:
+        UserError: If the configuration, the data or the weights cannot be used.
+    """
+    arguments = [word for word in argv if word != "--json"]
+    given = Path(arguments[0]) if arguments and Path(arguments[0]).is_dir() else None
+    if given is not None:
+        arguments[0] = str(_config_of(given))
+    command = parse_command(arguments, prog="python -m online_aug.evaluate", summary=SUMMARY)
+    config = command.load_config()
+    folder = given or run_folder(config.run, command.config_path)
+    result = _judge(config, folder / MODEL_FILE)
+    if "--json" in argv:
+        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
+    else:
+        _print(result, open_console())
+
+
+def _config_of(folder: Path) -> Path:
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"run directory must hold {CONFIG_FILE}, {folder} does not")
+    return folder / CONFIG_FILE
+
+
+def _judge(config: Config, weights: Path) -> Evaluation:
+    if not weights.is_file():
+        raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
+    splits = load_splits(config.data)
+    images = splits.test
+    device = torch.device(plan_devices(config.devices).train[0])
+    settings = config.classifier.model_copy(update={"checkpoint": weights})
+    classifier = build_classifier(
+        settings, len(images.class_names), image_size=config.data.image_size
+    )
+    classifier.to(device)
+    return evaluate(classifier, images, config.data, device, train_labels=splits.train.labels)
+
+
+def _print(result: Evaluation, console: Console) -> None:
+    parts = {
+        "class": result.per_class,
+        "group": result.per_group,
+        "training images": result.per_shots,
+    }
+    for title, shares in parts.items():
+        if shares:
+            console.print(_table(title, shares))
+    console.print(
+        f"top1 {percent(result.top1)}, top5 {percent(result.top5)} of {result.images} images, "
+        f"loss {result.loss:.4f}"
+    )
+
+
+def _table(title: str, shares: Mapping[str, float]) -> Table:
+    table = Table(title, "recognised", title="test split")
+    for name, share in shares.items():
+        table.add_row(name, percent(share))
+    return table
+
+
+if __name__ == "__main__":
+    run_main(main)

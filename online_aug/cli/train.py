@@ -1,0 +1,191 @@
+"""Train an image classifier while a second process makes diffusion augmentations for it.
+
+python train.py configs/quickstart.yaml [key.sub=value ...] [--dry-run]
+
+What can be refused about a training before anything is built or written.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from online_aug.classifier.model import check_classifier, check_precision
+from online_aug.classifier.optim import check_optimizer
+from online_aug.cli.arguments import DRY_RUN, Command, parse_command
+from online_aug.config import Config
+from online_aug.config.loading import config_digest, resolved_yaml
+from online_aug.data.transforms import check_policy
+from online_aug.distributed.cluster import (
+    Layout,
+    is_first_of_node,
+    is_first_process,
+    layout_of,
+    obey,
+    reach,
+    run_on_nodes,
+)
+from online_aug.distributed.launcher import RECORD, is_launched, launch, needs_launcher, this_node
+from online_aug.distributed.processes import Interrupt
+from online_aug.errors import UserError
+from online_aug.reporting.run_directory import run_folder
+from online_aug.training.deepspeed_setup import deepspeed_config
+
+if TYPE_CHECKING:
+    from online_aug.distributed.devices import DevicePlan
+    from online_aug.distributed.world import World
+    from online_aug.experiment.experiment import Recipe
+
+# What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
+# configuration is to be said before.
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read command and configuration, then run them."""
+    if this_node() is not None and not is_launched():
+        obey()
+    command = parse_command(
+        argv,
+        prog="python train.py",
+        summary="Train a classifier while a second process generates augmentations for it.",
+        switches=DRY_RUN,
+    )
+    return start(command, command.load_config(), argv)
+
+
+def start(command: Command, config: Config, argv: Sequence[str]) -> int:
+    """Check everything, prepare data and generator, then train on one or more ranks."""
+    from online_aug.console import open_console
+    from online_aug.distributed.devices import check_unused
+    from online_aug.experiment.teacher import ensure_saliency
+    from online_aug.finetuning.run import ensure_finetuned
+    from online_aug.loader.pool import open_store
+    from online_aug.reporting.live import print_summary
+    from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
+    from online_aug.training.build_loader import describe_run
+    from online_aug.training.checkpoints import check_can_go_on
+
+    layout = layout_of(config.devices)
+    recipe, devices = check(config, layout)
+    if "--dry-run" in command.switches:
+        sys.stdout.write(describe_run(recipe, devices, layout.hosts) if is_first_process() else "")
+        return 0
+    directory = run_folder(config.run, command.config_path)
+    if RECORD in os.environ:  # the process that launched this rank has done the rest
+        return train(recipe, devices, directory)
+    check_unused(devices.generate if is_first_of_node() else ())
+    check_room(directory, resolved_yaml(config), config.run.resume)
+    check_can_go_on(recipe, directory, layout.ranks or len(devices.train))
+    if layout.hosts is not None:
+        return run_on_nodes(argv, layout.hosts, reach(layout.hosts))
+    open_store(config, recipe.splits.train).open()
+    if is_first_process():
+        sys.stdout.write(f"{devices}\n")
+        sys.stdout.write(f"imported: {recipe.imports}\n" if recipe.imports.images else "")
+        prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
+    if config.run.resume and is_finished(directory, config.run.epochs):
+        if is_first_process():
+            print_summary(read_summary(directory), directory, open_console())
+        return 0
+    ensure_finetuned(recipe, devices.finetune)
+    ensure_saliency(recipe)
+    if needs_launcher(devices.train):
+        return launch(argv, devices.train, threads=devices.train_threads)
+    return train(recipe, devices, directory)
+
+
+def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
+    """Refuse what could not be run; the recipe and who computes where on this machine."""
+    from online_aug.classifier.model import check_fit
+    from online_aug.data.sources import load_splits
+    from online_aug.distributed.devices import plan_devices
+    from online_aug.distributed.world import rank_device
+    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.teacher import check_teacher
+    from online_aug.producer.build import check_judge
+    from online_aug.training.build_loader import check_sequence
+    from online_aug.training.deepspeed_setup import check_deepspeed
+
+    generates = config.mixing.imported != "only" and config.run.replay is None
+    devices = plan_devices(config.devices, generates=generates, ranks=layout.here)
+    check_training(config, devices.train, layout.ranks)
+    splits = load_splits(config.data)
+    num_classes = len(splits.train.class_names)
+    check_fit(config.classifier, num_classes, config.data.image_size)
+    recipe = Recipe(config, splits, devices.generator)
+    check_teacher(recipe)
+    check_judge(recipe)
+    recipe.check(generates=bool(devices.generate))
+    check_sequence(recipe, resolved_yaml(config))
+    check_deepspeed(config, num_classes, rank_device(devices.train))
+    return recipe, devices
+
+
+def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
+    """Meet the other ranks and train; 128 plus the signal where one ended the run early."""
+    import torch
+
+    from online_aug.distributed.world import failing_together, rank_device, start_distributed
+    from online_aug.training.build_loader import check_shared
+
+    torch.set_num_threads(devices.train_threads)
+    world = start_distributed(rank_device(devices.train))
+    check_shared(world, directory)
+    with failing_together(world, directory):
+        return train_rank(recipe, devices, world, directory)
+
+
+def train_rank(recipe: "Recipe", devices: "DevicePlan", world: "World", directory: Path) -> int:
+    """Train as one of the ranks that have met."""
+    from online_aug.classifier.model import build_classifier
+    from online_aug.distributed.world import barrier, end_distributed
+    from online_aug.training.build_loader import build_loader
+    from online_aug.training.trainer import TrainingRun
+
+    config = recipe.config
+    classifier = build_classifier(
+        config.classifier,
+        len(recipe.splits.train.class_names),
+        image_size=config.data.image_size,
+        seed=config.run.seed,
+    )
+    with (
+        Interrupt() as interrupt,
+        build_loader(recipe, devices, world, directory, interrupt) as loader,
+        TrainingRun(recipe, classifier, loader, world, directory) as run,
+    ):
+        run.resume()
+        received = 0
+        for epoch in range(run.first_epoch, config.run.epochs):
+            if received := run.train_epoch(epoch, interrupt):
+                break
+            run.validate(epoch)
+        else:
+            run.finish()
+    barrier(world)  # the first rank to end with a signal's status makes the launcher end the others
+    end_distributed()
+    return 128 + received if received else 0
+
+
+def check_training(config: Config, devices: Sequence[str], ranks: int | None = None) -> None:
+    """Refuse classifier, optimizer, transforms or DeepSpeed settings that cannot be used.
+
+    Args:
+        config: Of the run.
+        devices: That train on this node.
+        ranks: Of all nodes; None if they are one for each of these devices.
+
+    Raises:
+        UserError: If one of them cannot.
+    """
+    deepspeed_config(config, ranks or len(devices))
+    check_classifier(config.classifier)
+    check_precision(config.classifier, devices)
+    check_optimizer(config.optim)
+    check_policy(config.data)
+    if config.optim.min_lr > config.optim.lr:
+        raise UserError(
+            f"optim.min_lr must be at most optim.lr, got {config.optim.min_lr:g} "
+            f"for {config.optim.lr:g}"
+        )

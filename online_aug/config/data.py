@@ -1,0 +1,99 @@
+"""The part of the configuration that says what the real images are."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from online_aug.config.fields import (
+    Count,
+    Exponent,
+    Fraction,
+    NotNegative,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+    Strength,
+    Text,
+)
+
+
+class DataConfig(Section):
+    """The real images."""
+
+    source: str = "digits"
+    """`digits`, `pocket_birds`, a published set such as `cub200` (docs/DATA.md), an image
+    folder, or a timm data set such as `torch/cifar10`."""
+    root: Path = Path("data")
+    """Folder in which embedded sets are written, and published and timm sets are looked for."""
+    image_size: Pixels = 64
+    """Side of the square the classifier sees, px."""
+    metaclass: str = ""
+    """Word for all classes together in the prompt, such as `bird`."""
+    examples_per_class: Count | None = None
+    """Few-shot: keep this many training images of each class, drawn by `data.seed`."""
+    imbalance_factor: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
+    """Long tail: size of the smallest class over the largest, (0, 1]; Diff-Mix's formula."""
+    many_few: tuple[Count, Count] = (100, 20)
+    """Long tail: a class with more training images than the first has many, with fewer than the
+    second few; their accuracy is told apart."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.1
+    """Share of a single folder (or of train where there is no val) kept for validation."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.2
+    """Share of a single folder kept for the test."""
+    seed: Seed = 0
+    """Seed of the split and of the few-shot and long-tail cuts."""
+    epoch_repeats: Count = 1
+    """How often an epoch walks through the training set; larger for few-shot sets."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An unreadable file ends the start with its name, or is left out and counted."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes a rank; null chooses from the cores."""
+    resize: Literal["squash", "shortest", "longest"] = "squash"
+    """Which side becomes `resize_px`: both, whatever their ratio; the shortest; or the longest,
+    with black borders beside the other."""
+    resize_px: Pixels | None = None
+    """Side of images before they are cut to `image_size`, px; null is `image_size`."""
+    crop: Literal["centre", "random", "resized"] = "centre"
+    """Training transform: the cut is in the middle, as in evaluation, anywhere, or takes a part of
+    any area of the image and resizes it."""
+    crop_pad_px: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Training transform: black border before a `random` cut, px."""
+    crop_area: tuple[Strength, Strength] = (0.08, 1.0)
+    """Training transform: smallest and largest part that a `resized` cut takes, (0, 1]."""
+    shift: Fraction = 0.1
+    """Training transform: largest shift, as a fraction of the side."""
+    rotate_degrees: Annotated[float, Field(ge=0, le=180), Exponent] = 10.0
+    """Training transform: largest rotation, degrees."""
+    scale: tuple[Positive, Positive] = (0.9, 1.1)
+    """Training transform: smallest and largest zoom."""
+    hflip: Fraction = 0.0
+    """Training transform: probability of a horizontal flip."""
+    auto_augment: Text | None = None
+    """Training transform: timm's RandAugment, AutoAugment or AugMix, such as
+    `rand-m9-mstd0.5-inc1`; null is off."""
+    colour_jitter: NotNegative | None = None
+    """Training transform: largest change of brightness, contrast and saturation; null is off."""
+    erase: Fraction = 0.0
+    """Training transform: probability that a rectangle is replaced by noise (timm)."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "DataConfig":
+        for name in ("scale", "crop_area"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"data.{name} must be smallest then largest, got {[low, high]}")
+        if self.resize_px is not None and self.resize_px < self.image_size:
+            raise ValueError(
+                f"data.resize_px must be at least data.image_size, got {self.resize_px} "
+                f"for {self.image_size}"
+            )
+        if self.many_few[0] < self.many_few[1]:
+            raise ValueError(f"data.many_few must be many then few, got {list(self.many_few)}")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "data.val_fraction + data.test_fraction must be below 1, got "
+                f"{self.val_fraction} + {self.test_fraction}: nothing is left to train on"
+            )
+        return self

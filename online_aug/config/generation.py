@@ -1,0 +1,202 @@
+"""The part of the configuration that says how the generator learns the classes.
+
+The part of the configuration that says which generated images are fit to be used.
+
+The part of the configuration that says how images are made.
+
+The part of the configuration that says in which order images are made.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from online_aug.config.fields import (
+    Count,
+    Exponent,
+    Fraction,
+    NotNegative,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+)
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
+
+    enabled: bool = True
+    """Fine-tune before training where no result is found; `diffusemix`, `real_guidance` and
+    `real_mix` take their model as it is."""
+    path: Path = Path("runs/finetuned")
+    """Folder of results, one sub-folder for each fingerprint; or a file or folder of adapters made
+    elsewhere, used instead: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""
+    mode: Literal["joint", "textual_inversion", "staged", "lora"] = "joint"
+    """What is learned: class tokens and LoRA at once (`joint`, Diff-Mix), tokens only
+    (`textual_inversion`, DA-Fusion), tokens and then LoRA (`staged`), or LoRA alone, the prompts
+    then hold the class names (`lora`)."""
+    per_class: bool = False
+    """Learn the tokens in a run for each class (DA-Fusion) instead of one for all (Diff-Mix);
+    with `textual_inversion` and `staged` only, for all classes share one LoRA."""
+    steps: Count = 2000
+    """Optimizer steps; of `staged` those of the LoRA, with `per_class` those of each class."""
+    token_steps: Count | None = None
+    """Optimizer steps of the tokens in `staged`; null takes `steps`."""
+    batch_size: Count = 8
+    """Images a step, over all devices together: every GPU of the run learns its part of it."""
+    class_balance: Fraction = 0.0
+    """An image of a class of n is drawn in proportion to 1 / n^x: 0 draws all images alike, 1 all
+    classes alike (Diff-Mix's weighted sampler for long tails)."""
+    lr: Positive = 5e-5
+    """Learning rate of the LoRA weights."""
+    token_lr: Positive = 5e-4
+    """Learning rate of the class tokens."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Both learning rates over the steps: as they are (Diff-Mix), or falling to 0."""
+    rank: Count = 10
+    """Rank of the LoRA matrices."""
+    min_snr_gamma: Positive | None = None
+    """Weigh noise levels by Min-SNR (arXiv:2303.09556, which takes 5); null weighs all alike, as
+    Diff-Mix and DA-Fusion do."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the frozen model; what is learned stays float32. `float16` scales the loss
+    and needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice in place of keeping them: less memory, the same result."""
+    seed: Seed = 0
+    """Seed of the order, noise and initial LoRA weights."""
+    checkpoint_steps: Count = 200
+    """Steps between two states from which an interrupted fine-tuning goes on."""
+    validation_steps: Count | None = None
+    """Steps between two sheets of what the model draws by now, `validation/` beside the result;
+    null draws none."""
+
+    @model_validator(mode="after")
+    def _classes_share_one_lora(self) -> "FinetuneConfig":
+        if self.per_class and self.mode not in ("textual_inversion", "staged"):
+            raise ValueError(
+                "finetune.per_class must be false unless finetune.mode is textual_inversion or "
+                f"staged, got true for {self.mode}: all classes share one LoRA"
+            )
+        return self
+
+
+class GateConfig(Section):
+    """Which generated images are used; black, white, flat and not finite ones never are."""
+
+    classifier: Path | None = None
+    """Weights of a classifier trained on real images, which judges the class; null judges none."""
+    name: str | None = None
+    """timm name of the model in that file; null is `classifier.name`."""
+    image_size: Pixels | None = None
+    """Side of the square it looks at, px; null is `data.image_size`."""
+    min_probability: Fraction = 0.0
+    """Least probability of the classes in the label together (source, target); 0 is no limit."""
+    top_k: Count | None = None
+    """One class of the label must be among this many most probable; null is no limit; SaSPA: 10."""
+    clip: Path | None = None
+    """Directory of a CLIP model in transformers' format, which is asked whether an image shows a
+    `data.metaclass` at all (Diff-Mix's filter); null asks none."""
+    clip_drop: Fraction = 0.1
+    """Images are dropped that CLIP scores below this part of up to 1,000 training images."""
+
+    @property
+    def has_rule(self) -> bool:
+        """A class is asked for."""
+        return self.min_probability > 0 or self.top_k is not None
+
+
+_LCM_STEPS = 50
+"""Steps of the solver that consistency models are distilled from (arXiv:2310.04378)."""
+
+
+class GenerationConfig(Section):
+    """How images are made."""
+
+    model: str = "embedded"
+    """`embedded`, a directory in diffusers' format, or a hub name: Stable Diffusion 1.x or 2.x, or
+    InstructPix2Pix for DiffuseMix."""
+    revision: str | None = None
+    """Revision of a hub name."""
+    vae: str | None = None
+    """A tiny autoencoder that takes the place of the model's own, but for learning: a directory in
+    diffusers' format or a hub name, such as `madebyollin/taesd`."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Steps of the whole trajectory; `int(steps * strength)` are run."""
+    guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5
+    """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
+    image_guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 1.5
+    """DiffuseMix: weight of the source image in InstructPix2Pix; 1 is no more than trained."""
+    scheduler: Literal["dpmsolver++", "ddim", "euler", "euler_ancestral", "lcm"] = "dpmsolver++"
+    """Solver of the denoising steps."""
+    resolution: Annotated[Pixels, Field(multiple_of=8)] = 512
+    """Side of the generated square, px, a multiple of 8."""
+    slots: Literal["auto"] | Count = "auto"
+    """Images denoised together; `auto` is 8 on a CPU and what fits into half of the free memory, up
+    to 16, on a GPU; more than fit are refused. Where memory runs out later, half as many go on."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """Attention kernels; `auto` takes PyTorch's own on a CPU and measures on a GPU."""
+    execution: Literal["auto", "eager", "graph", "compile"] = "auto"
+    """How the network is called: `graph` records a call and replays it (a CUDA graph on a GPU),
+    `compile` is torch.compile, which takes minutes at the start and needs a C++ compiler on a CPU;
+    `auto` records on a CPU only."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the generator; `auto` is float32 on a CPU, float16 on a GPU."""
+    latents_gib: NotNegative = 8.0
+    """What latents of sources for which 1 GiB of memory is too little may take of the disk of the
+    cache, GiB, for each generation process until its end; 0 encodes them again."""
+    max_ahead: Count = 256
+    """Generated images not yet served at which the generator pauses."""
+    variants_per_image: Count = 5
+    """Images made from each source (Diff-Mix's multiplier)."""
+    seed: Seed = 0
+    """Seed of the plan and the noise; part of the request: another seed makes other images."""
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> "GenerationConfig":
+        if self.scheduler == "lcm" and self.num_inference_steps > _LCM_STEPS:
+            raise ValueError(
+                f"generation.num_inference_steps must be at most {_LCM_STEPS} with "
+                f"generation.scheduler lcm, got {self.num_inference_steps}"
+            )
+        return self
+
+
+class ScheduleConfig(Section):
+    """What is generated first."""
+
+    priority: Literal["uniform", "long_tail", "hard"] = "uniform"
+    """`uniform`: the order of the plan; `long_tail`: target classes in proportion to 1 / (n + 1) of
+    their n training images; `hard`: in proportion to the classifier's running loss on them."""
+    image_weights: Path | None = None
+    """With `uniform`: JSON file of training images (their files as the data set lists them, or
+    digests) and numbers above 0: images are varied in proportion to theirs; others count 1."""
+    refresh_steps: Count = 100
+    """`hard`: optimizer steps between two looks at the losses."""
+    stripe: Annotated[int, Field(ge=0)] = 0
+    """Part of the plan that this machine begins with, from 0, where several make one plan."""
+    stripes: Count = 1
+    """Machines that make one plan, each its part; the keys say which request is in which."""
+    helps: bool = True
+    """After its own part a machine goes on with the rest; false ends there, for caches that are to
+    be merged."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_weights(self) -> "ScheduleConfig":
+        if self.image_weights is not None and self.priority != "uniform":
+            raise ValueError(
+                "schedule.priority must be uniform where schedule.image_weights is given, got "
+                f"{self.priority}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stripe_is_one_of_them(self) -> "ScheduleConfig":
+        if self.stripe >= self.stripes:
+            raise ValueError(
+                f"schedule.stripe must be below schedule.stripes, got {self.stripe} of "
+                f"{self.stripes}"
+            )
+        return self

@@ -1,0 +1,287 @@
+"""One way to show that something takes a while: a bar in a terminal, lines every 10 s elsewhere.
+
+Which console there is, and whether a person watches it.
+
+Figures as a person reads them; ASCII only, so that every log and terminal can show them.
+"""
+
+import errno
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from cache import CacheError
+from online_aug.errors import RunError, UserError, one_line
+from online_aug.request import Served
+
+LINE_EVERY_S = 10.0
+
+
+class Tally:
+    """How far a piece of work is; `advance` is cheap enough to be called for every item."""
+
+    def __init__(self, title: str, total: int) -> None:
+        """Start the clock."""
+        self.title, self.total, self.done, self.note = title, total, 0, ""
+        self._started = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count items done; `note` (such as `loss 0.12`) stays beside them until the next one."""
+        self.done += count
+        self.note = note or self.note
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the work began."""
+        return time.monotonic() - self._started
+
+    def state(self) -> str:
+        """The latest note and the time left at the speed so far, as far as they are known."""
+        if not 0 < self.done < self.total:
+            return self.note
+        left = f"{duration(self.elapsed_s * (self.total - self.done) / self.done)} left"
+        return f"{self.note}, {left}" if self.note else left
+
+
+@contextmanager
+def progress(
+    title: str, total: int, *, enabled: bool = True, console: Console | None = None
+) -> Iterator[Tally]:
+    """Show how far `total` items are while the block runs; the block calls `advance`.
+
+    In a terminal it is a bar with the remaining time. Elsewhere there is a first line and one every
+    10 s, whether or not anything advanced. Either way a last line says how long it took. A thread
+    does this: do not fork inside.
+
+    Args:
+        title: What is being done, such as `fine-tuning`.
+        total: Number of items.
+        enabled: Show it; false on all ranks but the first.
+        console: Where; standard output by default.
+    """
+    tally = Tally(title, total)
+
+    def line() -> str:
+        return ", ".join(part for part in (f"{title}: {tally.done}/{total}", tally.state()) if part)
+
+    with _shown(line, lambda: _bar(tally), enabled, console) as say:
+        yield tally
+        say(f"{title}: {tally.done}/{total} in {duration(tally.elapsed_s)}")
+
+
+@contextmanager
+def stage(title: str, *, enabled: bool = True, console: Console | None = None) -> Iterator[None]:
+    """Show that something of unknown length goes on while the block runs, and how long it took.
+
+    As `progress`, with a spinner in a terminal. A thread does this: do not fork inside.
+    """
+    clock = Tally(title, 0)
+    spinner = Spinner("dots", style="cyan")
+
+    def line() -> str:
+        return f"{title} ... {duration(clock.elapsed_s)}"
+
+    def spinning() -> RenderableType:
+        spinner.update(text=Text(line()))
+        return spinner
+
+    with _shown(line, spinning, enabled, console) as say:
+        yield
+        say(f"{title}: done in {duration(clock.elapsed_s)}")
+
+
+@contextmanager
+def _shown(
+    line: Callable[[], str],
+    picture: Callable[[], RenderableType],
+    enabled: bool,
+    console: Console | None,
+) -> Iterator[Callable[[str], None]]:
+    if not enabled:
+        yield lambda text: None
+        return
+    shown_on = console or open_console()
+    watch: AbstractContextManager[object]
+    if is_watched(shown_on):
+        watch = Live(get_renderable=picture, console=shown_on, refresh_per_second=8, transient=True)
+    else:
+        watch = _lines(line, shown_on)
+    last: list[str] = []
+    with watch:
+        yield last.append
+    for text in last:
+        print_line(shown_on, text)
+
+
+@contextmanager
+def _lines(line: Callable[[], str], console: Console) -> Iterator[None]:
+    over = threading.Event()
+
+    def talk() -> None:
+        while not over.wait(LINE_EVERY_S):
+            print_line(console, line())
+
+    print_line(console, line())
+    thread = threading.Thread(target=talk, name="progress lines", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _bar(tally: Tally) -> RenderableType:
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1, min_width=10)
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_column(no_wrap=True, min_width=24)
+    bar = ProgressBar(
+        max(tally.total, 1), tally.done, complete_style="cyan", finished_style="green"
+    )
+    grid.add_row(
+        Text(tally.title), bar, Text(f"{tally.done}/{tally.total}"), Text(tally.state(), "dim")
+    )
+    return grid
+
+
+@cache
+def open_console() -> Console:
+    """The console on standard output, one for all: only then can displays share the screen."""
+    return Console(highlight=False)
+
+
+def is_watched(console: Console, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether lines may be redrawn: a real terminal, able to move its cursor, not a CI log."""
+    if environment.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    return console.is_terminal and not console.is_dumb_terminal and _shows_unicode(console)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print one line as it is: no markup, no wrapping, and at once also into a pipe."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()
+
+
+def _shows_unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] with one decimal; a dash where it is NaN."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def whole_percent(share: float) -> str:
+    """A share in [0, 1] without decimals, but never 0 % for something or 100 % for not all."""
+    if 0 < share < 0.01:
+        return "<1 %"
+    return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+
+
+def rate(per_s: float) -> str:
+    """A rate with two or three significant digits."""
+    if not math.isfinite(per_s):
+        return "-"
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2f}"
+
+
+def byte_size(size_bytes: int) -> str:
+    """A size in the largest binary unit in which it is at least 1."""
+    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" or size >= 100 else f"{size:.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def shares(served: Served) -> dict[str, float]:
+    """The four ways a slot is filled as shares of all slots, in [0, 1]; all 0 without slots."""
+    counts = {
+        "real": served.real,
+        "fresh": served.fresh,
+        "cached": served.cached,
+        "starved": served.starved,
+    }
+    total = sum(counts.values())
+    return {name: count / total if total else 0.0 for name, count in counts.items()}
+
+
+FAILED = 1
+
+INTERRUPTED = 130
+
+MISUSED = 2
+
+LAUNCHER_S = 5.0
+"""Within this time a launcher ends the ranks beside one that failed."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Call `main` with the arguments and exit with its status, 0 for None.
+
+    `UserError` and `CacheError` become lines on standard error and status 2, as a full disk does,
+    `RunError` status 1.
+    Ctrl-C is status 130 and SIGTERM 143, both after everything on the way out has cleaned up. Of
+    the ranks of a node the first says what all of them found; the others wait to be ended.
+    """
+    try:
+        with _clean_termination():
+            status = main(sys.argv[1:]) or 0
+    except (UserError, CacheError, RunError) as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(LAUNCHER_S)
+        sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
+        status = FAILED if isinstance(error, RunError) else MISUSED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        sys.stderr.write(f"error: a disk must have room, got {one_line(error)}; free space\n")
+        status = MISUSED
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+@contextmanager
+def _clean_termination() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,199 @@
+"""Image folders: `train/ val/ test/` with class folders, or one folder of class folders.
+
+Refusals of labels and classes that do not fit, in one line each.
+
+Folders of images that are written once, by one process, and found again by all others.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+import numpy as np
+from online_aug.data.image_sets import FolderSet
+from online_aug.data.images import IMAGE_SUFFIXES
+from online_aug.errors import UserError
+from collections.abc import Collection, Sequence
+from typing import Any
+import shutil
+from collections.abc import Callable
+from online_aug.data.progress import Report, terminal_progress
+from online_aug.files import alone
+
+SPLIT_FOLDERS = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
+
+
+def folder_splits(root: Path) -> dict[str, FolderSet]:
+    """The splits found under `root`: always `train`, and `val` and `test` where there are folders.
+
+    Class folders are taken in sorted order and searched to any depth; hidden files and files that
+    are no images are ignored, links are followed. A `train` folder without sub-folders counts as a
+    class, so that a set of vehicles is not mistaken for a split.
+
+    Raises:
+        UserError: If the folder or the classes in it cannot be used as they are.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.source must be a folder that exists, got {root}")
+    if not _sub_folders(root / "train"):
+        return {"train": _read_split(root, _class_names(root))}
+    places = {split: _split_folder(root, names) for split, names in SPLIT_FOLDERS.items()}
+    return read_splits({split: place for split, place in places.items() if place is not None})
+
+
+def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
+    """The set of each split from its folder of class folders; the classes are those of `train`.
+
+    Raises:
+        UserError: If a folder holds no class folders, a class that `train` lacks, or no images.
+    """
+    train = _class_names(places["train"])
+    found = {}
+    for split, place in places.items():
+        unknown = [name for name in _class_names(place) if name not in train]
+        refuse_unknown_classes(unknown, split, place)
+        found[split] = _read_split(place, train)
+    return found
+
+
+def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    there = [root / name for name in names if (root / name).is_dir()]
+    if len(there) > 1:
+        got = " and ".join(path.name for path in there)
+        raise UserError(f"{root} must hold one folder for the {names[0]} split, got {got}")
+    return there[0] if there else None
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = _sub_folders(folder)
+    if not names:
+        raise UserError(
+            f"{folder} must hold a folder for each class, or train/, val/ and test/ with them, "
+            "got neither"
+        )
+    return names
+
+
+def _read_split(folder: Path, class_names: tuple[str, ...]) -> FolderSet:
+    found = {
+        name: sorted(_images(folder / name)) for name in class_names if (folder / name).is_dir()
+    }
+    if not any(found.values()):
+        raise UserError(f"data.source must hold images, no images were found in {folder}")
+    number = {name: k for k, name in enumerate(class_names)}
+    files, labels = [], []
+    for name, members in found.items():
+        if not members:
+            raise UserError(f"every class must have images, class {name!r} in {folder} has none")
+        files += [f"{name}/{member}" for member in members]
+        labels += [number[name]] * len(members)
+    return FolderSet(
+        root=folder,
+        files=tuple(files),
+        class_names=class_names,
+        labels=np.asarray(labels, np.int64),
+    )
+
+
+def _sub_folders(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        return ()
+    return tuple(
+        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    )
+
+
+def _images(folder: Path) -> Iterator[str]:
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(place).relative_to(folder).as_posix()
+        for name in files:
+            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
+                yield name if prefix == "." else f"{prefix}/{name}"
+
+
+def refuse_unknown_classes(unknown: Sequence[str], split: str, place: object) -> None:
+    """Raise a `UserError` if a split has classes that the training split lacks."""
+    if unknown:
+        names = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise UserError(
+            f"every class of the {split} split must be in train, {names} "
+            f"of {place} {'is' if len(unknown) == 1 else 'are'} not"
+        )
+
+
+def refuse_out_of_range(label: object, known: Collection[Any], place: object) -> None:
+    """Raise a `UserError` if a label is none of the numbers for which there is a class."""
+    if label not in known:
+        raise UserError(
+            f"labels of {place} must be whole numbers from {min(known)} to {max(known)}, "
+            f"one for each of its {len(known)} classes, got {label!r}"
+        )
+
+
+def no_single_class(label: object, source: str) -> UserError:
+    """The error for a label that is no class: none at all, a list, a fraction."""
+    return UserError(
+        f"data.source must have one class an image, got {source} with a label {label!r}"
+    )
+
+
+MARKER = ".online_aug_data"
+"""File in a written folder: what it holds. A folder without it is not ours to replace."""
+
+
+def written_once(folder: Path, mark: str, write: Callable[[Path, Report], None]) -> Path:
+    """`folder`, filled by `write` unless a folder with this `mark` is already there.
+
+    It is written aside and renamed when complete, so an interrupt leaves nothing half done. Of
+    several processes that ask at once one writes and the others wait for it.
+
+    Raises:
+        UserError: If the folder cannot be written, or holds something else.
+    """
+    try:
+        if _marked(folder) == mark:
+            return folder
+        with alone(folder.with_name(f".{folder.name}.lock")):
+            if _marked(folder) != mark:
+                _replace(folder, mark, write)
+    except OSError as error:
+        raise UserError(
+            f"data.root must be a folder in which {folder.name} can be written, "
+            f"got {folder.parent}: {error}"
+        ) from error
+    return folder
+
+
+def _replace(folder: Path, mark: str, write: Callable[[Path, Report], None]) -> None:
+    name = folder.name
+    if folder.exists() and _marked(folder) is None:
+        raise UserError(
+            f"{folder} must be free for the data set {name}, but holds something else; "
+            "move it away or choose another data.root"
+        )
+    fresh, stale = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
+    for left_behind in (fresh, stale):  # by a process that was killed; the lock is ours
+        shutil.rmtree(left_behind, ignore_errors=True)
+    with terminal_progress(f"writing {name}") as report:
+        write(fresh, report)
+    (fresh / MARKER).write_text(mark)
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def _marked(folder: Path) -> str | None:
+    marker = folder / MARKER
+    return marker.read_text() if marker.is_file() else None

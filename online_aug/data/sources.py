@@ -1,0 +1,269 @@
+"""From `data.source` to three splits: found, checked, cut and ready to load.
+
+Which images go where: stratified splits, few-shot and long-tail cuts, all by index.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+import numpy as np
+from online_aug.config.data import DataConfig
+from online_aug.data.embedded import EMBEDDED_SETS, write_embedded
+from online_aug.data.folders import folder_splits
+from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
+from online_aug.data.images import BadImageError, check_header, read_image
+from online_aug.data.progress import Report, terminal_progress
+from online_aug.data.published import PUBLISHED, published_splits
+from online_aug.data.timm_sets import TimmSet, is_timm_name, timm_splits
+from online_aug.errors import UserError
+from online_aug.seeding import numpy_rng
+from collections.abc import Sequence
+from jaxtyping import Int
+
+__all__ = [
+    "FolderSet",
+    "ImageSet",
+    "Splits",
+    "Subset",
+    "TimmSet",
+    "check_images",
+    "load_splits",
+]
+
+CHECK_THREADS = 8
+
+
+def load_splits(data: DataConfig) -> Splits:
+    """The training, validation and test images that a configuration asks for.
+
+    Splits that the source lacks are cut from its training split, stratified and seeded by
+    `data.seed`. The long-tail cut comes first, then the few-shot cut; both touch training only. A
+    name of an embedded or a published set means that set: write `./digits` for such a folder.
+
+    Raises:
+        UserError: If the source cannot be found or used, or the cuts cannot be made.
+    """
+    found = _open(data)
+    skipped: list[str] = []
+    with terminal_progress("checking images") as report:
+        for split, images in found.items():
+            found[split], bad = check_images(images, data.on_bad_image, report)
+            skipped += bad
+    _check_classes(found)
+    train, val, test = _three_splits(found, data)
+    return Splits(train=_cut(train, data), val=val, test=test, skipped=tuple(skipped))
+
+
+def check_images(
+    images: ImageSet, on_bad_image: Literal["error", "skip"], progress: Report | None = None
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """The set without the files that cannot be read, and the names of those files.
+
+    With `error` only headers are read, so that large sets start fast: a file broken further in
+    fails in `load`, with its name. With `skip` each file is read to its end: what is left out now
+    need not be dealt with by all who read images later. Sets that are not files are returned as
+    they are.
+
+    Raises:
+        BadImageError: If `on_bad_image` is `error` and there is such a file.
+    """
+    if not isinstance(images, FolderSet):
+        return images, ()
+    reasons: dict[int, str] = {}
+    read = read_image if on_bad_image == "skip" else check_header
+    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+        paths = map(images.path, range(len(images)))
+        for index, reason in enumerate(pool.map(partial(_problem, read), paths)):
+            if reason is not None:
+                reasons[index] = reason
+            if progress:
+                progress(index + 1, len(images))
+    if not reasons:
+        return images, ()
+    if on_bad_image == "error":
+        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        way_out = "mend or remove it, or set data.on_bad_image=skip"
+        raise BadImageError(f"{next(iter(reasons.values()))}{others}; {way_out}")
+    good = np.setdiff1d(np.arange(len(images)), list(reasons))
+    return Subset(images, good), tuple(str(images.path(index)) for index in reasons)
+
+
+def _open(data: DataConfig) -> dict[str, ImageSet]:
+    if data.source in EMBEDDED_SETS:
+        return dict(folder_splits(write_embedded(data.source, data.root)))
+    if data.source in PUBLISHED:
+        return dict(published_splits(data.source, data.root))
+    folder = Path(data.source).expanduser()
+    if folder.is_dir():
+        return dict(folder_splits(folder))
+    if is_timm_name(data.source):
+        return timm_splits(data.source, data.root)
+    names = ", ".join((*EMBEDDED_SETS, *PUBLISHED))
+    raise UserError(
+        f"data.source must be {names}, an image folder that exists, or a timm name such as "
+        f"torch/cifar10 or hfds/<name>, got {data.source}"
+    )
+
+
+def _problem(read: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        read(path)
+    except BadImageError as error:
+        return str(error)
+    return None
+
+
+def _check_classes(found: Mapping[str, ImageSet]) -> None:
+    names = found["train"].class_names
+    if len(names) < 2:
+        raise UserError(f"data.source must hold at least two classes, got only {names[0]!r}")
+    for name, size in zip(names, _class_sizes(found["train"]), strict=True):
+        if size == 0:
+            raise UserError(f"every class must have readable training images, {name!r} has none")
+    for split, images in found.items():
+        if not len(images):
+            raise UserError(f"the {split} split must have readable images, got none")
+
+
+def _three_splits(
+    found: Mapping[str, ImageSet], data: DataConfig
+) -> tuple[ImageSet, ImageSet, ImageSet]:
+    wanted = {"val": data.val_fraction, "test": data.test_fraction}
+    missing = {split: share for split, share in wanted.items() if split not in found}
+    rest = 1 - sum(missing.values())
+    whole = found["train"]
+    if not missing:
+        return whole, found["val"], found["test"]
+    _require_sizes(
+        whole, len(missing) + 1, f"to cut {' and '.join(missing)} from it; add images or folders"
+    )
+    parts = stratified_split(whole.labels, [rest, *missing.values()], numpy_rng("split", data.seed))
+    cut: dict[str, ImageSet] = {
+        split: Subset(whole, part) for split, part in zip(["train", *missing], parts, strict=True)
+    }
+    have = {**found, **cut}
+    return have["train"], have["val"], have["test"]
+
+
+def _cut(train: ImageSet, data: DataConfig) -> ImageSet:
+    if data.imbalance_factor is not None:
+        rng = numpy_rng("long-tail", data.seed)
+        train = Subset(train, long_tail(train.labels, data.imbalance_factor, rng))
+    if data.examples_per_class is not None:
+        _require_sizes(train, data.examples_per_class, "for data.examples_per_class")
+        rng = numpy_rng("few-shot", data.seed)
+        train = Subset(train, few_shot(train.labels, data.examples_per_class, rng))
+    return train
+
+
+def _require_sizes(images: ImageSet, least: int, purpose: str) -> None:
+    for name, size in zip(images.class_names, _class_sizes(images), strict=True):
+        if size < least:
+            raise UserError(
+                f"class {name!r} must have at least {least} training images {purpose}, got {size}"
+            )
+
+
+def _class_sizes(images: ImageSet) -> list[int]:
+    sizes: list[int] = np.bincount(images.labels, minlength=len(images.class_names)).tolist()
+    return sizes
+
+
+def stratified_split(
+    labels: Int[np.ndarray, " n"], fractions: Sequence[float], rng: np.random.Generator
+) -> list[Int[np.ndarray, " m"]]:
+    """Indices of the parts, each sorted; every index is in exactly one part.
+
+    Each class is divided by the largest remainders, and every part gets at least one image of it.
+    `fractions` are the sizes of the parts, above 0, summing to 1.
+
+    Raises:
+        ValueError: If a class has fewer images than there are parts, or the fractions are wrong.
+    """
+    shares = np.asarray(fractions, float)
+    if (shares <= 0).any() or not np.isclose(shares.sum(), 1):
+        raise ValueError(f"fractions must be positive and sum to 1, got {list(fractions)}")
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
+    for label, members in _shuffled_classes(labels, rng):
+        if 0 < len(members) < len(shares):
+            raise ValueError(
+                f"each class must have at least {len(shares)} images to be split, "
+                f"got {len(members)} of class {label}"
+            )
+        ends = np.cumsum(_apportion(len(members), shares))[:-1]
+        for part, chosen in zip(parts, np.split(members, ends), strict=True):
+            part.append(chosen)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def few_shot(
+    labels: Int[np.ndarray, " n"], examples_per_class: int, rng: np.random.Generator
+) -> Int[np.ndarray, " m"]:
+    """Sorted indices of `examples_per_class` images of every class.
+
+    With the same seed a smaller cut is part of a larger one, and what is drawn of one class does
+    not depend on the sizes of the others.
+
+    Raises:
+        ValueError: If a class has fewer images.
+    """
+    chosen = []
+    for label, members in _shuffled_classes(labels, rng):
+        if 0 < len(members) < examples_per_class:
+            raise ValueError(
+                f"examples_per_class must be at most {len(members)}, "
+                f"the size of class {label}, got {examples_per_class}"
+            )
+        chosen.append(members[:examples_per_class])
+    return np.sort(np.concatenate(chosen))
+
+
+def long_tail(
+    labels: Int[np.ndarray, " n"], imbalance_factor: float, rng: np.random.Generator
+) -> Int[np.ndarray, " m"]:
+    """Sorted indices of a training set whose class sizes fall exponentially.
+
+    Diff-Mix (arXiv:2403.19600): classes sorted by size, largest first, keep
+    `N / C * imbalance_factor ** (k / (C - 1))` images, for k = 0 .. C - 1. The authors' code
+    divides by C - 2, which makes the tail smaller than the factor says; with C - 1, the form common
+    in long-tail work, the smallest class over the largest is `imbalance_factor`, in (0, 1], up to
+    rounding to whole images. Every class keeps at least one. Where the smallest class has fewer
+    than the formula wants, the whole curve is lowered until it fits, so that the ratio holds.
+
+    Raises:
+        ValueError: If `imbalance_factor` is out of range.
+    """
+    if not 0 < imbalance_factor <= 1:
+        raise ValueError(f"imbalance_factor must be in (0, 1], got {imbalance_factor}")
+    classes = [members for _, members in _shuffled_classes(labels, rng) if len(members)]
+    classes.sort(key=len, reverse=True)  # stable: classes of one size stay in order of their label
+    head = min(len(labels) / len(classes), len(classes[-1]) / imbalance_factor)
+    steps = max(len(classes) - 1, 1)
+    # Rounding the head first keeps the smallest-to-largest ratio closest to the factor.
+    sizes = np.round(np.round(head) * imbalance_factor ** (np.arange(len(classes)) / steps))
+    kept = [members[: max(int(size), 1)] for members, size in zip(classes, sizes, strict=True)]
+    return np.sort(np.concatenate(kept))
+
+
+def _shuffled_classes(
+    labels: np.ndarray, rng: np.random.Generator
+) -> list[tuple[int, Int[np.ndarray, " m"]]]:
+    """Each class with its indices in random order; a stream of its own for each class."""
+    streams = rng.spawn(int(labels.max()) + 1) if len(labels) else []
+    return [
+        (label, stream.permutation(np.flatnonzero(labels == label)))
+        for label, stream in enumerate(streams)
+    ]
+
+
+def _apportion(size: int, shares: np.ndarray) -> Int[np.ndarray, " parts"]:
+    exact = shares * size
+    counts: np.ndarray = np.floor(exact).astype(np.int64)
+    by_remainder = np.argsort(counts - exact, kind="stable")
+    counts[by_remainder[: size - counts.sum()]] += 1
+    while size and (counts == 0).any():
+        counts[counts.argmax()] -= 1
+        counts[counts.argmin()] += 1
+    return counts

@@ -1,0 +1,299 @@
+"""Data sets `timm.data.create_dataset` opens: torchvision's and those of the Hugging Face hub.
+
+timm's data sets that can only be read from front to back, copied once into an image folder.
+
+Planning asks for any image at any time, so a stream needs an index; a copy is one. Pixels are kept
+exactly (PNG), the classes' names and order are timm's.
+"""
+
+import logging
+from collections.abc import Container, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+import numpy as np
+from jaxtyping import Int, UInt8
+from cache import content_digest
+from online_aug.data.folders import no_single_class, refuse_out_of_range, refuse_unknown_classes
+from online_aug.data.folders import folder_splits
+from online_aug.data.image_sets import FolderSet, ImageSet, pixel_digest
+from online_aug.data.images import BadImageError, decode_image, to_rgb
+from online_aug.errors import UserError, one_line
+from collections.abc import Iterator, Mapping
+from functools import partial
+from urllib.parse import quote
+from PIL import Image
+from online_aug.data.folders import no_single_class, refuse_out_of_range
+from online_aug.data.images import to_rgb
+from online_aug.data.progress import Report
+from online_aug.data.folders import written_once
+
+_LOG = logging.getLogger(__name__)
+_PREFIXES = ("torch", "hfds")
+_FOLDERS = ("folder", "image_folder")
+# Asked for a split that a torchvision set lacks, timm returns another one: the test split for
+# `validation`. So only what each set really has is asked for.
+_TRAIN_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+_TRAIN_VAL = ("imagenet", "places365", "inaturalist", "inat")
+
+
+def is_timm_name(source: str) -> bool:
+    """Whether `source` has the form of a timm data set name, such as `torch/cifar10`."""
+    prefix, _, name = source.partition("/")
+    return bool(name) and prefix.lower() in _PREFIXES + STREAMS
+
+
+def timm_splits(source: str, root: Path) -> dict[str, ImageSet]:
+    """The labelled splits of a timm data set: always `train`, `val` and `test` where it has them.
+
+    Nothing is downloaded for `torch/` names; `hfds/` names come from the hub or its cache. Streams
+    (`wds/`, `tfds/`, `hfids/`) are copied into an image folder under `root` when first asked for.
+
+    Raises:
+        UserError: If the name is unknown, or files or a package are missing.
+    """
+    prefix, _, name = source.partition("/")
+    if prefix.lower() in STREAMS:
+        return dict(folder_splits(_copied(source, root)))
+    if prefix.lower() == "torch" and name.lower() in _FOLDERS:
+        return dict(folder_splits(root))
+    train = _create(source, root, "train")
+    class_names = tuple(_names_by_value(train, source).values())
+    found: dict[str, ImageSet] = {
+        "train": _image_set(train, TimmName(source, root, "train"), class_names)
+    }
+    for split, timm_split in _other_splits(source, train).items():
+        dataset = _create(source, root, timm_split)
+        if set(_raw_labels(dataset, source)) == {-1}:
+            _LOG.warning("the labels of %s (%s) are withheld: split not used", source, timm_split)
+            continue
+        found[split] = _image_set(dataset, TimmName(source, root, timm_split), class_names)
+    return found
+
+
+@dataclass(frozen=True)
+class TimmName:
+    """With what timm opens one split."""
+
+    source: str
+    root: Path
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TimmSet:
+    """One split of a timm data set that is not just files; each process opens it for itself."""
+
+    name: TimmName
+    class_names: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the opened data set."""
+        return {key: value for key, value in self.__dict__.items() if key != "_dataset"}
+
+    def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of one image.
+
+        Raises:
+            BadImageError: If it cannot be read; names the data set, the split and the index.
+        """
+        content = self._encoded(index)
+        if content is not None:
+            return decode_image(content, self._title(index))
+        return to_rgb(self._dataset[index][0])
+
+    def digest(self, index: int) -> str:
+        """Digest of the encoded image where the set holds one, else of its pixels."""
+        content = self._encoded(index)
+        return pixel_digest(self.load(index)) if content is None else content_digest(content)
+
+    @cached_property
+    def _dataset(self) -> Any:
+        return _create(self.name.source, self.name.root, self.name.split)
+
+    def _encoded(self, index: int) -> bytes | None:
+        # Past timm's own __getitem__: for a broken image that returns the next one, label and all.
+        reader = getattr(self._dataset, "reader", None)
+        if reader is None:
+            return None
+        try:
+            with reader[index][0] as stream:
+                content: bytes = stream.read()
+        except OSError as error:
+            raise BadImageError(f"image {self._title(index)} cannot be read: {error}") from error
+        return content
+
+    def _title(self, index: int) -> str:
+        return f"{index} of {self.name.source} ({self.name.split})"
+
+
+def _create(source: str, root: Path, split: str) -> Any:
+    try:
+        from timm.data.dataset_factory import create_dataset
+
+        return create_dataset(source, root=str(root), split=split)
+    except Exception as error:  # each reader fails in its own way, often by an AssertionError
+        raise UserError(
+            f"data.source must be a data set timm can open, got {source} "
+            f"(split {split}, data.root {root}): {one_line(error)}"
+        ) from error
+
+
+def _image_set(dataset: Any, name: TimmName, class_names: tuple[str, ...]) -> ImageSet:
+    named = _names_by_value(dataset, name.source)
+    values = _raw_labels(dataset, name.source)
+    for value in set(values):
+        refuse_out_of_range(value, named.keys(), f"{name.source} ({name.split})")
+    titles = [named[value] for value in values]
+    refuse_unknown_classes(sorted(set(titles) - set(class_names)), name.split, name.source)
+    number = {title: k for k, title in enumerate(class_names)}
+    labels = np.asarray([number[title] for title in titles], np.int64)
+    files = _files(dataset)
+    if files is None:
+        return TimmSet(name=name, class_names=class_names, labels=labels)
+    # Nothing but files: our own decoder reads them, with all their modes and rotations.
+    return FolderSet(root=Path(), files=files, class_names=class_names, labels=labels)
+
+
+def _files(dataset: Any) -> tuple[str, ...] | None:
+    if hasattr(dataset, "all_categories"):  # iNaturalist
+        folders = [Path(dataset.root) / category for category in dataset.all_categories]
+        return tuple(str(folders[category] / file) for category, file in dataset.index)
+    pairs = getattr(dataset, "samples", None) or getattr(dataset, "imgs", None)
+    return tuple(str(path) for path, _ in pairs) if pairs else None
+
+
+def _other_splits(source: str, train: Any) -> dict[str, str]:
+    name = source.partition("/")[2].lower()
+    if name in _TRAIN_TEST:
+        return {"test": "test"}
+    if name in _TRAIN_VAL:
+        return {"val": "validation"}
+    return _val_and_test(train.reader.dataset.info.splits or {})
+
+
+def _val_and_test(known: Container[str]) -> dict[str, str]:
+    val = next((split for split in ("validation", "valid", "val") if split in known), None)
+    found = {"val": val, "test": "test" if "test" in known else None}
+    return {split: there for split, there in found.items() if there}
+
+
+def _copied(source: str, root: Path) -> Path:
+    train = _create(source, root, "train")
+    builder = getattr(train.reader, "builder", None)  # tfds and hfids
+    known = train.reader.info.get("splits", {}) if builder is None else builder.info.splits or {}
+    others = _val_and_test(known).items()
+    splits = {split: _create(source, root, timm_split) for split, timm_split in others}
+    return write_stream(source, root, {"train": train, **splits})
+
+
+def _names_by_value(dataset: Any, source: str) -> dict[Hashable, str]:
+    """Class names by the label values of this split, in the order the classes are numbered."""
+    if hasattr(dataset, "all_categories"):
+        return dict(enumerate(dataset.all_categories))
+    holder = getattr(dataset, "reader", dataset)
+    words = getattr(holder, "class_to_idx", None)
+    if not words:
+        values = set(_raw_labels(dataset, source))
+        return {
+            value: str(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))
+        }
+    named: dict[Hashable, str] = {}
+    for word, value in sorted(words.items(), key=lambda pair: pair[1]):
+        named.setdefault(value, str(word))  # ImageNet: several words for one class
+    return named
+
+
+def _raw_labels(dataset: Any, source: str) -> list[Any]:
+    if hasattr(dataset, "all_categories"):
+        return [category for category, _ in dataset.index]
+    reader = getattr(dataset, "reader", None)
+    if reader is not None:
+        labels = list(reader.dataset[reader.label_key])
+        for label in labels:
+            if not isinstance(label, (int, str)):
+                raise no_single_class(label, source)
+        return labels
+    if getattr(dataset, "targets", None) is None:
+        raise UserError(f"data.source must be a labelled classification set, got {source}")
+    values = np.asarray(dataset.targets)
+    # QMNIST keeps who wrote a digit, and where, beside its class.
+    column: list[Any] = (values if values.ndim == 1 else values[:, 0]).tolist()
+    return column
+
+
+_STREAM_LOG = logging.getLogger(__name__)
+STREAMS = ("hfids", "tfds", "wds")
+"""Prefixes of timm names whose sets are streams."""
+_FORMAT = 1
+
+
+def write_stream(source: str, root: Path, splits: Mapping[str, Any]) -> Path:
+    """The folder under `root` that holds the images of `splits`, copied unless it is there.
+
+    Args:
+        source: Name of the set, such as `wds/pets`.
+        root: Where the copy goes (`data.root`).
+        splits: timm's iterable data set of each split, by our names.
+
+    Raises:
+        UserError: If a label is no class, nothing could be read, or nothing can be written.
+    """
+    folder = root / source.replace("/", "_").lower()
+    return written_once(folder, f"{source} {_FORMAT}\n", partial(_copy, source, splits))
+
+
+def _copy(source: str, splits: Mapping[str, Any], folder: Path, progress: Report) -> None:
+    total, done = sum(map(len, splits.values())), 0
+    for split, dataset in splits.items():
+        before, known = done, set(_class_words(dataset).values())
+        for image, label in _labelled(dataset, source):
+            if known:
+                refuse_out_of_range(label, known, f"{source} ({split})")
+            place = folder / split / _class_folder(dataset, label)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(to_rgb(image)).save(place / f"{done:08d}.png", compress_level=1)
+            done += 1
+            progress(done, total)
+        if done == before:
+            _STREAM_LOG.warning("%s (%s) has no labelled image that can be read: not used", source, split)
+        elif done - before < len(dataset):
+            missing = len(dataset) - done + before
+            _STREAM_LOG.warning("%d images of %s (%s) could not be read", missing, source, split)
+    if not (folder / "train").is_dir():
+        raise UserError(f"data.source must hold labelled training images, got {source} without any")
+
+
+def _labelled(dataset: Any, source: str) -> Iterator[tuple[Image.Image, int]]:
+    items = iter(dataset)
+    while True:
+        try:
+            image, label = next(items)
+        except StopIteration:
+            return
+        except Exception as error:  # whichever of a dozen decoders and file formats gave up
+            raise UserError(f"data.source {source} cannot be read: {one_line(error)}") from error
+        try:
+            number = int(label)
+        except (TypeError, ValueError):
+            raise no_single_class(label, source) from None
+        if number >= 0:  # -1: withheld
+            yield image, number
+
+
+def _class_folder(dataset: Any, label: int) -> str:
+    """A folder name that sorts by number and cannot leave its place."""
+    names = sorted(word for word, number in _class_words(dataset).items() if number == label)
+    title = quote(names[0], safe=" ()&+,'") if names else ""
+    return f"{label:05d} {title}".strip()
+
+
+def _class_words(dataset: Any) -> dict[str, int]:
+    words = getattr(dataset.reader, "class_to_idx", None) or {}
+    return {str(word): number for word, number in words.items()}

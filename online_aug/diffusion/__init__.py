@@ -1,0 +1,1 @@
+"""Diffusion models on disk: loading, adapters, fingerprints."""

@@ -1,0 +1,187 @@
+"""Who computes where: the plan that is printed before anything starts.
+
+One generator a GPU: two at once would halve each other's speed and may not fit.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from online_aug.config.training import DevicesConfig
+from online_aug.errors import UserError
+from online_aug.files import alone, lock_of_user
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """Training devices, one rank each, and generating devices, one process each."""
+
+    train: tuple[str, ...]
+    """Empty where images are made ahead of training."""
+    generate: tuple[str, ...]
+    """Empty where the cache only is served."""
+    train_threads: int
+    """CPU threads of each rank."""
+    generate_threads: int
+    """CPU threads of each generation process."""
+    share: float = 0.0
+    """What training keeps of the speed of a GPU that is shared."""
+
+    @property
+    def generator(self) -> str:
+        """The device that images are planned for, whether they are made now or were before."""
+        return (self.generate or self.train)[0]
+
+    @property
+    def finetune(self) -> tuple[str, ...]:
+        """What the generator learns the classes on before all else begins: every GPU of the run."""
+        if self.generator == "cpu":
+            return self.generate or ("cpu",)
+        return tuple(dict.fromkeys(d for d in (*self.generate, *self.train) if d != "cpu"))
+
+    def is_shared(self, device: str) -> bool:
+        """Whether a GPU both trains and generates."""
+        return device != "cpu" and device in self.train and device in self.generate
+
+    def __str__(self) -> str:
+        made = "no generation (cache only)"
+        if self.generate:
+            made = f"generate on {', '.join(map(self._described, self.generate))}"
+        if not self.train:
+            return f"{made} ({self.generate_threads} threads)"
+        return f"train on {', '.join(self.train)} ({self.train_threads} threads each); {made}"
+
+    def _described(self, device: str) -> str:
+        if not self.is_shared(device):
+            return device
+        return f"{device} (shared, {self.share:.0%} left to training)"
+
+
+def plan_devices(
+    devices: DevicesConfig,
+    cores: int | None = None,
+    *,
+    generates: bool = True,
+    trains: bool = True,
+    ranks: int | None = None,
+) -> DevicePlan:
+    """The plan for this node.
+
+    `auto`: two or more GPUs, the last one generates; one GPU is shared; without a GPU both sides
+    run on the CPU and divide the cores. Where nothing is generated, all GPUs train; where nothing
+    is trained, the generator has all cores.
+
+    Args:
+        devices: What the person asks for.
+        cores: Of this machine; counted if None.
+        generates: False where the run serves the cache only, whatever `devices.generate` says.
+        trains: False where images are made and nothing else.
+        ranks: Of this node, where a launcher has decided that already: rank n trains on GPU n, or
+            all on the CPU.
+
+    Raises:
+        UserError: If a device does not exist here.
+    """
+    if not generates:
+        devices = devices.model_copy(update={"generate": "none"})
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    train = _training(devices, gpus) if trains else ()
+    if train and ranks is not None:
+        train = _launched(train, gpus, ranks)
+    generate = _generating(devices, gpus)
+    cores = cores or len(os.sched_getaffinity(0))
+    parts = len(train) + generate.count("cpu")
+    train_threads = max(1, cores // max(1, parts))
+    return DevicePlan(
+        train=train,
+        generate=generate,
+        train_threads=train_threads,
+        generate_threads=max(1, (cores - len(train) * train_threads) // max(1, len(generate))),
+        share=devices.share,
+    )
+
+
+def check_unused(devices: Sequence[str]) -> None:
+    """Refuse devices on which another run generates, before anything is started.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for device in devices:
+        with sole_generator(device):
+            pass
+
+
+def _training(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:
+    if devices.train != "auto":
+        return _chosen("devices.train", devices.train, gpus)
+    if not gpus:
+        return ("cpu",)
+    if len(gpus) > 1 and devices.generate == "auto":
+        return tuple(gpus[:-1])
+    return tuple(name for name in gpus if name not in devices.generate) or (gpus[0],)
+
+
+def _launched(planned: tuple[str, ...], gpus: list[str], ranks: int) -> tuple[str, ...]:
+    if planned[0] == "cpu":
+        return ("cpu",) * ranks
+    if ranks > len(gpus):
+        raise UserError(
+            f"a launcher must start at most {len(gpus)} ranks on this node, one for each GPU it "
+            f"shows them, got {ranks}"
+        )
+    return tuple(gpus[:ranks])
+
+
+def _generating(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:
+    if devices.generate == "none":
+        return ()
+    if devices.generate == "auto":
+        return (gpus[-1] if gpus else "cpu",)
+    return _chosen("devices.generate", devices.generate, gpus)
+
+
+def _chosen(key: str, names: tuple[str, ...], gpus: list[str]) -> tuple[str, ...]:
+    chosen = tuple(_checked(key, name, gpus) for name in names)
+    if len({name.split(":")[0] for name in chosen}) > 1:
+        raise UserError(f"{key} must be all GPUs or all cpu, got {', '.join(chosen)}")
+    return chosen
+
+
+def _checked(key: str, name: str, gpus: list[str]) -> str:
+    if name == "cpu" or name in gpus:
+        return name
+    allowed = ", ".join(["cpu", *gpus])
+    raise UserError(f"{key} must be a device of this machine ({allowed}), got {name!r}")
+
+
+PATIENCE_S = 10.0
+"""A generator whose trainer was killed ends within 5 s, and the GPU is free again."""
+
+
+@contextmanager
+def sole_generator(device: str) -> Iterator[None]:
+    """Hold a device for generation among the processes of this user; a CPU is anyone's.
+
+    Raises:
+        UserError: If another process generates on this GPU and does not end soon.
+    """
+    with ExitStack() as stack:
+        if device != "cpu":
+            gpu = gpu_id(device)
+            try:
+                stack.enter_context(alone(lock_of_user(gpu), PATIENCE_S))
+            except BlockingIOError:
+                raise UserError(
+                    "devices.generate must be a GPU on which no other process generates, got "
+                    f"{device} ({gpu}); name another, or none, or wait for the other run"
+                ) from None
+        yield
+
+
+def gpu_id(device: str) -> str:
+    """Of the GPU itself, whatever it is called in this process."""
+    return str(torch.cuda.get_device_properties(device).uuid)

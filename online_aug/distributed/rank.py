@@ -1,0 +1,61 @@
+"""What the launcher starts for each rank: the program, tied to its life and accounted for.
+
+Imports nothing heavy, so that a rank is tied before it does anything.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from online_aug.distributed import processes
+from online_aug.distributed.launcher import FIRST_FAILURE, LAUNCHER_PID, RECORD, VISIBLE_DEVICES
+
+
+def main() -> int:
+    """Run the script or module named by the arguments as the main program; its exit status."""
+    processes.die_with_parent(signal.SIGTERM)
+    if os.getppid() in (1, int(os.environ[LAUNCHER_PID])):
+        return 1  # the launcher died before the request, and this process was adopted
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if VISIBLE_DEVICES in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
+    sys.argv = sys.argv[1:]
+    status = _run(sys.argv[0])
+    if status not in (0, 128 + signal.SIGTERM):  # asked to end: not the first to fail
+        _note(status)
+    return status
+
+
+def _run(program: str) -> int:
+    try:
+        if os.sep in program:  # a script by its whole path
+            sys.path[0] = str(Path(program).parent)
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _note(status: int) -> None:
+    try:
+        with (Path(os.environ[RECORD]) / FIRST_FAILURE).open("x") as file:
+            file.write(str(status))
+    except FileExistsError:
+        return  # another rank failed before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

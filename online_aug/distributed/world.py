@@ -1,0 +1,291 @@
+"""The ranks of a run: DeepSpeed started without a compiler, and what ranks tell one another.
+
+One rank fails, all end: each node says the first error, and says it once.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from online_aug.console import LAUNCHER_S
+from online_aug.distributed.launcher import LAUNCHER_KEYS, RECORD
+from online_aug.errors import RunError, UserError, one_line
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    control: Any = None
+    """Group for small host-side messages, which never wait for a GPU; None for a single rank."""
+    local_ranks: tuple[int, ...] = ()
+    """Of every rank, its number on its own node; empty where all are on one node."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this rank owns what a node has once: the generation processes, the cache."""
+        return self.local_rank == 0
+
+    @property
+    def nodes_by_rank(self) -> tuple[int, ...]:
+        """Number of every rank's node: a machine, or one of several launchers on a machine."""
+        if not self.local_ranks:
+            return (0,) * self.world_size
+        return tuple(nodes - 1 for nodes in accumulate(n == 0 for n in self.local_ranks))
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return self.nodes_by_rank[-1] + 1
+
+    @property
+    def node(self) -> int:
+        """Number of this rank's node, from 0."""
+        return self.nodes_by_rank[self.rank]
+
+    @property
+    def local_world_size(self) -> int:
+        """Ranks of this node."""
+        return self.nodes_by_rank.count(self.node)
+
+
+def single(device: str) -> World:
+    """A process that has no other ranks beside it."""
+    return World(0, 1, 0, torch.device(device))
+
+
+def rank_device(devices: Sequence[str]) -> str:
+    """The device of this process among the planned training devices.
+
+    Under a launcher that is not ours the ranks are the launcher's: rank n of a node has GPU n.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if "RANK" not in os.environ or RECORD in os.environ:
+        return devices[local_rank]
+    return f"cuda:{local_rank}" if devices[0].startswith("cuda") else "cpu"
+
+
+def start_distributed(device: str) -> World:
+    """Start DeepSpeed in this rank, once a process, before anything else imports it.
+
+    Under a launcher the rank joins the others; without one it is a world of its own and opens no
+    port. None of DeepSpeed's own operators is compiled: there may be no compiler, and a first
+    compilation that is killed leaves a lock on which every later run waits.
+
+    Args:
+        device: `cpu`, or `cuda` with an index as this process sees its GPUs.
+
+    Raises:
+        UserError: If a launcher set only some of its variables, or did not number the ranks node
+            by node.
+    """
+    place = torch.device(device)
+    rank, world_size, local_rank = _ranks()
+    if place.type == "cuda":
+        place = torch.device("cuda", local_rank if place.index is None else place.index)
+        torch.cuda.set_device(place)
+    with set_environment(DS_ACCELERATOR=place.type):
+        import deepspeed.accelerator
+    chosen = deepspeed.accelerator.get_accelerator().device_name()
+    if chosen != place.type:
+        raise RuntimeError(f"deepspeed was imported too early and took {chosen}, not {place.type}")
+    _refuse_to_compile()
+    _start_group(place, rank, world_size)
+    deepspeed.comm.init_distributed(auto_mpi_discovery=False, verbose=False)
+    if world_size == 1:
+        return World(rank, world_size, local_rank, place)
+    control = dist.new_group(backend="gloo")
+    return World(rank, world_size, local_rank, place, control, _local_ranks(local_rank, control))
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank is here."""
+    agree(world, 0)
+
+
+def agree(world: World, value: int) -> int:
+    """The largest of what the ranks bring: the same answer everywhere, such as "stop now"."""
+    if world.world_size == 1:
+        return value
+    largest = torch.tensor([value])
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=world.control)
+    return int(largest)
+
+
+def sum_gradients(world: World, parameters: Sequence[nn.Parameter]) -> None:
+    """Add up the gradients of all ranks, each of which has one for every parameter."""
+    if world.world_size == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, added in zip(gradients, together.split(sizes), strict=True):
+        gradient.copy_(added.view_as(gradient))
+
+
+def total(world: World, values: Sequence[float]) -> list[float]:
+    """Each figure summed over the ranks, in double precision."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    if world.world_size > 1:
+        dist.all_reduce(sums, group=world.control)
+    return [float(value) for value in sums]
+
+
+def is_same_everywhere(world: World, values: Iterable[bytes]) -> bool:
+    """Whether all ranks bring the same bytes in the same order; the same answer everywhere."""
+    digest = hashlib.blake2b(digest_size=6)
+    for value in values:
+        digest.update(value)
+    number = int.from_bytes(digest.digest())
+    return agree(world, number) == -agree(world, -number)
+
+
+def share(world: World, content: bytes) -> bytes:
+    """What the first rank brings, on all ranks."""
+    if world.world_size == 1:
+        return content
+    size = torch.tensor([len(content)])
+    dist.broadcast(size, 0, group=world.control)
+    shared = torch.zeros(int(size), dtype=torch.uint8)
+    if world.is_first:
+        shared = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    dist.broadcast(shared, 0, group=world.control)
+    return shared.numpy().tobytes()
+
+
+def end_distributed() -> None:
+    """Leave the group; this process trains no more."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def set_environment(**values: str) -> Iterator[None]:
+    """Set variables for libraries that read nothing else, and take them back for our children."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _ranks() -> tuple[int, int, int]:
+    if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        return 0, 1, 0
+    lacking = [name for name in LAUNCHER_KEYS if name not in os.environ]
+    if lacking:
+        raise UserError(
+            f"a launcher must set {', '.join(LAUNCHER_KEYS)}, {', '.join(lacking)} missing: "
+            "unset RANK and LOCAL_RANK to train without one"
+        )
+    rank, world_size, local_rank = (int(os.environ[name]) for name in LAUNCHER_KEYS[:3])
+    return rank, world_size, local_rank
+
+
+def _local_ranks(local_rank: int, control: Any) -> tuple[int, ...]:
+    found = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, torch.tensor([local_rank]), group=control)
+    numbers = tuple(int(number) for number in found)
+    if any(later not in (0, former + 1) for former, later in pairwise((-1, *numbers))):
+        raise UserError(
+            "a launcher must number the ranks node by node, each node's local ranks from 0, "
+            f"got local ranks {', '.join(map(str, numbers))}"
+        )
+    return numbers
+
+
+def _refuse_to_compile() -> None:
+    # DeepSpeed builds an operator only if this table, made on first use by running compilers, calls
+    # it compatible. Set beforehand, it is neither made nor says yes to anything.
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+def _start_group(device: torch.device, rank: int, world_size: int) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size == 1 and "RANK" not in os.environ:
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        return
+    # NCCL otherwise guesses the GPU from the rank.
+    bound = device if backend == "nccl" and world_size > 1 else None
+    dist.init_process_group(backend, rank=rank, world_size=world_size, device_id=bound)
+
+
+FAILURE_FILE = ".failure"
+"""In the run directory, which all nodes share: which rank failed first, and why."""
+_FROM_OTHERS = ("gloo", "NCCL", "onnection", "Broken pipe")
+"""Words in what torch says when another rank is gone."""
+
+
+@contextmanager
+def failing_together(world: World, run_directory: Path) -> Iterator[None]:
+    """Note why this rank fails; where another one did, fail with its reason.
+
+    All ranks enter it. A rank that lost another waits for its launcher first, which ends it without
+    a word if the one that failed is on the same node.
+
+    Raises:
+        RunError: If another rank ended early.
+    """
+    place = run_directory / FAILURE_FILE
+    if world.is_first:
+        place.unlink(missing_ok=True)
+    barrier(world)
+    try:
+        yield
+    except Exception as error:
+        if world.world_size == 1:
+            raise
+        if not _is_from_others(error):
+            _note(place, f"rank {world.rank} ended the run: {one_line(error)}")
+            raise
+        time.sleep(LAUNCHER_S)
+        raise RunError(_noted(place)) from None
+
+
+def _is_from_others(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _FROM_OTHERS)
+
+
+def _note(place: Path, text: str) -> None:
+    try:
+        with place.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # another rank was first, or nothing can be written: it is said here at least
+        return
+
+
+def _noted(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8")
+    except OSError:
+        return "another rank ended the run without a word; it may have been killed"

@@ -1,0 +1,238 @@
+"""The imported images of a recipe: which of them it can serve, and why not the others.
+
+Weights of training images from a file: which are to be varied first.
+
+A recipe's images for others: its training images by digest, and the served ones with labels.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cache import Scalar, Store
+from online_aug.config import Config
+from online_aug.data.image_sets import ImageSet, file_names_of
+from online_aug.errors import UserError
+from online_aug.methods import METHODS, MethodContext, Source
+from online_aug.request import ImportedImage, Servable
+
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Imports:
+    """What a cache has of other programs' images, as one recipe sees it."""
+
+    images: list[ImportedImage] = field(default_factory=list)
+    """Those it can serve, in the order of the log."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """How many others there are, by the reason against them."""
+
+    def __str__(self) -> str:
+        left_out = "".join(
+            f"; {count} left out: {reason}"
+            for reason, count in self.misfits.most_common(_REASONS_SHOWN)
+        )
+        rest = len(self.misfits) - _REASONS_SHOWN
+        return f"{len(self.images)} images fit{left_out}" + (
+            f"; {rest} more reasons" if rest > 0 else ""
+        )
+
+
+@dataclass(frozen=True)
+class RecipeImports:
+    """Finds images whose requests, though partial, say what it takes to label them."""
+
+    config: Config
+    train: ImageSet
+    sources: Sequence[Source]
+
+    def find(self) -> Imports:
+        """Look through what was imported into the cache.
+
+        Raises:
+            UserError: If nothing was, or nothing that fits.
+            CacheError: If there is no cache.
+        """
+        found = Imports()
+        with Store(self.config.cache.path, readonly=True) as store:
+            for key, request in store.requests({"origin": "import"}):
+                try:
+                    found.images.append(self.image(key, request))
+                except _MisfitError as error:
+                    found.misfits[str(error)] += 1
+        if not found.images:
+            path = self.config.cache.path
+            raise UserError(
+                f"mixing.imported must find imported images that fit in {path}, got none: "
+                + (str(found) if found.misfits else f"python -m cache import {path} brings them in")
+            )
+        return found
+
+    def image(self, key: bytes, request: Mapping[str, Scalar]) -> ImportedImage:
+        """One imported image, by the fields of its request."""
+        source, target = self._label(request, "source"), self._label(request, "target")
+        image = ImportedImage(
+            key=key,
+            method=self.config.methods[0].name,  # of several none would be served
+            source_digest=self._digest(request, source),
+            source_label=source,
+            target_label=target,
+            strength=_strength(request, is_needed=source != target),
+        )
+        policy = self.config.mixing.policy
+        if image.source_digest is None and policy != "global":
+            raise _MisfitError(
+                f"its source image is not known, which mixing.policy {policy} asks for"
+            )
+        if reason := METHODS[image.method].misfit(image):
+            raise _MisfitError(reason)
+        return image
+
+    def _label(self, request: Mapping[str, Scalar], side: str) -> int:
+        name, label = request.get(f"{side}_class"), request.get(f"{side}_label")
+        if isinstance(name, str):
+            if _loose(name) not in self._labels:
+                raise _MisfitError(f"the data set has no class {name[:80]!r}")
+            return self._labels[_loose(name)]
+        is_label = isinstance(label, int) and not isinstance(label, bool)
+        if is_label and label is not None and 0 <= int(label) < len(self.train.class_names):
+            return int(label)
+        raise _MisfitError(f"its {side} class is not known")
+
+    def _digest(self, request: Mapping[str, Scalar], label: int) -> str | None:
+        place = self._files.get((label, str(request.get("source_file"))))
+        return None if place is None else self.sources[place].digest
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        return {_loose(name): label for label, name in enumerate(self.train.class_names)}
+
+    @cached_property
+    def _files(self) -> dict[tuple[int, str], int]:
+        """Places of the training images by class and file name, where no two share both."""
+        places: dict[tuple[int, str], list[int]] = {}
+        for place, name in enumerate(file_names_of(self.train)):
+            file = (int(self.train.labels[place]), name.rpartition("/")[2])
+            places.setdefault(file, []).append(place)
+        return {file: there[0] for file, there in places.items() if len(there) == 1}
+
+
+class _MisfitError(Exception):
+    """Why an image cannot be served."""
+
+
+def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
+    strength = request.get("strength")
+    if isinstance(strength, float) and 0 < strength <= 1:
+        return strength
+    if is_needed:
+        raise _MisfitError("its strength is not known, which a label between two classes asks for")
+    return 1.0  # of one class the label is the same at any strength
+
+
+def _loose(name: str) -> str:
+    return name.replace("_", " ").replace("/", " ").strip()
+
+
+def read_image_weights(
+    path: Path, digests: Sequence[str], files: Sequence[str]
+) -> dict[str, float]:
+    """The weight of every image that a file names, by the image's digest.
+
+    Args:
+        path: JSON, a mapping of images to numbers above 0. An image is called by its file as the
+            data set lists it, or by its digest.
+        digests: Of the training images.
+        files: Of the same images; empty where they are not in files.
+
+    Raises:
+        UserError: If it cannot be read, or holds other images or other numbers.
+    """
+    named = dict(zip(digests, digests, strict=True))
+    if files:
+        named |= dict(zip(files, digests, strict=True))
+    weights = {}
+    for name, weight in _read(path).items():
+        if name not in named:
+            raise UserError(
+                "schedule.image_weights must name training images, such as "
+                f"{[*digests, *files][-1]!r}, got {name!r} in {path}"
+            )
+        if not _is_weight(weight):
+            raise UserError(
+                "schedule.image_weights must hold numbers above 0, got "
+                f"{json.dumps(weight)} for {name!r} in {path}"
+            )
+        weights[named[name]] = float(weight)
+    return weights
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"schedule.image_weights must be a JSON file, cannot read {path}: {reason}"
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(
+            "schedule.image_weights must hold a mapping of images to weights, got "
+            f"{type(found).__name__} in {path}"
+        )
+    return found
+
+
+def _is_weight(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
+
+
+@dataclass(frozen=True)
+class BoundCompose:
+    """Every request's own method, with one recipe's contexts; pickles to worker processes."""
+
+    contexts: Mapping[str, MethodContext]
+    """By the name of the method."""
+
+    def __call__(
+        self,
+        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
+        generated: UInt8[np.ndarray, "h2 w2 3"],
+        request: Servable,
+        rng: np.random.Generator,
+    ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
+        """Image and soft label of one synthetic sample."""
+        method, context = METHODS[request.method], self.contexts[request.method]
+        return method.compose(source, generated, request, context, rng)
+
+
+class SourceImages:
+    """Training images by digest, as tensors."""
+
+    def __init__(self, images: ImageSet, sources: Sequence[Source]) -> None:
+        self._images = images
+        self._places = {source.digest: place for place, source in enumerate(sources)}
+
+    def by_digest(self, digest: str) -> UInt8[Tensor, "3 h w"]:
+        """The image with this content.
+
+        Raises:
+            BadImageError: If it cannot be read any more.
+        """
+        return self.by_index(self._places[digest])
+
+    def by_index(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """The image at this place of the training set."""
+        return torch.from_numpy(self._images.load(index).copy()).permute(2, 0, 1)

@@ -1,0 +1,121 @@
+"""The saliency maps of a recipe: which version of them it plans by, and what its cache holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from cache import Store
+from cache.backend.directory import is_started
+from online_aug.config import Config
+from online_aug.config.methods import MethodConfig
+from online_aug.errors import UserError
+from online_aug.methods import METHODS
+from online_aug.saliency import SaliencyTable
+from online_aug.saliency.maps import file_version, read_maps, spectral_version
+
+
+@dataclass(frozen=True)
+class RecipeSaliency:
+    """Which saliency maps one configuration needs, and the way to them."""
+
+    config: Config
+
+    @property
+    def is_needed(self) -> bool:
+        """Planning needs to know where the foregrounds are."""
+        mixing = self.config.mixing
+        is_planned = mixing.is_synthetic and mixing.imported != "only"
+        return is_planned and bool(self.methods)
+
+    @property
+    def methods(self) -> list[MethodConfig]:
+        """The configured methods that ask for maps."""
+        return [m for m in self.config.methods if METHODS[m.name].uses_saliency]
+
+    @property
+    def weights(self) -> Path | None:
+        """The file the teacher's weights come from; None where no such file is asked."""
+        saliency = self.config.saliency
+        is_asked = saliency.method == "grad_cam" and isinstance(saliency.teacher, Path)
+        return Path(saliency.teacher) if is_asked else None
+
+    @property
+    def teacher_name(self) -> str:
+        """timm name of the model that looks at the images."""
+        return self.config.saliency.name or self.config.classifier.name
+
+    @property
+    def teacher_size(self) -> int:
+        """Side of the square it looks at, px."""
+        return self.config.saliency.image_size or self.config.data.image_size
+
+    @cached_property
+    def version(self) -> str | None:
+        """Of the maps, where they are needed and known before the classifier is trained.
+
+        Raises:
+            UserError: If the file of the teacher's weights cannot be read.
+        """
+        if not self.is_needed:
+            return None
+        if self.config.saliency.method == "spectral_residual":
+            return spectral_version(self.teacher_size)
+        if self.weights is None:
+            return None
+        try:
+            return file_version(self.weights, self.teacher_name, self.teacher_size)
+        except OSError as error:
+            raise UserError(
+                f"saliency.teacher must be a file of weights, cannot read {self.weights}: "
+                f"{error.strerror}"
+            ) from None
+
+    @property
+    def follows_classifier(self) -> bool:
+        """Requests come with each new version of the maps, by the classifier being trained."""
+        return self.is_needed and self.version is None
+
+    def is_complete(self, digests: Sequence[str]) -> bool:
+        """No maps of these images are left to make before the start."""
+        if self.version is None:
+            return True
+        if not is_started(self.config.cache.path):
+            return False
+        return len(self._maps(self.version, digests)) == len(digests)
+
+    def table(self, version: str, digests: Sequence[str]) -> SaliencyTable:
+        """The maps of one version, for all of these images.
+
+        Raises:
+            UserError: If the cache does not hold all of them.
+        """
+        maps = self._maps(version, digests)
+        if len(maps) < len(digests):
+            raise UserError(
+                f"cache {self.config.cache.path} must hold the saliency maps {version} of all "
+                f"{len(digests)} training images, has {len(maps)}; "
+                "start train.py once to make them"
+            )
+        return SaliencyTable.from_maps(version, maps)
+
+    def check_candidates(self, num_images: int) -> None:
+        """Refuse a search among more images than there are beside the source.
+
+        Raises:
+            UserError: If so.
+        """
+        others = num_images - 1
+        for method in self.methods if self.is_needed else ():
+            if method.candidates[1] > others:
+                raise UserError(
+                    f"method.candidates must be at most {others}, the other training images, "
+                    f"got {list(method.candidates)}"
+                )
+
+    def _maps(self, version: str, digests: Sequence[str]) -> dict[str, Float[np.ndarray, "u v"]]:
+        with Store(self.config.cache.path, readonly=True) as store:
+            return read_maps(store.get_saliency, version, digests)

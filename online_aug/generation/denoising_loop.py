@@ -1,0 +1,253 @@
+"""The denoising loop: a fixed number of slots, each with its own image at its own step.
+
+What denoising has to leave as it is: put back after every step, as noisy as the rest.
+
+This is how diffusers' inpainting pipeline works with a model that was not trained for inpainting.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from online_aug.generation.denoiser import Conditions, Denoiser
+from online_aug.generation.solvers import Step, Trajectory, advance
+from online_aug.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The part of one image that stays, in latents."""
+
+    mask: Bool[Tensor, "1 h w"]
+    clean: Float[Tensor, "c h w"]
+    noise: Float[Tensor, "c h w"]
+
+    @classmethod
+    def of(
+        cls,
+        mask: UInt8[Tensor, "1 r r"],
+        clean: Float[Tensor, "c h w"],
+        noise: Float[Tensor, "c h w"],
+    ) -> "Kept":
+        """A cell of the latents stays if the pixel at its place does, above 0 in `mask`."""
+        cells = F.interpolate(mask.unsqueeze(0).float(), size=clean.shape[-2:])
+        return cls(cells[0] > 0, clean, noise)
+
+    def on(self, device: torch.device) -> "Kept":
+        """The same on a device."""
+        return Kept(self.mask.to(device), self.clean.to(device), self.noise.to(device))
+
+    def put_back(
+        self, latent: Float[Tensor, "c h w"], alpha: float, sigma: float
+    ) -> Float[Tensor, "c h w"]:
+        """The latent, which is `alpha * data + sigma * noise`, with what stays as it has to be."""
+        return torch.where(self.mask, alpha * self.clean + sigma * self.noise, latent)
+
+
+_NO_STEP = torch.zeros(len(Step._fields))
+"""What an empty slot does: its latents become zeros, which no other slot sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One image before its first step, or before a later one when it has left its slot."""
+
+    request: GenerationRequest
+    latent: Float[Tensor, "c h w"]
+    """Noisy, as the trajectory begins or was left."""
+    source: Float[Tensor, "c h w"] | None
+    """Latents that an InstructPix2Pix reads at every step."""
+    prompt: Float[Tensor, "t d"]
+    trajectory: Trajectory
+    kept: Kept | None = None
+    """What must stay as it is."""
+    rng: torch.Generator
+    """Goes on with the request's own noise; on the CPU, where every device has the same numbers."""
+    done_steps: int = 0
+    previous: Float[Tensor, "c h w"] | None = None
+    """What the solver remembers of the last step."""
+    noise: Float[Tensor, "c h w"] | None = None
+    """Drawn for the next step already."""
+
+
+@dataclass
+class _Occupant:
+    start: Start
+    done_steps: int
+    noise: Float[Tensor, "c h w"] | None
+
+    @property
+    def row(self) -> Float[Tensor, " k"]:
+        return self.start.trajectory.rows[self.done_steps]
+
+    @property
+    def next_level(self) -> tuple[float, float]:
+        """Weights of data and noise in the latent after the next step."""
+        rows = self.start.trajectory.rows
+        if self.done_steps + 1 == len(rows):
+            return 1.0, 0.0
+        following = Step(*rows[self.done_steps + 1].tolist())
+        return following.alpha, following.sigma
+
+    @property
+    def needs_noise(self) -> bool:
+        return bool(self.row[Step._fields.index("next_noise")])
+
+    def draw(self) -> Float[Tensor, "c h w"]:
+        """Noise of the next step, the same when the step fails and is tried again."""
+        if self.noise is None:
+            self.noise = torch.empty(self.start.latent.shape).normal_(generator=self.start.rng)
+        return self.noise
+
+    def go_on(self) -> None:
+        self.done_steps += 1
+        self.noise = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.done_steps == len(self.start.trajectory)
+
+
+class Slots:
+    """Latents of as many images as are denoised together.
+
+    Every tick is one call of the network at one shape, however many slots are taken: what a slot
+    computes depends on nothing but its own image.
+    """
+
+    def __init__(self, denoiser: Denoiser, count: int, like: Start, device: torch.device) -> None:
+        """Make room.
+
+        Args:
+            denoiser: The network.
+            count: Number of slots.
+            like: Any image that is to come; all have the shapes of this one.
+            device: Where the network is.
+        """
+
+        def room(tensor: Tensor) -> Tensor:
+            return torch.zeros(count, *tensor.shape, dtype=tensor.dtype, device=device)
+
+        self._denoiser = denoiser
+        self._device = device
+        self._occupants: list[_Occupant | None] = [None] * count
+        self._latents = room(like.latent)
+        self._previous = room(like.latent)
+        self._silence = room(like.latent)
+        self._prompts = room(like.prompt)
+        self._sources = None if like.source is None else room(like.source)
+
+    @property
+    def free(self) -> int:
+        """Slots without an image."""
+        return self._occupants.count(None)
+
+    @property
+    def taken(self) -> int:
+        """Slots with one."""
+        return len(self._occupants) - self.free
+
+    def put(self, start: Start) -> None:
+        """Begin an image in a free slot, or go on with one that has left.
+
+        Raises:
+            ValueError: If no slot is free.
+        """
+        if not self.free:
+            raise ValueError("slots must have a free one, got none")
+        slot = self._occupants.index(None)
+        self._occupants[slot] = _Occupant(start, start.done_steps, start.noise)
+        self._latents[slot].copy_(start.latent, non_blocking=True)
+        # Of an image that was not finite even 0 times it would remain.
+        self._previous[slot] = 0 if start.previous is None else start.previous
+        self._prompts[slot].copy_(start.prompt, non_blocking=True)
+        if self._sources is not None and start.source is not None:
+            self._sources[slot].copy_(start.source, non_blocking=True)
+
+    @torch.no_grad()
+    def tick(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
+        """Take every image one step on; those that are finished leave their slots.
+
+        Whatever it raises, every image is then as it was before.
+        """
+        columns = self._rows().T
+        scales = columns[-2:]
+        step = Step(*columns[:-2, :, None, None, None])
+        output = self._denoiser(
+            step.input_latent * self._latents,
+            columns[Step._fields.index("timestep")],
+            Conditions(self._prompts, self._sources, *scales),
+            is_guided=any(o.start.request.guidance_scale > 1 for o in self._occupants if o),
+        )
+        latents, previous = advance(step, self._latents, output, self._previous, self._noise())
+        self._latents, self._previous = self._put_back(latents), previous
+        return self._finish()
+
+    def leave(self) -> list[Start]:
+        """Take all images out as they stand after the last tick that succeeded."""
+        left = [
+            replace(
+                occupant.start,
+                latent=self._latents[slot].clone(),
+                done_steps=occupant.done_steps,
+                previous=self._previous[slot].clone(),
+                noise=occupant.noise,
+            )
+            for slot, occupant in enumerate(self._occupants)
+            if occupant
+        ]
+        self._occupants = [None] * len(self._occupants)
+        return left
+
+    def _rows(self) -> Float[Tensor, "s k"]:
+        rows = [
+            torch.cat([occupant.row, _scales(occupant.start.request)])
+            if occupant
+            else torch.cat([_NO_STEP, torch.ones(2)])
+            for occupant in self._occupants
+        ]
+        return to_device(torch.stack(rows), self._device)
+
+    def _noise(self) -> Float[Tensor, "s c h w"]:
+        drawn = {
+            slot: occupant.draw()
+            for slot, occupant in enumerate(self._occupants)
+            if occupant and occupant.needs_noise
+        }
+        if not drawn:
+            return self._silence
+        noise = torch.zeros(self._latents.shape)
+        for slot, own in drawn.items():
+            noise[slot] = own
+        return to_device(noise, self._device)
+
+    def _put_back(self, latents: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c h w"]:
+        for slot, occupant in enumerate(self._occupants):
+            if occupant and occupant.start.kept:
+                latents[slot] = occupant.start.kept.put_back(latents[slot], *occupant.next_level)
+        return latents
+
+    def _finish(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
+        finished = []
+        for slot, occupant in enumerate(self._occupants):
+            if occupant is None:
+                continue
+            occupant.go_on()
+            if occupant.is_finished:
+                finished.append((occupant.start.request, self._latents[slot].clone()))
+                self._occupants[slot] = None
+        return finished
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU's host does not wait for the copy."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _scales(request: GenerationRequest) -> Float[Tensor, " 2"]:
+    return torch.tensor([request.guidance_scale, request.image_guidance_scale or 1.0])

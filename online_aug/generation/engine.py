@@ -1,0 +1,316 @@
+"""From requests to images: continuous batching of one diffusion model.
+
+Three things go on at once. One thread reads and encodes what is to start; the caller's thread
+denoises, all slots in one call of the network; another thread decodes and judges what is finished.
+
+Work beside the denoising loop: a thread, and on a GPU a stream of its own.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from online_aug.config.generation import GenerationConfig
+from online_aug.diffusion.adapters import Adapters, load_adapters
+from online_aug.diffusion.directory import locate_vae
+from online_aug.diffusion.fingerprint import kind_of
+from online_aug.diffusion.loading import Pipeline, choose_attention, chosen_slots, load_pipeline
+from online_aug.generation.denoiser import Denoiser, Execution, chosen_execution
+from online_aug.generation.denoising_loop import Slots, Start
+from online_aug.generation.gate import Gate, Verdict
+from online_aug.generation.inputs import Prepare, Shares, Starter, fit
+from online_aug.generation.vae import TOGETHER, Autoencoder, ScratchFile
+from online_aug.request import GenerationRequest
+
+_log = logging.getLogger(__name__)
+
+
+class Finished(NamedTuple):
+    """A request, its image in [0, 1] (NaN where the model made NaN), and what the gate says."""
+
+    request: GenerationRequest
+    image: Float[Tensor, "3 r r"]
+    verdict: Verdict
+
+
+class ImageGenerator:
+    """A loaded model and its slots.
+
+    `submit` takes requests in, `step` gives finished images back, in any order. An image depends on
+    its request and its starting image alone. Where memory runs out, it goes on with half the slots.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        slots: int,
+        execution: Execution = "eager",
+        gate: Gate | None = None,
+    ) -> None:
+        """Take a pipeline that is on its device.
+
+        Args:
+            pipeline: Its text encoder leaves the device.
+            slots: Images denoised together.
+            execution: How the network is called.
+            gate: Judges what is finished; None looks only whether it is an image at all.
+        """
+        device = pipeline.unet.device
+        self.slots = slots
+        self.fast_paths = f"{execution} calls"
+        self.time = Shares("prepare", "encode", "denoise", "decode", "judge", "idle")
+        self._device = device
+        self._autoencoder = Autoencoder(pipeline.vae)
+        self._starter = Starter(pipeline, self._autoencoder, self.time)
+        self._denoiser = Denoiser(pipeline, self._starter.prompts[""], execution)
+        self._gate = gate or Gate()
+        self._running: Slots | None = None
+        self._before = Side("prepare", device, self._starter)
+        self._after = Side("complete", device, self._finish)
+        self._ready: deque[Start] = deque()
+        self._undecoded: list[tuple[GenerationRequest, Float[Tensor, "c h w"]]] = []
+        self._in_flight = 0
+
+    @classmethod
+    def load(
+        cls,
+        model: Path,
+        finetuned: Adapters | None,
+        config: GenerationConfig,
+        dtype: str,
+        device: str,
+        gate: Gate | None = None,
+    ) -> "ImageGenerator":
+        """Load model and adapters onto a device; what kind it is, its directory tells.
+
+        Raises:
+            UserError: If the directory holds no Stable Diffusion, weights are not finite, slots do
+                not fit, or the attention cannot run here.
+        """
+        pipeline = load_pipeline(model, dtype, kind_of(model), locate_vae(config.vae, model))
+        if finetuned:
+            load_adapters(pipeline, finetuned)
+        pipeline.to(device)
+        for network in (pipeline.unet, pipeline.vae):
+            network.to(memory_format=torch.channels_last)
+        attention = choose_attention(config.attention, pipeline, torch.device(device))
+        execution = chosen_execution(config.execution, torch.device(device))
+        slots = chosen_slots(config, pipeline)
+        generator = cls(pipeline, slots, execution, gate)
+        generator.fast_paths = f"{attention} attention, {execution} calls"
+        _log.info("%s on %s: %d slots, %s", model, device, slots, generator.fast_paths)
+        return generator
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken in whose images have not come out."""
+        return self._in_flight
+
+    @property
+    def room(self) -> int:
+        """How many more requests keep everything busy; more only wait."""
+        return max(0, self.slots + 3 * TOGETHER - self._in_flight)
+
+    def learn(self, prompts: Sequence[str]) -> None:
+        """Embed prompts that are to come, so that the text encoder visits the device once."""
+        self._starter.prompts.learn(prompts)
+
+    def keep_latents_in(self, folder: Path, max_bytes: float) -> None:
+        """Keep latents of sources on this disk too, up to a size, where memory is full of them."""
+        self._autoencoder.store.spill_to(ScratchFile(folder, int(max_bytes)))
+
+    def submit(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> None:
+        """Take requests in; their preparation begins at once, in another thread.
+
+        Raises:
+            ValueError: If a request is for a pipeline of the other kind, or for images of another
+                size than those before.
+        """
+        for request in requests:
+            self._starter.check(request)
+        self._in_flight += len(requests)
+        self._before.submit(list(requests), prepare)
+
+    def step(self) -> list[Finished]:
+        """Take all slots one step on, or wait for what they need; gives what is finished by then.
+
+        Raises:
+            torch.OutOfMemoryError: If one slot is too many.
+            Exception: Whatever preparing, decoding or judging raised.
+        """
+        try:
+            return self._go_on()
+        except torch.OutOfMemoryError:
+            if self.slots == 1:
+                raise
+        self._halve_slots()  # after the error is gone, which holds on to what the network computed
+        return []
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], images: UInt8[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 r r"]:
+        """All images of some requests, in their order.
+
+        Args:
+            requests: Of one resolution; any mix else.
+            images: What each starts from, of any size.
+        """
+        for first in range(0, len(requests), TOGETHER):
+            some = requests[first : first + TOGETHER]
+            starts = [
+                fit(image, request.resolution)
+                for request, image in zip(some, images[first:], strict=False)
+            ]
+            self.submit(some, lambda _, starts=starts: torch.stack(starts))  # type: ignore[misc]
+        made: dict[GenerationRequest, Tensor] = {}
+        while self._in_flight:
+            made.update((one.request, one.image) for one in self.step())
+        return torch.stack([made[request] for request in requests])
+
+    def drop(self) -> None:
+        """Forget what is in flight; what a thread is at it finishes in vain."""
+        self._before.drop()
+        self._after.drop()
+        self._ready.clear()
+        self._undecoded.clear()
+        self._running = None
+        self._in_flight = 0
+
+    def close(self) -> None:
+        """Forget what is in flight and end the threads."""
+        self.drop()
+        self._before.close()
+        self._after.close()
+        self._autoencoder.store.close()
+
+    def _go_on(self) -> list[Finished]:
+        for starts in self._before.collect():
+            self._ready += starts
+        self._refill()
+        if self._running and self._running.taken:
+            with self.time.of("denoise"):
+                self._undecoded += self._running.tick()
+        else:
+            self._decode(at_least=1)
+            pending: list[Future[Any]] = [*self._before.pending, *self._after.pending]
+            with self.time.of("idle"):
+                wait(pending, return_when=FIRST_COMPLETED)
+        self._decode(at_least=TOGETHER)
+        done = [one for group in self._after.collect() for one in group]
+        self._in_flight -= len(done)
+        return done
+
+    def _refill(self) -> None:
+        if self._running is None and self._ready:
+            self._running = Slots(self._denoiser, self.slots, self._ready[0], self._device)
+        while self._running and self._running.free and self._ready:
+            self._running.put(self._ready.popleft())
+
+    def _decode(self, at_least: int) -> None:
+        while len(self._undecoded) >= at_least:
+            group, self._undecoded = self._undecoded[:TOGETHER], self._undecoded[TOGETHER:]
+            self._after.submit(group)
+
+    def _finish(
+        self, group: Sequence[tuple[GenerationRequest, Float[Tensor, "c h w"]]]
+    ) -> list[Finished]:
+        requests = [request for request, _ in group]
+        with self.time.of("decode"):
+            images = self._autoencoder.decode([latent for _, latent in group])
+        with self.time.of("judge"):
+            verdicts = self._gate(requests, torch.stack(images))
+        return [Finished(*parts) for parts in zip(requests, images, verdicts, strict=True)]
+
+    def _halve_slots(self) -> None:
+        self._denoiser.forget()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.slots //= 2
+        if self._running:
+            self._ready.extendleft(reversed(self._running.leave()))
+            self._running = None
+        _log.warning("out of memory: %d slots from now on", self.slots)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Job(NamedTuple, Generic[T]):
+    run: Callable[[], T]
+    result: Future[T]
+
+
+class Side(Generic[P, T]):
+    """Calls one function again and again, in the order of submission, while its user goes on.
+
+    A call sees all that the user has put on the device before it was submitted, and its result is
+    complete when it is given out.
+    """
+
+    def __init__(self, name: str, device: torch.device, function: Callable[P, T]) -> None:
+        self._function = function
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._jobs: deque[_Job[T]] = deque()
+
+    @property
+    def pending(self) -> list[Future[T]]:
+        """Calls whose result was not given out."""
+        return [job.result for job in self._jobs]
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Begin a call or queue it."""
+        run = self._on_stream(lambda: self._function(*args, **kwargs))
+        self._jobs.append(_Job(run, self._thread.submit(run)))
+
+    def collect(self) -> list[T]:
+        """Results that are there, in the order of submission.
+
+        Raises:
+            torch.OutOfMemoryError: If there was no room for the next call; it is begun again.
+            Exception: Whatever the next call raised.
+        """
+        done: list[T] = []
+        while self._jobs and self._jobs[0].result.done():
+            error = self._jobs[0].result.exception()
+            if error and done:
+                break  # it is raised next time, and what came before it is not lost
+            job = self._jobs.popleft()
+            if isinstance(error, torch.OutOfMemoryError):
+                self._jobs.appendleft(_Job(job.run, self._thread.submit(job.run)))
+            done.append(job.result.result())
+        return done
+
+    def drop(self) -> None:
+        """Forget all calls; the one that is running ends in vain."""
+        for job in self._jobs:
+            job.result.cancel()
+        self._jobs.clear()
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+        self.drop()
+        self._thread.shutdown()
+
+    def _on_stream(self, function: Callable[[], T]) -> Callable[[], T]:
+        stream = self._stream
+        if stream is None:
+            return function
+        before = torch.cuda.current_stream(stream.device).record_event()
+
+        def run() -> T:
+            with torch.cuda.stream(stream):
+                stream.wait_event(before)
+                result = function()
+            stream.synchronize()
+            return result
+
+        return run

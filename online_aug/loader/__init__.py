@@ -1,0 +1,1 @@
+"""The loader that mixes real, fresh and cached samples."""

@@ -1,0 +1,141 @@
+"""One decode a sample: the real image or the generated one, composed, transformed, labelled."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cache import CacheError, CorruptRecordError, Record, Store
+from online_aug.data.image_sets import ImageSet
+from online_aug.data.images import BadImageError
+from online_aug.loader.slots import Kind, Slot
+from online_aug.request import Batch, Servable, Served
+from online_aug.seeding import numpy_rng, seed_of, torch_rng
+
+_log = logging.getLogger(__name__)
+Image = UInt8[np.ndarray, "h w 3"]
+Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3 s s"]]
+Compose = Callable[
+    [Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Tensor]
+]
+"""Source image (read only if called), generated image, request, chance: what is served, label."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What collation takes: image, soft label, and how the slot was filled in the end."""
+
+    image: UInt8[Tensor, "3 s s"]
+    label: Float[Tensor, " k"]
+    kind: Kind
+
+
+class Collated(NamedTuple):
+    """A batch, and how each of its slots was filled in the end."""
+
+    batch: Batch
+    kinds: list[Kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedDataset(Dataset[Sample]):
+    """Samples by slot. Pickles to worker processes, each of which opens the cache for itself."""
+
+    images: ImageSet
+    plan: list[Servable]
+    """Grows in the main process while no worker runs."""
+    places: Mapping[str, int]
+    """Where in `images` the source with each digest is."""
+    compose: Compose | None
+    """None where nothing synthetic is served."""
+    store: Store
+    transform: Transform
+    seed: int
+    skips_bad_images: bool
+
+    def __len__(self) -> int:
+        """Real images."""
+        return len(self.images)
+
+    def __getitem__(self, slot: Slot) -> Sample:
+        """The sample of one slot; the real image where the planned record cannot be read."""
+        image, label, kind = self._content(slot)
+        # What the cache decodes is read-only, which a tensor cannot be.
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+        seed = seed_of("transform", self.seed, slot.epoch, slot.position)
+        return Sample(self.transform(pixels, torch_rng(seed)), label, kind)
+
+    def _content(self, slot: Slot) -> tuple[Image, Tensor, Kind]:
+        if slot.number < 0 or self.compose is None:
+            return *self._real(slot.index), slot.kind
+        request = self.plan[slot.number]
+        record = self._record(request.key)
+        if record is None:
+            return *self._real(slot.index), Kind.STARVED
+        rng = numpy_rng("compose", self.seed, slot.epoch, slot.position)
+        try:
+            image, label = self.compose(lambda: self._source(request), record.image, request, rng)
+        except BadImageError as error:
+            if not self.skips_bad_images:
+                raise
+            _log.warning("skipped: %s", error)
+            return *self._real(slot.index), Kind.STARVED
+        return image, label, slot.kind
+
+    def _source(self, request: Servable) -> Image:
+        assert request.source_digest is not None  # else the method was not given the image
+        return self.images.load(self.places[request.source_digest])
+
+    def _record(self, key: bytes) -> Record | None:
+        """What the cache has for a request; a corrupt record leaves it, to be made again."""
+        try:
+            return self.store.get(key)
+        except CacheError as error:
+            _log.warning("a cached image cannot be used, the real one is served: %s", error)
+            if isinstance(error, CorruptRecordError):
+                self._drop(key)
+        return None
+
+    def _drop(self, key: bytes) -> None:
+        try:
+            self.store.drop_corrupt(key)
+        except CacheError as error:
+            _log.warning("a corrupt record stays in the cache: %s", error)
+
+    def _real(self, index: int) -> tuple[Image, Tensor]:
+        """The image at `index`; with `data.on_bad_image: skip` the next one that can be read."""
+        for candidate in range(index, index + len(self.images)):
+            place = candidate % len(self.images)
+            try:
+                image = self.images.load(place)
+            except BadImageError as error:
+                if not self.skips_bad_images:
+                    raise
+                _log.warning("skipped: %s", error)
+                continue
+            label = torch.zeros(len(self.images.class_names))
+            label[int(self.images.labels[place])] = 1
+            return image, label
+        raise BadImageError("no image of the training set can be read")
+
+
+def collate(samples: Sequence[Sample]) -> Collated:
+    """Stack samples and count how their slots were filled."""
+    kinds = [sample.kind for sample in samples]
+    batch = Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        labels=torch.stack([sample.label for sample in samples]),
+        served=Served(
+            real=kinds.count(Kind.REAL),
+            fresh=kinds.count(Kind.FRESH),
+            cached=kinds.count(Kind.CACHED),
+            starved=kinds.count(Kind.STARVED),
+        ),
+    )
+    return Collated(batch, kinds)

@@ -1,0 +1,1 @@
+"""The second process, which makes images while training runs."""

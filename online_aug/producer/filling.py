@@ -1,0 +1,173 @@
+"""The plan of a recipe worked through with no trainer to serve, and a bar that shows it.
+
+How fast images are made, with nothing kept.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import count, islice
+
+from cache import Store
+from online_aug.console import Tally, byte_size, progress, rate
+from online_aug.distributed.processes import Interrupt
+from online_aug.errors import UserError
+from online_aug.experiment.experiment import Recipe
+from online_aug.generation.vae import TOGETHER
+from online_aug.loader.pool import pin
+from online_aug.producer.build import load_generator, work_of
+from online_aug.producer.process import Status
+from online_aug.producer.request_queue import part_of
+from online_aug.producer.service import Generates, Service, Work
+from online_aug.request import GenerationRequest
+
+
+class Nobody:
+    """Whom images are made for ahead of training: serves none, shows how far the work is."""
+
+    served = 0
+    saliency_version = None
+    class_losses = None
+
+    def __init__(self, bar: Tally, store: Store, interrupt: Interrupt) -> None:
+        """Take what to show the work on, and whose signals end it."""
+        self._bar, self._store, self._interrupt = bar, store, interrupt
+        self.status = Status(state="loading")
+
+    @property
+    def is_stopping(self) -> bool:
+        """A signal has come."""
+        return self._interrupt.received is not None
+
+    def tell(self, status: Status) -> None:
+        """Show where the work stands."""
+        self.status = status
+        done = status.generated + status.rejected + status.reused
+        self._bar.advance(done - self._bar.done, note=self._note(status))
+
+    def _note(self, status: Status) -> str:
+        doing = f"{rate(status.images_per_s)} images/s"
+        if status.state == "waiting":
+            doing = "waiting for another process"
+        parts = [doing, _rejections(status.rejected_by_reason), _size_of(self._store)]
+        return ", ".join(part for part in parts if part)
+
+
+def describe_plan(recipe: Recipe, store: Store) -> str:
+    """How much of a recipe's plan a cache has, in one line."""
+    status = Counter(_status(part_of(recipe.plan, recipe.config.schedule), store))
+    rejected = f", {status['rejected']} rejected" if status["rejected"] else ""
+    there = f"{status['present']} of the plan's {status.total()} images"
+    return f"cache {store.path}: {there}{rejected}, {_size_of(store)} in all"
+
+
+def make_missing(recipe: Recipe, store: Store, interrupt: Interrupt) -> bool:
+    """Make what a cache lacks of a plan, or as much as there is time for; False if it lacks none.
+
+    Args:
+        recipe: Fine-tuned, its maps made.
+        store: What is there or made of the plan stays in it; other images may be evicted.
+        interrupt: Whose signals end the work; what is finished by then is stored.
+
+    Raises:
+        UserError: If the cache is full before the end.
+    """
+    work = work_of(recipe)
+    found = zip(work.plan, _status(work.plan, store), strict=True)
+    missing = [request for request, status in found if status in ("free", "claimed")]
+    if not missing:
+        return False
+    pin(store, [request.key for request in work.plan])
+    with (
+        closing(load_generator(recipe)) as generator,
+        progress("filling", len(missing)) as bar,
+    ):
+        nobody = Nobody(bar, store, interrupt)
+        Service(replace(work, plan=missing, max_ahead=None), store, generator, nobody).run()
+    if nobody.status.state == "full":
+        raise UserError(
+            f"cache.path must have room for the plan, {store.path} is full after {bar.done} of "
+            f"{bar.total} images; raise cache.max_gib, free disk space, or name another"
+        )
+    return True
+
+
+def _status(requests: Sequence[GenerationRequest], store: Store) -> Sequence[str]:
+    return store.status([request.key for request in requests])
+
+
+def _rejections(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    named = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return f"rejected: {named}"
+
+
+def _size_of(store: Store) -> str:
+    return byte_size(store.stats()["stored_bytes"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """So many images in so many seconds."""
+
+    images: int
+    seconds: float
+
+    @property
+    def images_per_s(self) -> float:
+        """0 where no time passed."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+def measure_speed(
+    work: Work,
+    generator: Generates,
+    *,
+    seconds: float,
+    is_stopping: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+) -> Speed:
+    """Images a second once the first are finished, all slots taken all the time.
+
+    The plan is gone through in its order, and again with other noise where it is short.
+
+    Args:
+        work: Whose images are made, and forgotten.
+        generator: Makes them; what is in flight at the end is dropped.
+        seconds: How long to look, at least; always until another image is finished.
+        is_stopping: Ends it early.
+        clock: Tells seconds.
+
+    Raises:
+        UserError: If none of the plan can be prepared.
+    """
+    waiting = _endless(_accepted(work))
+    images, started, latest = 0, 0.0, 0.0
+    is_warm = False
+    while not is_stopping() and (not images or latest - started < seconds):
+        while generator.room >= TOGETHER:
+            generator.submit(list(islice(waiting, TOGETHER)), work.prepare)
+        if finished := len(generator.step()):
+            latest = clock()
+            images += finished if is_warm else 0
+            started = started if is_warm else latest
+            is_warm = True
+    generator.drop()
+    return Speed(images=images, seconds=latest - started)
+
+
+def _accepted(work: Work) -> list[GenerationRequest]:
+    accepted = [request for request in work.plan if work.refusal(request) is None]
+    if not accepted:
+        reason = work.refusal(work.plan[0]) if work.plan else "it is empty"
+        raise UserError(f"plan must hold an image that the method accepts, got none: {reason}")
+    return accepted
+
+
+def _endless(plan: Sequence[GenerationRequest]) -> Iterator[GenerationRequest]:
+    for times in count():
+        for request in plan:
+            yield replace(request, noise_seed=(request.noise_seed + times) % 2**63)

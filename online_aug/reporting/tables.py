@@ -1,0 +1,260 @@
+"""The live panel: where training is, what the batches are made of, what the generator does.
+
+One row or line for every epoch that is over.
+
+The last thing a run prints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from online_aug.console import byte_size, duration, percent, rate, shares, whole_percent
+from online_aug.reporting.metrics import EpochMetrics, Summary
+from online_aug.request import Served
+
+MIX_COLOURS = {"real": "blue", "fresh": "green", "cached": "cyan", "starved": "yellow"}
+BAR_CELLS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorView:
+    """What the training process knows about the generation process."""
+
+    state: str
+    """A word or two, such as `starting`, `generating`, `paused`, `restarting`."""
+    images_per_s: float
+    generated: int
+    """Images made in this run so far."""
+    cache_entries: int
+    cache_bytes: int
+    samples_per_insert: float = 0.0
+    """Times an image has been served on average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """One moment of training."""
+
+    epoch: int
+    """From 0."""
+    total_epochs: int
+    step_in_epoch: int
+    """Steps of this epoch that are done."""
+    steps_per_epoch: int
+    loss: float
+    images_per_s: float | None
+    left_s: float | None
+    served: Served
+    """Since the start of the epoch."""
+    generator: GeneratorView | None
+
+
+def draw_panel(now: Now) -> RenderableType:
+    """An empty line and four lines, always as many so that nothing jumps, 80 characters wide."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="bold", no_wrap=True, min_width=10)
+    grid.add_column(no_wrap=True, width=BAR_CELLS)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_row("")
+    grid.add_row("training", _steps_bar(now), _steps_text(now))
+    beside = "  ".join(filter(None, [_left_text(now), _reuse_text(now)]))
+    grid.add_row("speed", Text(speed_text(now)), Text(beside, "dim"))
+    grid.add_row("batches", mix_bar(now.served, BAR_CELLS), mix_text(now.served))
+    grid.add_row("generator", *_generator_texts(now.generator))
+    return grid
+
+
+def panel_line(now: Now) -> str:
+    """The same in one plain line, for logs."""
+    parts = [
+        f"epoch {now.epoch + 1}/{now.total_epochs}",
+        f"step {now.step_in_epoch}/{now.steps_per_epoch}",
+        f"loss {now.loss:.3f}",
+        speed_text(now),
+        mix_text(now.served).plain,
+    ]
+    if now.generator is not None:
+        parts.append(
+            f"generator: {', '.join(text.plain for text in _generator_texts(now.generator))}"
+        )
+        parts.append(_reuse_text(now))
+    return ", ".join([*parts, *([_left_text(now)] if now.left_s is not None else [])])
+
+
+def speed_text(now: Now) -> str:
+    """How many images a second are trained on."""
+    return "-" if now.images_per_s is None else f"{rate(now.images_per_s)} images/s"
+
+
+def mix_text(served: Served) -> Text:
+    """The four shares with their names, in the colours of the bar."""
+    text = Text(no_wrap=True)
+    for name, share in shares(served).items():
+        text.append("  " if text else "").append(
+            f"{name} {whole_percent(share).replace(' ', '')}", MIX_COLOURS[name]
+        )
+    return text
+
+
+def mix_bar(served: Served, cells: int) -> Text:
+    """The four shares as one bar of exactly `cells` characters; dim while nothing was served."""
+    bar, drawn, reached = Text(no_wrap=True), 0, 0.0
+    for name, share in shares(served).items():
+        reached += share
+        until = round(reached * cells)
+        bar.append("━" * (until - drawn), MIX_COLOURS[name])
+        drawn = until
+    return bar.append("━" * (cells - drawn), "bright_black")
+
+
+def _steps_bar(now: Now) -> ProgressBar:
+    return ProgressBar(
+        now.steps_per_epoch,
+        now.step_in_epoch,
+        width=BAR_CELLS,
+        complete_style="magenta",
+        finished_style="magenta",
+    )
+
+
+def _steps_text(now: Now) -> Text:
+    is_over = now.step_in_epoch >= now.steps_per_epoch
+    end = "evaluating" if is_over else f"loss {now.loss:.3f}"
+    return Text(
+        f"epoch {now.epoch + 1}/{now.total_epochs}  "
+        f"step {now.step_in_epoch}/{now.steps_per_epoch}  {end}"
+    )
+
+
+def _left_text(now: Now) -> str:
+    return "" if now.left_s is None else f"{duration(now.left_s)} left"
+
+
+def _reuse_text(now: Now) -> str:
+    view = now.generator
+    return "" if view is None else f"each image served {view.samples_per_insert:.1f} times"
+
+
+def _generator_texts(view: GeneratorView | None) -> tuple[Text, Text]:
+    if view is None:
+        return Text("off", "dim"), Text()
+    kept = f"cache {view.cache_entries:,} images, {byte_size(view.cache_bytes)}"
+    return (
+        Text(f"{view.state}, {rate(view.images_per_s)}/s"),
+        Text(f"{view.generated:,} made, {kept}"),
+    )
+
+
+WIDTHS = {
+    "epoch": 7, "loss": 7, "val top1": 9, "images/s": 9, "real": 6, "fresh": 6, "cached": 7,
+    "starved": 8, "made": 6, "made/s": 7, "cache": 8,
+}  # fmt: skip
+"""Columns and their widths in characters, 80 in all."""
+
+
+def epoch_heads() -> Text:
+    """The heads of the columns of `epoch_row`."""
+    heads = Text(no_wrap=True, overflow="crop", style="bold")
+    for name, width in WIDTHS.items():
+        heads.append(f"{name:>{width}}", MIX_COLOURS.get(name))
+    return heads
+
+
+def epoch_row(metrics: EpochMetrics, total_epochs: int, *, is_best: bool) -> Text:
+    """One epoch as a row of fixed columns; the best validation so far stands out."""
+    styles = {**MIX_COLOURS, "val top1": "bold green" if is_best else ""}
+    row = Text(no_wrap=True, overflow="crop")
+    for name, value in _cells(metrics, total_epochs).items():
+        row.append(f"{value:>{WIDTHS[name]}}", styles.get(name))
+    return row
+
+
+def epoch_line(metrics: EpochMetrics, total_epochs: int) -> str:
+    """One epoch as a line that explains itself, for logs."""
+    cells = _cells(metrics, total_epochs)
+    return (
+        f"epoch {cells['epoch']}: loss {cells['loss']}, val top1 {cells['val top1']}, "
+        f"{cells['images/s']} images/s, {mix_text(metrics.served).plain}, "
+        f"generator {cells['made']} made, {cells['made/s']} images/s, "
+        f"cache {metrics.cache_entries:,} images, {cells['cache']}"
+    )
+
+
+def _cells(metrics: EpochMetrics, total_epochs: int) -> dict[str, str]:
+    mix = {name: whole_percent(share) for name, share in shares(metrics.served).items()}
+    return {
+        "epoch": f"{metrics.epoch + 1}/{total_epochs}",
+        "loss": f"{metrics.train_loss:.3f}",
+        "val top1": percent(metrics.val_top1),
+        "images/s": rate(metrics.images_per_s),
+        **mix,
+        "made": f"{metrics.generated:,}",
+        "made/s": rate(metrics.generated_per_s),
+        "cache": byte_size(metrics.cache_bytes),
+    }
+
+
+WORST_CLASSES = 5
+
+
+def print_summary(summary: Summary, run_dir: Path, console: Console) -> None:
+    """Print what came out, what it was made of, how long it took and where it lies."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _rows(summary, run_dir):
+        grid.add_row(name, value)
+    console.print(
+        Panel(grid, title="Finished", title_align="left", border_style="green", expand=False)
+    )
+
+
+def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
+    best = f"{percent(summary.top1_best_val)} (epoch {summary.best_val_epoch + 1})"
+    return [
+        ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
+        ("test top1, best validation", Text(best)),
+        ("test top5, last epoch", Text(percent(summary.top5))),
+        *((title, Text(_listed(shares))) for title, shares in summary.parts.items()),
+        (_worst_title(summary.per_class), Text(_worst(summary.per_class))),
+        ("images served", mix_text(summary.served)),
+        ("", Text(_served_counts(summary), "dim")),
+        ("images generated", Text(summary.made_text)),
+        ("generator restarts", _restarts(summary.generator_restarts)),
+        ("first step after", Text(duration(summary.first_step_s))),
+        ("whole run", Text(f"{duration(summary.wall_s)}, {summary.epochs} epochs")),
+        ("run directory", Text(str(run_dir), "cyan")),
+    ]
+
+
+def _served_counts(summary: Summary) -> str:
+    return (
+        f"{summary.served_real:,} real, {summary.served_fresh:,} fresh, "
+        f"{summary.served_cached:,} cached, {summary.starved:,} starved"
+    )
+
+
+def _restarts(count: int) -> Text:
+    return Text(f"{count}", "bold yellow" if count else "")
+
+
+def _worst_title(per_class: Mapping[str, float]) -> str:
+    return "worst classes" if len(per_class) > WORST_CLASSES else "classes, worst first"
+
+
+def _worst(per_class: Mapping[str, float]) -> str:
+    worst = sorted(per_class.items(), key=lambda entry: entry[1])[:WORST_CLASSES]
+    return _listed(dict(worst))
+
+
+def _listed(shares: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{name}: {whole_percent(share).replace(' ', '')}" for name, share in shares.items()
+    )

@@ -1,0 +1,164 @@
+"""What crosses a border between planning, generating, storing and serving."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import ClassVar, Literal, Protocol
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cache.keys import Scalar, request_key
+
+PipelineKind = Literal["image_to_image", "instruct"]
+"""Image-to-image of a text-to-image model, or editing by instruction (InstructPix2Pix)."""
+StartsFrom = Literal["image", "noise"]
+
+
+class Servable(Protocol):
+    """What it takes to serve a generated image, whoever made it."""
+
+    @property
+    def key(self) -> bytes:
+        """The cache key."""
+
+    @property
+    def method(self) -> str:
+        """Name in `METHODS` of what composes and labels it."""
+
+    @property
+    def source_digest(self) -> str | None:
+        """Digest of the source image; None where it is not known."""
+
+    @property
+    def source_label(self) -> int:
+        """Class of the source image."""
+
+    @property
+    def target_label(self) -> int:
+        """Class named in the prompt."""
+
+    @property
+    def strength(self) -> float:
+        """Fraction of the diffusion trajectory replayed, in (0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedImage:
+    """An image that another program made, as far as serving it needs to know; see `Servable`."""
+
+    key: bytes
+    method: str
+    source_digest: str | None
+    source_label: int
+    target_label: int
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """All that decides the pixels of one generated image; its digest is the cache key.
+
+    The training seed, the rank, the batch and the clock are absent on purpose: that is what lets
+    another seed or run ask for the same image. A new field changes every key by construction, but
+    one of those that say nothing at what all requests before it meant.
+    """
+
+    SILENT: ClassVar[Mapping[str, Scalar]] = {
+        "starts_from": "image",
+        "keeps_foreground": False,
+    }
+    """Fields added later, left out of key and record at this value: older keys remain valid."""
+
+    method: str
+    """Name in `METHODS`."""
+    method_version: int
+    """Raised when the method starts to make other pixels from the same fields."""
+    source_digest: str
+    """BLAKE2b of the source image's content, hexadecimal."""
+    source_label: int
+    target_label: int
+    target_digest: str | None = None
+    """Digest of the second (background) image where the method mixes two."""
+    prompt: str
+    strength: float
+    """Fraction of the diffusion trajectory replayed, in (0, 1]."""
+    starts_from: StartsFrom = "image"
+    """The noised source, or noise alone: the source then says no more than the class."""
+    keeps_foreground: bool = False
+    """What the method calls foreground is put back, as noisy as the rest, after every step."""
+    guidance_scale: float
+    image_guidance_scale: float | None = None
+    num_inference_steps: int
+    """Steps of the whole trajectory; `int(num_inference_steps * strength)` of them are run."""
+    scheduler: str
+    resolution: int
+    """Side of the generated square, px."""
+    variant: int
+    """Which of the images made from this source, from 0."""
+    noise_seed: int
+    saliency_version: str | None = None
+    gate_version: str | None = None
+    """What judged the class of the image, and by which rule; None where nothing did."""
+    generator_fingerprint: str
+    """Digest of base weights, adapters, dtype and version of the engine."""
+
+    @cached_property
+    def key(self) -> bytes:
+        """The cache key: 32 bytes, BLAKE2b of the canonical encoding of all fields."""
+        return request_key(self.to_fields())
+
+    def to_fields(self) -> dict[str, Scalar]:
+        """The request as the flat mapping the cache stores and digests."""
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        silent = self.SILENT.items()
+        return {name: value for name, value in values if (name, value) not in silent}
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Scalar]) -> "GenerationRequest":
+        """The request that a cache record carries.
+
+        Raises:
+            ValueError: If fields are missing or unknown: the record was made by another version.
+        """
+        known = {field.name for field in fields(cls)}
+        if differing := known ^ (set(values) | set(cls.SILENT)):
+            differ = ", ".join(sorted(differing))
+            raise ValueError(f"request must hold exactly the known fields, differs in: {differ}")
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """How the slots of one or more batches were filled on this rank."""
+
+    real: int = 0
+    """Slots that were planned real."""
+    fresh: int = 0
+    """Generated in this run and served for the first time."""
+    cached: int = 0
+    """Any other generated image."""
+    starved: int = 0
+    """Slots that were planned synthetic and got the real image; not counted in `real`."""
+
+    def __add__(self, other: "Served") -> "Served":
+        return Served(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the loader hands to the training step."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    labels: Float[Tensor, "b k"]
+    """Soft labels, before label smoothing and mixup."""
+    served: Served
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which a GPU copies while it computes.
+
+        The DataLoader calls it where it is to pin: it knows tensors, and what has this method.
+        """
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())

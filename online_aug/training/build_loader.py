@@ -1,0 +1,338 @@
+"""Putting a run together: store, generation process, loader; and saying what it will take.
+
+What differs between the nodes of a run: who makes which part, from which configuration.
+
+What a rank serves and in which order: mixed as configured, or as an earlier run was served.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cache import Store
+from cache.backend.directory import is_started
+from online_aug.config import Config
+from online_aug.config.loading import resolved_yaml
+from online_aug.data.image_sets import ImageSet
+from online_aug.data.transforms import train_transform
+from online_aug.distributed.devices import DevicePlan
+from online_aug.distributed.processes import Interrupt
+from online_aug.distributed.world import World, agree, is_same_everywhere
+from online_aug.errors import UserError
+from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.images import BoundCompose
+from online_aug.files import write_atomically
+from online_aug.loader.dataset import MixedDataset
+from online_aug.loader.loader import OnlineAugLoader, WaitFor
+from online_aug.loader.pool import Supply, open_store, pin_if_awaited
+from online_aug.loader.sampler import LEDGER_FOLDER, MixingSampler, ReplaySampler, limiter_of
+from online_aug.loader.slots import Order, probability_of
+from online_aug.producer.process import Place
+from online_aug.producer.supervisor import Fleet, Supervisor
+from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
+from online_aug.request import ImportedImage, Servable
+
+_RAW_BYTES = 3
+
+
+def build_loader(
+    recipe: Recipe,
+    devices: DevicePlan,
+    world: World,
+    run_directory: Path,
+    interrupt: Interrupt | None = None,
+) -> OnlineAugLoader:
+    """The loader of one rank; on the first rank of a node it owns the generation processes.
+
+    A single rank that waits for an image gives that up on an interrupt. Of several, each ends the
+    step that the others are in.
+
+    Raises:
+        UserError: On every rank, if the plan or what was imported is not the same on all.
+    """
+    config = recipe.config
+    store = open_store(config, recipe.splits.train)
+    pin_if_awaited(store, config, agreed_plan(recipe, world))
+    generator = None
+    if world.is_first_of_node and devices.generate and recipe.is_synthetic:
+        generator = build_generators(devices, node_folder(config, world, run_directory))
+
+    def is_stopping() -> bool:
+        return interrupt is not None and bool(interrupt.received) and world.world_size == 1
+
+    if recipe.is_synthetic and recipe.fractals:
+        recipe.fractals.ensure()
+    served: list[Servable] = [*recipe.plan, *agreed_imports(recipe, world)]
+    supply = supply_of(recipe, store, served, world)
+    wait_for = WaitFor(store, supply.keys, generator, is_stopping=is_stopping)
+    sampler = sampler_of(recipe, supply, wait_for)
+    dataset = MixedDataset(
+        images=recipe.splits.train,
+        plan=served,
+        places=recipe.places if recipe.is_synthetic else {},
+        compose=BoundCompose(recipe.contexts) if recipe.is_synthetic else None,
+        store=store,
+        transform=train_transform(config.data),
+        seed=config.run.seed,
+        skips_bad_images=config.data.on_bad_image == "skip",
+    )
+    return OnlineAugLoader(
+        dataset,
+        sampler,
+        workers=_workers(config, devices),
+        pin_memory=world.device.type == "cuda",
+        generator=generator,
+        ledger=run_directory / LEDGER_FOLDER,
+    )
+
+
+def agreed_plan(recipe: Recipe, world: World) -> list[bytes]:
+    """The keys of the plan.
+
+    Raises:
+        UserError: On every rank, if they are not the same on all.
+    """
+    keys = [request.key for request in recipe.plan]
+    if not is_same_everywhere(world, keys):
+        raise UserError(
+            "the plan must be the same on every node: give each the same images, the same model "
+            "and a finetune.path that all share"
+        )
+    return keys
+
+
+def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
+    """The imported images to serve, by numbers that mean the same on every rank.
+
+    Raises:
+        UserError: On every rank, if they are not the same on all.
+    """
+    images = recipe.imports.images
+    if not images:  # on no rank: where some are asked for, none at all is refused
+        return []
+    if not is_same_everywhere(world, [image.key for image in images]):
+        raise UserError(
+            "imported images must be the same on every rank: import the same folders in the same "
+            "order into the cache of each node, and none while a run starts"
+        )
+    return images
+
+
+def build_generators(devices: DevicePlan, folder: Path) -> Fleet:
+    """The generation processes of a node, each on its own device.
+
+    Args:
+        devices: Of the node.
+        folder: Holds their `config.yaml` and gets their logs.
+    """
+    count = len(devices.generate)
+    return Fleet([_supervisor(devices, number, folder) for number in range(count)])
+
+
+def _supervisor(devices: DevicePlan, number: int, folder: Path) -> Supervisor:
+    device = devices.generate[number]
+    visible, seen_as = _alone_visible(device)
+    place = Place(
+        device=seen_as,
+        threads=devices.generate_threads,
+        number=number,
+        count=len(devices.generate),
+        share=devices.share if devices.is_shared(device) else 0.0,
+    )
+    environment = {"OMP_NUM_THREADS": str(place.threads), "CUDA_VISIBLE_DEVICES": visible}
+    config = str(folder / "config.yaml")
+    log = folder / f"generator{number or ''}.log"
+    command = ["-m", "online_aug.producer", config, place.model_dump_json()]
+    return Supervisor(command, log, environment)
+
+
+def _alone_visible(device: str) -> tuple[str, str]:
+    """CUDA_VISIBLE_DEVICES for a process that is to see this device alone, and what it is there."""
+    if device == "cpu":
+        return "", device
+    number = int(device.partition(":")[2])
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[number] if names else str(number), "cuda:0"
+
+
+def describe_run(
+    recipe: Recipe, devices: DevicePlan, hosts: Mapping[str, int] | None = None
+) -> str:
+    """What `--dry-run` prints: devices, machines of a hostfile, data, requests, disk."""
+    config, splits = recipe.config, recipe.splits
+    order = order_of(config, splits.train)
+    unique = len({source.digest for source in recipe.sources})
+    requests = unique * config.generation.variants_per_image if recipe.is_planned else 0
+    gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30
+    lines = [
+        f"devices    {devices}",
+        f"data       {len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test"
+        f" images of {len(splits.train.class_names)} classes, {len(splits.skipped)} left out",
+        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}",
+        f"requests   {requests} ({unique} sources x {config.generation.variants_per_image})",
+        f"disk       at most {gib:.2f} GiB of images (uncompressed size)",
+    ]
+    if hosts:
+        named = ", ".join(f"{name} ({ranks})" for name, ranks in hosts.items())
+        lines.insert(1, f"nodes      {named}: {sum(hosts.values())} training devices in all")
+        if requests and devices.generate and len(hosts) > 1:
+            lines[1] += f"; {who_makes(config)}"
+    if recipe.saliency.follows_classifier:
+        every = config.saliency.refresh_epochs
+        lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")
+    elif not recipe.has_maps:
+        lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
+    if recipe.imports.images:
+        lines.append(f"imported   {recipe.imports}")
+    if recipe.is_planned and not recipe.is_ready:
+        learning = f"{config.finetune.mode}, {recipe.adaptation.steps} steps"
+        lines.append(f"fine-tune  {learning}, result {recipe.finetuned}")
+    elif recipe.plan_is_known:
+        lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")
+    return "\n".join(lines) + "\n"
+
+
+def _present(recipe: Recipe) -> int:
+    """Requests of the plan that the cache holds; a cache that is not there is not made."""
+    path = recipe.config.cache.path
+    if not is_started(path):
+        return 0
+    with Store(path, readonly=True) as store:
+        return sum(store.contains([request.key for request in recipe.plan]))
+
+
+def _workers(config: Config, devices: DevicePlan) -> int:
+    """Loader processes: none on a machine so small that they would take the classifier's core."""
+    if config.data.workers is not None:
+        return config.data.workers
+    cores = len(os.sched_getaffinity(0)) // len(devices.train)
+    return 0 if cores <= 2 else min(8, cores - 1)
+
+
+_LOOK_EVERY_S = 0.5
+SHARED_WITHIN_S = 60.0
+"""A network file system may show a new file to other machines only after a while."""
+
+
+def check_shared(world: World, run_directory: Path) -> None:
+    """Refuse a run directory that is another folder on another node; all ranks call it.
+
+    Raises:
+        UserError: On every rank, if one does not see what the first has written there.
+    """
+    until = time.monotonic() + SHARED_WITHIN_S
+    while not (is_seen := (run_directory / CONFIG_FILE).is_file()) and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
+    if agree(world, int(not is_seen)):
+        raise UserError(
+            f"run.dir must be a folder that all nodes share, {run_directory} is not the same on all"
+        )
+
+
+def node_folder(config: Config, world: World, run_directory: Path) -> Path:
+    """The folder that the generation processes of this rank's node read and write their logs in.
+
+    Of a single node it is the run directory. Of several, each has a folder in it with a
+    configuration of its own: `cache.path` may be another one, and so is the part of the plan.
+    """
+    if world.nodes == 1:
+        return run_directory
+    folder = run_directory / f"node{world.node}"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / CONFIG_FILE, resolved_yaml(striped(config, world)))
+    return folder
+
+
+def who_makes(config: Config) -> str:
+    """What each of several nodes makes, for a person to read."""
+    if config.mixing.starvation == "wait":
+        return "each makes the whole plan (mixing.starvation=wait)"
+    return "each makes its own part of the plan"
+
+
+def striped(config: Config, world: World) -> Config:
+    """The configuration by which a node makes its own part of the plan and nothing else.
+
+    Where images are waited for, each node makes all: the seed decides which image fills a slot, so
+    over the epochs each one comes to be served on every node, out of that node's own cache.
+    """
+    schedule = config.schedule
+    if world.nodes == 1 or config.mixing.starvation == "wait":
+        return config
+    part = {
+        "stripe": schedule.stripe + schedule.stripes * world.node,
+        "stripes": schedule.stripes * world.nodes,
+        "helps": False,
+    }
+    return config.model_copy(update={"schedule": schedule.model_copy(update=part)})
+
+
+def order_of(config: Config, images: ImageSet) -> Order:
+    """The global batches of every epoch.
+
+    Raises:
+        UserError: If `mixing.class_probability` names a class that `images` has not.
+    """
+    return Order(
+        num_images=len(images),
+        batch_size=config.optim.batch_size,
+        repeats=config.data.epoch_repeats,
+        seed=config.run.seed,
+        probability=probability_of(config.mixing, images, config.run.epochs),
+        adds=config.mixing.policy == "concat",
+    )
+
+
+def supply_of(
+    recipe: Recipe, store: Store, served: Sequence[Servable], world: World | None = None
+) -> Supply:
+    """What a rank may serve of these images; all of it without a world."""
+    return Supply(
+        served,
+        store,
+        rank=world.rank if world else 0,
+        world_size=world.world_size if world else 1,
+        max_times_sampled=recipe.config.mixing.max_times_sampled,
+        local=(world.local_rank, world.local_world_size) if world else None,
+    )
+
+
+def sampler_of(recipe: Recipe, supply: Supply, wait_for: Callable[[int], bool]) -> MixingSampler:
+    """What fills the slots of a rank, by the configuration or by the ledger of `run.replay`."""
+    config = recipe.config
+    if config.run.replay is not None:
+        return _replay(recipe, supply, config.run.replay)
+    return MixingSampler(
+        order_of(config, recipe.splits.train),
+        supply,
+        config.mixing,
+        wait_for,
+        limiter=limiter_of(config.mixing, config.generation.max_ahead),
+        digests=[source.digest for source in recipe.sources] if recipe.is_synthetic else (),
+    )
+
+
+def check_sequence(recipe: Recipe, resolved_yaml: str) -> None:
+    """Refuse what could not be served; writes nothing.
+
+    Raises:
+        UserError: If a class has a probability that there is not, or a run is to be replayed that
+            was one of other images, or whose images are gone.
+    """
+    config = recipe.config
+    order_of(config, recipe.splits.train)
+    if config.run.replay is None:
+        return
+    check_same_sequence(config.run.replay, resolved_yaml)
+    if not recipe.is_synthetic or recipe.saliency.follows_classifier:
+        return  # the maps that the plan is made by come epoch by epoch
+    if not is_started(config.cache.path):
+        raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
+    with Store(config.cache.path, readonly=True) as store:
+        supply = supply_of(recipe, store, [*recipe.plan, *recipe.imports.images])
+        _replay(recipe, supply, config.run.replay).check(config.run.epochs)
+
+
+def _replay(recipe: Recipe, supply: Supply, run: Path) -> ReplaySampler:
+    return ReplaySampler(order_of(recipe.config, recipe.splits.train), supply, run)

@@ -1,0 +1,138 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from cache import CacheError
+from online_aug.cli.arguments import DRY_RUN, parse_command
+from online_aug.config.loading import fields
+from online_aug.console import run_main
+from online_aug.errors import UserError
+
+
+def parse(*argv, switches=DRY_RUN, **more):
+    return parse_command(argv, prog="python train.py", summary="Trains.", switches=switches, **more)
+
+
+def status_of(main, *argv, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", *argv])
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    return caught.value.code
+
+
+def test_file_and_overrides_are_taken_in_order():
+    command = parse("configs/x.yaml", "run.seed=1", "run.seed=2")
+    assert command.config_path == Path("configs/x.yaml")
+    assert command.overrides == ("run.seed=1", "run.seed=2")
+    assert command.switches == frozenset()
+
+
+def test_a_program_may_offer_no_switches():
+    assert parse("x.yaml", switches={}).switches == frozenset()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_dry_run_may_be_asked_for_anywhere_on_the_line(place):
+    argv = ["x.yaml", "run.seed=1", "optim.lr=1"]
+    argv.insert(place, "--dry-run")
+    command = parse(*argv)
+    assert command.switches == {"--dry-run"}
+    assert command.overrides == ("run.seed=1", "optim.lr=1")
+
+
+def test_what_the_deepspeed_launcher_adds_is_taken():
+    assert parse("--local_rank=1", "x.yaml", "run.seed=1").overrides == ("run.seed=1",)
+
+
+def test_a_negative_value_is_no_option():
+    assert parse("x.yaml", "optim.lr=-1").overrides == ("optim.lr=-1",)
+
+
+@pytest.mark.parametrize("argv", [[], ["x.yaml", "--seed", "3"], ["x.yaml", "--dry"]])
+def test_a_wrong_option_or_no_file_is_one_line_that_names_the_help(argv):
+    with pytest.raises(UserError, match=r"^[^\n]+; see python train.py --help$"):
+        parse(*argv)
+
+
+def test_a_dry_run_is_refused_where_it_is_not_offered():
+    with pytest.raises(UserError, match="--dry-run"):
+        parse("x.yaml", "--dry-run", switches={})
+
+
+def test_help_lists_every_key_and_exits_with_status_0(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        parse("--help")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: python train.py CONFIG.yaml [key.sub=value ...] [--dry-run]")
+    assert all(f"  {dotted}=" in text for dotted in fields())
+
+
+def test_help_shows_the_examples_of_its_program(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        parse("--help", examples="x.yaml\nx.yaml run.seed=1")
+    text = capsys.readouterr().out
+    assert "examples:\n  python train.py x.yaml\n  python train.py x.yaml run.seed=1\n" in text
+
+
+def test_the_command_loads_its_configuration(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("run: {epochs: 3}")
+    config = parse(str(path), "run.seed=9").load_config()
+    assert (config.run.epochs, config.run.seed) == (3, 9)
+
+
+@pytest.mark.parametrize("kind", [UserError, CacheError])
+def test_a_persons_mistake_is_one_line_each_on_stderr_and_status_2(kind, monkeypatch, capsys):
+    def main(argv):
+        raise kind("a must be b\nc must be d")
+
+    assert status_of(main, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr() == ("", "error: a must be b\nerror: c must be d\n")
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_status_2(monkeypatch, capsys):
+    def main(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+
+    assert status_of(main, monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a disk must have room, got ")
+    assert "No space left on device: 'runs/x/metrics.jsonl'; free space" in line
+
+
+def test_another_failure_of_the_system_keeps_its_traceback(monkeypatch):
+    def main(argv):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run_main(main)
+
+
+def test_an_interrupt_is_status_130_without_a_traceback(monkeypatch, capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert status_of(main, monkeypatch=monkeypatch) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def main(argv):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(ZeroDivisionError):
+        run_main(main)
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (143, 143)])
+def test_the_status_is_what_main_returns(returned, status, monkeypatch):
+    assert status_of(lambda argv: returned, monkeypatch=monkeypatch) == status
+
+
+def test_main_gets_the_arguments(monkeypatch):
+    seen = []
+    status_of(lambda argv: seen.extend(argv), "a", "b", monkeypatch=monkeypatch)
+    assert seen == ["a", "b"]

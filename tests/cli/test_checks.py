@@ -1,0 +1,29 @@
+import pytest
+from classifier_samples import make_config
+
+from online_aug.cli.train import check_training
+from online_aug.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lamb", "lion", "nadamw", "lars"])
+def test_optimizers_of_timm_are_taken(name):
+    check_training(make_config(optim={"name": name}), ["cpu"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"optim": {"name": "adanw2"}}, "optim.name must be an optimizer of timm, got 'adanw2'; n"),
+        ({"optim": {"name": "adahessian"}}, "optim.name must be an optimizer that needs first"),
+        ({"optim": {"options": {"beta": 1}}}, "optim.name and optim.options must be an optimizer"),
+        ({"optim": {"min_lr": 0.1}}, "optim.min_lr must be at most optim.lr, got 0.1 for 0.05"),
+        ({"classifier": {"precision": "float16"}}, "classifier.precision must be float32 or bfl"),
+        ({"classifier": {"name": "resnet_none"}}, "classifier.name must be a timm model, got"),
+        ({"data": {"auto_augment": "never"}}, "data.auto_augment must be a policy of timm"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(sections, line):
+    with pytest.raises(UserError) as caught:
+        check_training(make_config(**sections), ["cpu"])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)

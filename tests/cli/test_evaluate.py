@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+import pytest
+from classifier_samples import make_config
+from PIL import Image
+
+from online_aug.classifier.evaluation import evaluate
+from online_aug.classifier.model import build_classifier
+from online_aug.cli.evaluate import MODEL_FILE, main
+from online_aug.config.loading import resolved_yaml
+from online_aug.data.sources import load_splits
+from online_aug.errors import UserError
+from online_aug.files import write_atomically
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run directory as training leaves it, and what training measured."""
+    import safetensors.torch
+
+    root = tmp_path_factory.mktemp("finished")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in ("first", "second"):
+            (root / "images" / split / name).mkdir(parents=True)
+            for number in range(4):
+                noise = rng.integers(256, size=(24, 24, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(root / "images" / split / name / f"{number}.png")
+    config = make_config(data={"source": str(root / "images"), "image_size": 32})
+    classifier = build_classifier(config.classifier, 2, seed=3)
+    run = root / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(resolved_yaml(config))
+    write_atomically(run / MODEL_FILE, safetensors.torch.save(classifier.state_dict()))
+    return run, evaluate(classifier, load_splits(config.data).test, config.data, "cpu")
+
+
+def test_a_run_directory_gives_the_figures_that_training_measured(finished, capsys):
+    run, expected = finished
+    main([str(run), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == expected.top1
+    assert found["per_class"] == expected.per_class
+    assert found["top5"] == expected.top5
+    assert found["loss"] == pytest.approx(expected.loss)
+
+
+def test_a_configuration_finds_its_run_directory(finished, capsys):
+    run, expected = finished
+    overrides = [f"run.dir={run.parent}", f"run.name={run.name}"]
+    main([str(run / "config.yaml"), *overrides, "--json"])
+    assert json.loads(capsys.readouterr().out)["top1"] == expected.top1
+
+
+def test_the_table_names_every_class(finished, capsys):
+    main([f"{finished[0]}/"])
+    out = capsys.readouterr().out
+    assert "first" in out
+    assert "second" in out
+    assert f"{100 * finished[1].top1:.1f} %" in out
+
+
+def test_a_run_without_a_model_is_one_line(finished):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors must be the weights of a finished run"
+    ):
+        main([str(finished[0] / "config.yaml"), "run.name=never_trained"])
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"must hold config\.yaml"):
+        main([str(tmp_path)])

@@ -1,0 +1,197 @@
+"""`python -m online_aug.fill`, in this process."""
+
+import os
+import signal
+
+import pytest
+from recipe_samples import make_config, make_recipe
+
+from cache import Store
+from online_aug.cli import fill as command
+from online_aug.config.loading import resolved_yaml
+from online_aug.console import Tally
+from online_aug.errors import UserError
+from online_aug.generation.engine import ImageGenerator
+from online_aug.producer import filling
+from online_aug.producer.process import Status
+
+
+@pytest.fixture
+def call(tmp_path, tiny_model, capsys):
+    """The status and the lines of a call; `sections` change the configuration."""
+
+    def run(*argv, **sections):
+        config = make_config(tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections)
+        path = tmp_path / "small.yaml"
+        path.write_text(resolved_yaml(config))
+        status = command.main([str(path), *argv])
+        return status, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def plan(tmp_path, tiny_model):
+    return make_recipe(tmp_path, tiny_model, finetune={"enabled": False}).plan
+
+
+def present(folder, requests):
+    with Store(folder / "cache", readonly=True) as store:
+        return sum(store.contains([request.key for request in requests]))
+
+
+def test_all_of_the_plan_is_made_and_the_devices_are_said_first(call, plan, tmp_path):
+    status, lines = call()
+    assert status == 0
+    assert present(tmp_path, plan) == len(plan) == 16
+    assert lines[0].startswith("generate on cpu (")
+    assert f"cache {tmp_path}/cache: 0 of the plan's 16 images, 0 B in all" in lines
+    assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
+
+
+def test_images_are_stored_as_configured(call, plan, tmp_path):
+    call(cache={"codec": "png"})
+    with Store(tmp_path / "cache", readonly=True) as store:
+        assert {store.inspect(request.key).codec.name for request in plan} == {"png"}
+
+
+def test_fine_tuning_comes_first_where_it_is_due(call, tmp_path):
+    status, lines = call(finetune={"enabled": True})
+    assert status == 0
+    assert any(line.startswith("fine-tuning the generator: 2/2") for line in lines)
+    assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
+
+
+def test_a_whole_plan_is_said_and_no_model_is_loaded(call, monkeypatch):
+    call()
+    monkeypatch.delattr(ImageGenerator, "load")
+    status, lines = call()
+    assert status == 0
+    assert "16 of the plan's 16 images" in lines[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_storing_what_is_finished_and_the_next_call_makes_the_rest(
+    call, plan, tmp_path, monkeypatch, number
+):
+    told = []
+
+    class Impatient(filling.Nobody):
+        def tell(self, status):
+            super().tell(status)
+            told.append(status)
+            if status.state == "generating" and len(told) == 1:
+                os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "Nobody", Impatient)
+        status, lines = call()
+    assert status == 128 + number
+    assert lines[-1] == "interrupted: the same command goes on"
+    assert 0 < present(tmp_path, plan) == told[-1].generated < len(plan)
+    with Store(tmp_path / "cache", readonly=True) as store:
+        assert store.stats()["claims_live"] == 0
+    assert call()[0] == 0
+    assert present(tmp_path, plan) == len(plan)
+
+
+def test_what_is_rejected_is_said_with_its_reason(tmp_path):
+    bar = Tally("filling", 10)
+    with Store(tmp_path / "cache") as store:
+        nobody = filling.Nobody(bar, store, None)
+        reasons = {"white": 2, "off-class": 1}
+        nobody.tell(
+            Status(
+                state="generating",
+                generated=3,
+                rejected=3,
+                rejected_by_reason=reasons,
+                reused=1,
+                images_per_s=2.5,
+            )
+        )
+    assert bar.done == 7
+    assert bar.note == "2.5 images/s, rejected: 1 off-class, 2 white, 0 B"
+
+
+def test_a_cache_that_is_full_is_one_line_and_loses_nothing_of_the_plan(call, plan, tmp_path):
+    message = r"^cache\.path must have room for the plan, .* full after \d+ of 16 images; [^\n]*$"
+    with pytest.raises(UserError, match=message):
+        call(cache={"codec": "raw", "max_gib": 100_000 / 2**30})
+    assert 0 < present(tmp_path, plan) < len(plan)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"mixing": {"synthetic_probability": 0}},
+            "mixing.synthetic_probability must be above 0 to fill a cache, got 0",
+        ),
+        (
+            {"mixing": {"imported": "only"}},
+            "mixing.imported must be null or beside to fill a cache, got only",
+        ),
+        (
+            {"devices": {"generate": "none"}},
+            "devices.generate must be auto or a device to fill a cache, got none",
+        ),
+        (
+            {"devices": {"generate": ["cpu", "cpu"]}},
+            "devices.generate must be one device to fill a cache, got cpu, cpu; "
+            "start a fill for each, they share the plan",
+        ),
+        (
+            {"method": {"name": "sgd_mix", "candidates": [1, 2]}},
+            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, to "
+            "fill a cache ahead of training, got the classifier in training",
+        ),
+    ],
+)
+@pytest.mark.parametrize("switches", [[], ["--print-speed"]])
+def test_what_cannot_be_made_ahead_is_one_clear_line(call, sections, message, switches, tmp_path):
+    with pytest.raises(UserError) as caught:
+        call(*switches, **sections)
+    assert str(caught.value) == message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_images_are_made_ahead_for_a_share_that_only_grows_from_none(tmp_path, tiny_model):
+    mixing = {"synthetic_probability": 0, "final_probability": 0.5}
+    command.check_fillable(make_config(tmp_path, tiny_model, mixing=mixing))
+
+
+def test_maps_that_need_no_classifier_are_made_before_the_images(call, tmp_path):
+    saliency = {"method": "spectral_residual"}
+    status, lines = call(
+        saliency=saliency, method={"name": "sgd_mix", "candidates": [1, 2], "min_source_share": 0}
+    )
+    assert status == 0
+    with Store(tmp_path / "cache", readonly=True) as store:
+        assert store.stats()["saliency_maps"] == 8
+    assert "of the plan's 16 images" in lines[-1]
+
+
+def test_the_speed_is_measured_without_a_cache(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SPEED_S", 0.0)
+    status, lines = call("--print-speed")
+    assert status == 0
+    assert "images/s" in lines[-1]
+    assert "the 16 of the plan take" in lines[-1]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_speed_of_a_plan_that_is_not_known_is_one_clear_line(call, tmp_path):
+    with pytest.raises(UserError, match=r"^finetune\.path must hold the result [^\n]*$"):
+        call("--print-speed", finetune={"enabled": True})
+    assert not (tmp_path / "finetuned").exists()
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    assert (
+        "usage: python -m online_aug.fill CONFIG.yaml [key.sub=value ...] [--print-speed]" in text
+    )
+    assert "  python -m online_aug.fill configs/cub_diff_mix.yaml --print-speed\n" in text

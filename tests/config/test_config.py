@@ -1,0 +1,468 @@
+import math
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.codecs import CODECS
+from online_aug.config import Config
+from online_aug.config.loading import (
+    allowed,
+    config_digest,
+    describe,
+    fields,
+    load_config,
+    resolved_yaml,
+    shown,
+)
+from online_aug.config.methods import PRESETS
+from online_aug.config.training import CacheConfig
+from online_aug.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "empty.yaml"
+    path.touch()
+    return path
+
+
+def written(tmp_path, text):
+    path = tmp_path / "some.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def error_lines(path, *overrides):
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).split("\n")
+
+
+def kinds(field):
+    """The JSON types a field takes at its top level."""
+    return {branch["type"] for branch in field.get("anyOf", [field])}
+
+
+def fields_of_kind(kind):
+    return [dotted for dotted, field in fields().items() if kind in kinds(field)]
+
+
+def value_of(config, dotted):
+    section, name = dotted.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def test_an_empty_file_gives_the_defaults(empty):
+    assert load_config(empty, []) == Config()
+
+
+def test_the_command_line_beats_the_file_and_the_file_beats_the_default(tmp_path):
+    path = written(tmp_path, "run: {seed: 1, epochs: 7}")
+    config = load_config(path, ["run.seed=2"])
+    assert (config.run.seed, config.run.epochs) == (2, 7)
+    assert config.run.resume is Config().run.resume
+
+
+def test_a_method_s_presets_beat_the_defaults(empty):
+    config = load_config(empty, ["method.name=da_fusion"])
+    assert config.method.strength == (1, 0.75, 0.5, 0.25)
+    assert (config.mixing.policy, config.mixing.synthetic_probability) == ("local", 0.5)
+    assert config.generation.variants_per_image == 10
+    assert config.finetune.mode == "textual_inversion"
+
+
+def test_the_file_and_the_command_line_beat_a_method_s_presets(tmp_path):
+    path = written(tmp_path, "method: {name: da_fusion, strength: 0.5}\nfinetune: {mode: joint}")
+    config = load_config(path, ["generation.variants_per_image=3"])
+    assert (config.method.strength, config.finetune.mode) == ((0.5,), "joint")
+    assert config.generation.variants_per_image == 3
+    assert config.mixing.policy == "local"
+
+
+def test_presets_set_known_keys_to_other_values_than_the_defaults():
+    for sections in PRESETS.values():
+        for section, keys in sections.items():
+            plain = Config().model_dump(mode="json")[section]
+            assert all(plain[key] != value for key, value in keys.items())
+
+
+@pytest.mark.parametrize("override", ["method.name=[1]", "mixing=3", "generation=null"])
+def test_a_preset_hides_no_mistake(empty, override):
+    (line,) = error_lines(empty, "method.name=da_fusion", override)
+    assert f"got {shown(yaml.safe_load(override.partition('=')[2]))}" in line
+
+
+def test_one_method_or_a_list_of_them_may_be_named(empty):
+    one = load_config(empty, ["method.name=diff_aug"])
+    listed = load_config(empty, ["method=[{name: diff_aug}, {name: sgd_mix, weight: 0.5}]"])
+    assert [method.name for method in one.methods] == ["diff_aug"]
+    assert [(method.name, method.weight) for method in listed.methods] == [
+        ("diff_aug", 1.0),
+        ("sgd_mix", 0.5),
+    ]
+
+
+def test_a_list_of_methods_survives_the_resolved_yaml(tmp_path, empty):
+    config = load_config(empty, ["method=[{name: diff_mix, strength: 1e-1}, {name: sgd_mix}]"])
+    assert load_config(written(tmp_path, resolved_yaml(config))) == config
+
+
+def test_of_several_methods_a_preset_sets_the_method_s_own_keys_alone(empty):
+    config = load_config(empty, ["method=[{name: da_fusion}, {name: diff_mix}]"])
+    assert [len(method.strength) for method in config.methods] == [4, 3]
+    assert config.mixing == Config().mixing
+    assert config.finetune == Config().finetune
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("[]", "method must be a section or a list of at least 1 such, got []"),
+        ("[3]", "method[0] must be a section, a mapping of its keys, got 3"),
+        ("[{}, {gamma: -1}]", "method[1].gamma must be a number > 0, got -1"),
+        ("[{}, {gama: 1}]", "method[1].gama is no known key, got 1; did you mean method.gamma?"),
+        ("[{candidates: [5, 3]}]", "method.candidates must be fewest then most, got [5, 3]"),
+        ("[{strength: 0.01}]", "method.strength * generation.num_inference_steps must be at least"),
+        ("[{name: sgd_mix}, {name: sgd_mix}]", "method must list each method once, got sgd_mix"),
+    ],
+)
+def test_a_mistake_in_a_list_of_methods_says_where_it_is(empty, value, line):
+    (found,) = error_lines(empty, f"method={value}")
+    assert found.startswith(line)
+
+
+def test_imported_images_are_refused_beside_several_methods(empty):
+    overrides = ["method=[{name: diff_mix}, {name: diff_aug}]", "mixing.imported=only"]
+    (line,) = error_lines(empty, *overrides)
+    assert line.startswith("mixing.imported must be null where method lists several")
+
+
+def test_of_two_overrides_of_one_key_the_last_holds(empty):
+    assert load_config(empty, ["run.seed=1", "run.seed=2"]).run.seed == 2
+
+
+def test_all_mistakes_of_file_and_command_line_come_at_once_one_line_each(tmp_path):
+    path = written(tmp_path, "run: {epoch: 3}\noptim: {lr: -1}")
+    lines = error_lines(path, "method.strength=2", "data.val_fraction=1", "nonsense", "run.name=[")
+    assert len(lines) == 6
+    for part in ("run.epoch ", "optim.lr ", "method.strength ", "data.val_fraction ", '"nonsense"'):
+        assert sum(part in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("run.seed=true", "run.seed must be a whole number >= 0 and < 4294967296, got true"),
+        ("run.seed='3'", 'run.seed must be a whole number >= 0 and < 4294967296, got "3"'),
+        ("run.resume=1", "run.resume must be true or false, got 1"),
+        ("optim.lr=.inf", "optim.lr must be a number > 0, got Infinity"),
+        ("optim.lr='0.1'", 'optim.lr must be a number > 0, got "0.1"'),
+        ("optim.ema=1", "optim.ema must be a number > 0 and < 1, or null, got 1"),
+        (
+            "cache.codec=gif",
+            'cache.codec must be one of auto, webp_lossless, png, raw, webp_lossy, jpeg, got "gif"',
+        ),
+        ("run.dir=null", "run.dir must be a path, got null"),
+        ("data=3", "data must be a section, a mapping of its keys, got 3"),
+        ("data=null", "data must be a section, a mapping of its keys, got null"),
+        ("data.scale=[2, 1]", "data.scale must be smallest then largest, got [2.0, 1.0]"),
+        ("=3", 'an override must be key.sub=value, got "=3"'),
+        ("run.seed.x=3", None),
+        ("run..seed=3", 'an override must be key.sub=value, got "run..seed=3"'),
+    ],
+)
+def test_a_bad_value_is_named_with_its_path_and_what_is_allowed(empty, override, line):
+    if line is None:
+        line = "run.seed must be a whole number >= 0 and < 4294967296, got " + '{"x": 3}'
+    assert error_lines(empty, override) == [line]
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [("0", "0"), ("2", "2"), ("[0.5, 0]", "[0.5, 0]"), ("[]", "[]")]
+)
+def test_a_strength_outside_its_range_is_refused_alone_or_in_a_list(empty, value, got):
+    (line,) = error_lines(empty, f"method.strength={value}")
+    assert line.startswith("method.strength must be a number > 0 and <= 1, or a list of at least 1")
+    assert line.endswith(f"got {got}")
+
+
+def test_one_strength_may_stand_for_a_list(empty):
+    assert load_config(empty, ["method.strength=0.3"]).method.strength == (0.3,)
+
+
+def test_no_training_device_is_refused(empty):
+    (line,) = error_lines(empty, "devices.train=[]")
+    assert line == "devices.train must be auto, or text, or a list of at least 1: each text, got []"
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("run.epoch=3", "run.epochs"),
+        ("optim.learning_rate=1", None),
+        ("epochs=3", "run.epochs"),
+        ("optm.lr=1", "optim"),
+        ("run.gamma=1", "method.gamma"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(empty, override, nearest):
+    (line,) = error_lines(empty, override)
+    assert "is no known key, got" in line
+    if nearest:
+        assert f"did you mean {nearest}?" in line
+
+
+def test_an_unknown_key_is_answered_with_the_keys_of_its_section(empty):
+    (line,) = error_lines(empty, "cache.size=3")
+    assert line.endswith("cache takes path, max_gib, eviction, durability, codec")
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused(empty):
+    (line,) = error_lines(empty, "data.val_fraction=0.5", "data.test_fraction=0.5")
+    assert line.startswith("data.val_fraction + data.test_fraction must be below 1, got 0.5 + 0.5")
+
+
+def test_a_strength_that_runs_no_step_is_refused(empty):
+    overrides = ["generation.num_inference_steps=4", "method.strength=[0.25, 0.2]"]
+    assert error_lines(empty, *overrides) == [
+        "method.strength * generation.num_inference_steps must be at least 1, got 0.2 * 4"
+    ]
+    assert load_config(empty, [overrides[0], "method.strength=0.25"]).method.strength == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("generation.guidance_scale=1", "generation.guidance_scale must be above 1 for diffusemix"),
+        ("method.prompts=[]", "method.prompts must be a list of at least 1"),
+        ("method.prompts=[snowy, ' ']", "method.prompts must be a list of at least 1"),
+        ("method.template=snowy", "method.template must be text matching"),
+        ("method.masks=[diagonal]", "method.masks must be a list of at least 1: each one of left,"),
+        ("method.fractal_weight=1", "method.fractal_weight must be a number >= 0 and < 1"),
+        ("method.prompt_choice=all", "generation.variants_per_image must be a multiple of the"),
+    ],
+)
+def test_settings_that_diffusemix_cannot_use_are_refused(empty, override, part):
+    (line,) = error_lines(empty, "method.name=diffusemix", override)
+    assert line.startswith(part)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["policy=concat", "synthetic_probability=1"], "synthetic_probability must be below 1"),
+        (["policy=local", "starvation=wait", "max_times_sampled=2"], "max_times_sampled must be"),
+        (["policy=concat", "final_probability=0.5"], "final_probability and mixing.class_prob"),
+        (["starvation=wait", "samples_per_insert=2"], "samples_per_insert must be null with"),
+        (["samples_per_insert=4", "sampling_tolerance=3"], "sampling_tolerance must be at least"),
+        (["imported=only", "starvation=wait"], "imported must be null with mixing.starvation wait"),
+    ],
+)
+def test_a_policy_that_cannot_be_kept_is_refused(empty, overrides, part):
+    (line,) = error_lines(empty, *(f"mixing.{override}" for override in overrides))
+    assert line.startswith(f"mixing.{part}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["schedule.stripe=2", "schedule.stripes=2"], "schedule.stripe must be below"),
+        (["mixing.starvation=wait", "schedule.priority=hard"], "schedule.priority must be uniform"),
+        (["mixing.starvation=wait", "schedule.helps=false"], "schedule.helps must be true with"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused(empty, overrides, part):
+    (line,) = error_lines(empty, *overrides)
+    assert line.startswith(part)
+
+
+def test_a_consistency_model_has_no_more_steps_than_it_was_distilled_for(empty):
+    overrides = ["generation.scheduler=lcm", "generation.num_inference_steps=51"]
+    assert error_lines(empty, *overrides) == [
+        "generation.num_inference_steps must be at most 50 with generation.scheduler lcm, got 51"
+    ]
+    load_config(empty, ["generation.scheduler=lcm", "generation.num_inference_steps=50"])
+
+
+def test_imports_cannot_stand_beside_plans_that_replace_one_another(empty):
+    (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside")
+    assert line.startswith("mixing.imported must be null or only where saliency.teacher is")
+    load_config(empty, ["method.name=sgd_mix", "mixing.imported=only"])
+
+
+def test_all_prompts_may_be_asked_for_where_every_one_is_used(empty):
+    overrides = ["method.name=diffusemix", "method.prompt_choice=all"]
+    load_config(empty, [*overrides, "generation.variants_per_image=18"])
+
+
+def test_deepspeeds_settings_may_be_in_a_file_of_their_own(tmp_path, empty):
+    path = tmp_path / "deepspeed.json"
+    path.write_text('{"zero_optimization": {"stage": 2}}')
+    config = load_config(empty, [f"classifier.deepspeed={path}"])
+    assert config.classifier.deepspeed == {"zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), ("{", "Expecting property name"), ("[1]", "holds something else")],
+)
+def test_a_file_that_holds_no_settings_is_one_line(tmp_path, empty, content, reason):
+    path = tmp_path / "deepspeed.json"
+    if content is not None:
+        path.write_text(content)
+    (line,) = error_lines(empty, f"classifier.deepspeed={path}")
+    assert line.startswith("classifier.deepspeed must be a mapping or a JSON file that holds one: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize("dotted", fields_of_kind("number"))
+def test_every_float_takes_an_exponent_without_a_dot(empty, dotted):
+    # PyYAML reads these as text; one of the two is in the range of each of our floats.
+    text = "1e1" if dotted.endswith("guidance_scale") else "5e-1"
+    assert isinstance(yaml.safe_load(text), str)
+    found = value_of(load_config(empty, [f"{dotted}={text}"]), dotted)
+    assert found in (float(text), (float(text),))
+
+
+@pytest.mark.parametrize("dotted", fields_of_kind("number"))
+def test_every_float_takes_a_whole_number_or_says_its_range(empty, dotted):
+    if "< 1," in f"{allowed(fields()[dotted])},":
+        assert error_lines(empty, f"{dotted}=1")[0].endswith("got 1")
+    else:
+        assert value_of(load_config(empty, [f"{dotted}=1"]), dotted) in (1.0, (1.0,))
+
+
+@pytest.mark.parametrize("dotted", fields_of_kind("integer"))
+@pytest.mark.parametrize("text", ["true", "'64'", "64.0", "6e1", "[64]"])
+def test_no_whole_number_is_made_of_something_else(empty, dotted, text):
+    line = error_lines(empty, f"{dotted}={text}")[0]
+    assert re.match(rf"{re.escape(dotted)} must be (auto, or )?a whole number", line)
+
+
+@pytest.mark.parametrize("dotted", fields())
+def test_null_is_taken_where_it_is_documented_and_nowhere_else(empty, dotted):
+    override = f"{dotted}=null"
+    if "null" in kinds(fields()[dotted]):
+        assert value_of(load_config(empty, [override]), dotted) is None
+    else:
+        assert error_lines(empty, override)[0].startswith(f"{dotted} must be ")
+
+
+def test_text_that_looks_like_a_number_stays_text_in_a_text_field(empty):
+    assert load_config(empty, ["run.name=1e4"]).run.name == "1e4"
+
+
+def test_a_date_is_text(empty):
+    assert load_config(empty, ["run.dir=2026-01-31"]).run.dir == Path("2026-01-31")
+
+
+def test_a_free_mapping_is_reached_by_a_longer_path(empty):
+    config = load_config(empty, ["classifier.deepspeed.zero_optimization.stage=1"])
+    assert config.classifier.deepspeed == {"zero_optimization": {"stage": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("run: {seed: 1, seed: 2}", "must be YAML: key seed is given twice (line 1, column 16)"),
+        ("- a", 'must hold a mapping of sections, got ["a"]'),
+        ("a: b: c", "must be YAML: mapping values are not allowed here"),
+        ("run: {}\n---\nrun: {}", "must be YAML: but found another document"),
+        ("run: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("run: !!binary aGk=", "could not determine a constructor"),
+        ("run: &run {seed: *run}", "must be YAML: Circular reference detected"),
+        ("on: {}", "must be YAML: a key must be text"),
+        ('run: {name: "\\ud800"}', "must be YAML: "),
+        ("\0", "must be YAML: unacceptable character"),
+        ("[" * 1000, "must be YAML: "),
+    ],
+)
+def test_a_file_that_is_no_plain_yaml_is_one_line_that_names_it(tmp_path, text, part):
+    path = written(tmp_path, text)
+    (line,) = error_lines(path)
+    assert line.startswith(f"{path} ")
+    assert part in line
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    path = tmp_path / "none.yaml"
+    assert error_lines(path) == [f"the first argument must be an existing YAML file, got {path}"]
+
+
+def test_a_folder_is_no_configuration_file(tmp_path):
+    (line,) = error_lines(tmp_path)
+    assert line.startswith(f"{tmp_path} must be a readable YAML file")
+
+
+def test_a_file_that_is_no_utf8_is_one_line(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"run: {name: \xe9}")
+    assert error_lines(path) == [f"{path} must be text in UTF-8, which it is not"]
+
+
+@given(text=st.text() | st.text("[]{}:,-&*!'\"\n \tae1.~?|>#%@"))
+def test_any_text_as_override_is_answered_with_lines_and_no_other_error(empty, text):
+    # The text alone and under `run` cannot both be right.
+    lines = error_lines(empty, f"run={text}", f"run.name={text}", f"data.{text}=1", text)
+    assert all(line.strip() for line in lines)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lr=st.floats(1e-300, 1e300),
+    strengths=st.lists(st.floats(0.04, 1), min_size=1, max_size=4),  # of 25 steps, at least one
+    word=st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Z"))),
+)
+def test_the_resolved_yaml_reads_back_to_the_same_configuration(
+    tmp_path_factory, seed, lr, strengths, word
+):
+    config = Config.model_validate(
+        {
+            "run": {"seed": seed},
+            "optim": {"lr": lr},
+            "method": {"strength": strengths},
+            "data": {"metaclass": word},
+        }
+    )
+    path = tmp_path_factory.mktemp("resolved") / "config.yaml"
+    path.write_text(resolved_yaml(config), encoding="utf-8")
+    assert load_config(path, []) == config
+
+
+def test_the_digest_ignores_the_order_of_the_file(tmp_path):
+    one = load_config(written(tmp_path, "run: {seed: 1, epochs: 2}\noptim: {lr: 0.1}"), [])
+    two = load_config(written(tmp_path, "optim: {lr: 1e-1}\nrun: {epochs: 2, seed: 1}"), [])
+    assert config_digest(one) == config_digest(two)
+
+
+@pytest.mark.parametrize("override", ["run.seed=1", "method.strength=0.5", "cache.max_gib=1"])
+def test_the_digest_changes_with_a_value(empty, override):
+    assert config_digest(load_config(empty, [override])) != config_digest(Config())
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().run.seed = 3
+
+
+@pytest.mark.parametrize("dotted", fields())
+def test_the_help_gives_every_key_its_default_and_its_meaning(dotted):
+    text = " ".join(describe().split())
+    field = fields()[dotted]
+    default = value_of(Config(), dotted)
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    assert f" {dotted}=" in text
+    assert " ".join(field["description"].split()) in text
+    if isinstance(default, (bool, int, float)):
+        assert f" {dotted}={shown} " in text
+        assert math.isfinite(default)
+
+
+def test_the_codecs_are_those_of_the_cache_and_auto():
+    field = CacheConfig.model_fields["codec"]
+    assert set(get_args(field.annotation)) == {"auto", *CODECS}

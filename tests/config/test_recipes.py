@@ -1,0 +1,155 @@
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import timm
+import yaml
+from published_samples import WRITERS, accept_small_flowers
+
+from online_aug.cli.train import main
+from online_aug.config.loading import fields, json_schema, load_config
+from online_aug.data.published import PUBLISHED
+
+FOLDER = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+PAPERS = [path for path in RECIPES if load_config(path, []).data.source in PUBLISHED]
+OTHERS = [path for path in RECIPES if path not in PAPERS]
+CUB_IMAGES = {"train": 60}
+"""Of a class: more than 50 others are left to look for a background in, also in a long tail."""
+
+
+def head(path):
+    return path.read_text().partition("\n\n")[0]
+
+
+def variants(path):
+    """Keys of each variant that a head names; a name begins one, a line without goes on."""
+    _, _, below = head(path).partition("# Variants, as keys after the command:\n")
+    found = []
+    for line in below.partition("\n#\n")[0].splitlines():
+        name, keys = re.fullmatch(r"#   (.{20}) (.+)", line).groups()
+        if name.strip():
+            found.append([])
+        found[-1] += shlex.split(keys)
+    return found
+
+
+def dry_run_on_a_miniature(path, root, models):
+    """Exit status of `--dry-run` with the data, the model and all folders under `root`."""
+    config = load_config(path, [])
+    (method,) = config.methods
+    is_large = method.name == "sgd_mix"
+    WRITERS[config.data.source](root / "data", **(CUB_IMAGES if is_large else {}))
+    model = models["instruct" if method.name == "diffusemix" else "translate"]
+    return dry_run(path, root, root / "data", f"generation.model={model}")
+
+
+def dry_run(path, root, data, *words):
+    """Exit status of `--dry-run` with all folders but the data under `root`."""
+    places = {
+        "data.root": data,
+        "finetune.path": root / "finetuned",
+        "fractals.path": root / "fractals",
+        "cache.path": root / "cache",
+        "run.dir": root / "runs",
+    }
+    keys = (f"{key}={place}" for key, place in places.items())
+    return main([str(path), *words, *keys, "--dry-run"])
+
+
+@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+def recipe(request):
+    return request.param
+
+
+def test_there_is_a_quickstart():
+    assert FOLDER / "quickstart.yaml" in RECIPES
+
+
+def test_every_recipe_loads(recipe):
+    load_config(recipe, [])
+
+
+def test_every_recipe_names_a_classifier_that_timm_has(recipe):
+    assert timm.is_model(load_config(recipe, []).classifier.name)
+
+
+def test_every_recipe_passes_the_schema_that_editors_use(recipe):
+    # As an editor reads it: YAML 1.2, in which 1e-4 is a number.
+    values = load_config(recipe, []).model_dump(mode="json")
+    jsonschema.validate(values, json.loads((FOLDER / "schema.json").read_text()))
+
+
+def test_every_recipe_points_editors_to_the_schema(recipe):
+    first = recipe.read_text().partition("\n")[0]
+    assert first == "# yaml-language-server: $schema=schema.json"
+
+
+@pytest.mark.parametrize("word", ["Command:", "Hardware:", "Duration:", "Expected:"])
+def test_every_recipe_opens_with_what_a_person_asks_first(recipe, word):
+    text = recipe.read_text()
+    assert f"# {word}" in text.partition("\n\n")[0]
+
+
+def test_every_recipe_sets_known_keys_only(recipe):
+    sections = yaml.safe_load(recipe.read_text())
+    listed = {name: part if isinstance(part, list) else [part] for name, part in sections.items()}
+    pairs = [(name, key) for name, parts in listed.items() for part in parts for key in part]
+    assert {f"{name}.{key}" for name, key in pairs} <= set(fields())
+
+
+def test_the_schema_is_the_one_of_the_models():
+    # Write it again with `make schema`.
+    assert json.loads((FOLDER / "schema.json").read_text()) == json_schema()
+
+
+def test_each_paper_has_its_recipes():
+    names = {path.stem.partition("_")[0] for path in PAPERS}
+    assert {"cub", "aircraft", "cars", "dogs", "flowers", "waterbirds"} <= names
+    methods = {each.name for path in PAPERS for each in load_config(path, []).methods}
+    assert methods == {"diff_mix", "diffusemix", "sgd_mix"}
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("word", ["Paper:", "Disk:", "Not known:"])
+def test_a_paper_s_recipe_says_its_source_its_disk_and_what_is_not_known(path, word):
+    assert f"# {word}" in head(path)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_the_command_of_a_paper_s_recipe_is_its_own(path):
+    assert f"python train.py configs/{path.name} data.root=" in head(path)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_every_variant_that_a_head_names_loads(path):
+    found = variants(path)
+    assert found
+    assert all(load_config(path, keys) != load_config(path, []) for keys in found)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
+    path, tmp_path, tiny_model, tiny_editor, monkeypatch, capsys
+):
+    accept_small_flowers(monkeypatch)
+    models = {"translate": tiny_model, "instruct": tiny_editor}
+    assert dry_run_on_a_miniature(path, tmp_path, models) == 0
+    assert "requests   " in capsys.readouterr().out
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Where the sets that come with the package are written once."""
+    return tmp_path_factory.mktemp("embedded")
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_other_recipe_passes_a_dry_run_on_its_data(path, embedded, tmp_path, capsys):
+    assert dry_run(path, tmp_path, embedded) == 0
+    assert "requests   " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

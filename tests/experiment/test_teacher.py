@@ -1,0 +1,151 @@
+"""Who looks, and what is kept of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from recipe_samples import make_recipe
+
+from online_aug.classifier.model import build_classifier
+from online_aug.distributed.devices import plan_devices
+from online_aug.errors import UserError
+from online_aug.experiment.teacher import (
+    build_teacher,
+    check_teacher,
+    ensure_saliency,
+    make_maps,
+    maps_lock,
+)
+from online_aug.files import alone
+from online_aug.loader.pool import open_store
+from online_aug.saliency import grad_cam
+from online_aug.saliency.maps import decode_map, encode_map
+from online_aug.training.build_loader import describe_run
+
+CLASSES, LIMIT_S = 2, 60
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A teacher's file."""
+    path = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(classifier_of(seed=5).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def recipe_of(tmp_path, tiny_model):
+    def make(**saliency):
+        return make_recipe(
+            tmp_path,
+            tiny_model,
+            finetune={"enabled": False},
+            method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
+            saliency={"image_size": 64} | saliency,
+        )
+
+    return make
+
+
+def classifier_of(seed=0, classes=CLASSES):
+    from online_aug.config.training import ClassifierConfig
+
+    return build_classifier(ClassifierConfig(name="test_resnet"), classes, seed=seed)
+
+
+def test_a_map_comes_back_as_it_was_kept():
+    values = np.random.default_rng(0).random((3, 7)).astype(np.float32)
+    np.testing.assert_allclose(decode_map(encode_map(values)), values, atol=1e-3)
+
+
+def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(recipe_of, weights):
+    recipe = recipe_of(teacher=weights)
+    assert not recipe.has_maps
+    ensure_saliency(recipe)
+    assert recipe.has_maps
+    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
+    assert table.digests == recipe.digests
+    assert len(recipe.plan) == 2 * len(recipe.digests)
+    assert {r.saliency_version for r in recipe.plan} == {recipe.saliency.version}
+
+
+def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(recipe_of, weights):
+    from online_aug.classifier.model import input_statistics
+    from online_aug.data.transforms import normalise, resize
+    from online_aug.experiment.images import SourceImages
+
+    recipe = recipe_of(teacher=weights)
+    ensure_saliency(recipe)
+    source, teacher = recipe.sources[3], build_teacher(recipe)
+    image = resize(SourceImages(recipe.splits.train, recipe.sources).by_index(3), 64)
+    batch = normalise(image[None], *input_statistics(teacher))
+    expected = grad_cam(teacher, batch, torch.tensor([source.label]))[0]
+    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
+    found = table.maps[table.place(source.digest)]
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-3)
+
+
+def test_maps_that_are_there_are_not_made_again(recipe_of, weights, monkeypatch):
+    ensure_saliency(recipe_of(teacher=weights))
+    monkeypatch.setattr("online_aug.experiment.teacher.build_classifier", None)
+    ensure_saliency(recipe_of(teacher=weights))
+
+
+def test_one_process_makes_the_maps_and_another_that_needs_them_waits(recipe_of, monkeypatch):
+    recipe, asked = recipe_of(method="spectral_residual"), Event()
+
+    def announced(lock):
+        asked.set()
+        return alone(lock)
+
+    def uniform(images, labels):
+        return torch.full((len(images), 64, 64), 0.25)
+
+    monkeypatch.setattr("online_aug.experiment.teacher.alone", announced)
+    with ThreadPoolExecutor(1) as pool:
+        with alone(maps_lock(recipe.config.cache.path)):
+            other = pool.submit(ensure_saliency, recipe)
+            assert asked.wait(LIMIT_S)
+            with open_store(recipe.config, recipe.splits.train) as store:
+                make_maps(recipe, store, recipe.saliency.version, uniform, is_shown=False)
+        other.result(LIMIT_S)
+    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
+    np.testing.assert_allclose(table.maps, 0.25, atol=1e-3)
+
+
+def test_spectral_residual_needs_no_teacher(recipe_of):
+    recipe = recipe_of(method="spectral_residual")
+    check_teacher(recipe)
+    ensure_saliency(recipe)
+    assert recipe.saliency.table("spectral_residual-64", recipe.digests).maps.shape[1:] == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": 32}, {"name": "test_efficientnet"}, {"method": "spectral_residual"}]
+)
+def test_another_size_teacher_or_method_is_another_version(recipe_of, weights, change):
+    one, other = recipe_of(teacher=weights), recipe_of(**{"teacher": weights} | change)
+    assert one.saliency.version != other.saliency.version
+
+
+def test_a_teacher_of_other_classes_is_refused(recipe_of, tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(classifier_of(classes=7).state_dict(), path)
+    with pytest.raises(UserError, match=r"saliency\.teacher must hold the weights .* 2 classes"):
+        check_teacher(recipe_of(teacher=path))
+
+
+def test_a_plan_without_its_maps_says_how_to_make_them(recipe_of, weights):
+    recipe = recipe_of(teacher=weights)
+    open_store(recipe.config, recipe.splits.train).open().close()
+    with pytest.raises(UserError, match=r"must hold the saliency maps .*start train\.py once"):
+        _ = recipe.plan
+
+
+def test_before_the_first_maps_a_dry_run_says_when_they_come(recipe_of, weights):
+    devices = plan_devices(recipe_of().config.devices)
+    assert "new maps every 5 epochs" in describe_run(recipe_of(), devices)
+    assert "8 images, made at the start" in describe_run(recipe_of(teacher=weights), devices)

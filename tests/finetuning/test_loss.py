@@ -1,0 +1,103 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from online_aug.diffusion.loading import training_scheduler
+from online_aug.distributed.world import World
+from online_aug.finetuning.loop import denoising_loss, draw_corruption, min_snr_weights
+from online_aug.seeding import numpy_rng, torch_rng
+
+
+class Network(SimpleNamespace):
+    """A U-Net that calls `answer`."""
+
+    dtype = torch.float32
+
+    def __call__(self, noisy, times, words):
+        return SimpleNamespace(sample=self.answer(noisy, times))
+
+
+def oracle_loss(prediction, answers_with):
+    """Loss of a network that knows the clean latents, trained for `prediction`."""
+    clean = torch.randn(4, 4, 8, 8, generator=torch_rng(0))
+    scheduler = training_scheduler(
+        {"prediction_type": prediction, "beta_schedule": "scaled_linear"}
+    )
+
+    def answer(noisy, times):
+        alpha = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+        noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        return {"epsilon": noise, "v_prediction": velocity}[answers_with]
+
+    pipeline = SimpleNamespace(unet=Network(answer=answer), text_encoder=lambda ids: (ids.float(),))
+    ids, labels = torch.zeros(3, 5, dtype=torch.int64), torch.tensor([0, 1, 2, 0])
+    noisy = draw_corruption(clean.shape, scheduler, numpy_rng("test"))
+    loss = denoising_loss(pipeline, scheduler, ids, (clean, labels), noisy)
+    return float(loss)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_is_against_what_the_network_was_trained_to_predict(prediction):
+    other = {"epsilon": "v_prediction", "v_prediction": "epsilon"}[prediction]
+    assert oracle_loss(prediction, answers_with=prediction) < 1e-6
+    assert oracle_loss(prediction, answers_with=other) > 0.1
+
+
+def loss_by_hand(scheduler, clean, rng, gamma):
+    """Of a network that answers 0, by the rule of diffusers' example scripts."""
+    noise_rng = torch_rng(int(rng.integers(2**63)))
+    noise = torch.randn(clean.shape, generator=noise_rng)
+    times = torch.randint(0, 1000, (len(clean),), generator=noise_rng)
+    snr = compute_snr(scheduler, times)
+    weights = torch.stack([snr, gamma * torch.ones_like(snr)]).min(0).values
+    wanted, weights = {
+        "epsilon": (noise, weights / snr),
+        "v_prediction": (scheduler.get_velocity(clean, noise, times), weights / (snr + 1)),
+    }[scheduler.config.prediction_type]
+    return ((wanted**2).mean((1, 2, 3)) * weights).mean()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_as_the_example_scripts_of_diffusers(prediction):
+    clean = torch.randn(6, 4, 8, 8, generator=torch_rng(0))
+    scheduler = training_scheduler(
+        {"prediction_type": prediction, "beta_schedule": "scaled_linear"}
+    )
+    unet = Network(answer=lambda noisy, times: torch.zeros_like(noisy))
+    pipeline = SimpleNamespace(unet=unet, text_encoder=lambda ids: (ids.float(),))
+    batch = (clean, torch.zeros(6, dtype=torch.int64))
+    ids = torch.zeros(1, 5, dtype=torch.int64)
+    noisy = draw_corruption(clean.shape, scheduler, numpy_rng("test"))
+    found = denoising_loss(pipeline, scheduler, ids, batch, noisy, 5.0)
+    torch.testing.assert_close(found, loss_by_hand(scheduler, clean, numpy_rng("test"), 5.0))
+
+
+@given(gamma=st.floats(0.1, 100), prediction=st.sampled_from(["epsilon", "v_prediction"]))
+def test_min_snr_is_finite_where_a_schedule_ends_in_pure_noise(gamma, prediction):
+    scheduler = training_scheduler(
+        {
+            "prediction_type": prediction,
+            "beta_schedule": "scaled_linear",
+            "rescale_betas_zero_snr": True,
+        }
+    )
+    scheduler.alphas_cumprod[-1] = 0
+    weights = min_snr_weights(scheduler, torch.tensor([0, 500, 999]), gamma)
+    assert ((weights >= 0) & (weights <= 1)).all()
+    assert weights[-1] == {"epsilon": 1, "v_prediction": 0}[prediction]
+
+
+@given(size=st.integers(1, 7), ranks=st.integers(1, 4))
+def test_the_parts_of_the_ranks_are_the_whole(size, ranks):
+    scheduler = training_scheduler({"beta_schedule": "scaled_linear"})
+    whole = draw_corruption((size, 4, 2, 2), scheduler, numpy_rng("test"))
+    worlds = [World(rank, ranks, 0, torch.device("cpu")) for rank in range(ranks)]
+    for tensor, parts in zip(whole, zip(*map(whole.part, worlds), strict=True), strict=True):
+        assert sum(map(len, parts)) == size
+        for rank, part in enumerate(parts):
+            assert torch.equal(part, tensor[rank::ranks])

@@ -1,0 +1,263 @@
+"""Putting the parts together, and the whole with a real generation process."""
+
+import os
+import re
+
+import psutil
+import pytest
+import torch
+from recipe_samples import make_recipe
+
+from cache import Oldest, ServedFirst, Store
+from online_aug.config.loading import resolved_yaml
+from online_aug.distributed.devices import DevicePlan, plan_devices
+from online_aug.distributed.world import World
+from online_aug.errors import UserError
+from online_aug.loader.pool import open_store
+from online_aug.producer.process import Place
+from online_aug.request import Served
+from online_aug.training import build_loader as assembly
+from online_aug.training.build_loader import build_generators, build_loader, describe_run, order_of
+
+WORLD = World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture
+def recipe_of(tmp_path, tiny_model):
+    def make(**sections):
+        recipe = make_recipe(tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections)
+        return recipe, plan_devices(recipe.config.devices, cores=2)
+
+    return make
+
+
+@pytest.fixture
+def run_directory(tmp_path):
+    def make(recipe, name="run"):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(resolved_yaml(recipe.config))
+        return folder
+
+    return make
+
+
+def serve_epochs(loader, count):
+    for epoch in range(count):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            assert batch.images.shape == (4, 3, 16, 16)
+            torch.testing.assert_close(batch.labels.sum(1), torch.ones(4))
+    return loader.totals
+
+
+def children():
+    """Generation processes of ours; earlier tests may have left helpers of multiprocessing."""
+    return [
+        child
+        for child in psutil.Process(os.getpid()).children(recursive=True)
+        if "online_aug.producer" in child.cmdline()
+    ]
+
+
+@pytest.mark.slow
+def test_a_second_run_serves_what_the_first_one_had_made(recipe_of, run_directory):
+    mixing = {"synthetic_probability": 0.6, "starvation": "wait"}
+    first, devices = recipe_of(mixing=mixing)
+    with build_loader(first, devices, WORLD, run_directory(first, "first")) as loader:
+        totals = serve_epochs(loader, 4)
+        assert totals.fresh > 0
+        assert totals.starved == 0
+        assert loader.reused() == set()
+        assert loader.process.status.generated >= totals.fresh
+        (child,) = children()
+    assert not child.is_running()
+    assert (loader.process.status.state, loader.process.restarts) == ("finished", 0)
+
+    with open_store(first.config, first.splits.train) as store:
+        before = store.position()
+        assert before == len(first.plan)
+    second, _ = recipe_of(mixing=mixing, run={"dir": "unused", "seed": 1})
+    with build_loader(second, devices, WORLD, run_directory(second, "second")) as loader:
+        totals = serve_epochs(loader, 2)
+        assert (totals.fresh, totals.starved) == (0, 0)
+        assert totals.cached > 0
+        assert len(loader.reused()) > 0
+    assert children() == []
+    with open_store(second.config, second.splits.train) as store:
+        assert store.position() == before
+
+
+@pytest.mark.slow
+def test_a_generation_process_that_cannot_work_ends_the_run_with_its_reason(
+    recipe_of, run_directory
+):
+    recipe, devices = recipe_of(mixing={"starvation": "wait", "synthetic_probability": 1})
+    folder = run_directory(recipe)
+    (folder / "config.yaml").write_text("generation: {slots: none}")
+    with build_loader(recipe, devices, WORLD, folder) as loader:
+        with pytest.raises(UserError, match="^generation process: .*generation.slots") as caught:
+            serve_epochs(loader, 1)
+        assert "\n" not in str(caught.value)
+    assert children() == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "rank"),
+    [
+        ({"mixing": {"synthetic_probability": 0}}, 0),
+        ({"devices": {"train": "cpu", "generate": "none"}}, 0),
+        ({}, 1),
+    ],
+)
+def test_no_process_where_nothing_is_generated_or_another_rank_has_it(
+    recipe_of, tmp_path, sections, rank, monkeypatch
+):
+    monkeypatch.setattr(assembly, "is_same_everywhere", lambda world, keys: True)  # no other rank
+    recipe, devices = recipe_of(**sections)
+    world = World(rank, 2, rank, torch.device("cpu"))
+    with build_loader(recipe, devices, world, tmp_path) as loader:
+        assert loader.process is None
+        assert serve_epochs_of_two(loader) > 0
+
+
+def serve_epochs_of_two(loader):
+    served = sum((batch.served for batch in loader), Served())
+    return served.real
+
+
+def test_the_order_is_the_one_the_configuration_describes(recipe_of):
+    recipe, _ = recipe_of(data={"epoch_repeats": 3} | recipe_of()[0].config.data.model_dump())
+    order = order_of(recipe.config, recipe.splits.train)
+    assert (order.num_images, order.batch_size, order.seed) == (8, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("generate", "visible", "sees", "device"),
+    [
+        ("cpu", None, "", "cpu"),
+        ("cpu", "0,1", "", "cpu"),
+        ("cuda:1", None, "1", "cuda:0"),
+        ("cuda:1", "4,7", "7", "cuda:0"),
+        ("cuda:0", "GPU-abc,GPU-def", "GPU-abc", "cuda:0"),
+    ],
+)
+def test_the_generation_process_sees_its_own_device_alone(
+    monkeypatch, tmp_path, generate, visible, sees, device
+):
+    share = 0.25 if generate == "cuda:0" else 0.0  # training is there too
+    made = []
+    monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(assembly, "Fleet", list)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    plan = DevicePlan(
+        train=("cuda:0",), generate=(generate,), train_threads=4, generate_threads=3, share=0.25
+    )
+    build_generators(plan, tmp_path)
+    ((command, log, environment),) = made
+    *words, place = command
+    assert words == ["-m", "online_aug.producer", str(tmp_path / "config.yaml")]
+    assert Place.model_validate_json(place) == Place(device=device, threads=3, share=share)
+    assert environment == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": sees}
+    assert log == tmp_path / "generator.log"
+
+
+def test_every_device_has_a_process_with_a_part_and_a_log_of_its_own(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(assembly, "Fleet", list)
+    devices = ("cuda:1", "cuda:2")
+    plan = DevicePlan(train=("cuda:0",), generate=devices, train_threads=4, generate_threads=3)
+    build_generators(plan, tmp_path)
+    places = [Place.model_validate_json(command[-1]) for command, _, _ in made]
+    assert [(place.number, place.count) for place in places] == [(0, 2), (1, 2)]
+    assert [log.name for _, log, _ in made] == ["generator.log", "generator1.log"]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for *_, environment in made] == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_two_generation_processes_of_one_run_make_its_plan_once(recipe_of, run_directory):
+    recipe, devices = recipe_of(
+        mixing={"synthetic_probability": 0.6, "starvation": "wait"},
+        devices={"train": "cpu", "generate": ["cpu", "cpu"]},
+    )
+    with build_loader(recipe, devices, WORLD, run_directory(recipe)) as loader:
+        totals = serve_epochs(loader, 4)
+        running = children()
+        assert len(running) == 2
+    assert not any(child.is_running() for child in running)
+    assert totals.starved == 0
+    assert loader.process.status.generated == len(recipe.plan)
+    with open_store(recipe.config, recipe.splits.train) as store:
+        assert store.position() == len(recipe.plan)
+
+
+def test_a_description_counts_requests_steps_and_what_is_there_already(recipe_of):
+    recipe, devices = recipe_of()
+    text = describe_run(recipe, devices)
+    assert "8 train, 2 val, 2 test images of 2 classes, 0 left out" in text
+    assert "2 epochs of 2 steps of 4" in text
+    assert "16 (8 sources x 2)" in text
+    assert "0 of them are there" in text
+    assert "generate on cpu" in text
+
+
+@pytest.mark.parametrize(
+    ("starvation", "said"),
+    [("wait", "each makes the whole plan"), ("substitute", "each makes its own part of the plan")],
+)
+def test_a_description_says_what_each_of_several_machines_makes(recipe_of, starvation, said):
+    recipe, devices = recipe_of(mixing={"starvation": starvation})
+    (line,) = re.findall("^nodes .*", describe_run(recipe, devices, {"a": 2, "b": 1}), re.M)
+    assert line.startswith("nodes      a (2), b (1): 3 training devices in all; ")
+    assert said in line
+
+
+def test_a_cache_directory_that_is_empty_yet_holds_nothing(recipe_of, tmp_path):
+    (tmp_path / "cache").mkdir()
+    recipe, devices = recipe_of()
+    assert "0 of them are there" in describe_run(recipe, devices)
+
+
+def test_a_description_changes_nothing(recipe_of, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    recipe, devices = recipe_of()
+    describe_run(recipe, devices)
+    after = [path for path in sorted(tmp_path.rglob("*")) if "images" not in path.parts]
+    assert after == before
+
+
+def test_a_description_before_fine_tuning_names_its_steps(recipe_of, tmp_path):
+    recipe, devices = recipe_of(finetune={"path": tmp_path / "finetuned", "steps": 7})
+    assert "fine-tune  joint, 7 steps, result" in describe_run(recipe, devices)
+
+
+def test_a_run_without_synthetic_images_requests_none(recipe_of):
+    recipe, devices = recipe_of(mixing={"synthetic_probability": 0})
+    assert "requests   0 (" in describe_run(recipe, devices)
+
+
+def test_the_cache_is_opened_as_configured(recipe_of):
+    recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "codec": "raw", "max_gib": 2})
+    store = open_store(recipe.config, recipe.splits.train)
+    assert isinstance(store, Store)
+    assert (store.codec, store.max_gib, store.durability) == ("raw", 2, "power")
+
+
+@pytest.mark.parametrize(
+    ("eviction", "limit", "policy"),
+    [
+        ("served", None, ServedFirst(1)),
+        ("served", 3, ServedFirst(3)),
+        ("oldest", None, Oldest()),
+        (None, None, None),
+    ],
+)
+def test_what_the_cache_evicts_is_as_configured(recipe_of, eviction, limit, policy):
+    recipe, _ = recipe_of(
+        cache={"path": "/nowhere/cache", "eviction": eviction},
+        mixing={"max_times_sampled": limit},
+    )
+    assert open_store(recipe.config, recipe.splits.train).policy == policy

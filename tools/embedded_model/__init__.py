@@ -1,0 +1,1 @@
+"""How the embedded diffusion models were trained."""

@@ -1,0 +1,63 @@
+"""Train an embedded diffusion model from scratch: autoencoder, then denoiser and text encoder.
+
+Everything is saved under the work folder and found again: the command may be stopped and started.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from tools.embedded_model.loop import TASKS, Settings, Task
+from tools.embedded_model.networks import train_autoencoder, train_denoiser
+
+
+def main() -> None:
+    """Corpus, autoencoder, denoiser, model."""
+    task, settings, out, threads = _parse()
+    torch.set_num_threads(threads)
+    settings.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    corpus = task.build_corpus(settings.digits, settings.birds, settings.seed)
+    vae = train_autoencoder(corpus, settings)
+    train_denoiser(task, corpus, vae, settings, out)
+
+
+def _parse() -> tuple[Task, Settings, Path, int]:
+    parser = argparse.ArgumentParser("python -m online_aug.pretraining", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of the finished model")
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default="text_to_image",
+        help="pictures from captions, or edits of a picture by DiffuseMix's instructions",
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/pretraining"), help="checkpoints")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps of the denoiser")
+    parser.add_argument(
+        "--vae-steps",
+        type=int,
+        help="steps of the autoencoder: 1500, or 0 where one is given (it is then taken as it is)",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        help="start from the autoencoder of this model",
+    )
+    parser.add_argument("--start", type=Path, help="train this model's denoiser and words on")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--digits", type=int, default=10_000, help="digits in the corpus")
+    parser.add_argument("--birds", type=int, default=40_000, help="birds in the corpus")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    options = vars(parser.parse_args())
+    task, out, threads = (options.pop(name) for name in ("task", "out", "threads"))
+    if options["vae_steps"] is None:
+        options["vae_steps"] = 0 if options["autoencoder"] else 1_500
+    return TASKS[task], Settings(**options), out, threads
+
+
+if __name__ == "__main__":
+    main()
