@@ -2,7 +2,7 @@
 
     python benchmarks/drift.py configs/quickstart.yaml [key=value ...]
 
-Translates training digits towards other classes with the recipe's fine-tuned model and asks an
+Translates training digits towards other classes with the experiment's fine-tuned model and asks an
 independent judge which class each result shows. For digits only: the judge knows nothing else.
 """
 
@@ -18,7 +18,7 @@ from online_aug.console import progress, run_main
 from online_aug.data.sources import load_splits
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.engine import ImageGenerator
@@ -40,27 +40,27 @@ def main(argv: Sequence[str]) -> None:
             f"data.source must be digits, the judge's only set, got {config.data.source}"
         )
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
-    ensure_finetuned(recipe)
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    ensure_finetuned(experiment)
     judge = train_judge()
     sys.stdout.write(f"judge: {accuracy(judge, 'test'):.1%} of real test digits\n\n")
     sys.stdout.write("| strength | still the source class | target class reached | neither |\n")
     sys.stdout.write("|---|---|---|---|\n")
-    for strength, (source, target) in _rates(recipe, judge).items():
+    for strength, (source, target) in _rates(experiment, judge).items():
         row = f"| {strength} | {source:.0%} | {target:.0%} | {1 - source - target:.0%} |\n"
         sys.stdout.write(row)
 
 
-def _rates(recipe: Recipe, judge: torch.nn.Module) -> dict[float, tuple[float, float]]:
-    generation = recipe.config.generation
+def _rates(experiment: Experiment, judge: torch.nn.Module) -> dict[float, tuple[float, float]]:
+    generation = experiment.config.generation
     generator = ImageGenerator.load(
-        recipe.model, recipe.adapters, generation, recipe.dtype, recipe.device
+        experiment.model, experiment.adapters, generation, experiment.dtype, experiment.device
     )
-    images = SourceImages(recipe.splits.train, recipe.sources)
+    images = SourceImages(experiment.splits.train, experiment.sources)
     rates = {}
     with progress("generating", len(STRENGTHS) * IMAGES_PER_STRENGTH) as bar:
         for strength in STRENGTHS:
-            requests = _requests(recipe, strength)
+            requests = _requests(experiment, strength)
             made = []
             for start in range(0, len(requests), IMAGES_TOGETHER):
                 batch = requests[start : start + IMAGES_TOGETHER]
@@ -79,14 +79,14 @@ def _rates(recipe: Recipe, judge: torch.nn.Module) -> dict[float, tuple[float, f
     return rates
 
 
-def _requests(recipe: Recipe, strength: float) -> list:
+def _requests(experiment: Experiment, strength: float) -> list:
     """Requests from random training images to random other classes, at one strength."""
     rng = numpy_rng("drift", int(strength * 1000))
-    context = replace(recipe.contexts["diff_mix"], strengths=(strength,))
+    context = replace(experiment.contexts["diff_mix"], strengths=(strength,))
     method = METHODS["diff_mix"]
     requests: list = []
     while len(requests) < IMAGES_PER_STRENGTH:
-        source = recipe.sources[int(rng.integers(len(recipe.sources)))]
+        source = experiment.sources[int(rng.integers(len(experiment.sources)))]
         request = method.plan(source, len(requests), context, rng)
         if request.target_label != request.source_label:
             requests.append(request)

@@ -34,7 +34,7 @@ from online_aug.data.sources import load_splits
 from online_aug.diffusion.adapters import load_adapters
 from online_aug.diffusion.loading import load_img2img
 from online_aug.distributed.devices import plan_devices
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.denoiser import Network
@@ -70,14 +70,14 @@ class NoTrainer:
 
 
 class Bench:
-    """One recipe, a model for each side, and the requests that all sides work off."""
+    """One experiment, a model for each side, and the requests that all sides work off."""
 
-    def __init__(self, recipe: Recipe, generator: ImageGenerator) -> None:
-        self.requests = recipe.plan[:IMAGES]
+    def __init__(self, experiment: Experiment, generator: ImageGenerator) -> None:
+        self.requests = experiment.plan[:IMAGES]
         self.generator = generator
         self.shares = Shares("commit")
-        self._recipe = recipe
-        self._sources = SourceImages(recipe.splits.train, recipe.sources)
+        self._experiment = experiment
+        self._sources = SourceImages(experiment.splits.train, experiment.sources)
         self._pipeline = self._stock_pipeline()
         self.recorded = Network(self._pipeline.unet, "graph")
         self.eager = Network(self._pipeline.unet, "eager")
@@ -106,7 +106,7 @@ class Bench:
         latents = torch.randn(2 * slots, 4, side, side)
         words, width = pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim
         prompts = torch.randn(2 * slots, words, width)
-        pixels = torch.randn(TOGETHER, 3, *[self._recipe.config.generation.resolution] * 2)
+        pixels = torch.randn(TOGETHER, 3, *[self._experiment.config.generation.resolution] * 2)
         for _ in range(self.generator.time.times["denoise"]):
             network(latents, torch.full((2 * slots,), 500.0), prompts, None)
         for _ in range(len({r.source_digest for r in self.requests}) // TOGETHER):
@@ -148,12 +148,14 @@ class Bench:
         return fit(self._sources.by_digest(request.source_digest), request.resolution)
 
     def _stock_pipeline(self) -> StableDiffusionImg2ImgPipeline:
-        pipeline = load_img2img(self._recipe.model, self._recipe.dtype, self._recipe.vae)
-        if self._recipe.adapters:
-            load_adapters(pipeline, self._recipe.adapters)
+        pipeline = load_img2img(
+            self._experiment.model, self._experiment.dtype, self._experiment.vae
+        )
+        if self._experiment.adapters:
+            load_adapters(pipeline, self._experiment.adapters)
         known = pipeline.scheduler.config
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(known)
-        return pipeline.to(self._recipe.device)
+        return pipeline.to(self._experiment.device)
 
     def _count_commits(self, store: Store) -> None:
         put_many = store.put_many
@@ -174,12 +176,16 @@ def main(argv: Sequence[str]) -> None:
     )
     config = command.load_config()
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
-    ensure_finetuned(recipe)
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    ensure_finetuned(experiment)
     bench = Bench(
-        recipe,
+        experiment,
         ImageGenerator.load(
-            recipe.model, recipe.adapters, config.generation, recipe.dtype, recipe.device
+            experiment.model,
+            experiment.adapters,
+            config.generation,
+            experiment.dtype,
+            experiment.device,
         ),
     )
     best = _best_batch(bench)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from online_aug.config.data import DataConfig
 from online_aug.data.embedded import digits_arrays
+from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import train_transform
 from online_aug.seeding import numpy_rng, torch_rng
 

@@ -29,10 +29,10 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from cache import Entry, Store
 from online_aug.config import Config
-from online_aug.config.data import DataConfig
 from online_aug.config.mixing import MixingConfig
 from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import ImageSet
+from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import train_transform
 from online_aug.experiment.images import BoundCompose
 from online_aug.loader.dataset import MixedDataset

@@ -2,7 +2,7 @@
 
     python benchmarks/saliency_masks.py configs/pocket_birds_sgd_mix.yaml [key=value ...]
 
-Trains the recipe's classifier on real images alone and stops at some ages to cut every fourth
+Trains the experiment's classifier on real images alone and stops at some ages to cut every fourth
 training image by Otsu's threshold of its maps, at several input sizes. Prints the mean
 intersection over union with the true mask, the share of sources whose object is covered to 80 %,
 the share of the image that is cut out (a large mask covers more), and the share of sources whose
@@ -30,7 +30,7 @@ from online_aug.data.sources import load_splits
 from online_aug.distributed.devices import DevicePlan, plan_devices
 from online_aug.distributed.world import rank_device, start_distributed
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.teacher import Look, gaze_of, saliency_maps
 from online_aug.saliency import otsu_masks, spectral_residual, upscaled
 from online_aug.training.build_loader import build_loader
@@ -72,14 +72,14 @@ def main(argv: Sequence[str]) -> None:
     mixing = config.mixing.model_copy(update={"synthetic_probability": 0.0})
     config = config.model_copy(update={"mixing": mixing})
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.train[0])
-    judge = Judge(recipe)
+    experiment = Experiment(config, load_splits(config.data), devices.train[0])
+    judge = Judge(experiment)
     side = config.data.image_size
     print(f"| {' | '.join(HEADS)} |")
     print("|---" * len(HEADS) + "|")
     _print_row("whole image", side, None, judge.judge(torch.ones_like(judge.truth)))
     _print_row("spectral residual", side, None, judge.look(_spectral, side))
-    for teacher in _teachers(recipe, devices):
+    for teacher in _teachers(experiment, devices):
         for scale in SCALES:
             _print_row("Grad-CAM", scale * side, teacher, judge.look(teacher.look, scale * side))
 
@@ -87,9 +87,9 @@ def main(argv: Sequence[str]) -> None:
 class Judge:
     """Every fourth training image with its true mask."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._images = _some(recipe.splits.train)
-        self._smallest = recipe.config.methods[0].min_source_share
+    def __init__(self, experiment: Experiment) -> None:
+        self._images = _some(experiment.splits.train)
+        self._smallest = experiment.config.methods[0].min_source_share
         self.truth = _true_masks(self._images)
 
     def look(self, look: Look, side: int) -> Judged:
@@ -124,15 +124,15 @@ def _spectral(images: Tensor, labels: Tensor) -> Tensor:
     return spectral_residual(images)
 
 
-def _teachers(recipe: Recipe, devices: DevicePlan) -> Iterator[Teacher]:
+def _teachers(experiment: Experiment, devices: DevicePlan) -> Iterator[Teacher]:
     """The classifier at each age."""
-    config = recipe.config
+    config = experiment.config
     world = start_distributed(rank_device(devices.train))
-    classes = len(recipe.splits.train.class_names)
+    classes = len(experiment.splits.train.class_names)
     classifier = build_classifier(config.classifier, classes, image_size=config.data.image_size)
     with (
         tempfile.TemporaryDirectory() as folder,
-        build_loader(recipe, devices, world, Path(folder)) as loader,
+        build_loader(experiment, devices, world, Path(folder)) as loader,
     ):
         engine = TrainingEngine(classifier, config, world, steps_per_epoch=len(loader))
         for epoch in range(config.run.epochs):
@@ -141,7 +141,7 @@ def _teachers(recipe: Recipe, devices: DevicePlan) -> Iterator[Teacher]:
                 engine.train_step(batch)
             if epoch + 1 in AGES:
                 model = engine.evaluated_model()
-                top1 = evaluate(model, recipe.splits.val, config.data, world.device).top1
+                top1 = evaluate(model, experiment.splits.val, config.data, world.device).top1
                 yield Teacher(epoch + 1, top1, gaze_of(model, world.device))
 
 

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from cache.commands.maintain import COMPACT, EVICT, VERIFY
-from cache.commands.options import Parser, plain
+from cache.commands.options import Parser
 from cache.commands.show import LIST, SHOW, STATS
 from cache.commands.transfer import EXPORT, IMPORT, MERGE
+from cache.contact_sheet import plain
 from cache.errors import CacheError
 
 COMMANDS = (STATS, VERIFY, LIST, SHOW, EXPORT, IMPORT, MERGE, EVICT, COMPACT)

@@ -12,23 +12,30 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from cache.codecs import Pixels
-from cache.commands.options import plain
 from cache.errors import CacheError
 from cache.keys import Scalar
 
 _SMALLEST_PX, _LARGEST_PX = 160, 256
+
 _PAPER, _INK, _FAINT, _LINE = "#ffffff", "#1f2430", "#7a8190", "#e3e6ec"
+
 _MARGIN, _GAP, _HEAD, _WORDS_WIDTH = 24, 16, 44, 300
+
 _TITLE_PX, _TEXT_PX, _PITCH, _MOST_LINES = 20, 14, 19, 12
+
 _FEW = 4
+
 """So many images stand in one column, more in two."""
+
 _FIRST = ("strength", "prompt")
+
 _UNSAID = frozenset(
     {
         *("method", "source_label", "target_label", "source_class", "target_class"),
         *("source_digest", "generator_fingerprint", "method_version", "image_digest"),
     }
 )
+
 """Fields that are said otherwise or mean nothing to a reader."""
 
 
@@ -195,3 +202,10 @@ def cut(text: str, size_px: int, width_px: int) -> str:
     while kept and font(size_px).getlength(kept + "...") > width_px:
         kept = kept[:-1]
     return kept.rstrip() + "..."
+
+
+def plain(text: str) -> str:
+    """`text` without what would steer a terminal: requests and file names come from elsewhere."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

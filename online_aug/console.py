@@ -27,7 +27,6 @@ from rich.text import Text
 
 from cache import CacheError
 from online_aug.errors import RunError, UserError, one_line
-from online_aug.request import Served
 
 LINE_EVERY_S = 10.0
 
@@ -224,18 +223,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def shares(served: Served) -> dict[str, float]:
-    """The four ways a slot is filled as shares of all slots, in [0, 1]; all 0 without slots."""
-    counts = {
-        "real": served.real,
-        "fresh": served.fresh,
-        "cached": served.cached,
-        "starved": served.starved,
-    }
-    total = sum(counts.values())
-    return {name: count / total if total else 0.0 for name, count in counts.items()}
-
-
 FAILED = 1
 
 INTERRUPTED = 130
@@ -243,6 +230,7 @@ INTERRUPTED = 130
 MISUSED = 2
 
 LAUNCHER_S = 5.0
+
 """Within this time a launcher ends the ranks beside one that failed."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -28,12 +28,12 @@ from cache.commands.options import (
     Tell,
     count,
     gib,
-    plain,
     print_json,
     print_table,
     progress,
     size,
 )
+from cache.contact_sheet import plain
 from cache.errors import CacheError, CorruptRecordError, DamagedCacheError
 from cache.exchange.merging import Batches, find_recipe
 from cache.record import HEADER, MAGIC, Header, Record, key_in, parse

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cache.contact_sheet import plain
 from cache.exchange.merging import Selection, find_recipe
 from cache.exchange.rows import ClassNames, read_class_names
 from cache.store import Store
@@ -134,10 +135,13 @@ def number(text: str) -> float:
 
 
 Tell: TypeAlias = Callable[[int, int | None], None]
+
 """Takes how many are done, and of how many where that is known."""
 
 _WIDE = 10_000
+
 """Columns of a table that goes to a file or another program: its lines stay whole."""
+
 _USUAL = ("method", "source_label", "target_label", "strength", "variant", "prompt")
 
 
@@ -179,13 +183,6 @@ def progress(what: str, *, is_quiet: bool) -> Iterator[Tell]:
     with Progress(*columns, console=Console(stderr=True), disable=disable, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def plain(text: str) -> str:
-    """`text` without what would steer a terminal: requests and file names come from elsewhere."""
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
 
 
 def request_words(request: Mapping[str, Any]) -> str:

@@ -20,7 +20,6 @@ from cache.commands.options import (
     classes,
     count,
     moment,
-    plain,
     print_json,
     print_json_lines,
     print_table,
@@ -28,7 +27,7 @@ from cache.commands.options import (
     selection,
     size,
 )
-from cache.contact_sheet import Cell, draw_sheet, words_of
+from cache.contact_sheet import Cell, draw_sheet, plain, words_of
 from cache.errors import CacheError
 from cache.exchange.exporting import check_free, staged_file
 from cache.exchange.image_files import find_sources, pixels_of

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from online_aug.classifier.model import input_statistics
-from online_aug.config.data import DataConfig
 from online_aug.data.image_sets import Groups, ImageSet, groups_of, ordered_batches
+from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import eval_transform, normalise
 from online_aug.seeding import evaluation_mode
 

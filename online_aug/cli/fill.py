@@ -16,7 +16,7 @@ from online_aug.errors import UserError
 
 if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan
-    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.experiment import Experiment
 
 # torch is imported where it is used: that takes seconds, and a mistake is to be said before.
 
@@ -46,13 +46,13 @@ def main(argv: Sequence[str]) -> int:
     )
     config = command.load_config()
     check_fillable(config)
-    recipe, devices = _prepare(config)
+    experiment, devices = _prepare(config)
     from online_aug.distributed.devices import sole_generator
 
     with sole_generator(devices.generator):
         if "--print-speed" in command.switches:
-            return print_speed(recipe, devices)
-        return fill(recipe, devices)
+            return print_speed(experiment, devices)
+        return fill(experiment, devices)
 
 
 def check_fillable(config: Config) -> None:
@@ -61,7 +61,7 @@ def check_fillable(config: Config) -> None:
     Raises:
         UserError: If it makes none, or only the classifier in training will say which.
     """
-    from online_aug.experiment.saliency import RecipeSaliency
+    from online_aug.experiment.saliency import ExperimentSaliency
 
     if not config.mixing.is_synthetic:
         raise UserError("mixing.synthetic_probability must be above 0 to fill a cache, got 0")
@@ -74,14 +74,14 @@ def check_fillable(config: Config) -> None:
             "devices.generate must be one device to fill a cache, got "
             f"{', '.join(config.devices.generate)}; start a fill for each, they share the plan"
         )
-    if RecipeSaliency(config).follows_classifier:
+    if ExperimentSaliency(config).follows_classifier:
         raise UserError(
             "saliency.teacher must be a file of weights, or saliency.method spectral_residual, to "
             "fill a cache ahead of training, got the classifier in training"
         )
 
 
-def fill(recipe: "Recipe", devices: "DevicePlan") -> int:
+def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     """Make what the cache lacks of the plan; 128 plus the signal that ended it early, or 0.
 
     Raises:
@@ -92,20 +92,20 @@ def fill(recipe: "Recipe", devices: "DevicePlan") -> int:
     from online_aug.loader.pool import open_store
     from online_aug.producer.filling import describe_plan, make_missing
 
-    with open_store(recipe.config, recipe.splits.train).open() as store:
+    with open_store(experiment.config, experiment.splits.train).open() as store:
         sys.stdout.write(f"{devices}\n")
-        ensure_finetuned(recipe, devices.finetune)
-        ensure_saliency(recipe)
-        sys.stdout.write(f"{describe_plan(recipe, store)}\n")
+        ensure_finetuned(experiment, devices.finetune)
+        ensure_saliency(experiment)
+        sys.stdout.write(f"{describe_plan(experiment, store)}\n")
         with Interrupt() as interrupt:
-            if make_missing(recipe, store, interrupt):
-                sys.stdout.write(f"{describe_plan(recipe, store)}\n")
+            if make_missing(experiment, store, interrupt):
+                sys.stdout.write(f"{describe_plan(experiment, store)}\n")
         if interrupt.received is not None:
             sys.stdout.write("interrupted: the same command goes on\n")
         return interrupt.exit_status
 
 
-def print_speed(recipe: "Recipe", devices: "DevicePlan") -> int:
+def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
     """Say how many images a second this machine makes; 128 plus the signal that ended it, or 0.
 
     Raises:
@@ -116,19 +116,19 @@ def print_speed(recipe: "Recipe", devices: "DevicePlan") -> int:
     from online_aug.producer.filling import measure_speed
 
     sys.stdout.write(f"{devices}\n")
-    with Interrupt() as interrupt, closing(load_generator(recipe)) as generator:
+    with Interrupt() as interrupt, closing(load_generator(experiment)) as generator:
         speed = measure_speed(
-            work_of(recipe),
+            work_of(experiment),
             generator,
             seconds=SPEED_S,
             is_stopping=lambda: interrupt.received is not None,
         )
         if speed.images:
-            whole = len(recipe.plan) / speed.images_per_s
+            whole = len(experiment.plan) / speed.images_per_s
             said = (
                 f"{rate(speed.images_per_s)} images/s ({speed.images} in {duration(speed.seconds)};"
-                f" {generator.slots} slots, {recipe.dtype}, {generator.fast_paths});"
-                f" the {len(recipe.plan)} of the plan take {duration(whole)}"
+                f" {generator.slots} slots, {experiment.dtype}, {generator.fast_paths});"
+                f" the {len(experiment.plan)} of the plan take {duration(whole)}"
             )
         else:
             said = "interrupted before there was anything to measure"
@@ -136,23 +136,23 @@ def print_speed(recipe: "Recipe", devices: "DevicePlan") -> int:
         return interrupt.exit_status
 
 
-def _prepare(config: Config) -> tuple["Recipe", "DevicePlan"]:
-    """The checked recipe on the generator's device."""
+def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
+    """The checked experiment on the generator's device."""
     import torch
 
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
-    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.teacher import check_teacher
     from online_aug.producer.build import check_judge
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
-    check_teacher(recipe)
-    check_judge(recipe)
-    recipe.check(generates=True)
-    return recipe, devices
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    check_teacher(experiment)
+    check_judge(experiment)
+    experiment.check(generates=True)
+    return experiment, devices
 
 
 if __name__ == "__main__":

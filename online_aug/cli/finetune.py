@@ -18,7 +18,7 @@ from online_aug.distributed.world import (
     rank_device,
     start_distributed,
 )
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.finetuning.run import ensure_finetuned, finetune_rank
 
 
@@ -32,10 +32,10 @@ def main(argv: Sequence[str]) -> None:
         _join(config)
         return
     devices = plan_devices(config.devices)
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
-    recipe.check(generates=True)
-    ensure_finetuned(recipe, devices.finetune)
-    sys.stdout.write(f"fine-tuned: {recipe.finetuned}\n")
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    experiment.check(generates=True)
+    ensure_finetuned(experiment, devices.finetune)
+    sys.stdout.write(f"fine-tuned: {experiment.finetuned}\n")
 
 
 def _join(config: Config) -> None:
@@ -44,15 +44,15 @@ def _join(config: Config) -> None:
     world = start_distributed(rank_device(devices.generate))
     if not world.is_first:
         logging.disable(logging.WARNING)  # the first says what all of them find
-    recipe = Recipe(config, load_splits(config.data), devices.generator)
-    assert recipe.finetuned  # otherwise nobody would have started this
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    assert experiment.finetuned  # otherwise nobody would have started this
     with Interrupt() as interrupt:
 
         def leave_together() -> None:
             if received := agree(world, interrupt.received or 0):
                 sys.exit(128 + received)
 
-        finetune_rank(recipe, recipe.finetuned, world, leave_together)
+        finetune_rank(experiment, experiment.finetuned, world, leave_together)
     end_distributed()
 
 

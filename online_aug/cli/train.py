@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from online_aug.classifier.model import check_classifier, check_precision
-from online_aug.classifier.optim import check_optimizer
 from online_aug.cli.arguments import DRY_RUN, Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
-from online_aug.data.transforms import check_policy
 from online_aug.distributed.cluster import (
     Layout,
     is_first_of_node,
@@ -30,12 +27,11 @@ from online_aug.distributed.launcher import RECORD, is_launched, launch, needs_l
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
 from online_aug.reporting.run_directory import run_folder
-from online_aug.training.deepspeed_setup import deepspeed_config
 
 if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan
     from online_aug.distributed.world import World
-    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.experiment import Experiment
 
 # What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
 # configuration is to be said before.
@@ -67,41 +63,43 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.training.checkpoints import check_can_go_on
 
     layout = layout_of(config.devices)
-    recipe, devices = check(config, layout)
+    experiment, devices = check(config, layout)
     if "--dry-run" in command.switches:
-        sys.stdout.write(describe_run(recipe, devices, layout.hosts) if is_first_process() else "")
+        sys.stdout.write(
+            describe_run(experiment, devices, layout.hosts) if is_first_process() else ""
+        )
         return 0
     directory = run_folder(config.run, command.config_path)
     if RECORD in os.environ:  # the process that launched this rank has done the rest
-        return train(recipe, devices, directory)
+        return train(experiment, devices, directory)
     check_unused(devices.generate if is_first_of_node() else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
-    check_can_go_on(recipe, directory, layout.ranks or len(devices.train))
+    check_can_go_on(experiment, directory, layout.ranks or len(devices.train))
     if layout.hosts is not None:
         return run_on_nodes(argv, layout.hosts, reach(layout.hosts))
-    open_store(config, recipe.splits.train).open()
+    open_store(config, experiment.splits.train).open()
     if is_first_process():
         sys.stdout.write(f"{devices}\n")
-        sys.stdout.write(f"imported: {recipe.imports}\n" if recipe.imports.images else "")
+        sys.stdout.write(f"imported: {experiment.imports}\n" if experiment.imports.images else "")
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
     if config.run.resume and is_finished(directory, config.run.epochs):
         if is_first_process():
             print_summary(read_summary(directory), directory, open_console())
         return 0
-    ensure_finetuned(recipe, devices.finetune)
-    ensure_saliency(recipe)
+    ensure_finetuned(experiment, devices.finetune)
+    ensure_saliency(experiment)
     if needs_launcher(devices.train):
         return launch(argv, devices.train, threads=devices.train_threads)
-    return train(recipe, devices, directory)
+    return train(experiment, devices, directory)
 
 
-def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
-    """Refuse what could not be run; the recipe and who computes where on this machine."""
+def check(config: Config, layout: Layout) -> tuple["Experiment", "DevicePlan"]:
+    """Refuse what could not be run; the experiment and who computes where on this machine."""
     from online_aug.classifier.model import check_fit
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
     from online_aug.distributed.world import rank_device
-    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.teacher import check_teacher
     from online_aug.producer.build import check_judge
     from online_aug.training.build_loader import check_sequence
@@ -113,16 +111,16 @@ def check(config: Config, layout: Layout) -> tuple["Recipe", "DevicePlan"]:
     splits = load_splits(config.data)
     num_classes = len(splits.train.class_names)
     check_fit(config.classifier, num_classes, config.data.image_size)
-    recipe = Recipe(config, splits, devices.generator)
-    check_teacher(recipe)
-    check_judge(recipe)
-    recipe.check(generates=bool(devices.generate))
-    check_sequence(recipe, resolved_yaml(config))
+    experiment = Experiment(config, splits, devices.generator)
+    check_teacher(experiment)
+    check_judge(experiment)
+    experiment.check(generates=bool(devices.generate))
+    check_sequence(experiment, resolved_yaml(config))
     check_deepspeed(config, num_classes, rank_device(devices.train))
-    return recipe, devices
+    return experiment, devices
 
 
-def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
+def train(experiment: "Experiment", devices: "DevicePlan", directory: Path) -> int:
     """Meet the other ranks and train; 128 plus the signal where one ended the run early."""
     import torch
 
@@ -133,27 +131,29 @@ def train(recipe: "Recipe", devices: "DevicePlan", directory: Path) -> int:
     world = start_distributed(rank_device(devices.train))
     check_shared(world, directory)
     with failing_together(world, directory):
-        return train_rank(recipe, devices, world, directory)
+        return train_rank(experiment, devices, world, directory)
 
 
-def train_rank(recipe: "Recipe", devices: "DevicePlan", world: "World", directory: Path) -> int:
+def train_rank(
+    experiment: "Experiment", devices: "DevicePlan", world: "World", directory: Path
+) -> int:
     """Train as one of the ranks that have met."""
     from online_aug.classifier.model import build_classifier
     from online_aug.distributed.world import barrier, end_distributed
     from online_aug.training.build_loader import build_loader
     from online_aug.training.trainer import TrainingRun
 
-    config = recipe.config
+    config = experiment.config
     classifier = build_classifier(
         config.classifier,
-        len(recipe.splits.train.class_names),
+        len(experiment.splits.train.class_names),
         image_size=config.data.image_size,
         seed=config.run.seed,
     )
     with (
         Interrupt() as interrupt,
-        build_loader(recipe, devices, world, directory, interrupt) as loader,
-        TrainingRun(recipe, classifier, loader, world, directory) as run,
+        build_loader(experiment, devices, world, directory, interrupt) as loader,
+        TrainingRun(experiment, classifier, loader, world, directory) as run,
     ):
         run.resume()
         received = 0
@@ -179,6 +179,11 @@ def check_training(config: Config, devices: Sequence[str], ranks: int | None = N
     Raises:
         UserError: If one of them cannot.
     """
+    from online_aug.classifier.model import check_classifier, check_precision
+    from online_aug.classifier.optim import check_optimizer
+    from online_aug.data.transforms import check_policy
+    from online_aug.training.deepspeed_setup import deepspeed_config
+
     deepspeed_config(config, ranks or len(devices))
     check_classifier(config.classifier)
     check_precision(config.classifier, devices)

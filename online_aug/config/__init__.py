@@ -6,21 +6,13 @@ the error messages are made from these statements.
 
 from pydantic import model_validator
 
-from online_aug.config.data import DataConfig
-from online_aug.config.fields import Section
 from online_aug.config.generation import (
     FinetuneConfig,
     GateConfig,
     GenerationConfig,
     ScheduleConfig,
 )
-from online_aug.config.methods import (
-    REPLAY_ALL,
-    FractalConfig,
-    MethodConfig,
-    Methods,
-    SaliencyConfig,
-)
+from online_aug.config.methods import REPLAY_ALL, MethodConfig, Methods, SaliencyConfig
 from online_aug.config.mixing import MixingConfig
 from online_aug.config.training import (
     CacheConfig,
@@ -29,6 +21,9 @@ from online_aug.config.training import (
     OptimConfig,
     RunConfig,
 )
+from online_aug.data.settings import DataConfig
+from online_aug.methods.fractals import FractalConfig
+from online_aug.settings import Section
 
 
 class Config(Section):

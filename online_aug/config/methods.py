@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from online_aug.config.fields import (
+from online_aug.settings import (
     Count,
     Exponent,
     Fraction,
@@ -19,7 +19,6 @@ from online_aug.config.fields import (
     Pixels,
     Positive,
     Section,
-    Seed,
     Strength,
     Strengths,
     Text,
@@ -99,28 +98,17 @@ class MethodConfig(Section):
 
 
 REPLAY_ALL = ("diffusemix", "diff_gen")
+
 """Methods for which the strengths are without effect."""
+
 ONE, SEVERAL = "<one>", "<several>"
+
 """Tags of the two forms of `method`; part of where pydantic says that a mistake is."""
+
 Methods = Annotated[
     Annotated[MethodConfig, Tag(ONE)] | Annotated[tuple[MethodConfig, ...], Tag(SEVERAL)],
     Discriminator(lambda value: SEVERAL if isinstance(value, list | tuple) else ONE),
 ]
-
-
-class FractalConfig(Section):
-    """Fractal pictures that DiffuseMix blends over its images."""
-
-    folder: Path | None = None
-    """Folder of your own pictures; null draws ours: iterated function systems and Julia sets."""
-    path: Path = Path("runs/fractals")
-    """Where the pictures are kept, drawn or read once, as one file for each set of settings."""
-    count: Count = 300
-    """Pictures drawn; of a folder that holds more, a random part of this size."""
-    side_px: Pixels | None = None
-    """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
-    seed: Seed = 0
-    """Seed of our own pictures and of the part of a folder."""
 
 
 class SaliencyConfig(Section):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from online_aug.config.fields import Count, Fraction, Positive, Section
+from online_aug.settings import Count, Fraction, Positive, Section
 
 
 class MixingConfig(Section):

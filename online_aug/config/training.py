@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from online_aug.config.fields import (
+from online_aug.settings import (
     Count,
     DeepSpeedSettings,
     Devices,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 import numpy as np
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.data.embedded import EMBEDDED_SETS, write_embedded
 from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset

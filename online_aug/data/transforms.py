@@ -22,7 +22,7 @@ from timm.data.auto_augment import (
 )
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.errors import UserError
 from online_aug.seeding import library_state
 import math

@@ -31,7 +31,7 @@ from online_aug.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """What fine-tuning means for one recipe; `result` is where its result is, or will be."""
+    """What fine-tuning means for one experiment; `result` is where its result is, or will be."""
 
     config: FinetuneConfig
     is_wanted: bool

@@ -1,6 +1,6 @@
 """What a method needs beside the common context, made from the configuration.
 
-What all requests of a recipe share, read from its configuration.
+What all requests of an experiment share, read from its configuration.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def settings_of(
         return _sgd_mix(method)
     if method.name != "diffusemix":
         return None
-    assert fractals is not None  # the recipe has them where this method is
+    assert fractals is not None  # the experiment has them where this method is
     return _diffusemix(method, config, fractals)
 
 

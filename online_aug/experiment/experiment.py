@@ -1,6 +1,6 @@
 """What the trainer and the generation process agree on: data, model, prompts, plan.
 
-What makes the images of a recipe: base model, autoencoder, what fine-tuning adds.
+What makes the images of an experiment: base model, autoencoder, what fine-tuning adds.
 """
 
 from collections import Counter
@@ -24,8 +24,8 @@ from online_aug.diffusion.fingerprint import (
 )
 from online_aug.errors import UserError
 from online_aug.experiment.contexts import check_methods, instructions_of, method_contexts
-from online_aug.experiment.images import Imports, RecipeImports, read_image_weights
-from online_aug.experiment.saliency import RecipeSaliency
+from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
+from online_aug.experiment.saliency import ExperimentSaliency
 from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
 from online_aug.methods.fractals import FractalBank, bank_of
 from online_aug.request import GenerationRequest
@@ -33,7 +33,7 @@ from online_aug.saliency import SaliencyTable
 
 
 @dataclass(frozen=True)
-class RecipeModel:
+class ExperimentModel:
     """The generator of one configuration with its data, before any model is loaded."""
 
     config: Config
@@ -105,7 +105,7 @@ class RecipeModel:
 
     @cached_property
     def finetuned(self) -> Path | None:
-        """Where this recipe's fine-tuning result is, or will be; None where there is none."""
+        """Where this experiment's fine-tuning result is, or will be; None where there is none."""
         if not self.adaptation.is_wanted:
             return None
         if self.adaptation.imported:
@@ -142,7 +142,7 @@ LARGEST_FRACTAL_PX = 256
 
 
 @dataclass(frozen=True)
-class Recipe(RecipeModel):
+class Experiment(ExperimentModel):
     """One configuration with its data, before any model is loaded."""
 
     def check(self, *, generates: bool) -> None:
@@ -193,9 +193,9 @@ class Recipe(RecipeModel):
         return read_image_weights(path, digests, file_names_of(self.splits.train))
 
     @cached_property
-    def saliency(self) -> RecipeSaliency:
+    def saliency(self) -> ExperimentSaliency:
         """Where the foregrounds of the training images are."""
-        return RecipeSaliency(self.config)
+        return ExperimentSaliency(self.config)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -264,7 +264,7 @@ class Recipe(RecipeModel):
         """
         if not self.is_synthetic or self.config.mixing.imported is None:
             return Imports()
-        return RecipeImports(self.config, self.splits.train, self.sources).find()
+        return ImportFinder(self.config, self.splits.train, self.sources).find()
 
     def plan_of(self, version: str | None) -> list[GenerationRequest]:
         """Every request made with the saliency maps of a version, in order."""

@@ -1,8 +1,8 @@
-"""The imported images of a recipe: which of them it can serve, and why not the others.
+"""The imported images of an experiment: which of them it can serve, and why not the others.
 
 Weights of training images from a file: which are to be varied first.
 
-A recipe's images for others: its training images by digest, and the served ones with labels.
+An experiment's images for others: its training images by digest, and the served ones with labels.
 """
 
 import json
@@ -31,7 +31,7 @@ _REASONS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Imports:
-    """What a cache has of other programs' images, as one recipe sees it."""
+    """What a cache has of other programs' images, as one experiment sees it."""
 
     images: list[ImportedImage] = field(default_factory=list)
     """Those it can serve, in the order of the log."""
@@ -50,7 +50,7 @@ class Imports:
 
 
 @dataclass(frozen=True)
-class RecipeImports:
+class ImportFinder:
     """Finds images whose requests, though partial, say what it takes to label them."""
 
     config: Config
@@ -201,7 +201,7 @@ def _is_weight(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class BoundCompose:
-    """Every request's own method, with one recipe's contexts; pickles to worker processes."""
+    """Every request's own method, with one experiment's contexts; pickles to worker processes."""
 
     contexts: Mapping[str, MethodContext]
     """By the name of the method."""

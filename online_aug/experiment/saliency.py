@@ -1,4 +1,4 @@
-"""The saliency maps of a recipe: which version of them it plans by, and what its cache holds."""
+"""The saliency maps of an experiment: the version it plans by, and what its cache holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from online_aug.saliency.maps import file_version, read_maps, spectral_version
 
 
 @dataclass(frozen=True)
-class RecipeSaliency:
+class ExperimentSaliency:
     """Which saliency maps one configuration needs, and the way to them."""
 
     config: Config

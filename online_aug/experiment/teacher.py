@@ -1,4 +1,4 @@
-"""The saliency maps of a recipe's training images: which version, who makes them, where they are.
+"""The saliency maps of an experiment's training images: who makes them, where they are.
 
 A version names everything that decides a map but the image, so maps are kept under (version, image)
 in the cache and serve every run, seed and method that asks for the same.
@@ -23,7 +23,7 @@ from online_aug.console import progress
 from online_aug.data.image_sets import ImageSet, ordered_batches
 from online_aug.data.transforms import EvalTransform, Frame, normalise
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.files import alone, lock_of_user
 from online_aug.loader.pool import open_store
 from online_aug.saliency import grad_cam, quick_copy, spectral_residual
@@ -34,8 +34,8 @@ Look = Callable[[UInt8[Tensor, "b 3 s s"], Int[Tensor, " b"]], Float[Tensor, "b 
 """Images as they are at rest and their classes to maps from 0 to 1."""
 
 
-def ensure_saliency(recipe: Recipe) -> None:
-    """Make the maps that the recipe needs before it can be planned, unless they are there.
+def ensure_saliency(experiment: Experiment) -> None:
+    """Make the maps that the experiment needs before it can be planned, unless they are there.
 
     Of several processes with one cache, such as the ranks that a launcher of the user's started on
     a node, one makes them and the others wait.
@@ -44,13 +44,13 @@ def ensure_saliency(recipe: Recipe) -> None:
         UserError: If the teacher's weights cannot be used, or an image cannot be read.
         CacheError: If the cache cannot be written.
     """
-    version = recipe.saliency.version
-    if version is None or recipe.has_maps:
+    version = experiment.saliency.version
+    if version is None or experiment.has_maps:
         return
-    with alone(maps_lock(recipe.config.cache.path)):
-        if not recipe.has_maps:
-            with open_store(recipe.config, recipe.splits.train) as store:
-                make_maps(recipe, store, version, _first_look(recipe))
+    with alone(maps_lock(experiment.config.cache.path)):
+        if not experiment.has_maps:
+            with open_store(experiment.config, experiment.splits.train) as store:
+                make_maps(experiment, store, version, _first_look(experiment))
 
 
 def maps_lock(cache: Path) -> Path:
@@ -59,18 +59,18 @@ def maps_lock(cache: Path) -> Path:
 
 
 def make_maps(
-    recipe: Recipe, store: Store, version: str, look: Look, *, is_shown: bool = True
+    experiment: Experiment, store: Store, version: str, look: Look, *, is_shown: bool = True
 ) -> None:
     """Put the maps of all training images into the cache.
 
     An image that cannot be read, where such are skipped, gets a map without a foreground: it is
     then refused as a source.
     """
-    skips = recipe.config.data.on_bad_image == "skip"
-    train, side = recipe.splits.train, recipe.saliency.teacher_size
+    skips = experiment.config.data.on_bad_image == "skip"
+    train, side = experiment.splits.train, experiment.saliency.teacher_size
     maps = dict(saliency_maps(train, look, side, skips_bad_images=skips, is_shown=is_shown))
     blank = np.zeros_like(next(iter(maps.values())))
-    digests = [source.digest for source in recipe.sources]
+    digests = [source.digest for source in experiment.sources]
     entries = {d: encode_map(maps.get(place, blank)) for place, d in enumerate(digests)}
     store.put_saliency(version, entries)
 
@@ -111,53 +111,57 @@ def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
     return look
 
 
-def check_teacher(recipe: Recipe) -> None:
+def check_teacher(experiment: Experiment) -> None:
     """Refuse a teacher that cannot judge these images, before anything is started or written.
 
     Raises:
         UserError: If its name is unknown, its file does not hold weights of it for the classes, or
             the classifier being trained cannot look at images of `saliency.image_size`.
     """
-    if not recipe.saliency.is_needed or recipe.config.saliency.method == "spectral_residual":
+    if (
+        not experiment.saliency.is_needed
+        or experiment.config.saliency.method == "spectral_residual"
+    ):
         return
-    if recipe.saliency.weights is not None:
-        build_teacher(recipe)
+    if experiment.saliency.weights is not None:
+        build_teacher(experiment)
         return
-    config = recipe.config
+    config = experiment.config
     if config.saliency.name is not None:
         raise UserError(
             "saliency.name must be null where saliency.teacher is the classifier being trained, "
             f"got {config.saliency.name!r}"
         )
-    is_other_size = recipe.saliency.teacher_size != config.data.image_size
+    is_other_size = experiment.saliency.teacher_size != config.data.image_size
     if is_other_size and sees_one_size(config.classifier.name):
         raise UserError(
             f"saliency.image_size must be null or {config.data.image_size}, the one size that "
-            f"{config.classifier.name} takes (data.image_size), got {recipe.saliency.teacher_size}"
+            f"{config.classifier.name} takes (data.image_size), got "
+            f"{experiment.saliency.teacher_size}"
         )
 
 
-def build_teacher(recipe: Recipe) -> nn.Module:
+def build_teacher(experiment: Experiment) -> nn.Module:
     """The model whose weights `saliency.teacher` names, on the CPU.
 
     Raises:
         UserError: As `check_teacher`.
     """
-    config = recipe.config
+    config = experiment.config
     if config.saliency.name is not None:
         check_name(config.saliency.name, "saliency.name")
     settings = config.classifier.model_copy(
-        update={"name": recipe.saliency.teacher_name, "checkpoint": config.saliency.teacher}
+        update={"name": experiment.saliency.teacher_name, "checkpoint": config.saliency.teacher}
     )
     return build_classifier(
         settings,
-        len(recipe.splits.train.class_names),
-        image_size=recipe.saliency.teacher_size,
+        len(experiment.splits.train.class_names),
+        image_size=experiment.saliency.teacher_size,
         key="saliency.teacher",
     )
 
 
-def _first_look(recipe: Recipe) -> Look:
-    if recipe.config.saliency.method == "spectral_residual":
-        return lambda images, labels: spectral_residual(images.to(recipe.device))
-    return gaze_of(build_teacher(recipe).to(recipe.device), recipe.device)
+def _first_look(experiment: Experiment) -> Look:
+    if experiment.config.saliency.method == "spectral_residual":
+        return lambda images, labels: spectral_residual(images.to(experiment.device))
+    return gaze_of(build_teacher(experiment).to(experiment.device), experiment.device)

@@ -28,7 +28,7 @@ from online_aug.distributed.world import (
     single,
 )
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.files import alone, write_atomically
 
@@ -36,31 +36,31 @@ if TYPE_CHECKING:
     from online_aug.finetuning.loop import FinetuneTask
 
 
-def ensure_finetuned(recipe: Recipe, devices: Sequence[str] = ()) -> None:
+def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> None:
     """Fine-tune unless the result is there; a second process that asks for it waits and takes it.
 
     What a process left unfinished, however it ended, goes on from its last checkpoint.
 
     Args:
-        recipe: What is to be learned.
-        devices: What to learn on, each with a part of every step; the recipe's own if there is none
-            or this process is a rank itself. Several need the main thread.
+        experiment: What is to be learned.
+        devices: What to learn on, each with a part of every step; the experiment's own if there
+            is none or this process is a rank itself. Several need the main thread.
 
     Raises:
         UserError: If `finetune.path` cannot be written, or the model cannot be loaded.
         SystemExit: If a rank failed, with its status.
     """
-    folder = recipe.finetuned
-    if folder is None or recipe.is_ready:
+    folder = experiment.finetuned
+    if folder is None or experiment.is_ready:
         return
-    devices = devices[: recipe.config.finetune.batch_size]  # an image a step for each
+    devices = devices[: experiment.config.finetune.batch_size]  # an image a step for each
     with _alone(folder):
-        if recipe.is_ready:
+        if experiment.is_ready:
             return
         if len(devices) > 1 and not is_launched():
-            _launch(recipe.config, devices)
+            _launch(experiment.config, devices)
         else:
-            finetune_rank(recipe, folder, single(recipe.device), lambda: None)
+            finetune_rank(experiment, folder, single(experiment.device), lambda: None)
 
 
 def _launch(config: Config, devices: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ def _launch(config: Config, devices: Sequence[str]) -> None:
 
 
 def finetune_rank(
-    recipe: Recipe, folder: Path, world: World, after_step: Callable[[], None]
+    experiment: Experiment, folder: Path, world: World, after_step: Callable[[], None]
 ) -> None:
     """Do one rank's part of a fine-tuning; `after_step` is called after every step."""
     # diffusers: slow to import
@@ -84,11 +84,11 @@ def finetune_rank(
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
     saved = newest_checkpoint(unfinished / CHECKPOINTS)
-    pipeline = load_img2img(recipe.model, "float32").to(world.device)
+    pipeline = load_img2img(experiment.model, "float32").to(world.device)
     title = "fine-tuning the generator"
     with progress(
         f"{title} from step {saved.step}" if saved.step else title,
-        recipe.adaptation.steps - saved.step,
+        experiment.adaptation.steps - saved.step,
         enabled=world.is_first,
     ) as bar:
 
@@ -96,7 +96,7 @@ def finetune_rank(
             bar.advance(note=f"loss {loss:.3f}")
             after_step()
 
-        finetune(pipeline, _task(recipe), unfinished, report, saved, world)
+        finetune(pipeline, _task(experiment), unfinished, report, saved, world)
     if world.is_first:
         unfinished.rename(folder)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nothing reads them in a result
@@ -104,20 +104,20 @@ def finetune_rank(
         torch.cuda.empty_cache()
 
 
-def _task(recipe: Recipe) -> "FinetuneTask":
+def _task(experiment: Experiment) -> "FinetuneTask":
     from online_aug.finetuning.loop import Examples, FinetuneTask
     from online_aug.generation.inputs import fit
 
-    config = recipe.config
-    images = SourceImages(recipe.splits.train, recipe.sources)
+    config = experiment.config
+    images = SourceImages(experiment.splits.train, experiment.sources)
     examples = Examples(
         load=lambda index: fit(images.by_index(index), config.generation.resolution),
-        labels=recipe.splits.train.labels,
+        labels=experiment.splits.train.labels,
         hflip=config.data.hflip,
     )
     return FinetuneTask(
         examples=examples,
-        concepts=recipe.concepts,
+        concepts=experiment.concepts,
         config=config.finetune,
         generation=config.generation,
     )

@@ -1,6 +1,6 @@
 """What every augmentation method provides, and what it is given.
 
-The plan: every request of a recipe, in the order in which they are made.
+The plan: every request of an experiment, in the order in which they are made.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
-    """What all requests of one recipe share."""
+    """What all requests of one experiment share."""
 
     prompts: tuple[str, ...]
     """The prompt of each class, such as `a photo of a <class_3> bird`."""
@@ -57,7 +57,7 @@ class MethodContext:
     gate_version: str | None = None
     """What judges the images' classes; None where nothing does."""
     settings: object = None
-    """What the recipe's own method needs beside this, of that method's type."""
+    """What the experiment's own method needs beside this, of that method's type."""
     saliency: SaliencyTable | None = field(default=None, compare=False, repr=False)
     """Where a classifier looks in every training image, for methods that ask."""
 
@@ -141,7 +141,7 @@ class Method(Protocol):
             source: Reads the request's source image, for a method that needs its pixels.
             generated: What the cache holds for the request.
             request: What was asked for.
-            context: What the recipe's requests share.
+            context: What the experiment's requests share.
             rng: Chance of this reading: seed, epoch and position of the sample.
         """
         ...
@@ -174,7 +174,7 @@ def plan_requests(
 ) -> list[GenerationRequest]:
     """All requests, variant by variant, each time through all sources in a new random order.
 
-    A request depends on the recipe's seed, the source image and the variant number; on the
+    A request depends on the experiment's seed, the source image and the variant number; on the
     context's saliency table where the method looks at other images, on its target weights where
     they are given. So a source that is in two data sets, cuts or runs asks for the same image in
     each, unless a background has to be found for it or a class by its size. Copies of one image in

@@ -155,7 +155,7 @@ def _blended(
 
 
 def _settings(context: MethodContext) -> DiffuseMixSettings:
-    assert isinstance(context.settings, DiffuseMixSettings)  # the recipe fills it in
+    assert isinstance(context.settings, DiffuseMixSettings)  # the experiment fills it in
     return context.settings
 
 

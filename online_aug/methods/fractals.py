@@ -15,19 +15,29 @@ import PIL.Image
 import PIL.ImageOps
 from jaxtyping import Float, Int, UInt8
 
-from online_aug.config.methods import FractalConfig
 from online_aug.data.images import IMAGE_SUFFIXES, read_image
 from online_aug.errors import UserError
 from online_aug.files import alone
 from online_aug.seeding import numpy_rng
+from online_aug.settings import (
+    Count,
+    Pixels,
+    Section,
+    Seed,
+)
 
 Plane = Float[np.ndarray, "h w"]
+
 Picture = Float[np.ndarray, "h w 3"]
 
 WALKERS, WALK_STEPS, WARM_UP_STEPS = 4096, 32, 12
+
 MAX_ITERATIONS = 48
+
 TRIES = 8
+
 LEAST_SPREAD = 0.12
+
 """Standard deviation of the brightness below which a picture is called empty and drawn again."""
 
 
@@ -153,8 +163,8 @@ def _ground(side_px: int, rng: np.random.Generator) -> Picture:
 
 __all__ = ["FractalBank", "bank_of", "draw_fractal"]
 
-
 FORMAT = 1
+
 """Raised when the same settings give other pictures."""
 
 
@@ -251,3 +261,18 @@ def bank_of(config: FractalConfig, side_px: int) -> FractalBank:
         )
     chosen = numpy_rng("folder", config.seed).permutation(len(found))[: config.count]
     return FractalBank(config, side_px, tuple(found[place] for place in sorted(chosen)))
+
+
+class FractalConfig(Section):
+    """Fractal pictures that DiffuseMix blends over its images."""
+
+    folder: Path | None = None
+    """Folder of your own pictures; null draws ours: iterated function systems and Julia sets."""
+    path: Path = Path("runs/fractals")
+    """Where the pictures are kept, drawn or read once, as one file for each set of settings."""
+    count: Count = 300
+    """Pictures drawn; of a folder that holds more, a random part of this size."""
+    side_px: Pixels | None = None
+    """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
+    seed: Seed = 0
+    """Seed of our own pictures and of the part of a folder."""

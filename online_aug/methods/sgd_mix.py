@@ -178,7 +178,7 @@ def _background(
 
 
 def _settings(context: MethodContext) -> SgdMixSettings:
-    assert isinstance(context.settings, SgdMixSettings)  # the recipe fills it in
+    assert isinstance(context.settings, SgdMixSettings)  # the experiment fills it in
     return context.settings
 
 

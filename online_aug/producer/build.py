@@ -1,4 +1,4 @@
-"""What works through the plan of a recipe: its requests, their images, the loaded model.
+"""What works through the plan of an experiment: its requests, their images, the loaded model.
 
 A generator that leaves part of its device's time to another process.
 
@@ -23,7 +23,7 @@ from online_aug.data.transforms import normalise, resize
 from online_aug.diffusion.loading import MOST_SLOTS
 from online_aug.errors import UserError
 from online_aug.experiment.contexts import clip_references, target_weights
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.generation.engine import Finished, ImageGenerator
 from online_aug.generation.gate import Classify, ClassRule, Gate, Score, ScoreRule, to_bytes
@@ -37,16 +37,16 @@ UNREADABLE = "unreadable source"
 """Why requests are rejected whose image was lost meanwhile, where `data.on_bad_image` is skip."""
 
 
-def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
+def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
     """The plan, and what its images start from.
 
     Args:
-        recipe: Ready to be planned.
+        experiment: Ready to be planned.
         number: Of this process among those of this machine, from 0: each begins with its part.
         count: Of them.
     """
-    config = recipe.config
-    sources = SourceImages(recipe.splits.train, recipe.sources)
+    config = experiment.config
+    sources = SourceImages(experiment.splits.train, experiment.sources)
     resolution = config.generation.resolution
 
     @lru_cache(_images_under_way(config.generation.slots))  # what was accepted can be prepared
@@ -56,11 +56,11 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
     def prepare(requests: Sequence[GenerationRequest]) -> torch.Tensor:
         images = torch.stack([image_of(request.source_digest) for request in requests])
         kept = torch.zeros_like(images[:, :1])
-        for name, method in recipe.methods.items():
+        for name, method in experiment.methods.items():
             places = [place for place, request in enumerate(requests) if request.method == name]
             if places:
                 some = [requests[place] for place in places]
-                context = recipe.context_for(some[0])  # maps of one plan, so the same for all
+                context = experiment.context_for(some[0])  # maps of one plan, so the same for all
                 images[places] = method.prepare(images[places], some, context, image_of)
                 kept[places, 0] = method.foreground(some, context, resolution).byte()
         return torch.cat([images, kept], dim=1)
@@ -68,23 +68,23 @@ def work_of(recipe: Recipe, number: int = 0, count: int = 1) -> Work:
     def refusal(request: GenerationRequest) -> str | None:
         if config.data.on_bad_image == "skip" and not _can_be_read(request, image_of):
             return UNREADABLE
-        return recipe.methods[request.method].refusal(request, recipe.context_for(request))
+        return experiment.methods[request.method].refusal(request, experiment.context_for(request))
 
     schedule = config.schedule
     ahead = -(-config.generation.max_ahead // count)
 
     def plan_of(version: str) -> list[GenerationRequest]:
-        return part_of(recipe.plan_of(version), schedule)
+        return part_of(experiment.plan_of(version), schedule)
 
     return Work(
-        plan=part_of(recipe.plan, schedule),
-        plan_of=plan_of if recipe.saliency.follows_classifier else None,
+        plan=part_of(experiment.plan, schedule),
+        plan_of=plan_of if experiment.saliency.follows_classifier else None,
         prepare=prepare,
         refusal=refusal,
         # A trainer that waits for one image cannot serve the others that would end a pause.
         max_ahead=ahead if config.mixing.starvation == "substitute" else None,
         stripe=Stripe.of(schedule).split(number, count),
-        weights=_weights(recipe),
+        weights=_weights(experiment),
         follows_losses=schedule.priority == "hard",
     )
 
@@ -103,35 +103,35 @@ def _can_be_read(request: GenerationRequest, image_of: Callable[[str], torch.Ten
     return True
 
 
-def _weights(recipe: Recipe) -> Weights | None:
-    if recipe.image_weights is not None:
-        return recipe.image_weights
-    match recipe.config.schedule.priority:
+def _weights(experiment: Experiment) -> Weights | None:
+    if experiment.image_weights is not None:
+        return experiment.image_weights
+    match experiment.config.schedule.priority:
         case "uniform":
             return None
         case "long_tail":
-            return target_weights(recipe.class_sizes, balance=1.0)
+            return target_weights(experiment.class_sizes, balance=1.0)
         case "hard":  # until the classifier has losses
-            return [1.0] * len(recipe.class_sizes)
+            return [1.0] * len(experiment.class_sizes)
 
 
-def load_generator(recipe: Recipe) -> ImageGenerator:
-    """The recipe's model on its device, with the judge of its images and the plan's prompts.
+def load_generator(experiment: Experiment) -> ImageGenerator:
+    """The experiment's model on its device, with the judge of its images and the plan's prompts.
 
     Raises:
         UserError: If model, adapters or judge cannot be used.
     """
-    config = recipe.config
+    config = experiment.config
     generator = ImageGenerator.load(
-        recipe.model,
-        recipe.adapters,
+        experiment.model,
+        experiment.adapters,
         config.generation,
-        recipe.dtype,
-        recipe.device,
-        build_gate(recipe),
+        experiment.dtype,
+        experiment.device,
+        build_gate(experiment),
     )
     generator.keep_latents_in(config.cache.path, config.generation.latents_gib * 2**30)
-    generator.learn([request.prompt for request in recipe.plan])
+    generator.learn([request.prompt for request in experiment.plan])
     return generator
 
 
@@ -193,7 +193,7 @@ def share_device(generator: Generates, device: str, share: float) -> Generates:
     return DutyCycle(generator, share, finish=lambda: torch.cuda.synchronize(device))
 
 
-def check_judge(recipe: Recipe) -> None:
+def check_judge(experiment: Experiment) -> None:
     """Refuse a judge that does not know these classes, before anything is started or written.
 
     Raises:
@@ -201,7 +201,7 @@ def check_judge(recipe: Recipe) -> None:
             there is a rule without a judge or a judge without a rule, or CLIP cannot be loaded or
             has nothing to look for.
     """
-    gate = recipe.config.gate
+    gate = experiment.config.gate
     if gate.has_rule and gate.classifier is None:
         raise UserError(
             "gate.classifier must be a file of weights where gate.min_probability or gate.top_k "
@@ -212,23 +212,25 @@ def check_judge(recipe: Recipe) -> None:
             "gate.min_probability or gate.top_k must be set where gate.classifier is, got neither "
             f"with {gate.classifier}"
         )
-    if recipe.is_synthetic and gate.clip is not None:
-        _clip_score(recipe)
-    if recipe.is_synthetic and gate.classifier is not None:
-        _build_judge(recipe.config, len(recipe.splits.train.class_names))
+    if experiment.is_synthetic and gate.clip is not None:
+        _clip_score(experiment)
+    if experiment.is_synthetic and gate.classifier is not None:
+        _build_judge(experiment.config, len(experiment.splits.train.class_names))
 
 
-def build_gate(recipe: Recipe) -> Gate:
+def build_gate(experiment: Experiment) -> Gate:
     """What finished images have to pass, its models on the generator's device.
 
     Raises:
         UserError: As `check_judge`.
     """
-    config = recipe.config
-    clip = None if config.gate.clip is None else _clip_rule(recipe)
+    config = experiment.config
+    clip = None if config.gate.clip is None else _clip_rule(experiment)
     if config.gate.classifier is None:
         return Gate(clip=clip)
-    judge = _build_judge(config, len(recipe.splits.train.class_names)).to(recipe.device).eval()
+    judge = (
+        _build_judge(config, len(experiment.splits.train.class_names)).to(experiment.device).eval()
+    )
     rule = ClassRule(min_probability=config.gate.min_probability, top_k=config.gate.top_k)
     return Gate(opinion_of(judge, config.gate.image_size or config.data.image_size), rule, clip)
 
@@ -245,33 +247,35 @@ def opinion_of(judge: nn.Module, side: int) -> Classify:
     return classify
 
 
-def _clip_rule(recipe: Recipe) -> ScoreRule:
+def _clip_rule(experiment: Experiment) -> ScoreRule:
     """CLIP's score of the training images tells how low is too low."""
-    images = SourceImages(recipe.splits.train, recipe.sources)
-    score, resolution = _clip_score(recipe), recipe.config.generation.resolution
+    images = SourceImages(experiment.splits.train, experiment.sources)
+    score, resolution = _clip_score(experiment), experiment.config.generation.resolution
     scores: list[float] = []
-    for digest in clip_references(recipe.digests):
+    for digest in clip_references(experiment.digests):
         try:
             image = fit(images.by_digest(digest), resolution) / 255
         except BadImageError:
-            if recipe.config.data.on_bad_image != "skip":
+            if experiment.config.data.on_bad_image != "skip":
                 raise
             continue
         scores += score(image.unsqueeze(0)).tolist()
-    return ScoreRule(score=score, least=float(np.quantile(scores, recipe.config.gate.clip_drop)))
+    return ScoreRule(
+        score=score, least=float(np.quantile(scores, experiment.config.gate.clip_drop))
+    )
 
 
-def _clip_score(recipe: Recipe) -> Score:
+def _clip_score(experiment: Experiment) -> Score:
     from online_aug.generation.gate import clip_score  # transformers: slow to import
 
-    config = recipe.config
+    config = experiment.config
     if not config.data.metaclass.strip():
         raise UserError(
             "data.metaclass must say what CLIP is to look for where gate.clip is set, such as "
             f"bird, got {config.data.metaclass!r}"
         )
     assert config.gate.clip is not None  # asked for where it is
-    return clip_score(config.gate.clip, config.data.metaclass, recipe.device)
+    return clip_score(config.gate.clip, config.data.metaclass, experiment.device)
 
 
 def _build_judge(config: Config, num_classes: int) -> nn.Module:

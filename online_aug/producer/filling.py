@@ -1,4 +1,4 @@
-"""The plan of a recipe worked through with no trainer to serve, and a bar that shows it.
+"""The plan of an experiment worked through with no trainer to serve, and a bar that shows it.
 
 How fast images are made, with nothing kept.
 """
@@ -14,7 +14,7 @@ from cache import Store
 from online_aug.console import Tally, byte_size, progress, rate
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.generation.vae import TOGETHER
 from online_aug.loader.pool import pin
 from online_aug.producer.build import load_generator, work_of
@@ -55,33 +55,33 @@ class Nobody:
         return ", ".join(part for part in parts if part)
 
 
-def describe_plan(recipe: Recipe, store: Store) -> str:
-    """How much of a recipe's plan a cache has, in one line."""
-    status = Counter(_status(part_of(recipe.plan, recipe.config.schedule), store))
+def describe_plan(experiment: Experiment, store: Store) -> str:
+    """How much of an experiment's plan a cache has, in one line."""
+    status = Counter(_status(part_of(experiment.plan, experiment.config.schedule), store))
     rejected = f", {status['rejected']} rejected" if status["rejected"] else ""
     there = f"{status['present']} of the plan's {status.total()} images"
     return f"cache {store.path}: {there}{rejected}, {_size_of(store)} in all"
 
 
-def make_missing(recipe: Recipe, store: Store, interrupt: Interrupt) -> bool:
+def make_missing(experiment: Experiment, store: Store, interrupt: Interrupt) -> bool:
     """Make what a cache lacks of a plan, or as much as there is time for; False if it lacks none.
 
     Args:
-        recipe: Fine-tuned, its maps made.
+        experiment: Fine-tuned, its maps made.
         store: What is there or made of the plan stays in it; other images may be evicted.
         interrupt: Whose signals end the work; what is finished by then is stored.
 
     Raises:
         UserError: If the cache is full before the end.
     """
-    work = work_of(recipe)
+    work = work_of(experiment)
     found = zip(work.plan, _status(work.plan, store), strict=True)
     missing = [request for request, status in found if status in ("free", "claimed")]
     if not missing:
         return False
     pin(store, [request.key for request in work.plan])
     with (
-        closing(load_generator(recipe)) as generator,
+        closing(load_generator(experiment)) as generator,
         progress("filling", len(missing)) as bar,
     ):
         nobody = Nobody(bar, store, interrupt)

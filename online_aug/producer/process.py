@@ -26,10 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from cache import CacheError, Store
 from online_aug.config.loading import load_config
 from online_aug.errors import UserError
-from online_aug.loader.pool import open_store
 
 if TYPE_CHECKING:
-    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.experiment import Experiment
 
 
 class _Message(BaseModel):
@@ -250,32 +249,33 @@ def serve(config_path: Path, place: Place, lifeline: Lifeline) -> None:
     import torch
 
     from online_aug.data.sources import load_splits
-    from online_aug.experiment.experiment import Recipe
+    from online_aug.experiment.experiment import Experiment
+    from online_aug.loader.pool import open_store
 
     torch.set_num_threads(place.threads)
     config = load_config(config_path)
-    recipe = Recipe(config, load_splits(config.data), place.device)
-    store = open_store(config, recipe.splits.train)
+    experiment = Experiment(config, load_splits(config.data), place.device)
+    store = open_store(config, experiment.splits.train)
     _log.info("cache: images are stored as %s", store.codec)
-    if _is_whole(recipe, store):
-        lifeline.tell(Status(state="finished", reused=len(recipe.plan)))
+    if _is_whole(experiment, store):
+        lifeline.tell(Status(state="finished", reused=len(experiment.plan)))
         return
     from online_aug.distributed.devices import sole_generator
     from online_aug.producer.build import load_generator, share_device, work_of
     from online_aug.producer.service import Service
 
-    with sole_generator(place.device), closing(load_generator(recipe)) as generator:
+    with sole_generator(place.device), closing(load_generator(experiment)) as generator:
         sharing = share_device(generator, place.device, place.share)
-        work = work_of(recipe, place.number, place.count)
+        work = work_of(experiment, place.number, place.count)
         Service(work, store, sharing, lifeline).run()
 
 
-def _is_whole(recipe: "Recipe", store: Store) -> bool:
+def _is_whole(experiment: "Experiment", store: Store) -> bool:
     """Nothing is left to make, and nothing else will be asked for."""
-    if recipe.saliency.follows_classifier:
+    if experiment.saliency.follows_classifier:
         return False
     from online_aug.producer.request_queue import part_of
 
-    part = part_of(recipe.plan, recipe.config.schedule)
+    part = part_of(experiment.plan, experiment.config.schedule)
     status = store.status([request.key for request in part])
     return not {"free", "claimed"} & set(status)

@@ -18,7 +18,7 @@ from cache import CacheError, Store
 from cache.contact_sheet import cut, font
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import resize
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.files import write_atomically
 from online_aug.methods import METHODS
@@ -231,26 +231,28 @@ def _save(sheet: Image.Image, path: Path) -> None:
 ROWS = 16
 
 
-def draw_run_gallery(recipe: Recipe, plan: Sequence[Servable], store: Store, path: Path) -> None:
+def draw_run_gallery(
+    experiment: Experiment, plan: Sequence[Servable], store: Store, path: Path
+) -> None:
     """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
-    rows = gallery_rows(recipe, plan, store, ROWS)
+    rows = gallery_rows(experiment, plan, store, ROWS)
     if rows:
-        names = " and ".join(method.name for method in recipe.config.methods)
-        draw_gallery(rows, path, title=f"{names} on {recipe.config.data.source}")
+        names = " and ".join(method.name for method in experiment.config.methods)
+        draw_gallery(rows, path, title=f"{names} on {experiment.config.data.source}")
 
 
 def gallery_rows(
-    recipe: Recipe, plan: Sequence[Servable], store: Store, count: int
+    experiment: Experiment, plan: Sequence[Servable], store: Store, count: int
 ) -> list[GalleryRow]:
     """Stages, target, strength and soft label of some records, of each method as many."""
     keys = [request.key for request in plan]
     made = [r for r, there in zip(plan, store.contains(keys), strict=True) if there]
     drawn = [made[place] for place in numpy_rng("gallery").permutation(len(made))]
-    chosen = _by_turns(drawn, recipe.methods)[:count]
+    chosen = _by_turns(drawn, experiment.methods)[:count]
     return [
         row
         for request in sorted(chosen, key=lambda request: request.strength)
-        if (row := _row(recipe, store, request)) is not None
+        if (row := _row(experiment, store, request)) is not None
     ]
 
 
@@ -260,35 +262,35 @@ def _by_turns(requests: Sequence[Servable], methods: Iterable[str]) -> list[Serv
     return [request for turn in turns for request in turn if request is not None]
 
 
-def _row(recipe: Recipe, store: Store, request: Servable) -> GalleryRow | None:
+def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow | None:
     """One row, composed by chance; None where record or source cannot be read any more."""
     try:
         record = store.get(request.key)
         if record is None:
             return None
-        pictures, label = _composed(recipe, request, record.image)
+        pictures, label = _composed(experiment, request, record.image)
     except (CacheError, BadImageError):
         return None
-    names = recipe.splits.train.class_names
+    names = experiment.splits.train.class_names
     shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
     target = names[request.target_label]
     if isinstance(request, GenerationRequest):
-        target = recipe.instructions.get(request.prompt, target)
+        target = experiment.instructions.get(request.prompt, target)
     return GalleryRow(
         pictures=pictures,
         source_name=names[request.source_label],
         target_name=target,
         strength=request.strength,
         soft_label=shares,
-        method=request.method if len(recipe.methods) > 1 else None,
+        method=request.method if len(experiment.methods) > 1 else None,
     )
 
 
 def _composed(
-    recipe: Recipe, request: Servable, generated: Picture
+    experiment: Experiment, request: Servable, generated: Picture
 ) -> tuple[Mapping[str, Picture], Float[Tensor, " k"]]:
-    images = SourceImages(recipe.splits.train, recipe.sources)
-    method, context = METHODS[request.method], recipe.contexts[request.method]
+    images = SourceImages(experiment.splits.train, experiment.sources)
+    method, context = METHODS[request.method], experiment.contexts[request.method]
     rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
 
     def source() -> Picture:
@@ -303,5 +305,5 @@ def _composed(
     def image_of(digest: str) -> UInt8[Tensor, "3 r r"]:
         return resize(images.by_digest(digest), request.resolution)
 
-    context = recipe.context_for(request)
+    context = experiment.context_for(request)
     return method.stages(source(), generated, request, context, image_of, rng), label

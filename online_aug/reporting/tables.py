@@ -15,11 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from online_aug.console import byte_size, duration, percent, rate, shares, whole_percent
+from online_aug.console import byte_size, duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
 from online_aug.request import Served
 
 MIX_COLOURS = {"real": "blue", "fresh": "green", "cached": "cyan", "starved": "yellow"}
+
 BAR_CELLS = 24
 
 
@@ -156,6 +157,7 @@ WIDTHS = {
     "epoch": 7, "loss": 7, "val top1": 9, "images/s": 9, "real": 6, "fresh": 6, "cached": 7,
     "starved": 8, "made": 6, "made/s": 7, "cache": 8,
 }  # fmt: skip
+
 """Columns and their widths in characters, 80 in all."""
 
 
@@ -258,3 +260,15 @@ def _listed(shares: Mapping[str, float]) -> str:
     return ", ".join(
         f"{name}: {whole_percent(share).replace(' ', '')}" for name, share in shares.items()
     )
+
+
+def shares(served: Served) -> dict[str, float]:
+    """The four ways a slot is filled as shares of all slots, in [0, 1]; all 0 without slots."""
+    counts = {
+        "real": served.real,
+        "fresh": served.fresh,
+        "cached": served.cached,
+        "starved": served.starved,
+    }
+    total = sum(counts.values())
+    return {name: count / total if total else 0.0 for name, count in counts.items()}

@@ -20,7 +20,7 @@ from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import World, agree, is_same_everywhere
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose
 from online_aug.files import write_atomically
 from online_aug.loader.dataset import MixedDataset
@@ -37,7 +37,7 @@ _RAW_BYTES = 3
 
 
 def build_loader(
-    recipe: Recipe,
+    experiment: Experiment,
     devices: DevicePlan,
     world: World,
     run_directory: Path,
@@ -51,27 +51,27 @@ def build_loader(
     Raises:
         UserError: On every rank, if the plan or what was imported is not the same on all.
     """
-    config = recipe.config
-    store = open_store(config, recipe.splits.train)
-    pin_if_awaited(store, config, agreed_plan(recipe, world))
+    config = experiment.config
+    store = open_store(config, experiment.splits.train)
+    pin_if_awaited(store, config, agreed_plan(experiment, world))
     generator = None
-    if world.is_first_of_node and devices.generate and recipe.is_synthetic:
+    if world.is_first_of_node and devices.generate and experiment.is_synthetic:
         generator = build_generators(devices, node_folder(config, world, run_directory))
 
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
 
-    if recipe.is_synthetic and recipe.fractals:
-        recipe.fractals.ensure()
-    served: list[Servable] = [*recipe.plan, *agreed_imports(recipe, world)]
-    supply = supply_of(recipe, store, served, world)
+    if experiment.is_synthetic and experiment.fractals:
+        experiment.fractals.ensure()
+    served: list[Servable] = [*experiment.plan, *agreed_imports(experiment, world)]
+    supply = supply_of(experiment, store, served, world)
     wait_for = WaitFor(store, supply.keys, generator, is_stopping=is_stopping)
-    sampler = sampler_of(recipe, supply, wait_for)
+    sampler = sampler_of(experiment, supply, wait_for)
     dataset = MixedDataset(
-        images=recipe.splits.train,
+        images=experiment.splits.train,
         plan=served,
-        places=recipe.places if recipe.is_synthetic else {},
-        compose=BoundCompose(recipe.contexts) if recipe.is_synthetic else None,
+        places=experiment.places if experiment.is_synthetic else {},
+        compose=BoundCompose(experiment.contexts) if experiment.is_synthetic else None,
         store=store,
         transform=train_transform(config.data),
         seed=config.run.seed,
@@ -87,13 +87,13 @@ def build_loader(
     )
 
 
-def agreed_plan(recipe: Recipe, world: World) -> list[bytes]:
+def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:
     """The keys of the plan.
 
     Raises:
         UserError: On every rank, if they are not the same on all.
     """
-    keys = [request.key for request in recipe.plan]
+    keys = [request.key for request in experiment.plan]
     if not is_same_everywhere(world, keys):
         raise UserError(
             "the plan must be the same on every node: give each the same images, the same model "
@@ -102,13 +102,13 @@ def agreed_plan(recipe: Recipe, world: World) -> list[bytes]:
     return keys
 
 
-def agreed_imports(recipe: Recipe, world: World) -> list[ImportedImage]:
+def agreed_imports(experiment: Experiment, world: World) -> list[ImportedImage]:
     """The imported images to serve, by numbers that mean the same on every rank.
 
     Raises:
         UserError: On every rank, if they are not the same on all.
     """
-    images = recipe.imports.images
+    images = experiment.imports.images
     if not images:  # on no rank: where some are asked for, none at all is refused
         return []
     if not is_same_everywhere(world, [image.key for image in images]):
@@ -157,13 +157,13 @@ def _alone_visible(device: str) -> tuple[str, str]:
 
 
 def describe_run(
-    recipe: Recipe, devices: DevicePlan, hosts: Mapping[str, int] | None = None
+    experiment: Experiment, devices: DevicePlan, hosts: Mapping[str, int] | None = None
 ) -> str:
     """What `--dry-run` prints: devices, machines of a hostfile, data, requests, disk."""
-    config, splits = recipe.config, recipe.splits
+    config, splits = experiment.config, experiment.splits
     order = order_of(config, splits.train)
-    unique = len({source.digest for source in recipe.sources})
-    requests = unique * config.generation.variants_per_image if recipe.is_planned else 0
+    unique = len({source.digest for source in experiment.sources})
+    requests = unique * config.generation.variants_per_image if experiment.is_planned else 0
     gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30
     lines = [
         f"devices    {devices}",
@@ -178,28 +178,28 @@ def describe_run(
         lines.insert(1, f"nodes      {named}: {sum(hosts.values())} training devices in all")
         if requests and devices.generate and len(hosts) > 1:
             lines[1] += f"; {who_makes(config)}"
-    if recipe.saliency.follows_classifier:
+    if experiment.saliency.follows_classifier:
         every = config.saliency.refresh_epochs
         lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")
-    elif not recipe.has_maps:
+    elif not experiment.has_maps:
         lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
-    if recipe.imports.images:
-        lines.append(f"imported   {recipe.imports}")
-    if recipe.is_planned and not recipe.is_ready:
-        learning = f"{config.finetune.mode}, {recipe.adaptation.steps} steps"
-        lines.append(f"fine-tune  {learning}, result {recipe.finetuned}")
-    elif recipe.plan_is_known:
-        lines.append(f"cache      {config.cache.path}: {_present(recipe)} of them are there")
+    if experiment.imports.images:
+        lines.append(f"imported   {experiment.imports}")
+    if experiment.is_planned and not experiment.is_ready:
+        learning = f"{config.finetune.mode}, {experiment.adaptation.steps} steps"
+        lines.append(f"fine-tune  {learning}, result {experiment.finetuned}")
+    elif experiment.plan_is_known:
+        lines.append(f"cache      {config.cache.path}: {_present(experiment)} of them are there")
     return "\n".join(lines) + "\n"
 
 
-def _present(recipe: Recipe) -> int:
+def _present(experiment: Experiment) -> int:
     """Requests of the plan that the cache holds; a cache that is not there is not made."""
-    path = recipe.config.cache.path
+    path = experiment.config.cache.path
     if not is_started(path):
         return 0
     with Store(path, readonly=True) as store:
-        return sum(store.contains([request.key for request in recipe.plan]))
+        return sum(store.contains([request.key for request in experiment.plan]))
 
 
 def _workers(config: Config, devices: DevicePlan) -> int:
@@ -285,7 +285,7 @@ def order_of(config: Config, images: ImageSet) -> Order:
 
 
 def supply_of(
-    recipe: Recipe, store: Store, served: Sequence[Servable], world: World | None = None
+    experiment: Experiment, store: Store, served: Sequence[Servable], world: World | None = None
 ) -> Supply:
     """What a rank may serve of these images; all of it without a world."""
     return Supply(
@@ -293,46 +293,48 @@ def supply_of(
         store,
         rank=world.rank if world else 0,
         world_size=world.world_size if world else 1,
-        max_times_sampled=recipe.config.mixing.max_times_sampled,
+        max_times_sampled=experiment.config.mixing.max_times_sampled,
         local=(world.local_rank, world.local_world_size) if world else None,
     )
 
 
-def sampler_of(recipe: Recipe, supply: Supply, wait_for: Callable[[int], bool]) -> MixingSampler:
+def sampler_of(
+    experiment: Experiment, supply: Supply, wait_for: Callable[[int], bool]
+) -> MixingSampler:
     """What fills the slots of a rank, by the configuration or by the ledger of `run.replay`."""
-    config = recipe.config
+    config = experiment.config
     if config.run.replay is not None:
-        return _replay(recipe, supply, config.run.replay)
+        return _replay(experiment, supply, config.run.replay)
     return MixingSampler(
-        order_of(config, recipe.splits.train),
+        order_of(config, experiment.splits.train),
         supply,
         config.mixing,
         wait_for,
         limiter=limiter_of(config.mixing, config.generation.max_ahead),
-        digests=[source.digest for source in recipe.sources] if recipe.is_synthetic else (),
+        digests=[source.digest for source in experiment.sources] if experiment.is_synthetic else (),
     )
 
 
-def check_sequence(recipe: Recipe, resolved_yaml: str) -> None:
+def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     """Refuse what could not be served; writes nothing.
 
     Raises:
         UserError: If a class has a probability that there is not, or a run is to be replayed that
             was one of other images, or whose images are gone.
     """
-    config = recipe.config
-    order_of(config, recipe.splits.train)
+    config = experiment.config
+    order_of(config, experiment.splits.train)
     if config.run.replay is None:
         return
     check_same_sequence(config.run.replay, resolved_yaml)
-    if not recipe.is_synthetic or recipe.saliency.follows_classifier:
+    if not experiment.is_synthetic or experiment.saliency.follows_classifier:
         return  # the maps that the plan is made by come epoch by epoch
     if not is_started(config.cache.path):
         raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
     with Store(config.cache.path, readonly=True) as store:
-        supply = supply_of(recipe, store, [*recipe.plan, *recipe.imports.images])
-        _replay(recipe, supply, config.run.replay).check(config.run.epochs)
+        supply = supply_of(experiment, store, [*experiment.plan, *experiment.imports.images])
+        _replay(experiment, supply, config.run.replay).check(config.run.epochs)
 
 
-def _replay(recipe: Recipe, supply: Supply, run: Path) -> ReplaySampler:
-    return ReplaySampler(order_of(recipe.config, recipe.splits.train), supply, run)
+def _replay(experiment: Experiment, supply: Supply, run: Path) -> ReplaySampler:
+    return ReplaySampler(order_of(experiment.config, experiment.splits.train), supply, run)

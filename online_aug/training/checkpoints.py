@@ -19,7 +19,7 @@ from online_aug.classifier.model import first_line
 from online_aug.config import Config
 from online_aug.distributed.cluster import is_first_process
 from online_aug.errors import UserError, one_line
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
 from online_aug.loader.loader import check_same_cache
 from online_aug.reporting.run_directory import is_finished
@@ -213,26 +213,26 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_can_go_on(recipe: Recipe, directory: Path, ranks: int) -> None:
+def check_can_go_on(experiment: Experiment, directory: Path, ranks: int) -> None:
     """Refuse a run directory whose newest checkpoint is of another training or another cache.
 
     The checkpoint is passed over where the run is not to be resumed or has finished. Each node has
     a cache of its own: the first one's is looked at here.
 
     Args:
-        recipe: Of this launch.
+        experiment: Of this launch.
         directory: Of the run, which may not be there yet.
         ranks: That train, on all nodes.
 
     Raises:
         UserError: If so; names what differs.
     """
-    config = recipe.config
+    config = experiment.config
     step = newest_step(directory / FOLDER)
     if not config.run.resume or step is None or is_finished(directory, config.run.epochs):
         return
     path = checkpoint_path(directory / FOLDER, step)
-    num_classes = len(recipe.splits.train.class_names)
+    num_classes = len(experiment.splits.train.class_names)
     check_same_training(path, config, made_with(config, num_classes=num_classes, ranks=ranks))
     if is_first_process():
         _check_cache(path, config.cache.path)

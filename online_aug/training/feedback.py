@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from online_aug.distributed.world import World, barrier, share
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.teacher import gaze_of, make_maps
 from online_aug.files import from_json, to_json, write_atomically
 from online_aug.loader.loader import OnlineAugLoader
@@ -42,15 +42,15 @@ class SaliencyPublisher:
     """
 
     def __init__(
-        self, recipe: Recipe, loader: OnlineAugLoader, world: World, directory: Path
+        self, experiment: Experiment, loader: OnlineAugLoader, world: World, directory: Path
     ) -> None:
-        self._recipe, self._loader, self._world = recipe, loader, world
-        self._path = (recipe.config.run.replay or directory) / VERSIONS_FILE
+        self._experiment, self._loader, self._world = experiment, loader, world
+        self._path = (experiment.config.run.replay or directory) / VERSIONS_FILE
         self._published: list[Published] = []
 
     def resume(self, epoch: int) -> None:
         """Take up again what was published up to the start of this epoch."""
-        if self._recipe.saliency.follows_classifier and self._path.exists():
+        if self._experiment.saliency.follows_classifier and self._path.exists():
             for each in self._read():
                 if each.epoch <= epoch:
                     self._take_up(each)
@@ -67,11 +67,11 @@ class SaliencyPublisher:
             UserError: If a training image cannot be read.
             CacheError: If the maps cannot be written.
         """
-        is_due = epoch > 0 and epoch % self._recipe.config.saliency.refresh_epochs == 0
+        is_due = epoch > 0 and epoch % self._experiment.config.saliency.refresh_epochs == 0
         is_done = any(each.epoch == epoch for each in self._published)
-        if not self._recipe.saliency.follows_classifier or not is_due or is_done:
+        if not self._experiment.saliency.follows_classifier or not is_due or is_done:
             return
-        if self._world.is_first and self._recipe.config.run.replay is None:
+        if self._world.is_first and self._experiment.config.run.replay is None:
             self._publish(epoch, classifier)
         barrier(self._world)
         for each in self._read():
@@ -80,44 +80,44 @@ class SaliencyPublisher:
                 self._take_up(each)
 
     def _publish(self, epoch: int, classifier: nn.Module) -> None:
-        recipe = self._recipe
-        saliency = recipe.saliency
+        experiment = self._experiment
+        saliency = experiment.saliency
         version = weights_version(classifier, saliency.teacher_name, saliency.teacher_size)
         if version in {each.version for each in self._published}:
             return
-        with open_store(recipe.config, recipe.splits.train) as store:
+        with open_store(experiment.config, experiment.splits.train) as store:
             look = gaze_of(classifier, self._world.device)
-            make_maps(recipe, store, version, look, is_shown=False)
+            make_maps(experiment, store, version, look, is_shown=False)
         lines = [to_json(each) for each in (*self._published, Published(epoch, version))]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines))
 
     def _share(self, version: str) -> None:
         """Put the first node's maps into the caches of the others."""
-        recipe, world = self._recipe, self._world
-        if world.nodes == 1 or recipe.config.run.replay is not None:
+        experiment, world = self._experiment, self._world
+        if world.nodes == 1 or experiment.config.run.replay is not None:
             return
-        with open_store(recipe.config, recipe.splits.train) as store:
+        with open_store(experiment.config, experiment.splits.train) as store:
             maps = b""
             if world.is_first:
-                table = recipe.saliency.table(version, recipe.digests)
+                table = experiment.saliency.table(version, experiment.digests)
                 maps = b"".join(encode_map(values) for values in table.maps)
             maps = share(world, maps)
             if world.is_first_of_node and not world.is_first:
-                size = len(maps) // len(recipe.digests)
+                size = len(maps) // len(experiment.digests)
                 parts = (maps[at : at + size] for at in range(0, len(maps), size))
-                store.put_saliency(version, dict(zip(recipe.digests, parts, strict=True)))
+                store.put_saliency(version, dict(zip(experiment.digests, parts, strict=True)))
         barrier(world)
 
     def _take_up(self, newest: Published) -> None:
         self._published.append(newest)
-        plan = self._recipe.plan_of(newest.version)
-        with open_store(self._recipe.config, self._recipe.splits.train) as store:
-            pin_if_awaited(store, self._recipe.config, [request.key for request in plan])
+        plan = self._experiment.plan_of(newest.version)
+        with open_store(self._experiment.config, self._experiment.splits.train) as store:
+            pin_if_awaited(store, self._experiment.config, [request.key for request in plan])
         self._loader.extend(
             plan,
             version=newest.version,
             epoch=newest.epoch,
-            lag=self._recipe.config.saliency.max_version_lag,
+            lag=self._experiment.config.saliency.max_version_lag,
         )
 
     def _read(self) -> list[Published]:
@@ -134,17 +134,17 @@ class LossPublisher:
 
     def __init__(
         self,
-        recipe: Recipe,
+        experiment: Experiment,
         loader: OnlineAugLoader,
         engine: TrainingEngine,
         device: torch.device,
     ) -> None:
         """Begin to watch the engine on its device, where there is somebody to tell."""
-        schedule, self._process = recipe.config.schedule, loader.process
+        schedule, self._process = experiment.config.schedule, loader.process
         self._every, self._engine = schedule.refresh_steps, engine
         self._losses: ClassLosses | None = None
         if schedule.priority == "hard" and self._process is not None:
-            num_classes = len(recipe.splits.train.class_names)
+            num_classes = len(experiment.splits.train.class_names)
             self._losses = ClassLosses(num_classes, device)
             engine.watch = self._losses.add
 

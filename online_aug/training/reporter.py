@@ -9,7 +9,7 @@ from online_aug.classifier.evaluation import Evaluation
 from online_aug.config.loading import config_digest
 from online_aug.console import open_console
 from online_aug.distributed.world import World, total
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
 from online_aug.reporting.gallery import draw_run_gallery
@@ -28,16 +28,16 @@ class TrainingReport:
     """Shows and records; changes nothing of the training."""
 
     def __init__(
-        self, recipe: Recipe, loader: OnlineAugLoader, world: World, directory: Path
+        self, experiment: Experiment, loader: OnlineAugLoader, world: World, directory: Path
     ) -> None:
         """Show nothing yet; the first rank alone shows and writes."""
-        self._recipe, self._loader, self._world = recipe, loader, world
+        self._experiment, self._loader, self._world = experiment, loader, world
         self._directory = directory
-        self._store = open_store(recipe.config, recipe.splits.train)
+        self._store = open_store(experiment.config, experiment.splits.train)
         self._log: MetricsLog | None = None
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self.live = LiveReport(
-            recipe.config.run.epochs, len(loader), world.is_first, ranks=world.world_size
+            experiment.config.run.epochs, len(loader), world.is_first, ranks=world.world_size
         )
 
     def begin(self, epoch: int) -> None:
@@ -45,7 +45,7 @@ class TrainingReport:
         if self._world.is_first:
             self._log = MetricsLog(self._directory, from_epoch=epoch)
         if self._loader.process and self._world.nodes > 1:
-            self.live.message(f"{self._world.nodes} nodes, {who_makes(self._recipe.config)}")
+            self.live.message(f"{self._world.nodes} nodes, {who_makes(self._experiment.config)}")
 
     def close(self) -> None:
         """Close log and cache."""
@@ -137,7 +137,7 @@ class TrainingReport:
             per_group=last.per_group,
             worst_group=last.worst_group,
             per_shots=last.per_shots,
-            epochs=self._recipe.config.run.epochs,
+            epochs=self._experiment.config.run.epochs,
             wall_s=now.wall_s,
             first_step_s=float(now.first_step_s or 0.0),
             served_real=totals.real,
@@ -149,10 +149,10 @@ class TrainingReport:
             rejected=now.rejected,
             reused=reused,
             generator_restarts=now.restarts,
-            config_digest=config_digest(self._recipe.config),
+            config_digest=config_digest(self._experiment.config),
         )
         gallery = self._directory / "gallery.png"
-        draw_run_gallery(self._recipe, self._loader.plan, self._store, gallery)
+        draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
         write_report(self._directory, summary, gallery)
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)

@@ -15,7 +15,7 @@ from online_aug.data.image_sets import ImageSet
 from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import World, agree, barrier, total
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.loader.loader import OnlineAugLoader, StopWaiting
 from online_aug.request import Batch
 from online_aug.training.checkpoints import FOLDER
@@ -30,7 +30,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        experiment: Experiment,
         classifier: nn.Module,
         loader: OnlineAugLoader,
         world: World,
@@ -38,13 +38,15 @@ class TrainingRun:
     ) -> None:
         """Take the built classifier and start the clock of `first_step_s`."""
         self._built = time.monotonic()
-        self._recipe, self._config, self._world = recipe, recipe.config, world
+        self._experiment, self._config, self._world = experiment, experiment.config, world
         self._loader, self._directory = loader, directory
-        self._publisher = SaliencyPublisher(recipe, loader, world, directory)
-        self._engine = TrainingEngine(classifier, recipe.config, world, steps_per_epoch=len(loader))
-        self._losses = LossPublisher(recipe, loader, self._engine, world.device)
+        self._publisher = SaliencyPublisher(experiment, loader, world, directory)
+        self._engine = TrainingEngine(
+            classifier, experiment.config, world, steps_per_epoch=len(loader)
+        )
+        self._losses = LossPublisher(experiment, loader, self._engine, world.device)
         self._state, self._tally = RunState(), EpochTally()
-        self._report = TrainingReport(recipe, loader, world, directory)
+        self._report = TrainingReport(experiment, loader, world, directory)
         self.first_epoch = 0
 
     def __enter__(self) -> Self:
@@ -102,7 +104,7 @@ class TrainingRun:
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split, report the epoch, keep the best weights."""
         rate = self._tally.images * self._world.world_size / self._tally.train_s
-        found = self._evaluate(self._recipe.splits.val)
+        found = self._evaluate(self._experiment.splits.val)
         if found and found.top1 > self._state.best_top1:
             self._state.best_top1, self._state.best_epoch = found.top1, epoch
             self._engine.export(self._best_weights)
@@ -139,7 +141,7 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Test, export, and write summary and gallery."""
-        last = self._evaluate(self._recipe.splits.test)
+        last = self._evaluate(self._experiment.splits.test)
         totals = self._report.over_ranks(self._loader.totals)
         now = self._report.over_nodes(self._now())
         reused = self._loader.reused()
@@ -199,7 +201,7 @@ class TrainingRun:
             images,
             self._config.data,
             self._world.device,
-            train_labels=self._recipe.splits.train.labels,
+            train_labels=self._experiment.splits.train.labels,
         )
 
     def _test_best(self) -> Evaluation:
@@ -207,7 +209,7 @@ class TrainingRun:
         model = self._engine.evaluated_model()
         last = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(load_file(self._best_weights))
-        found = self._judge(self._recipe.splits.test)
+        found = self._judge(self._experiment.splits.test)
         model.load_state_dict(last)
         return found
 

@@ -7,9 +7,9 @@ from PIL import Image
 from torch import nn
 
 from online_aug.classifier.evaluation import evaluate
-from online_aug.config.data import DataConfig
 from online_aug.data.image_sets import FolderSet, Groups, Subset
 from online_aug.data.images import BadImageError
+from online_aug.data.settings import DataConfig
 
 DATA = DataConfig(image_size=16)
 

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from recipe_samples import make_config, make_recipe
+from experiment_samples import make_config, make_experiment
 
 from cache import Store
 from online_aug.cli import fill as command
@@ -32,7 +32,7 @@ def call(tmp_path, tiny_model, capsys):
 
 @pytest.fixture
 def plan(tmp_path, tiny_model):
-    return make_recipe(tmp_path, tiny_model, finetune={"enabled": False}).plan
+    return make_experiment(tmp_path, tiny_model, finetune={"enabled": False}).plan
 
 
 def present(folder, requests):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import Colours, check_policy
 from online_aug.data.transforms import train_transform
 from online_aug.errors import UserError

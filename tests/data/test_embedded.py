@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.data import embedded
 from online_aug.data.pocket_birds import render
 from online_aug.data.embedded import digits_arrays

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.data.sources import load_splits
 from online_aug.data.timm_sets import write_stream
 from online_aug.errors import UserError

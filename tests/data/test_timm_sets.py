@@ -11,7 +11,7 @@ import pytest
 from published_samples import write_mnist
 from timm.data import dataset_factory
 
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.data.images import BadImageError
 from online_aug.data.sources import FolderSet, load_splits
 from online_aug.data.timm_sets import TimmSet

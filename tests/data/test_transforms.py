@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.config.data import DataConfig
+from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import Frame, resize
 from online_aug.data.transforms import TrainTransform, eval_transform, normalise, train_transform
 from online_aug.seeding import torch_rng

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recipe_samples import make_recipe
+from experiment_samples import make_experiment
 from safetensors.torch import load_file
 
 from online_aug.config.loading import resolved_yaml
@@ -16,10 +16,10 @@ SETTINGS = {
 }
 
 
-def tensors_of(recipe):
+def tensors_of(experiment):
     return {
         name: value
-        for path in recipe.finetuned.glob("*.safetensors")
+        for path in experiment.finetuned.glob("*.safetensors")
         for name, value in load_file(path).items()
     }
 
@@ -29,11 +29,13 @@ def pair(tmp_path_factory, tiny_model):
     """One device, then two of which neither has as many images a step as the other."""
     folder, recipes = tmp_path_factory.mktemp("ranks"), []
     for name, devices in (("one", "cpu"), ("two", "[cpu, cpu]")):
-        recipe = make_recipe(folder, tiny_model, finetune={**SETTINGS, "path": folder / name})
+        experiment = make_experiment(
+            folder, tiny_model, finetune={**SETTINGS, "path": folder / name}
+        )
         path = folder / f"{name}.yaml"
-        path.write_text(resolved_yaml(recipe.config))
+        path.write_text(resolved_yaml(experiment.config))
         run.main([str(path), f"devices.generate={devices}"])
-        recipes.append(recipe)
+        recipes.append(experiment)
     return recipes
 
 
@@ -47,6 +49,6 @@ def test_two_devices_learn_what_one_learns(pair):
 
 
 def test_two_devices_leave_what_one_leaves(pair):
-    for recipe in pair:
-        assert {path.suffix for path in recipe.finetuned.parent.iterdir()} == {"", ".lock"}
-        assert not (recipe.finetuned / loop.CHECKPOINTS).exists()
+    for experiment in pair:
+        assert {path.suffix for path in experiment.finetuned.parent.iterdir()} == {"", ".lock"}
+        assert not (experiment.finetuned / loop.CHECKPOINTS).exists()

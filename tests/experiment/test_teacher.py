@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from recipe_samples import make_recipe
+from experiment_samples import make_experiment
 
 from online_aug.classifier.model import build_classifier
 from online_aug.distributed.devices import plan_devices
@@ -37,9 +37,9 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def recipe_of(tmp_path, tiny_model):
+def experiment_of(tmp_path, tiny_model):
     def make(**saliency):
-        return make_recipe(
+        return make_experiment(
             tmp_path,
             tiny_model,
             finetune={"enabled": False},
@@ -61,41 +61,41 @@ def test_a_map_comes_back_as_it_was_kept():
     np.testing.assert_allclose(decode_map(encode_map(values)), values, atol=1e-3)
 
 
-def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(recipe_of, weights):
-    recipe = recipe_of(teacher=weights)
-    assert not recipe.has_maps
-    ensure_saliency(recipe)
-    assert recipe.has_maps
-    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
-    assert table.digests == recipe.digests
-    assert len(recipe.plan) == 2 * len(recipe.digests)
-    assert {r.saliency_version for r in recipe.plan} == {recipe.saliency.version}
+def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(experiment_of, weights):
+    experiment = experiment_of(teacher=weights)
+    assert not experiment.has_maps
+    ensure_saliency(experiment)
+    assert experiment.has_maps
+    table = experiment.saliency.table(experiment.saliency.version, experiment.digests)
+    assert table.digests == experiment.digests
+    assert len(experiment.plan) == 2 * len(experiment.digests)
+    assert {r.saliency_version for r in experiment.plan} == {experiment.saliency.version}
 
 
-def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(recipe_of, weights):
+def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(experiment_of, weights):
     from online_aug.classifier.model import input_statistics
     from online_aug.data.transforms import normalise, resize
     from online_aug.experiment.images import SourceImages
 
-    recipe = recipe_of(teacher=weights)
-    ensure_saliency(recipe)
-    source, teacher = recipe.sources[3], build_teacher(recipe)
-    image = resize(SourceImages(recipe.splits.train, recipe.sources).by_index(3), 64)
+    experiment = experiment_of(teacher=weights)
+    ensure_saliency(experiment)
+    source, teacher = experiment.sources[3], build_teacher(experiment)
+    image = resize(SourceImages(experiment.splits.train, experiment.sources).by_index(3), 64)
     batch = normalise(image[None], *input_statistics(teacher))
     expected = grad_cam(teacher, batch, torch.tensor([source.label]))[0]
-    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
+    table = experiment.saliency.table(experiment.saliency.version, experiment.digests)
     found = table.maps[table.place(source.digest)]
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-3)
 
 
-def test_maps_that_are_there_are_not_made_again(recipe_of, weights, monkeypatch):
-    ensure_saliency(recipe_of(teacher=weights))
+def test_maps_that_are_there_are_not_made_again(experiment_of, weights, monkeypatch):
+    ensure_saliency(experiment_of(teacher=weights))
     monkeypatch.setattr("online_aug.experiment.teacher.build_classifier", None)
-    ensure_saliency(recipe_of(teacher=weights))
+    ensure_saliency(experiment_of(teacher=weights))
 
 
-def test_one_process_makes_the_maps_and_another_that_needs_them_waits(recipe_of, monkeypatch):
-    recipe, asked = recipe_of(method="spectral_residual"), Event()
+def test_one_process_makes_the_maps_and_another_that_needs_them_waits(experiment_of, monkeypatch):
+    experiment, asked = experiment_of(method="spectral_residual"), Event()
 
     def announced(lock):
         asked.set()
@@ -106,46 +106,49 @@ def test_one_process_makes_the_maps_and_another_that_needs_them_waits(recipe_of,
 
     monkeypatch.setattr("online_aug.experiment.teacher.alone", announced)
     with ThreadPoolExecutor(1) as pool:
-        with alone(maps_lock(recipe.config.cache.path)):
-            other = pool.submit(ensure_saliency, recipe)
+        with alone(maps_lock(experiment.config.cache.path)):
+            other = pool.submit(ensure_saliency, experiment)
             assert asked.wait(LIMIT_S)
-            with open_store(recipe.config, recipe.splits.train) as store:
-                make_maps(recipe, store, recipe.saliency.version, uniform, is_shown=False)
+            with open_store(experiment.config, experiment.splits.train) as store:
+                make_maps(experiment, store, experiment.saliency.version, uniform, is_shown=False)
         other.result(LIMIT_S)
-    table = recipe.saliency.table(recipe.saliency.version, recipe.digests)
+    table = experiment.saliency.table(experiment.saliency.version, experiment.digests)
     np.testing.assert_allclose(table.maps, 0.25, atol=1e-3)
 
 
-def test_spectral_residual_needs_no_teacher(recipe_of):
-    recipe = recipe_of(method="spectral_residual")
-    check_teacher(recipe)
-    ensure_saliency(recipe)
-    assert recipe.saliency.table("spectral_residual-64", recipe.digests).maps.shape[1:] == (64, 64)
+def test_spectral_residual_needs_no_teacher(experiment_of):
+    experiment = experiment_of(method="spectral_residual")
+    check_teacher(experiment)
+    ensure_saliency(experiment)
+    assert experiment.saliency.table("spectral_residual-64", experiment.digests).maps.shape[1:] == (
+        64,
+        64,
+    )
 
 
 @pytest.mark.parametrize(
     "change", [{"image_size": 32}, {"name": "test_efficientnet"}, {"method": "spectral_residual"}]
 )
-def test_another_size_teacher_or_method_is_another_version(recipe_of, weights, change):
-    one, other = recipe_of(teacher=weights), recipe_of(**{"teacher": weights} | change)
+def test_another_size_teacher_or_method_is_another_version(experiment_of, weights, change):
+    one, other = experiment_of(teacher=weights), experiment_of(**{"teacher": weights} | change)
     assert one.saliency.version != other.saliency.version
 
 
-def test_a_teacher_of_other_classes_is_refused(recipe_of, tmp_path):
+def test_a_teacher_of_other_classes_is_refused(experiment_of, tmp_path):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(classifier_of(classes=7).state_dict(), path)
     with pytest.raises(UserError, match=r"saliency\.teacher must hold the weights .* 2 classes"):
-        check_teacher(recipe_of(teacher=path))
+        check_teacher(experiment_of(teacher=path))
 
 
-def test_a_plan_without_its_maps_says_how_to_make_them(recipe_of, weights):
-    recipe = recipe_of(teacher=weights)
-    open_store(recipe.config, recipe.splits.train).open().close()
+def test_a_plan_without_its_maps_says_how_to_make_them(experiment_of, weights):
+    experiment = experiment_of(teacher=weights)
+    open_store(experiment.config, experiment.splits.train).open().close()
     with pytest.raises(UserError, match=r"must hold the saliency maps .*start train\.py once"):
-        _ = recipe.plan
+        _ = experiment.plan
 
 
-def test_before_the_first_maps_a_dry_run_says_when_they_come(recipe_of, weights):
-    devices = plan_devices(recipe_of().config.devices)
-    assert "new maps every 5 epochs" in describe_run(recipe_of(), devices)
-    assert "8 images, made at the start" in describe_run(recipe_of(teacher=weights), devices)
+def test_before_the_first_maps_a_dry_run_says_when_they_come(experiment_of, weights):
+    devices = plan_devices(experiment_of().config.devices)
+    assert "new maps every 5 epochs" in describe_run(experiment_of(), devices)
+    assert "8 images, made at the start" in describe_run(experiment_of(teacher=weights), devices)

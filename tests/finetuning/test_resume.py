@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiment_samples import make_experiment
 from fault_samples import FORK, exit_status
-from recipe_samples import make_recipe
 
 from online_aug.finetuning import loop
 from online_aug.finetuning.run import ensure_finetuned
@@ -34,14 +34,14 @@ def one_thread():
 def images(tmp_path_factory, tiny_model):
     """A folder with training images, and what an uninterrupted fine-tuning makes of them."""
     folder = tmp_path_factory.mktemp("whole")
-    recipe = make_recipe(folder, tiny_model, finetune=STEPS)
-    ensure_finetuned(recipe)
-    return folder, contents(recipe.finetuned)
+    experiment = make_experiment(folder, tiny_model, finetune=STEPS)
+    ensure_finetuned(experiment)
+    return folder, contents(experiment.finetuned)
 
 
 @pytest.fixture
-def recipe(images, tmp_path, tiny_model):
-    return make_recipe(images[0], tiny_model, finetune=STEPS | {"path": tmp_path / "finetuned"})
+def experiment(images, tmp_path, tiny_model):
+    return make_experiment(images[0], tiny_model, finetune=STEPS | {"path": tmp_path / "finetuned"})
 
 
 def die(*_):
@@ -69,19 +69,19 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_at_any_moment_it_ends_with_the_same_bits(images, recipe, monkeypatch, moment):
+def test_killed_at_any_moment_it_ends_with_the_same_bits(images, experiment, monkeypatch, moment):
     with monkeypatch.context() as patch:
         die_at(patch, *MOMENTS[moment])
-        assert exit_status(partial(ensure_finetuned, recipe)) == KILLED
-    assert not recipe.is_ready
-    ensure_finetuned(recipe)
-    assert contents(recipe.finetuned) == images[1]
-    places = {path.suffix for path in recipe.finetuned.parent.iterdir()}
+        assert exit_status(partial(ensure_finetuned, experiment)) == KILLED
+    assert not experiment.is_ready
+    ensure_finetuned(experiment)
+    assert contents(experiment.finetuned) == images[1]
+    places = {path.suffix for path in experiment.finetuned.parent.iterdir()}
     assert places == {"", ".lock"}
 
 
 def test_killed_from_outside_it_goes_on_from_its_last_checkpoint(
-    images, recipe, monkeypatch, capsys
+    images, experiment, monkeypatch, capsys
 ):
     begun = FORK.Event()
     with monkeypatch.context() as patch:
@@ -94,27 +94,27 @@ def test_killed_from_outside_it_goes_on_from_its_last_checkpoint(
                 signal.pause()
 
         patch.setattr(loop, "save_checkpoint", slow)
-        process = FORK.Process(target=ensure_finetuned, args=(recipe,))
+        process = FORK.Process(target=ensure_finetuned, args=(experiment,))
         process.start()
     assert begun.wait(60)
     process.kill()
     process.join()
     assert process.exitcode == KILLED
-    ensure_finetuned(recipe)
+    ensure_finetuned(experiment)
     assert "fine-tuning the generator from step 3: 1/1" in capsys.readouterr().out
-    assert contents(recipe.finetuned) == images[1]
+    assert contents(experiment.finetuned) == images[1]
 
 
 def test_a_damaged_checkpoint_is_said_in_one_line_and_the_one_before_goes_on(
-    images, recipe, monkeypatch, capsys, caplog
+    images, experiment, monkeypatch, capsys, caplog
 ):
     with monkeypatch.context() as patch:
         die_at(patch, Path, "write_text", 1)
-        assert exit_status(partial(ensure_finetuned, recipe)) == KILLED
-    newest = max(recipe.finetuned.parent.glob("*.unfinished/checkpoints/*"))
+        assert exit_status(partial(ensure_finetuned, experiment)) == KILLED
+    newest = max(experiment.finetuned.parent.glob("*.unfinished/checkpoints/*"))
     newest.write_bytes(newest.read_bytes()[:-1])
-    ensure_finetuned(recipe)
+    ensure_finetuned(experiment)
     (line,) = [record.getMessage() for record in caplog.records if "checkpoint" in record.message]
     assert line == f"fine-tuning does not go on from {newest}: it is damaged"
     assert "from step 3" in capsys.readouterr().out
-    assert contents(recipe.finetuned) == images[1]
+    assert contents(experiment.finetuned) == images[1]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from online_aug.config.methods import FractalConfig
 from online_aug.errors import UserError
-from online_aug.methods.fractals import bank_of, draw_fractal
+from online_aug.methods.fractals import FractalConfig, bank_of, draw_fractal
 from online_aug.seeding import numpy_rng
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recipe_samples import make_recipe
+from experiment_samples import make_experiment
 
 from cache import Store
 from online_aug.config import Config
@@ -30,48 +30,53 @@ class Trainer:
 
 
 @pytest.fixture
-def recipe_of(tmp_path, tiny_model):
+def experiment_of(tmp_path, tiny_model):
     def make(**sections):
-        return make_recipe(tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections)
+        return make_experiment(tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections)
 
     return make
 
 
-def generate(recipe, folder):
+def generate(experiment, folder):
     path = folder / "config.yaml"
-    path.write_text(resolved_yaml(recipe.config))
+    path.write_text(resolved_yaml(experiment.config))
     trainer = Trainer()
     serve(path, Place(device="cpu", threads=1), trainer)
     return trainer
 
 
-def test_the_plan_of_the_trainer_is_what_gets_made(recipe_of, tmp_path):
-    recipe = recipe_of()
-    trainer = generate(recipe, tmp_path)
-    assert (trainer.told[-1].state, trainer.told[-1].generated) == ("finished", len(recipe.plan))
-    with Store(recipe.config.cache.path) as store:
-        assert all(store.contains([request.key for request in recipe.plan]))
+def test_the_plan_of_the_trainer_is_what_gets_made(experiment_of, tmp_path):
+    experiment = experiment_of()
+    trainer = generate(experiment, tmp_path)
+    assert (trainer.told[-1].state, trainer.told[-1].generated) == (
+        "finished",
+        len(experiment.plan),
+    )
+    with Store(experiment.config.cache.path) as store:
+        assert all(store.contains([request.key for request in experiment.plan]))
 
 
-def test_a_stored_image_is_made_from_its_own_source(recipe_of, tmp_path):
-    recipe = recipe_of()
-    generate(recipe, tmp_path)
-    request = recipe.plan[5]
-    sources = SourceImages(recipe.splits.train, recipe.sources)
+def test_a_stored_image_is_made_from_its_own_source(experiment_of, tmp_path):
+    experiment = experiment_of()
+    generate(experiment, tmp_path)
+    request = experiment.plan[5]
+    sources = SourceImages(experiment.splits.train, experiment.sources)
     source = fit(sources.by_digest(request.source_digest), 64)
     generator = ImageGenerator.load(
-        recipe.model, None, recipe.config.generation, recipe.dtype, "cpu"
+        experiment.model, None, experiment.config.generation, experiment.dtype, "cpu"
     )
     expected = generator.generate([request], source.unsqueeze(0))[0]
-    with Store(recipe.config.cache.path) as store:
+    with Store(experiment.config.cache.path) as store:
         stored = torch.from_numpy(store.get(request.key).image.copy()).permute(2, 0, 1)
     assert (stored / 255 - expected).abs().max() <= 0.5 / 255 + 1e-4
 
 
-def test_images_of_several_methods_are_prepared_each_by_its_own(recipe_of, tmp_path, monkeypatch):
+def test_images_of_several_methods_are_prepared_each_by_its_own(
+    experiment_of, tmp_path, monkeypatch
+):
     listed = [{"name": "diff_mix"}, {"name": "diff_aug", "weight": 2.0}]
-    config = recipe_of().config.model_dump(mode="json") | {"method": listed}
-    recipe = replace(recipe_of(), config=Config.model_validate(config))
+    config = experiment_of().config.model_dump(mode="json") | {"method": listed}
+    experiment = replace(experiment_of(), config=Config.model_validate(config))
     prepared = []
 
     def prepare(self, images, requests, context, image_of):
@@ -79,29 +84,31 @@ def test_images_of_several_methods_are_prepared_each_by_its_own(recipe_of, tmp_p
         return images
 
     monkeypatch.setattr(DiffMix, "prepare", prepare)
-    generate(recipe, tmp_path)
-    assert {request for _, request in prepared} == set(recipe.plan)
+    generate(experiment, tmp_path)
+    assert {request for _, request in prepared} == set(experiment.plan)
     assert all(name == request.method for name, request in prepared)
 
 
-def test_a_whole_plan_is_noticed_without_loading_a_model(recipe_of, tmp_path, monkeypatch):
-    recipe = recipe_of()
-    generate(recipe, tmp_path)
+def test_a_whole_plan_is_noticed_without_loading_a_model(experiment_of, tmp_path, monkeypatch):
+    experiment = experiment_of()
+    generate(experiment, tmp_path)
     monkeypatch.delattr(ImageGenerator, "load")
-    (status,) = generate(recipe_of(run={"seed": 3}), tmp_path).told
-    assert (status.state, status.generated, status.reused) == ("finished", 0, len(recipe.plan))
+    (status,) = generate(experiment_of(run={"seed": 3}), tmp_path).told
+    assert (status.state, status.generated, status.reused) == ("finished", 0, len(experiment.plan))
 
 
 @pytest.mark.parametrize(("starvation", "pauses"), [("substitute", True), ("wait", False)])
 def test_it_pauses_when_far_ahead_unless_the_trainer_waits_for_each_image(
-    recipe_of, tmp_path, starvation, pauses
+    experiment_of, tmp_path, starvation, pauses
 ):
-    base = recipe_of().config.generation.model_dump()
-    recipe = recipe_of(generation=base | {"max_ahead": 4}, mixing={"starvation": starvation})
+    base = experiment_of().config.generation.model_dump()
+    experiment = experiment_of(
+        generation=base | {"max_ahead": 4}, mixing={"starvation": starvation}
+    )
     trainer = Trainer()
     trainer.tell = lambda status: stop_when_paused(trainer, status)
     path = tmp_path / "config.yaml"
-    path.write_text(resolved_yaml(recipe.config))
+    path.write_text(resolved_yaml(experiment.config))
     serve(path, Place(device="cpu", threads=1), trainer)
     assert ("paused" in [status.state for status in trainer.told]) is pauses
 
@@ -111,18 +118,18 @@ def stop_when_paused(trainer, status):
     trainer.is_stopping = status.state == "paused"
 
 
-def test_more_slots_than_memory_are_one_clear_line_before_anything_is_made(recipe_of, tmp_path):
-    base = recipe_of().config.generation.model_dump()
-    recipe = recipe_of(generation=base | {"slots": 10**9})
+def test_more_slots_than_memory_are_one_clear_line_before_anything_is_made(experiment_of, tmp_path):
+    base = experiment_of().config.generation.model_dump()
+    experiment = experiment_of(generation=base | {"slots": 10**9})
     with pytest.raises(
         UserError, match=r"^generation\.slots must fit into the memory of cpu, [^\n]*$"
     ):
-        generate(recipe, tmp_path)
-    with Store(recipe.config.cache.path, readonly=True) as store:
+        generate(experiment, tmp_path)
+    with Store(experiment.config.cache.path, readonly=True) as store:
         assert len(store) == 0
 
 
 def test_a_missing_fine_tuning_result_is_one_clear_line(tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model)
+    experiment = make_experiment(tmp_path, tiny_model)
     with pytest.raises(UserError, match="^finetune.path must hold the result"):
-        generate(recipe, tmp_path)
+        generate(experiment, tmp_path)

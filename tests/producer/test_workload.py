@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recipe_samples import CLASS_NAMES, make_config, make_recipe
+from experiment_samples import CLASS_NAMES, make_config, make_experiment
 
 from cache import content_digest
 from online_aug.errors import UserError
@@ -16,22 +16,24 @@ from online_aug.producer.request_queue import Stripe
 @pytest.fixture
 def work(tmp_path, tiny_model):
     def make(number=0, count=1, **schedule):
-        recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, schedule=schedule)
-        return work_of(recipe, number, count), recipe
+        experiment = make_experiment(
+            tmp_path, tiny_model, finetune={"enabled": False}, schedule=schedule
+        )
+        return work_of(experiment, number, count), experiment
 
     return make
 
 
 def test_a_process_begins_with_its_part_of_the_part_of_its_machine(work):
-    found, recipe = work(1, 2, stripe=2, stripes=3)
+    found, experiment = work(1, 2, stripe=2, stripes=3)
     assert found.stripe == Stripe(number=2, count=3).split(1, 2)
-    assert found.plan == recipe.plan
+    assert found.plan == experiment.plan
 
 
 def test_a_machine_that_helps_nobody_plans_its_own_part(work):
-    found, recipe = work(stripe=0, stripes=2, helps=False)
+    found, experiment = work(stripe=0, stripes=2, helps=False)
     stripe = Stripe(number=0, count=2)
-    assert found.plan == [request for request in recipe.plan if stripe.holds(request)]
+    assert found.plan == [request for request in experiment.plan if stripe.holds(request)]
 
 
 @pytest.mark.parametrize(
@@ -48,19 +50,19 @@ def test_the_priority_says_how_classes_are_weighed(work, priority, weights, foll
 
 
 def test_images_are_weighed_as_a_file_says(work, tmp_path):
-    _, recipe = work()
+    _, experiment = work()
     path = tmp_path / "weights.json"
-    path.write_text(json.dumps({recipe.digests[0]: 3}))
+    path.write_text(json.dumps({experiment.digests[0]: 3}))
     found, _ = work(image_weights=str(path))
-    assert (found.weights, found.follows_losses) == ({recipe.digests[0]: 3.0}, False)
+    assert (found.weights, found.follows_losses) == ({experiment.digests[0]: 3.0}, False)
 
 
 @pytest.mark.parametrize("on_bad_image", ["skip", "error"])
 def test_a_source_that_is_lost_meanwhile_is_left_out_or_named(tmp_path, tiny_model, on_bad_image):
     base = make_config(tmp_path, tiny_model).data.model_dump(mode="json")
     data = base | {"on_bad_image": on_bad_image}
-    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
-    found = work_of(recipe)
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
+    found = work_of(experiment)
     lost = tmp_path / "images" / "train" / CLASS_NAMES[0] / "2.png"
     digest = content_digest(lost.read_bytes())
     lost.unlink()
@@ -78,9 +80,9 @@ def test_a_source_that_is_lost_after_its_request_was_accepted_is_prepared_all_th
 ):
     base = make_config(tmp_path, tiny_model).data.model_dump(mode="json")
     data = base | {"on_bad_image": "skip"}
-    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
-    before = work_of(recipe).prepare(recipe.plan[:4])
-    found = work_of(recipe)
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
+    before = work_of(experiment).prepare(experiment.plan[:4])
+    found = work_of(experiment)
     accepted = [request for request in found.plan[:4] if found.refusal(request) is None]
     for path in (tmp_path / "images" / "train").rglob("*.png"):
         path.unlink()
@@ -97,6 +99,8 @@ def test_latents_that_do_not_fit_into_memory_go_beside_the_cache(tmp_path, tiny_
     kept = []
     monkeypatch.setattr(ImageGenerator, "keep_latents_in", lambda _, *told: kept.append(told))
     generation = {"latents_gib": 0.5}
-    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False}, generation=generation)
-    load_generator(recipe).close()
-    assert kept == [(recipe.config.cache.path, 2**29)]
+    experiment = make_experiment(
+        tmp_path, tiny_model, finetune={"enabled": False}, generation=generation
+    )
+    load_generator(experiment).close()
+    assert kept == [(experiment.config.cache.path, 2**29)]

@@ -6,7 +6,7 @@ import re
 import psutil
 import pytest
 import torch
-from recipe_samples import make_recipe
+from experiment_samples import make_experiment
 
 from cache import Oldest, ServedFirst, Store
 from online_aug.config.loading import resolved_yaml
@@ -23,20 +23,22 @@ WORLD = World(0, 1, 0, torch.device("cpu"))
 
 
 @pytest.fixture
-def recipe_of(tmp_path, tiny_model):
+def experiment_of(tmp_path, tiny_model):
     def make(**sections):
-        recipe = make_recipe(tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections)
-        return recipe, plan_devices(recipe.config.devices, cores=2)
+        experiment = make_experiment(
+            tmp_path, tiny_model, **{"finetune": {"enabled": False}} | sections
+        )
+        return experiment, plan_devices(experiment.config.devices, cores=2)
 
     return make
 
 
 @pytest.fixture
 def run_directory(tmp_path):
-    def make(recipe, name="run"):
+    def make(experiment, name="run"):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(resolved_yaml(recipe.config))
+        (folder / "config.yaml").write_text(resolved_yaml(experiment.config))
         return folder
 
     return make
@@ -61,9 +63,9 @@ def children():
 
 
 @pytest.mark.slow
-def test_a_second_run_serves_what_the_first_one_had_made(recipe_of, run_directory):
+def test_a_second_run_serves_what_the_first_one_had_made(experiment_of, run_directory):
     mixing = {"synthetic_probability": 0.6, "starvation": "wait"}
-    first, devices = recipe_of(mixing=mixing)
+    first, devices = experiment_of(mixing=mixing)
     with build_loader(first, devices, WORLD, run_directory(first, "first")) as loader:
         totals = serve_epochs(loader, 4)
         assert totals.fresh > 0
@@ -77,7 +79,7 @@ def test_a_second_run_serves_what_the_first_one_had_made(recipe_of, run_director
     with open_store(first.config, first.splits.train) as store:
         before = store.position()
         assert before == len(first.plan)
-    second, _ = recipe_of(mixing=mixing, run={"dir": "unused", "seed": 1})
+    second, _ = experiment_of(mixing=mixing, run={"dir": "unused", "seed": 1})
     with build_loader(second, devices, WORLD, run_directory(second, "second")) as loader:
         totals = serve_epochs(loader, 2)
         assert (totals.fresh, totals.starved) == (0, 0)
@@ -90,12 +92,12 @@ def test_a_second_run_serves_what_the_first_one_had_made(recipe_of, run_director
 
 @pytest.mark.slow
 def test_a_generation_process_that_cannot_work_ends_the_run_with_its_reason(
-    recipe_of, run_directory
+    experiment_of, run_directory
 ):
-    recipe, devices = recipe_of(mixing={"starvation": "wait", "synthetic_probability": 1})
-    folder = run_directory(recipe)
+    experiment, devices = experiment_of(mixing={"starvation": "wait", "synthetic_probability": 1})
+    folder = run_directory(experiment)
     (folder / "config.yaml").write_text("generation: {slots: none}")
-    with build_loader(recipe, devices, WORLD, folder) as loader:
+    with build_loader(experiment, devices, WORLD, folder) as loader:
         with pytest.raises(UserError, match="^generation process: .*generation.slots") as caught:
             serve_epochs(loader, 1)
         assert "\n" not in str(caught.value)
@@ -111,12 +113,12 @@ def test_a_generation_process_that_cannot_work_ends_the_run_with_its_reason(
     ],
 )
 def test_no_process_where_nothing_is_generated_or_another_rank_has_it(
-    recipe_of, tmp_path, sections, rank, monkeypatch
+    experiment_of, tmp_path, sections, rank, monkeypatch
 ):
     monkeypatch.setattr(assembly, "is_same_everywhere", lambda world, keys: True)  # no other rank
-    recipe, devices = recipe_of(**sections)
+    experiment, devices = experiment_of(**sections)
     world = World(rank, 2, rank, torch.device("cpu"))
-    with build_loader(recipe, devices, world, tmp_path) as loader:
+    with build_loader(experiment, devices, world, tmp_path) as loader:
         assert loader.process is None
         assert serve_epochs_of_two(loader) > 0
 
@@ -126,9 +128,11 @@ def serve_epochs_of_two(loader):
     return served.real
 
 
-def test_the_order_is_the_one_the_configuration_describes(recipe_of):
-    recipe, _ = recipe_of(data={"epoch_repeats": 3} | recipe_of()[0].config.data.model_dump())
-    order = order_of(recipe.config, recipe.splits.train)
+def test_the_order_is_the_one_the_configuration_describes(experiment_of):
+    experiment, _ = experiment_of(
+        data={"epoch_repeats": 3} | experiment_of()[0].config.data.model_dump()
+    )
+    order = order_of(experiment.config, experiment.splits.train)
     assert (order.num_images, order.batch_size, order.seed) == (8, 4, 0)
 
 
@@ -178,25 +182,25 @@ def test_every_device_has_a_process_with_a_part_and_a_log_of_its_own(monkeypatch
 
 
 @pytest.mark.slow
-def test_two_generation_processes_of_one_run_make_its_plan_once(recipe_of, run_directory):
-    recipe, devices = recipe_of(
+def test_two_generation_processes_of_one_run_make_its_plan_once(experiment_of, run_directory):
+    experiment, devices = experiment_of(
         mixing={"synthetic_probability": 0.6, "starvation": "wait"},
         devices={"train": "cpu", "generate": ["cpu", "cpu"]},
     )
-    with build_loader(recipe, devices, WORLD, run_directory(recipe)) as loader:
+    with build_loader(experiment, devices, WORLD, run_directory(experiment)) as loader:
         totals = serve_epochs(loader, 4)
         running = children()
         assert len(running) == 2
     assert not any(child.is_running() for child in running)
     assert totals.starved == 0
-    assert loader.process.status.generated == len(recipe.plan)
-    with open_store(recipe.config, recipe.splits.train) as store:
-        assert store.position() == len(recipe.plan)
+    assert loader.process.status.generated == len(experiment.plan)
+    with open_store(experiment.config, experiment.splits.train) as store:
+        assert store.position() == len(experiment.plan)
 
 
-def test_a_description_counts_requests_steps_and_what_is_there_already(recipe_of):
-    recipe, devices = recipe_of()
-    text = describe_run(recipe, devices)
+def test_a_description_counts_requests_steps_and_what_is_there_already(experiment_of):
+    experiment, devices = experiment_of()
+    text = describe_run(experiment, devices)
     assert "8 train, 2 val, 2 test images of 2 classes, 0 left out" in text
     assert "2 epochs of 2 steps of 4" in text
     assert "16 (8 sources x 2)" in text
@@ -208,40 +212,40 @@ def test_a_description_counts_requests_steps_and_what_is_there_already(recipe_of
     ("starvation", "said"),
     [("wait", "each makes the whole plan"), ("substitute", "each makes its own part of the plan")],
 )
-def test_a_description_says_what_each_of_several_machines_makes(recipe_of, starvation, said):
-    recipe, devices = recipe_of(mixing={"starvation": starvation})
-    (line,) = re.findall("^nodes .*", describe_run(recipe, devices, {"a": 2, "b": 1}), re.M)
+def test_a_description_says_what_each_of_several_machines_makes(experiment_of, starvation, said):
+    experiment, devices = experiment_of(mixing={"starvation": starvation})
+    (line,) = re.findall("^nodes .*", describe_run(experiment, devices, {"a": 2, "b": 1}), re.M)
     assert line.startswith("nodes      a (2), b (1): 3 training devices in all; ")
     assert said in line
 
 
-def test_a_cache_directory_that_is_empty_yet_holds_nothing(recipe_of, tmp_path):
+def test_a_cache_directory_that_is_empty_yet_holds_nothing(experiment_of, tmp_path):
     (tmp_path / "cache").mkdir()
-    recipe, devices = recipe_of()
-    assert "0 of them are there" in describe_run(recipe, devices)
+    experiment, devices = experiment_of()
+    assert "0 of them are there" in describe_run(experiment, devices)
 
 
-def test_a_description_changes_nothing(recipe_of, tmp_path):
+def test_a_description_changes_nothing(experiment_of, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    recipe, devices = recipe_of()
-    describe_run(recipe, devices)
+    experiment, devices = experiment_of()
+    describe_run(experiment, devices)
     after = [path for path in sorted(tmp_path.rglob("*")) if "images" not in path.parts]
     assert after == before
 
 
-def test_a_description_before_fine_tuning_names_its_steps(recipe_of, tmp_path):
-    recipe, devices = recipe_of(finetune={"path": tmp_path / "finetuned", "steps": 7})
-    assert "fine-tune  joint, 7 steps, result" in describe_run(recipe, devices)
+def test_a_description_before_fine_tuning_names_its_steps(experiment_of, tmp_path):
+    experiment, devices = experiment_of(finetune={"path": tmp_path / "finetuned", "steps": 7})
+    assert "fine-tune  joint, 7 steps, result" in describe_run(experiment, devices)
 
 
-def test_a_run_without_synthetic_images_requests_none(recipe_of):
-    recipe, devices = recipe_of(mixing={"synthetic_probability": 0})
-    assert "requests   0 (" in describe_run(recipe, devices)
+def test_a_run_without_synthetic_images_requests_none(experiment_of):
+    experiment, devices = experiment_of(mixing={"synthetic_probability": 0})
+    assert "requests   0 (" in describe_run(experiment, devices)
 
 
-def test_the_cache_is_opened_as_configured(recipe_of):
-    recipe, _ = recipe_of(cache={"path": "/nowhere/cache", "codec": "raw", "max_gib": 2})
-    store = open_store(recipe.config, recipe.splits.train)
+def test_the_cache_is_opened_as_configured(experiment_of):
+    experiment, _ = experiment_of(cache={"path": "/nowhere/cache", "codec": "raw", "max_gib": 2})
+    store = open_store(experiment.config, experiment.splits.train)
     assert isinstance(store, Store)
     assert (store.codec, store.max_gib, store.durability) == ("raw", 2, "power")
 
@@ -255,9 +259,9 @@ def test_the_cache_is_opened_as_configured(recipe_of):
         (None, None, None),
     ],
 )
-def test_what_the_cache_evicts_is_as_configured(recipe_of, eviction, limit, policy):
-    recipe, _ = recipe_of(
+def test_what_the_cache_evicts_is_as_configured(experiment_of, eviction, limit, policy):
+    experiment, _ = experiment_of(
         cache={"path": "/nowhere/cache", "eviction": eviction},
         mixing={"max_times_sampled": limit},
     )
-    assert open_store(recipe.config, recipe.splits.train).policy == policy
+    assert open_store(experiment.config, experiment.splits.train).policy == policy

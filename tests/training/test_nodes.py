@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recipe_samples import make_config, make_recipe
+from experiment_samples import make_config, make_experiment
 from request_samples import make_plan, make_sources
 
 from online_aug.config.loading import load_config
@@ -67,9 +67,9 @@ def test_a_run_directory_that_another_node_does_not_see_is_refused(monkeypatch, 
 
 
 def test_nodes_that_plan_other_images_are_refused(monkeypatch, tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model, finetune={"enabled": False})
-    keys = agreed_plan(recipe, world_of(0, (0,)))
-    assert keys == [request.key for request in recipe.plan]
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False})
+    keys = agreed_plan(experiment, world_of(0, (0,)))
+    assert keys == [request.key for request in experiment.plan]
     monkeypatch.setattr(world, "agree", lambda world, n: max(n, 5))
     with pytest.raises(UserError, match="the plan must be the same on every node"):
-        agreed_plan(recipe, world_of(0, (0,)))
+        agreed_plan(experiment, world_of(0, (0,)))

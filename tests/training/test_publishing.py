@@ -3,7 +3,7 @@
 import pytest
 import safetensors.torch
 import torch
-from recipe_samples import make_recipe
+from experiment_samples import make_experiment
 
 from online_aug.classifier.model import build_classifier
 from online_aug.config.training import ClassifierConfig
@@ -13,9 +13,9 @@ from online_aug.training.feedback import LossPublisher, SaliencyPublisher
 
 
 @pytest.fixture
-def recipe_of(tmp_path, tiny_model):
+def experiment_of(tmp_path, tiny_model):
     def make(**saliency):
-        return make_recipe(
+        return make_experiment(
             tmp_path,
             tiny_model,
             finetune={"enabled": False},
@@ -41,9 +41,9 @@ class Loader:
         self.calls.append((epoch, version))
 
 
-def publish(recipe, folder, epochs, *, resume_at=None):
+def publish(experiment, folder, epochs, *, resume_at=None):
     loader, world = Loader(), World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    publisher = SaliencyPublisher(recipe, loader, world, folder)
+    publisher = SaliencyPublisher(experiment, loader, world, folder)
     if resume_at is not None:
         publisher.resume(resume_at)
     for epoch in epochs:
@@ -55,32 +55,34 @@ def version_at(epoch):
     return weights_version(classifier_of(seed=epoch), "test_resnet", 64)
 
 
-def test_every_few_epochs_the_loader_goes_on_with_maps_by_the_weights_of_then(recipe_of, tmp_path):
-    calls = publish(recipe_of(refresh_epochs=2), tmp_path, range(6))
+def test_every_few_epochs_the_loader_goes_on_with_maps_by_the_weights_of_then(
+    experiment_of, tmp_path
+):
+    calls = publish(experiment_of(refresh_epochs=2), tmp_path, range(6))
     assert calls == [(2, version_at(2)), (4, version_at(4))]
 
 
 def test_a_restart_takes_up_the_versions_up_to_its_epoch_and_makes_the_later_ones_anew(
-    recipe_of, tmp_path
+    experiment_of, tmp_path
 ):
-    recipe = recipe_of(refresh_epochs=2)
-    expected = publish(recipe, tmp_path, range(6))
-    assert publish(recipe, tmp_path, range(3, 6), resume_at=3) == expected
-    assert publish(recipe, tmp_path, range(4, 6), resume_at=4) == expected
+    experiment = experiment_of(refresh_epochs=2)
+    expected = publish(experiment, tmp_path, range(6))
+    assert publish(experiment, tmp_path, range(3, 6), resume_at=3) == expected
+    assert publish(experiment, tmp_path, range(4, 6), resume_at=4) == expected
 
 
-def test_weights_that_did_not_change_are_no_new_version(recipe_of, tmp_path):
+def test_weights_that_did_not_change_are_no_new_version(experiment_of, tmp_path):
     loader, world = Loader(), World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    publisher = SaliencyPublisher(recipe_of(refresh_epochs=1), loader, world, tmp_path)
+    publisher = SaliencyPublisher(experiment_of(refresh_epochs=1), loader, world, tmp_path)
     for epoch in range(4):
         publisher.refresh(epoch, classifier_of(seed=0))
     assert [epoch for epoch, _ in loader.calls] == [1]
 
 
-def test_with_a_file_as_teacher_nothing_is_published(recipe_of, tmp_path):
+def test_with_a_file_as_teacher_nothing_is_published(experiment_of, tmp_path):
     weights = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file(classifier_of(seed=5).state_dict(), weights)
-    assert publish(recipe_of(teacher=weights, refresh_epochs=1), tmp_path, range(4)) == []
+    assert publish(experiment_of(teacher=weights, refresh_epochs=1), tmp_path, range(4)) == []
 
 
 class Generator:
@@ -107,11 +109,11 @@ class Engine:
             )
 
 
-def losses_told(recipe, process, steps):
+def losses_told(experiment, process, steps):
     engine = Engine()
     loader = Loader()
     loader.process = process
-    publisher = LossPublisher(recipe, loader, engine, torch.device("cpu"))
+    publisher = LossPublisher(experiment, loader, engine, torch.device("cpu"))
     for _ in range(steps):
         engine.train_step(label=1)
         publisher.after_step()
@@ -119,15 +121,19 @@ def losses_told(recipe, process, steps):
 
 
 def test_losses_are_told_every_few_steps(tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model, schedule={"priority": "hard", "refresh_steps": 3})
+    experiment = make_experiment(
+        tmp_path, tiny_model, schedule={"priority": "hard", "refresh_steps": 3}
+    )
     process = Generator()
-    losses_told(recipe, process, 8)
+    losses_told(experiment, process, 8)
     assert process.told == [[None, pytest.approx(0.693, abs=1e-3)]] * 2
 
 
 @pytest.mark.parametrize(("priority", "process"), [("uniform", Generator()), ("hard", None)])
 def test_nothing_is_looked_at_where_nobody_is_to_be_told(tmp_path, tiny_model, priority, process):
-    recipe = make_recipe(tmp_path, tiny_model, schedule={"priority": priority, "refresh_steps": 1})
-    engine = losses_told(recipe, process, 3)
+    experiment = make_experiment(
+        tmp_path, tiny_model, schedule={"priority": priority, "refresh_steps": 1}
+    )
+    engine = losses_told(experiment, process, 3)
     assert engine.watch is None
     assert process is None or process.told == []

@@ -5,7 +5,7 @@ from PIL import Image
 
 from online_aug.config import Config
 from online_aug.data.sources import load_splits
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 
 COUNTS = {"train": 4, "val": 1, "test": 1}
 CLASS_NAMES = ("crow", "jay")
@@ -54,6 +54,6 @@ def make_config(folder, model, **sections):
     return Config.model_validate(merged)
 
 
-def make_recipe(folder, model, **sections):
+def make_experiment(folder, model, **sections):
     config = make_config(folder, model, **sections)
-    return Recipe(config, load_splits(config.data), "cpu")
+    return Experiment(config, load_splits(config.data), "cpu")

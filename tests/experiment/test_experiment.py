@@ -5,53 +5,53 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from recipe_samples import CLASS_NAMES, make_recipe
+from experiment_samples import CLASS_NAMES, make_experiment
 from tiny_model import copy_with, write_tiny_vae
 
 from online_aug.config import Config
 from online_aug.data.sources import load_splits
 from online_aug.diffusion.adapters import CONCEPTS_FILE
 from online_aug.errors import UserError
-from online_aug.experiment.experiment import Recipe
+from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose, SourceImages
 
 NO_FINETUNING = {"finetune": {"enabled": False}}
 
 
-def keys(recipe):
-    return [request.key for request in recipe.plan]
+def keys(experiment):
+    return [request.key for request in experiment.plan]
 
 
 @pytest.fixture
-def recipe_of(tmp_path, tiny_model):
+def experiment_of(tmp_path, tiny_model):
     """Recipes without fine-tuning, which need no model to be loaded."""
 
     def make(model=tiny_model, **sections):
-        return make_recipe(tmp_path, model, **NO_FINETUNING | sections)
+        return make_experiment(tmp_path, model, **NO_FINETUNING | sections)
 
     return make
 
 
-def with_section(recipe_of, sections):
-    """A recipe with some values changed and the rest of each section as it was."""
-    base = recipe_of().config.model_dump(mode="json")
-    return recipe_of(**{name: base[name] | values for name, values in sections.items()})
+def with_section(experiment_of, sections):
+    """An experiment with some values changed and the rest of each section as it was."""
+    base = experiment_of().config.model_dump(mode="json")
+    return experiment_of(**{name: base[name] | values for name, values in sections.items()})
 
 
-def finish_finetuning(recipe):
-    recipe.finetuned.mkdir(parents=True)
-    (recipe.finetuned / CONCEPTS_FILE).write_text("[]")
+def finish_finetuning(experiment):
+    experiment.finetuned.mkdir(parents=True)
+    (experiment.finetuned / CONCEPTS_FILE).write_text("[]")
 
 
-def test_a_plan_covers_every_training_image_in_every_variant(recipe_of):
-    recipe = recipe_of()
-    assert len(set(keys(recipe))) == len(recipe.plan) == 8 * 2
-    train = recipe.splits.train
-    assert {r.source_digest for r in recipe.plan} == {train.digest(i) for i in range(8)}
+def test_a_plan_covers_every_training_image_in_every_variant(experiment_of):
+    experiment = experiment_of()
+    assert len(set(keys(experiment))) == len(experiment.plan) == 8 * 2
+    train = experiment.splits.train
+    assert {r.source_digest for r in experiment.plan} == {train.digest(i) for i in range(8)}
 
 
-def test_two_processes_make_the_same_plan_from_one_configuration(recipe_of):
-    assert recipe_of().plan == recipe_of().plan
+def test_two_processes_make_the_same_plan_from_one_configuration(experiment_of):
+    assert experiment_of().plan == experiment_of().plan
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_two_processes_make_the_same_plan_from_one_configuration(recipe_of):
         {"classifier": {"drop_rate": 0.1}},
     ],
 )
-def test_what_does_not_decide_pixels_asks_for_the_same_images(recipe_of, sections):
-    assert set(keys(with_section(recipe_of, sections))) == set(keys(recipe_of()))
+def test_what_does_not_decide_pixels_asks_for_the_same_images(experiment_of, sections):
+    assert set(keys(with_section(experiment_of, sections))) == set(keys(experiment_of()))
 
 
 @pytest.mark.parametrize(
@@ -84,93 +84,95 @@ def test_what_does_not_decide_pixels_asks_for_the_same_images(recipe_of, section
         {"data": {"metaclass": "digit"}},
     ],
 )
-def test_what_decides_pixels_asks_for_other_images(recipe_of, sections):
-    assert not set(keys(with_section(recipe_of, sections))) & set(keys(recipe_of()))
+def test_what_decides_pixels_asks_for_other_images(experiment_of, sections):
+    assert not set(keys(with_section(experiment_of, sections))) & set(keys(experiment_of()))
 
 
-def test_another_model_asks_for_other_images(recipe_of, tiny_model, tmp_path):
+def test_another_model_asks_for_other_images(experiment_of, tiny_model, tmp_path):
     other = copy_with(tiny_model, tmp_path / "other", "scheduler", prediction_type="epsilon")
-    assert not set(keys(recipe_of(other))) & set(keys(recipe_of()))
+    assert not set(keys(experiment_of(other))) & set(keys(experiment_of()))
 
 
 def test_another_autoencoder_asks_for_other_images_of_the_same_fine_tuning(tmp_path, tiny_model):
     vae = {"vae": str(write_tiny_vae(tmp_path / "vae"))}
-    own, replaced = (make_recipe(tmp_path, tiny_model, generation=each) for each in ({}, vae))
+    own, replaced = (make_experiment(tmp_path, tiny_model, generation=each) for each in ({}, vae))
     assert replaced.finetuned == own.finetuned
     finish_finetuning(own)
     assert not set(keys(replaced)) & set(keys(own))
 
 
-def test_fewer_images_ask_for_a_part_of_the_same(recipe_of):
-    fewer = with_section(recipe_of, {"data": {"examples_per_class": 2}})
+def test_fewer_images_ask_for_a_part_of_the_same(experiment_of):
+    fewer = with_section(experiment_of, {"data": {"examples_per_class": 2}})
     assert len(fewer.plan) == 2 * 2 * 2
-    assert set(keys(fewer)) < set(keys(recipe_of()))
+    assert set(keys(fewer)) < set(keys(experiment_of()))
 
 
-def test_a_run_without_synthetic_images_plans_none_and_needs_no_model(recipe_of):
-    recipe = recipe_of("/no/such/model", mixing={"synthetic_probability": 0})
-    assert recipe.plan == []
+def test_a_run_without_synthetic_images_plans_none_and_needs_no_model(experiment_of):
+    experiment = experiment_of("/no/such/model", mixing={"synthetic_probability": 0})
+    assert experiment.plan == []
 
 
-def test_without_fine_tuning_prompts_hold_the_names(recipe_of):
-    recipe = recipe_of()
-    assert recipe.finetuned is None
-    assert recipe.is_ready
-    assert recipe.contexts["diff_mix"].prompts == tuple(
+def test_without_fine_tuning_prompts_hold_the_names(experiment_of):
+    experiment = experiment_of()
+    assert experiment.finetuned is None
+    assert experiment.is_ready
+    assert experiment.contexts["diff_mix"].prompts == tuple(
         f"a photo of a {name} bird" for name in CLASS_NAMES
     )
 
 
 @pytest.mark.parametrize("balance", [0.5, 1.0])
-def test_rare_classes_are_drawn_as_targets_by_their_sizes(recipe_of, tmp_path, balance):
-    recipe_of()
+def test_rare_classes_are_drawn_as_targets_by_their_sizes(experiment_of, tmp_path, balance):
+    experiment_of()
     for number in (2, 3):
         (tmp_path / "images" / "train" / CLASS_NAMES[0] / f"{number}.png").unlink()
-    weights = recipe_of(method={"target_balance": balance}).contexts["diff_mix"].target_weights
+    weights = experiment_of(method={"target_balance": balance}).contexts["diff_mix"].target_weights
     assert sum(weights) == pytest.approx(1)
     assert weights[0] / weights[1] == pytest.approx(((4 + 1) / (2 + 1)) ** balance)
 
 
-def test_without_balance_all_classes_are_drawn_alike(recipe_of):
-    assert recipe_of().contexts["diff_mix"].target_weights is None
+def test_without_balance_all_classes_are_drawn_alike(experiment_of):
+    assert experiment_of().contexts["diff_mix"].target_weights is None
 
 
 @pytest.mark.parametrize("name", ["real_guidance", "real_mix"])
 def test_the_real_baselines_are_not_fine_tuned_whatever_is_enabled(tmp_path, tiny_model, name):
-    recipe = make_recipe(tmp_path, tiny_model, method={"name": name})
-    assert recipe.config.finetune.enabled
-    assert recipe.finetuned is None
-    assert {request.prompt for request in recipe.plan} <= {
+    experiment = make_experiment(tmp_path, tiny_model, method={"name": name})
+    assert experiment.config.finetune.enabled
+    assert experiment.finetuned is None
+    assert {request.prompt for request in experiment.plan} <= {
         f"a photo of a {called} bird" for called in CLASS_NAMES
     }
 
 
 @pytest.mark.parametrize("name", ["diff_aug", "diff_gen", "da_fusion"])
 def test_the_other_baselines_share_diff_mix_s_fine_tuned_model(tmp_path, tiny_model, name):
-    recipe = make_recipe(tmp_path, tiny_model, method={"name": name})
-    assert recipe.finetuned == make_recipe(tmp_path, tiny_model).finetuned
+    experiment = make_experiment(tmp_path, tiny_model, method={"name": name})
+    assert experiment.finetuned == make_experiment(tmp_path, tiny_model).finetuned
 
 
 def test_a_plan_before_fine_tuning_is_one_clear_line_with_the_way_out(tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model)
-    assert not recipe.is_ready
+    experiment = make_experiment(tmp_path, tiny_model)
+    assert not experiment.is_ready
     with pytest.raises(UserError, match="run python -m online_aug.finetune") as caught:
-        _ = recipe.plan
+        _ = experiment.plan
     assert "\n" not in str(caught.value)
 
 
-def test_after_fine_tuning_prompts_hold_tokens_and_keys_the_result(tmp_path, tiny_model, recipe_of):
-    recipe = make_recipe(tmp_path, tiny_model)
-    finish_finetuning(recipe)
-    assert recipe.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
-    plain = recipe_of().contexts["diff_mix"].generator_fingerprint
-    assert recipe.contexts["diff_mix"].generator_fingerprint != plain
+def test_after_fine_tuning_prompts_hold_tokens_and_keys_the_result(
+    tmp_path, tiny_model, experiment_of
+):
+    experiment = make_experiment(tmp_path, tiny_model)
+    finish_finetuning(experiment)
+    assert experiment.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
+    plain = experiment_of().contexts["diff_mix"].generator_fingerprint
+    assert experiment.contexts["diff_mix"].generator_fingerprint != plain
 
 
 def test_after_fine_tuning_lora_alone_prompts_hold_the_names(tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model, finetune={"mode": "lora"})
-    finish_finetuning(recipe)
-    assert recipe.contexts["diff_mix"].prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"mode": "lora"})
+    finish_finetuning(experiment)
+    assert experiment.contexts["diff_mix"].prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
 
 
 @pytest.fixture
@@ -182,25 +184,25 @@ def merged(tmp_path):
 
 
 def test_tokens_from_elsewhere_are_used_in_place_of_fine_tuning(tmp_path, tiny_model, merged):
-    recipe = make_recipe(tmp_path, tiny_model, finetune=merged)
-    recipe.check(generates=True)
-    assert recipe.is_ready
-    assert recipe.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
-    torch.testing.assert_close(recipe.adapters.tokens["<class_1>"], torch.full((128,), 0.1))
+    experiment = make_experiment(tmp_path, tiny_model, finetune=merged)
+    experiment.check(generates=True)
+    assert experiment.is_ready
+    assert experiment.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
+    torch.testing.assert_close(experiment.adapters.tokens["<class_1>"], torch.full((128,), 0.1))
 
 
 def test_other_tokens_from_elsewhere_make_other_images(tmp_path, tiny_model, merged):
-    first = make_recipe(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
+    first = make_experiment(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
     torch.save({f"<{name}>": torch.ones(128) for name in CLASS_NAMES}, merged["path"])
-    second = make_recipe(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
+    second = make_experiment(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
     assert first.generator_fingerprint != second.generator_fingerprint
 
 
 def test_tokens_that_do_not_fit_are_refused_before_anything_starts(tmp_path, tiny_model, merged):
     torch.save({"<emu>": torch.ones(128)}, merged["path"])
-    recipe = make_recipe(tmp_path, tiny_model, finetune=merged)
+    experiment = make_experiment(tmp_path, tiny_model, finetune=merged)
     with pytest.raises(UserError, match="a token for every class, got none for 'crow', 'jay'"):
-        recipe.check(generates=True)
+        experiment.check(generates=True)
 
 
 @pytest.mark.parametrize(
@@ -217,46 +219,46 @@ def test_other_images_prompts_or_settings_have_a_fine_tuning_of_their_own(
     tmp_path, tiny_model, sections
 ):
     def recipe_with(**changed):
-        return make_recipe(tmp_path, tiny_model, **changed)
+        return make_experiment(tmp_path, tiny_model, **changed)
 
     base = recipe_with()
     assert with_section(recipe_with, sections).finetuned != base.finetuned
     assert recipe_with(run={"seed": 3}).finetuned == base.finetuned
 
 
-def test_source_images_are_found_by_their_content(recipe_of):
-    recipe = recipe_of()
-    images = SourceImages(recipe.splits.train, recipe.sources)
-    for index, source in enumerate(recipe.sources):
-        expected = torch.from_numpy(recipe.splits.train.load(index)).permute(2, 0, 1)
+def test_source_images_are_found_by_their_content(experiment_of):
+    experiment = experiment_of()
+    images = SourceImages(experiment.splits.train, experiment.sources)
+    for index, source in enumerate(experiment.sources):
+        expected = torch.from_numpy(experiment.splits.train.load(index)).permute(2, 0, 1)
         assert torch.equal(images.by_digest(source.digest), expected)
         assert torch.equal(images.by_index(index), expected)
 
 
-def test_composing_pickles_to_worker_processes(recipe_of):
-    recipe = recipe_of()
-    compose = BoundCompose(recipe.contexts)
+def test_composing_pickles_to_worker_processes(experiment_of):
+    experiment = experiment_of()
+    compose = BoundCompose(experiment.contexts)
     image = np.zeros((4, 4, 3), np.uint8)
-    arguments = (lambda: image, image, recipe.plan[0])
+    arguments = (lambda: image, image, experiment.plan[0])
     _, label = pickle.loads(pickle.dumps(compose))(*arguments, np.random.default_rng(0))
     assert torch.equal(label, compose(*arguments, np.random.default_rng(0))[1])
 
 
 @pytest.mark.parametrize("generates", [True, False])
-def test_a_usable_generator_passes_the_check(recipe_of, generates):
-    recipe_of().check(generates=generates)
+def test_a_usable_generator_passes_the_check(experiment_of, generates):
+    experiment_of().check(generates=generates)
 
 
-def test_a_model_that_is_none_is_refused_before_anything_starts(recipe_of, tmp_path):
+def test_a_model_that_is_none_is_refused_before_anything_starts(experiment_of, tmp_path):
     with pytest.raises(UserError, match="generation.model must be a diffusers model directory"):
-        recipe_of(tmp_path).check(generates=True)
+        experiment_of(tmp_path).check(generates=True)
 
 
 def test_serving_the_cache_of_a_generator_that_is_not_known_is_refused(tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model)
-    recipe.check(generates=True)
+    experiment = make_experiment(tmp_path, tiny_model)
+    experiment.check(generates=True)
     with pytest.raises(UserError, match="run python -m online_aug.finetune"):
-        recipe.check(generates=False)
+        experiment.check(generates=False)
 
 
 EDITING = {
@@ -272,16 +274,16 @@ def diffusemix_of(tmp_path, tiny_editor):
     def make(model=tiny_editor, **sections):
         fractals = {"path": tmp_path / "fractals", "count": 3} | sections.pop("fractals", {})
         merged = {name: EDITING.get(name, {}) | values for name, values in sections.items()}
-        return make_recipe(tmp_path, model, fractals=fractals, **EDITING | merged)
+        return make_experiment(tmp_path, model, fractals=fractals, **EDITING | merged)
 
     return make
 
 
 def test_an_edit_needs_no_fine_tuning(diffusemix_of):
-    recipe = diffusemix_of()
-    assert recipe.config.finetune.enabled
-    assert recipe.finetuned is None
-    assert recipe.is_ready
+    experiment = diffusemix_of()
+    assert experiment.config.finetune.enabled
+    assert experiment.finetuned is None
+    assert experiment.is_ready
 
 
 def test_a_plan_of_edits_says_the_paper_s_prompts_and_the_image_guidance(diffusemix_of):
@@ -298,9 +300,9 @@ def test_a_template_s_other_braces_are_left_alone(diffusemix_of):
 
 
 def test_no_fractal_is_drawn_before_a_run_starts(diffusemix_of, tmp_path):
-    recipe = diffusemix_of()
-    recipe.check(generates=True)
-    assert recipe.plan
+    experiment = diffusemix_of()
+    experiment.check(generates=True)
+    assert experiment.plan
     assert not (tmp_path / "fractals").exists()
 
 
@@ -310,24 +312,24 @@ def test_no_fractal_is_drawn_before_a_run_starts(diffusemix_of, tmp_path):
 def test_fractals_are_as_large_as_what_is_generated_up_to_a_limit(
     diffusemix_of, resolution, wanted, side
 ):
-    recipe = diffusemix_of(generation={"resolution": resolution}, fractals={"side_px": wanted})
-    assert recipe.fractals.side_px == side
+    experiment = diffusemix_of(generation={"resolution": resolution}, fractals={"side_px": wanted})
+    assert experiment.fractals.side_px == side
 
 
 def test_a_folder_without_fractals_is_refused_before_anything_starts(diffusemix_of, tmp_path):
     (tmp_path / "none").mkdir()
-    recipe = diffusemix_of(fractals={"folder": tmp_path / "none"})
+    experiment = diffusemix_of(fractals={"folder": tmp_path / "none"})
     with pytest.raises(UserError, match=r"^fractals\.folder must be a folder with images, got "):
-        recipe.check(generates=True)
+        experiment.check(generates=True)
 
 
 def test_a_model_of_the_wrong_kind_is_refused_before_anything_starts(
-    diffusemix_of, recipe_of, tiny_model, tiny_editor
+    diffusemix_of, experiment_of, tiny_model, tiny_editor
 ):
     with pytest.raises(UserError, match=r"must be an InstructPix2Pix for method\.name diffusemix"):
         diffusemix_of(tiny_model).check(generates=True)
     with pytest.raises(UserError, match="must be a text-to-image model for this method"):
-        recipe_of(tiny_editor).check(generates=True)
+        experiment_of(tiny_editor).check(generates=True)
 
 
 def several(*names):
@@ -339,27 +341,27 @@ def mixture_of(tmp_path, tiny_model):
     """Recipes of several methods, without fine-tuning unless it is asked for."""
 
     def make(*names, model=tiny_model, **sections):
-        config = make_recipe(tmp_path, model, **NO_FINETUNING | sections).config
+        config = make_experiment(tmp_path, model, **NO_FINETUNING | sections).config
         values = config.model_dump(mode="json") | several(*names)
-        return Recipe(Config.model_validate(values), load_splits(config.data), "cpu")
+        return Experiment(Config.model_validate(values), load_splits(config.data), "cpu")
 
     return make
 
 
-def test_several_methods_share_the_images_each_as_it_would_alone(mixture_of, recipe_of):
+def test_several_methods_share_the_images_each_as_it_would_alone(mixture_of, experiment_of):
     plan = mixture_of("diff_mix", "diff_aug").plan
     assert len(plan) == 8 * 2
     for name in ("diff_mix", "diff_aug"):
         shared = {request.key for request in plan if request.method == name}
         assert shared
-        assert shared < set(keys(recipe_of(method={"name": name})))
+        assert shared < set(keys(experiment_of(method={"name": name})))
 
 
 def test_several_methods_are_labelled_each_by_its_own_settings(mixture_of):
-    recipe = mixture_of("diff_mix", "diff_aug")
-    assert set(recipe.contexts) == {"diff_mix", "diff_aug"}
-    compose, image = BoundCompose(recipe.contexts), np.zeros((4, 4, 3), np.uint8)
-    for request in recipe.plan:
+    experiment = mixture_of("diff_mix", "diff_aug")
+    assert set(experiment.contexts) == {"diff_mix", "diff_aug"}
+    compose, image = BoundCompose(experiment.contexts), np.zeros((4, 4, 3), np.uint8)
+    for request in experiment.plan:
         _, label = compose(lambda: image, image, request, np.random.default_rng(0))
         is_one_hot = request.source_label == request.target_label
         assert (float(label.max()) == 1) == is_one_hot
@@ -371,21 +373,21 @@ def test_methods_for_two_kinds_of_model_are_refused(mixture_of):
 
 
 def test_methods_for_a_fine_tuned_model_and_one_as_it_is_are_refused(mixture_of):
-    recipe = mixture_of("real_mix", "diff_aug", finetune={"enabled": True})
+    experiment = mixture_of("real_mix", "diff_aug", finetune={"enabled": True})
     with pytest.raises(UserError, match="got diff_aug, which fine-tunes it, and real_mix, which"):
-        recipe.check(generates=True)
+        experiment.check(generates=True)
     mixture_of("real_mix", "diff_aug").check(generates=True)
 
 
 def test_a_teacher_in_training_is_refused_where_plans_are_shared(mixture_of):
-    recipe = mixture_of("diff_mix", "sgd_mix")
+    experiment = mixture_of("diff_mix", "sgd_mix")
     with pytest.raises(UserError, match="where method lists several, got classifier"):
-        recipe.check(generates=True)
+        experiment.check(generates=True)
 
 
 def test_float16_on_a_cpu_is_refused_while_there_is_something_to_learn(tmp_path, tiny_model):
-    recipe = make_recipe(tmp_path, tiny_model, finetune={"dtype": "float16"})
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"dtype": "float16"})
     with pytest.raises(UserError, match="^finetune.dtype must be float32 or bfloat16 on cpu, got"):
-        recipe.check(generates=True)
-    finish_finetuning(recipe)
-    recipe.check(generates=True)
+        experiment.check(generates=True)
+    finish_finetuning(experiment)
+    experiment.check(generates=True)

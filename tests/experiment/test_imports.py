@@ -1,0 +1,171 @@
+"""Which images of other programs an experiment serves: the fields of their requests decide."""
+
+import numpy as np
+import pytest
+from experiment_samples import CLASS_NAMES, make_experiment
+from PIL import Image
+
+from cache import CacheError, Entry, Store, request_key
+from online_aug.distributed.devices import plan_devices
+from online_aug.distributed.world import World
+from online_aug.errors import UserError
+from online_aug.reporting.gallery import gallery_rows
+from online_aug.training.build_loader import agreed_imports, describe_run
+
+BETWEEN = {
+    "origin": "import",
+    "method": "diff_mix",
+    "source_class": "crow",
+    "source_label": 7,
+    "target_class": "jay",
+    "target_label": 9,
+    "strength": 0.5,
+}
+WITHIN = {"origin": "import", "source_class": "jay", "target_class": "jay"}
+EDIT = WITHIN | {"method": "diffusemix", "prompt": "snowy", "source_file": "2.png"}
+MODEL = "/no/such/model"
+
+
+@pytest.fixture
+def experiment_of(tmp_path):
+    """An experiment on a cache with these requests; its model is never looked at."""
+
+    def make(*requests, **sections):
+        with Store(tmp_path / "cache") as store:
+            image = np.full((8, 8, 3), 90, np.uint8)
+            store.put_many([Entry(request, image) for request in requests])
+        mixing = {"imported": "only"} | sections.pop("mixing", {})
+        return make_experiment(tmp_path, MODEL, mixing=mixing, **sections)
+
+    return make
+
+
+def found(experiment):
+    return [
+        (image.source_label, image.target_label, image.strength)
+        for image in experiment.imports.images
+    ]
+
+
+def test_the_names_of_the_classes_give_the_labels_whatever_numbers_the_importer_gave_them(
+    experiment_of,
+):
+    experiment = experiment_of(BETWEEN)
+    (image,) = experiment.imports.images
+    assert image.key == request_key(BETWEEN)
+    assert found(experiment) == [(0, 1, 0.5)]
+
+
+def test_an_image_without_class_names_has_the_labels_it_states(experiment_of):
+    assert found(experiment_of({"origin": "import", "source_label": 1, "target_label": 1})) == [
+        (1, 1, 1.0)
+    ]
+
+
+def test_an_image_within_one_class_needs_no_strength(experiment_of):
+    assert found(experiment_of(WITHIN)) == [(1, 1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"source_class": "owl"}, "the data set has no class 'owl'"),
+        ({"target_class": None, "target_label": 2}, "its target class is not known"),
+        ({"source_class": None, "source_label": True}, "its source class is not known"),
+        ({"strength": None}, "its strength is not known"),
+        ({"strength": 1.5}, "its strength is not known"),
+    ],
+)
+def test_what_cannot_be_labelled_is_left_out_with_a_reason(change, reason, experiment_of):
+    imports = experiment_of(WITHIN, BETWEEN | change).imports
+    assert len(imports.images) == 1
+    assert [*imports.misfits.values()] == [1]
+    assert reason in str(imports)
+
+
+@pytest.mark.parametrize("method", ["diff_aug", "sgd_mix"])
+def test_a_method_that_keeps_the_class_takes_no_image_between_two(method, experiment_of):
+    imports = experiment_of(BETWEEN, WITHIN, method={"name": method}).imports
+    assert [(image.source_label, image.target_label) for image in imports.images] == [(1, 1)]
+    assert "1 left out: it lies between two classes" in str(imports)
+
+
+def test_diffusemix_takes_an_edit_whose_source_is_a_training_image_of_that_name(experiment_of):
+    unknown = EDIT | {"source_file": "9.png"}
+    experiment = experiment_of(EDIT, unknown, WITHIN, method={"name": "diffusemix"})
+    (image,) = experiment.imports.images
+    train = experiment.splits.train
+    place = experiment.places[image.source_digest]
+    assert (train.path(place).name, train.labels[place]) == ("2.png", 1)
+    assert experiment.imports.misfits.total() == 2
+    assert "its source image is not known" in str(experiment.imports)
+
+
+def test_where_a_slot_asks_for_its_own_variants_an_image_needs_a_known_source(experiment_of):
+    imports = experiment_of(BETWEEN, EDIT, mixing={"policy": "local"}).imports
+    assert [image.key for image in imports.images] == [request_key(EDIT)]
+    assert "which mixing.policy local asks for" in str(imports)
+
+
+def test_what_was_made_here_is_no_import(experiment_of):
+    experiment = experiment_of(
+        BETWEEN, {"method": "diff_mix", "source_label": 0, "target_label": 0}
+    )
+    assert len(experiment.imports.images) == 1
+
+
+def test_imports_are_left_alone_unless_they_are_asked_for(experiment_of):
+    assert experiment_of(BETWEEN, mixing={"imported": None}).imports.images == []
+
+
+def test_a_run_of_imports_alone_needs_no_generator(experiment_of):
+    experiment = experiment_of(BETWEEN)
+    experiment.check(generates=False)
+    assert experiment.plan == []
+    plan = plan_devices(experiment.config.devices, cores=2, generates=False)
+    assert plan.generate == ()
+    said = describe_run(experiment, plan)
+    assert "requests   0" in said
+    assert "imported   1 images fit\n" in said
+
+
+def test_imports_that_all_do_not_fit_are_refused_with_the_reason(experiment_of):
+    experiment = experiment_of(BETWEEN | {"source_class": "owl"}, BETWEEN | {"source_class": "emu"})
+    with pytest.raises(UserError, match="must find imported images that fit.*1 left out: the data"):
+        experiment.check(generates=False)
+
+
+def test_a_cache_without_imports_is_refused_with_the_way_out(experiment_of):
+    experiment = experiment_of({"method": "diff_mix"})
+    with pytest.raises(UserError, match="got none: python -m cache import .* brings them in"):
+        experiment.check(generates=False)
+
+
+def test_a_missing_cache_is_refused_and_not_made(tmp_path):
+    experiment = make_experiment(tmp_path, MODEL, mixing={"imported": "only"})
+    with pytest.raises(CacheError, match="must be a directory with a cache"):
+        experiment.check(generates=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_ranks_that_see_other_imports_are_refused(experiment_of, monkeypatch):
+    experiment, world = experiment_of(BETWEEN), World(0, 1, 0, "cpu")
+    assert agreed_imports(experiment, world) == experiment.imports.images
+    monkeypatch.setattr("online_aug.distributed.world.agree", lambda world, n: max(n, 5))
+    with pytest.raises(UserError, match="must be the same on every rank"):
+        agreed_imports(experiment, world)
+
+
+def test_the_gallery_shows_an_import_with_its_source_where_that_is_known(experiment_of):
+    experiment = experiment_of(EDIT, BETWEEN)
+    with Store(experiment.config.cache.path, readonly=True) as store:
+        within, between = sorted(
+            gallery_rows(experiment, experiment.imports.images, store, 5),
+            key=lambda row: -row.strength,
+        )
+    assert (between.source_name, between.target_name) == CLASS_NAMES
+    assert [*between.pictures] == ["generated"]
+    assert (between.pictures["generated"] == 90).all()
+    with Image.open(experiment.splits.train.path(6)) as source:
+        np.testing.assert_array_equal(within.pictures["source"], np.asarray(source))
+    assert within.soft_label == {"jay": 1.0}
