@@ -168,6 +168,21 @@ FORMAT = 1
 """Raised when the same settings give other pictures."""
 
 
+class FractalConfig(Section):
+    """Fractal pictures that DiffuseMix blends over its images."""
+
+    folder: Path | None = None
+    """Folder of your own pictures; null draws ours: iterated function systems and Julia sets."""
+    path: Path = Path("runs/fractals")
+    """Where the pictures are kept, drawn or read once, as one file for each set of settings."""
+    count: Count = 300
+    """Pictures drawn; of a folder that holds more, a random part of this size."""
+    side_px: Pixels | None = None
+    """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
+    seed: Seed = 0
+    """Seed of our own pictures and of the part of a folder."""
+
+
 @dataclass(frozen=True)
 class FractalBank:
     """Square pictures in one file, read where they are used; pickles as its settings."""
@@ -261,18 +276,3 @@ def bank_of(config: FractalConfig, side_px: int) -> FractalBank:
         )
     chosen = numpy_rng("folder", config.seed).permutation(len(found))[: config.count]
     return FractalBank(config, side_px, tuple(found[place] for place in sorted(chosen)))
-
-
-class FractalConfig(Section):
-    """Fractal pictures that DiffuseMix blends over its images."""
-
-    folder: Path | None = None
-    """Folder of your own pictures; null draws ours: iterated function systems and Julia sets."""
-    path: Path = Path("runs/fractals")
-    """Where the pictures are kept, drawn or read once, as one file for each set of settings."""
-    count: Count = 300
-    """Pictures drawn; of a folder that holds more, a random part of this size."""
-    side_px: Pixels | None = None
-    """Side of the kept squares, px; null takes `generation.resolution`, at most 256."""
-    seed: Seed = 0
-    """Seed of our own pictures and of the part of a folder."""
