@@ -5,6 +5,7 @@ is in `docs/CACHE.md`.
 """
 
 from cache.backend.claims import Owner
+from cache.backend.directory import is_started
 from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
 from cache.backend.maintenance import VerifyReport
 from cache.backend.operations import Status
@@ -45,6 +46,7 @@ __all__ = [
     "canonical_bytes",
     "content_digest",
     "decode_fields",
+    "is_started",
     "recipe_of",
     "request_key",
 ]

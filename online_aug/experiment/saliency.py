@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from cache import Store
-from cache.backend.directory import is_started
+from cache import Store, is_started
 from online_aug.config import Config
 from online_aug.config.methods import MethodConfig
 from online_aug.errors import UserError

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cache import Store
-from cache.backend.directory import is_started
+from cache import Store, is_started
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.data.image_sets import ImageSet

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from cache import Store
-from cache.backend.directory import is_started
+from cache import Store, is_started
 from online_aug.classifier.model import first_line
 from online_aug.config import Config
 from online_aug.distributed.cluster import is_first_process
