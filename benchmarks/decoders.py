@@ -1,6 +1,6 @@
 """Image files to RGB pixels: as the loader reads them, beside Pillow, torchvision and OpenCV.
 
-    python benchmarks/decoders.py [--turns 15] [--height 375] [--width 500]
+    python -m benchmarks.decoders [--turns 15] [--height 375] [--width 500]
 
 All decode the same files, held in memory, on one thread and in turns. The last column says how
 far a decoder's pixels are from Pillow's.
@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import PIL.Image
 import torch
-from cache_pictures import photo_squares
-from cache_timing import faster, in_turns, rate
 from torchvision.io import ImageReadMode, decode_image
 
+from benchmarks._photos import photo_squares
+from benchmarks._timing import faster, in_turns, rate
 from cache.codecs import Pixels
 from online_aug.data import images as ours
 

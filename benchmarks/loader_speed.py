@@ -1,6 +1,6 @@
 """OnlineAugLoader with a warm cache against PyTorch's DataLoader over torchvision's ImageFolder.
 
-    python benchmarks/loader_speed.py [--images 256] [--codec webp_lossless] [--resolution 256]
+    python -m benchmarks.loader_speed [--images 256] [--codec webp_lossless] [--resolution 256]
         [--workers 0] [--turns 7]
 
 Both read JPEGs of 500 x 375 px, transform them alike (to 224 px) and take turns. ImageFolder reads
@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cache_timing import faster, in_turns, rate
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
 
+from benchmarks._timing import faster, in_turns, rate
 from cache import Entry, Store
 from online_aug.config import Config
 from online_aug.config.mixing import MixingConfig

@@ -1,6 +1,6 @@
 """How fast a generation process passes over what is not its to make, beside the bare cache.
 
-python benchmarks/scheduling.py [--requests 20000] [--rounds 3]
+python -m benchmarks.scheduling [--requests 20000] [--rounds 3]
 
 Of a plan, a third each is stored, rejected and claimed by another process. `Worklist` works it off
 in each of its orders, and `Store.status` alone looks it up, turn about. The last row includes the
@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from cache_timing import faster, in_turns
 
+from benchmarks._timing import faster, in_turns
 from cache import Entry, Owner, Store
 from online_aug.producer.request_queue import LOOKED_UP_TOGETHER, Order, Stripe, Worklist
 from online_aug.request import GenerationRequest

@@ -1,9 +1,9 @@
-"""The short version of `benchmarks/cache_import_fuzz.py --count 100000`."""
+"""The short version of `benchmarks/caching/fuzz.py imported --count 100000`."""
 
 import numpy as np
 import pytest
 
-from benchmarks.cache_import_fuzz import fuzz, readers
+from benchmarks.caching.fuzz import fuzz, readers
 
 
 @pytest.mark.parametrize("name", ["images", "tables", "shards"])

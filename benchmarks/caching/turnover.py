@@ -1,6 +1,6 @@
 """How large the cache's file gets while eviction turns its content over and over.
 
-    python benchmarks/cache_turnover.py [--records 20000] [--bytes 20000] [--turnovers 5]
+    python -m benchmarks.caching.turnover [--records 20000] [--bytes 20000] [--turnovers 5]
 
 Fills a new cache under a quota and goes on writing until everything in it has been replaced
 several times. Prints a line a turnover: records, their size, the size of the file pages they take,

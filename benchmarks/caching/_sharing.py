@@ -6,9 +6,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from cache_filling import COMMIT, Pictures, key_of, pictures_of, store_for
-from cache_timing import clock_s
 
+from benchmarks._timing import clock_s
+from benchmarks.caching._records import COMMIT, Pictures, key_of, pictures_of, store_for
 from cache import Store
 
 READERS, WRITERS = 8, 2

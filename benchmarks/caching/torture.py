@@ -1,6 +1,6 @@
 """Kills writers and readers of one cache at random moments and looks at what is left.
 
-    python benchmarks/cache_torture.py [--kills 200] [--writers 2] [--readers 2] [--seed 0]
+    python -m benchmarks.caching.torture [--kills 200] [--writers 2] [--readers 2] [--seed 0]
 
 Writers claim keys, make images and store them, and say so when `put_many` has returned; readers
 read what is there and compare the pixels. One of them after another is ended by SIGKILL and
@@ -62,7 +62,9 @@ class Findings:
 
 def main(argv: Sequence[str]) -> int:
     """Print what was done and found; 1 if anything was lost, wrong, stuck or hung."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/cache_torture.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.caching.torture", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--writers", type=int, default=2)

@@ -1,6 +1,6 @@
 """What the cache costs over bare LMDB, how it scales, and how it compares with other stores.
 
-    python benchmarks/cache_speed.py [--records 10000] [--bytes 20000] [--quick] [--folder FOLDER]
+    python -m benchmarks.caching.speed [--records 10000] [--bytes 20000] [--quick] [--folder FOLDER]
 
 Writes the same encoded photos everywhere, takes the sides in turns and prints ratios with their
 rates. WebDataset and MosaicML Streaming take part where they are installed. The folder should be
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cache_rivals
-import cache_scaling
-import cache_sharing
 import numpy as np
-from cache_filling import (
+
+from benchmarks._timing import Side, faster, in_turns, rate
+from benchmarks.caching import _rivals, _scaling, _sharing
+from benchmarks.caching._records import (
     COMMIT,
     Pictures,
     fill_bare,
@@ -30,8 +30,6 @@ from cache_filling import (
     pictures_of,
     store_for,
 )
-from cache_timing import Side, faster, in_turns, rate
-
 from cache import Store
 from cache.codecs import CODECS, DEFAULT_CODEC
 
@@ -67,7 +65,7 @@ def main() -> None:
     """Measure the sections that were asked for and print a table for each."""
     chosen = _arguments()
     pictures = pictures_of(chosen.codec, chosen.bytes)
-    with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="cache_speed_") as folder:
+    with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="cache-speed-") as folder:
         repetitions = 5 if chosen.quick else 41
         bench = Bench(pictures, chosen.records, repetitions, Path(folder))
         print(
@@ -153,7 +151,7 @@ def _row(what: str, seconds: dict[str, list[float]], ours: str, other: str, item
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The cache against bare LMDB and other stores.")
-    parser.add_argument("--records", type=int, default=cache_scaling.BASE_RECORDS)
+    parser.add_argument("--records", type=int, default=_scaling.BASE_RECORDS)
     parser.add_argument("--bytes", type=int, default=20_000, help="mean size of an image")
     parser.add_argument("--codec", choices=CODECS, default=DEFAULT_CODEC)
     parser.add_argument("--quick", action="store_true", help="few repetitions")
@@ -165,11 +163,11 @@ def _arguments() -> argparse.Namespace:
 _SECTIONS: dict[str, Callable[[Bench], None]] = {
     "get": compare_get,
     "put": compare_put,
-    "scaling": lambda bench: cache_scaling.compare(bench),
-    "rivals": lambda bench: cache_rivals.compare(bench),
-    "codecs": lambda bench: cache_rivals.compare_codecs(bench),
-    "memory": lambda bench: cache_sharing.print_memory(bench.store, bench.records),
-    "sharing": lambda bench: cache_sharing.print_sharing(bench.pictures, bench.store),
+    "scaling": _scaling.compare,
+    "rivals": _rivals.compare,
+    "codecs": _rivals.compare_codecs,
+    "memory": lambda bench: _sharing.print_memory(bench.store, bench.records),
+    "sharing": lambda bench: _sharing.print_sharing(bench.pictures, bench.store),
 }
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import lmdb
 import numpy as np
-from cache_filling import fill_store
-from cache_timing import faster, in_turns, rate
 
+from benchmarks._timing import faster, in_turns, rate
+from benchmarks.caching._records import fill_store
 from cache import Store
 from cache.backend.index import EVERYTHING
 
 if TYPE_CHECKING:
-    from cache_speed import Bench
+    from benchmarks.caching.speed import Bench
 
 BASE_RECORDS = 10_000
 CALLS = 64

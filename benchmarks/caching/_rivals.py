@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-from cache_filling import CLASSES, file_of, fill_folders, fill_store, key_of
-from cache_timing import Side, faster, in_turns, rate
 
+from benchmarks._timing import Side, faster, in_turns, rate
+from benchmarks.caching._records import CLASSES, file_of, fill_folders, fill_store, key_of
 from cache import Store
 from cache.codecs import CODECS, Pixels
 
 if TYPE_CHECKING:
-    from cache_speed import Bench
+    from benchmarks.caching.speed import Bench
 
 SHARD_BYTES = 2**26
 READS = 200

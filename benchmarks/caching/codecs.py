@@ -1,6 +1,6 @@
 """What each codec of the cache costs: bytes, encoding, decoding, loss; the table of the docs.
 
-    python benchmarks/cache_codecs.py [--quick]
+    python -m benchmarks.caching.codecs [--quick]
 
 Photos at 64, 256 and 512 px and the embedded birds at 64 px; images a second of one core's time,
 medians of interleaved repetitions.
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
 import numpy as np
-from cache_pictures import ENLARGED, bird_squares, photo_squares
 
+from benchmarks._photos import ENLARGED, bird_squares, photo_squares
 from cache.codecs import CODECS, Codec, Pixels
 
 REPETITIONS = 7

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
-from cache_pictures import photo_squares
 
+from benchmarks._photos import photo_squares
 from cache import Entry, Store, request_key
 from cache.codecs import Codec, Pixels, codec_named
 

@@ -1,6 +1,6 @@
 """What comes of a cache when one of its bytes is another? A table over every byte of a small one.
 
-    python benchmarks/cache_flips.py [--stride 1] [--first 0] [--seed 0] [--jobs 2]
+    python -m benchmarks.caching.flips [--stride 1] [--first 0] [--seed 0] [--jobs 2]
 
 Flips bits of one byte of the data file, reads everything, writes on, reads everything again, puts
 the file back and goes on to the next byte. Good ends are a byte that does not matter, a cache that
@@ -41,7 +41,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 def main(argv: Sequence[str]) -> int:
     """Print how often each end was met and where the bad ones were; 1 if there was one."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/cache_flips.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.caching.flips", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--stride", type=int, default=1, help="flip every so manyth byte")
     parser.add_argument("--first", type=int, default=0, help="the first byte to flip")
