@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import Progress
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -273,3 +274,20 @@ def _clean_termination() -> Iterator[None]:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
+
+
+Report = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
+
+
+@contextmanager
+def terminal_progress(description: str) -> Iterator[Report]:
+    """A bar on standard error where that is a terminal, else nothing; gone when finished."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield report

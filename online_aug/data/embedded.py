@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from collections.abc import Callable
 from pathlib import Path
-from online_aug.data.progress import Report
+from online_aug.console import Report
 from online_aug.data.folders import written_once
 
 SIZE_PX = 64

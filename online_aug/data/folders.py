@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 import shutil
 from collections.abc import Callable
-from online_aug.data.progress import Report, terminal_progress
+from online_aug.console import Report, terminal_progress
 from online_aug.files import alone
 
 SPLIT_FOLDERS = {

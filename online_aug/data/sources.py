@@ -14,7 +14,7 @@ from online_aug.data.embedded import EMBEDDED_SETS, write_embedded
 from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.data.images import BadImageError, check_header, read_image
-from online_aug.data.progress import Report, terminal_progress
+from online_aug.console import Report, terminal_progress
 from online_aug.data.published import PUBLISHED, published_splits
 from online_aug.data.timm_sets import TimmSet, is_timm_name, timm_splits
 from online_aug.errors import UserError

@@ -26,7 +26,7 @@ from urllib.parse import quote
 from PIL import Image
 from online_aug.data.folders import no_single_class, refuse_out_of_range
 from online_aug.data.images import to_rgb
-from online_aug.data.progress import Report
+from online_aug.console import Report
 from online_aug.data.folders import written_once
 
 _LOG = logging.getLogger(__name__)
