@@ -106,7 +106,7 @@ def _is_plain_jpeg(image: PIL.Image.Image, content: bytes) -> bool:
 
 
 def _decode_jpeg(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    # Pillow's pixels in two thirds of its time: `benchmarks/decoders.py`.
+    # Pillow's pixels in two thirds of its time: `benchmarks/data/decoders.py`.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if pixels is None:

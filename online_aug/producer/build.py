@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from online_aug.classifier.model import build_classifier, check_name, input_statistics
 from online_aug.config import Config
 from online_aug.data.images import BadImageError
-from online_aug.data.transforms import normalise, resize
+from online_aug.data.transforms import fit_square, normalise
 from online_aug.diffusion.loading import MOST_SLOTS
 from online_aug.errors import UserError
 from online_aug.experiment.contexts import clip_references, target_weights
@@ -241,7 +241,7 @@ def opinion_of(judge: nn.Module, side: int) -> Classify:
     device = next(judge.parameters()).device
 
     def classify(images: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b k"]:
-        seen = torch.stack([resize(to_bytes(image), side) for image in images])
+        seen = torch.stack([fit_square(to_bytes(image), side) for image in images])
         return F.softmax(judge(normalise(seen.to(device), mean, std)).float(), dim=1)
 
     return classify

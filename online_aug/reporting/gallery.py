@@ -17,7 +17,7 @@ from torch import Tensor
 from cache import CacheError, Store
 from cache.contact_sheet import cut, font
 from online_aug.data.images import BadImageError
-from online_aug.data.transforms import resize
+from online_aug.data.transforms import fit_square
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.files import write_atomically
@@ -303,7 +303,7 @@ def _composed(
         return known | {"generated": generated}, label
 
     def image_of(digest: str) -> UInt8[Tensor, "3 r r"]:
-        return resize(images.by_digest(digest), request.resolution)
+        return fit_square(images.by_digest(digest), request.resolution)
 
     context = experiment.context_for(request)
     return method.stages(source(), generated, request, context, image_of, rng), label

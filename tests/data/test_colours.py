@@ -1,4 +1,4 @@
-"""Policies of timm, jitter and erasing: by the seed alone, and only what is asked for."""
+"""timm policies, colour jitter and random erasing depend on the seed and the settings alone."""
 
 import random
 
@@ -26,12 +26,12 @@ def image():
     return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch_rng(0))
 
 
-def test_nothing_asked_for_changes_nothing(image):
+def test_default_colours_return_the_image_itself(image):
     assert Colours()(image, 0) is image
 
 
 @pytest.mark.parametrize("colours", EACH, ids=str)
-def test_a_seed_decides_whatever_the_global_states(colours, image):
+def test_the_result_depends_on_the_seed_and_not_on_global_states(colours, image):
     first = [colours(image, seed) for seed in range(6)]
     random.seed(5)
     torch.manual_seed(5)
@@ -41,7 +41,7 @@ def test_a_seed_decides_whatever_the_global_states(colours, image):
 
 
 @pytest.mark.parametrize("colours", EACH, ids=str)
-def test_the_global_states_and_the_input_are_left_alone(colours, image):
+def test_global_states_and_the_input_stay_as_they_are(colours, image):
     copy = image.clone()
     states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     colours(image, 3)
@@ -51,7 +51,7 @@ def test_the_global_states_and_the_input_are_left_alone(colours, image):
     assert torch.equal(image, copy)
 
 
-def test_erasing_replaces_a_rectangle_by_noise_and_nothing_else(image):
+def test_erasing_fills_one_rectangle_with_noise(image):
     flat = torch.full_like(image, 77)
     changed = (Colours(erase=1.0)(flat, 1) != flat).any(0)
     rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
@@ -66,17 +66,17 @@ def test_erasing_happens_as_often_as_its_probability(image):
     assert 60 < changed < 140
 
 
-def test_a_configuration_reaches_the_training_transform(image):
+def test_the_configuration_sets_the_colours_of_the_training_transform(image):
     data = DataConfig(image_size=32, auto_augment="rand-m9", colour_jitter=0.2, erase=0.5)
     assert train_transform(data).colours == Colours(policy="rand-m9", jitter=0.2, erase=0.5)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_policies_of_timm_are_known(policy):
+def test_policies_of_timm_are_accepted(policy):
     check_policy(DataConfig(auto_augment=policy))
 
 
 @pytest.mark.parametrize("policy", ["rand-x9", "autoaugment", "v0-m9", "rand-m9.5", "-"])
-def test_another_policy_is_refused_by_name(policy):
+def test_an_unknown_policy_is_refused_by_name(policy):
     with pytest.raises(UserError, match=f"data.auto_augment must be a policy .* got '{policy}'"):
         check_policy(DataConfig(auto_augment=policy))

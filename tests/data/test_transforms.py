@@ -1,4 +1,4 @@
-"""Transforms: sizes, what each setting does, and chance from the generator alone."""
+"""Training and evaluation transforms: sizes, the effect of each setting, and reproducibility."""
 
 import pickle
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online_aug.data.settings import DataConfig
-from online_aug.data.transforms import Frame, resize
+from online_aug.data.transforms import Frame, fit_square
 from online_aug.data.transforms import TrainTransform, eval_transform, normalise, train_transform
 from online_aug.seeding import torch_rng
 
@@ -24,7 +24,7 @@ def still(size=32, **settings):
 
 
 def spot(x, y, size=33):
-    """Black but for a white disc, whose place can be measured."""
+    """Return a black image with a white disc, whose position can be measured."""
     row = torch.arange(size) - (size - 1) / 2
     inside = (row[None, :] - x) ** 2 + (row[:, None] - y) ** 2 < 9
     return (inside * 255).to(torch.uint8).expand(3, -1, -1).contiguous()
@@ -55,12 +55,12 @@ def test_a_flat_image_stays_flat(height, width, value):
     assert (moved == value).all()
 
 
-def test_an_image_of_the_right_size_is_not_touched_by_evaluation():
+def test_evaluation_leaves_an_image_of_the_right_size_unchanged():
     image = noise(64, 64)
     assert torch.equal(eval_transform(DataConfig(image_size=64))(image), image)
 
 
-def test_all_settings_off_changes_nothing():
+def test_training_with_all_settings_off_changes_nothing():
     image = noise(32, 32)
     assert torch.equal(still()(image, torch_rng(0)), image)
 
@@ -70,7 +70,7 @@ def test_a_flip_alone_mirrors_exactly():
     assert torch.equal(still(hflip=1.0)(image, torch_rng(0)), image.flip(2))
 
 
-def test_a_flip_within_a_motion_mirrors_too():
+def test_a_flip_during_interpolation_mirrors_too():
     image = noise(32, 32)
     tiny = {"scale": (1 + 1e-9, 1 + 1e-9)}  # forces the interpolation, moves nothing
     assert torch.equal(still(hflip=1.0, **tiny)(image, torch_rng(0)), image.flip(2))
@@ -83,7 +83,7 @@ def test_a_shift_moves_by_at_most_its_fraction_and_uses_the_whole_range():
     assert (places.max(dim=0).values > 0.18).all()
 
 
-def test_a_rotation_keeps_the_distance_and_stays_below_its_angle():
+def test_a_rotation_keeps_distances_and_stays_within_its_angle():
     angles = []
     for k in range(100):
         x, y = centre(still(33, rotate_degrees=30.0)(spot(9, 0), torch_rng(k)))
@@ -98,32 +98,32 @@ def test_a_zoom_above_one_makes_things_larger():
     assert x == pytest.approx(1.3 * 7, abs=0.3)
 
 
-def test_a_zoom_below_one_repeats_the_border():
+def test_a_zoom_below_one_fills_in_with_the_border():
     image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
     assert (still(scale=(0.5, 0.5))(image, torch_rng(0)) == 200).all()
 
 
-def test_the_same_seed_gives_the_same_image_and_another_seed_another():
+def test_the_image_depends_on_the_seed():
     transform, image = train_transform(DataConfig()), noise(40, 56)
     first, same, other = (transform(image, torch_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
 
-def test_the_global_generator_is_neither_read_nor_moved():
+def test_the_global_generator_is_not_used():
     before = torch.get_rng_state()
     train_transform(DataConfig())(noise(20, 30), torch_rng(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_input_is_not_written_to():
+def test_the_input_is_left_unchanged():
     image = noise(64, 64)
     copy = image.clone()
     train_transform(DataConfig(hflip=1.0))(image, torch_rng(0))
     assert torch.equal(image, copy)
 
 
-def test_one_setting_does_not_change_what_another_draws():
+def test_changing_one_setting_does_not_change_what_another_draws():
     centres = [
         centre(still(33, shift=0.2, rotate_degrees=angle)(spot(0, 0), torch_rng(5)))
         for angle in (0.0, 90.0)
@@ -133,17 +133,17 @@ def test_one_setting_does_not_change_what_another_draws():
 
 def test_shrinking_averages_instead_of_picking_pixels():
     checkers = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255
-    small = resize(checkers.to(torch.uint8).expand(3, -1, -1), 16)
+    small = fit_square(checkers.to(torch.uint8).expand(3, -1, -1), 16)
     assert ((small[:, 2:-2, 2:-2].int() - 127).abs() <= 2).all()
 
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
-def test_a_transform_travels_to_a_worker(make):
+def test_transforms_can_be_pickled(make):
     transform = make(DataConfig())
     assert pickle.loads(pickle.dumps(transform)) == transform
 
 
-def test_normalising_is_the_textbook_formula():
+def test_normalising_subtracts_the_mean_and_divides_by_the_deviation():
     images = torch.stack([noise(5, 9, seed) for seed in range(3)])
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     columns = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]

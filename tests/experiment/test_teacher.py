@@ -74,13 +74,13 @@ def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(experime
 
 def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(experiment_of, weights):
     from online_aug.classifier.model import input_statistics
-    from online_aug.data.transforms import normalise, resize
+    from online_aug.data.transforms import fit_square, normalise
     from online_aug.experiment.images import SourceImages
 
     experiment = experiment_of(teacher=weights)
     ensure_saliency(experiment)
     source, teacher = experiment.sources[3], build_teacher(experiment)
-    image = resize(SourceImages(experiment.splits.train, experiment.sources).by_index(3), 64)
+    image = fit_square(SourceImages(experiment.splits.train, experiment.sources).by_index(3), 64)
     batch = normalise(image[None], *input_statistics(teacher))
     expected = grad_cam(teacher, batch, torch.tensor([source.label]))[0]
     table = experiment.saliency.table(experiment.saliency.version, experiment.digests)

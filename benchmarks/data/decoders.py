@@ -1,6 +1,6 @@
 """Image files to RGB pixels: as the loader reads them, beside Pillow, torchvision and OpenCV.
 
-    python -m benchmarks.decoders [--turns 15] [--height 375] [--width 500]
+    python -m benchmarks.data.decoders [--turns 15] [--height 375] [--width 500]
 
 All decode the same files, held in memory, on one thread and in turns. The last column says how
 far a decoder's pixels are from Pillow's.

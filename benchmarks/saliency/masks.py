@@ -1,6 +1,6 @@
 """How well do saliency masks find the object? Against the true masks of pocket birds.
 
-    python benchmarks/saliency_masks.py configs/pocket_birds_sgd_mix.yaml [key=value ...]
+    python benchmarks/saliency/masks.py configs/pocket_birds_sgd_mix.yaml [key=value ...]
 
 Trains the experiment's classifier on real images alone and stops at some ages to cut every fourth
 training image by Otsu's threshold of its maps, at several input sizes. Prints the mean
@@ -63,7 +63,7 @@ class Judged(NamedTuple):
 
 def main(argv: Sequence[str]) -> None:
     """Print one row for each method, size and age."""
-    command = parse_command(argv, prog="python benchmarks/saliency_masks.py", summary="Judge maps.")
+    command = parse_command(argv, prog="python benchmarks/saliency/masks.py", summary="Judge maps.")
     config = command.load_config()
     if config.data.source != "pocket_birds":
         raise UserError(

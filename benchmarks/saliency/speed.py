@@ -1,6 +1,6 @@
 """What Grad-CAM costs: in forward passes of the classifier, and beside pytorch_grad_cam.
 
-    python benchmarks/saliency.py [DEVICE] [BATCH_SIZE]
+    python benchmarks/saliency/speed.py [DEVICE] [BATCH_SIZE]
 
 Random weights, 224 px, medians over interleaved rounds. Ours looks through a copy that is prepared
 once for each version of a teacher; what that costs, its first two batches included, is the column

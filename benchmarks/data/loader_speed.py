@@ -1,6 +1,6 @@
 """OnlineAugLoader with a warm cache against PyTorch's DataLoader over torchvision's ImageFolder.
 
-    python -m benchmarks.loader_speed [--images 256] [--codec webp_lossless] [--resolution 256]
+    python -m benchmarks.data.loader_speed [--images 256] [--codec webp_lossless] [--resolution 256]
         [--workers 0] [--turns 7]
 
 Both read JPEGs of 500 x 375 px, transform them alike (to 224 px) and take turns. ImageFolder reads
