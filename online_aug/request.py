@@ -1,12 +1,9 @@
 """What crosses a border between planning, generating, storing and serving."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
-
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from cache.keys import Scalar, request_key
 
@@ -129,36 +126,31 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
-    """How the slots of one or more batches were filled on this rank."""
+class Counts:
+    """What is counted in a batch, an epoch or a run; counts of several parts are added."""
 
     real: int = 0
     """Slots that were planned real."""
     fresh: int = 0
-    """Generated in this run and served for the first time."""
+    """Slots with an image that was generated in this run and served for the first time."""
     cached: int = 0
-    """Any other generated image."""
+    """Slots with any other generated image."""
     starved: int = 0
     """Slots that were planned synthetic and got the real image; not counted in `real`."""
+    generated: int = 0
+    """Images put into the cache."""
+    rejected: int = 0
+    """Images that the gate refused."""
+    restarts: int = 0
+    """Times that a generation process died and was started again."""
 
-    def __add__(self, other: "Served") -> "Served":
-        return Served(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        )
+    @property
+    def slots(self) -> int:
+        """Images trained on."""
+        return self.real + self.fresh + self.cached + self.starved
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What the loader hands to the training step."""
-
-    images: UInt8[Tensor, "b 3 h w"]
-    labels: Float[Tensor, "b k"]
-    """Soft labels, before label smoothing and mixup."""
-    served: Served
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies while it computes.
-
-        The DataLoader calls it where it is to pin: it knows tensors, and what has this method.
-        """
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: n - getattr(other, name) for name, n in vars(self).items()})

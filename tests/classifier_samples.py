@@ -5,7 +5,8 @@ import torch
 from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.distributed.world import total
-from online_aug.request import Batch, Served
+from online_aug.loader.dataset import Batch
+from online_aug.request import Counts
 from online_aug.training.engine import TrainingEngine
 
 CLASSES = 3
@@ -25,7 +26,7 @@ def make_batch(seed, size=8):
     noise = torch.randint(60, (size, 3, 32, 32), generator=rng)
     images = (noise + 90 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
     soft = torch.nn.functional.one_hot(labels, CLASSES).float()
-    return Batch(images=images, labels=soft, served=Served(real=size))
+    return Batch(images=images, labels=soft, served=Counts(real=size))
 
 
 def train_and_resume(world, folder):

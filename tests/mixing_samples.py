@@ -10,10 +10,11 @@ from request_samples import CLASSES, digest_of, make_context, make_plan, make_so
 from cache import Entry
 from online_aug.config.mixing import MixingConfig
 from online_aug.experiment.images import BoundCompose
+from online_aug.loader.back_pressure import BackPressure
 from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.loader import OnlineAugLoader
-from online_aug.loader.pool import Supply
-from online_aug.loader.sampler import MixingSampler
+from online_aug.loader.pool import SamplePool
+from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Order, Probability
 
 IMAGES = 24
@@ -69,8 +70,8 @@ def with_noise(image, rng):
     return (image // 2 + torch.randint(128, image.shape, generator=rng)).to(torch.uint8)
 
 
-def make_supply(store, *, rank=0, world_size=1, limit=None, plan=PLAN, local=None):
-    return Supply(
+def make_pool(store, *, rank=0, world_size=1, limit=None, plan=PLAN, local=None):
+    return SamplePool(
         plan, store, rank=rank, world_size=world_size, max_times_sampled=limit, local=local
     )
 
@@ -110,20 +111,27 @@ class Setup:
     images: object = GreyImages()
     skips_bad_images: bool = False
     transform: object = as_it_is
+    limiter: object = None
 
-    def sampler(self):
+    def parts(self, process=None):
+        """The sampler, and the back-pressure on a generation process."""
         mixing = MixingConfig(
             policy=self.policy,
             starvation=self.starvation,
             max_times_sampled=self.limit,
         )
         ranks = {"rank": self.rank, "world_size": self.world_size}
-        supply = make_supply(self.store, limit=self.limit, **ranks)
+        pool = make_pool(self.store, limit=self.limit, **ranks)
         order = replace(
             self.order, probability=fixed(self.probability), adds=self.policy == "concat"
         )
         digests = [digest_of(index) for index in range(IMAGES)]
-        return MixingSampler(order, supply, mixing, self.wait_for, digests=digests)
+        pressure = BackPressure(pool, process, self.limiter)
+        filler = Mixing(order, pool, mixing, self.wait_for, digests=digests, pressure=pressure)
+        return BatchSampler(order, pool, filler), pressure
+
+    def sampler(self):
+        return self.parts()[0]
 
     def dataset(self):
         return MixedDataset(
@@ -138,12 +146,13 @@ class Setup:
         )
 
     def loader(self, *, workers=0, process=None, ledger=None):
+        sampler, pressure = self.parts(process)
         return OnlineAugLoader(
             self.dataset(),
-            self.sampler(),
+            sampler,
             workers=workers,
             pin_memory=False,
-            generator=process,
+            pressure=pressure,
             ledger=ledger,
         )
 

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from request_samples import VALUES, make_request, requests
 
 from cache import canonical_bytes, decode_fields, request_key
-from online_aug.request import Batch, GenerationRequest, Served
+from online_aug.loader.dataset import Batch
+from online_aug.request import Counts, GenerationRequest
 
 SILENT = GenerationRequest.SILENT
 NAMES = [field.name for field in fields(GenerationRequest)]
-counts = st.builds(Served, **dict.fromkeys(vars(Served()), st.integers(0, 1000)))
+counts = st.builds(Counts, **dict.fromkeys(vars(Counts()), st.integers(0, 1000)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,4 +80,4 @@ def test_served_slots_add_up_kind_by_kind(one, other):
 def test_the_shapes_of_a_batch_are_checked_while_testing():
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(TypeError):
-        Batch(images=images, labels=torch.zeros(3, 5), served=Served(real=2))
+        Batch(images=images, labels=torch.zeros(3, 5), served=Counts(real=2))

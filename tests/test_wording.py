@@ -4,24 +4,24 @@ from hypothesis import strategies as st
 
 from online_aug.console import byte_size, duration, percent, rate, whole_percent
 from online_aug.reporting.tables import mix_bar, shares
-from online_aug.request import Served
+from online_aug.request import Counts
 
 counts = st.integers(0, 10**9)
-served = st.builds(Served, real=counts, fresh=counts, cached=counts, starved=counts)
+served = st.builds(Counts, real=counts, fresh=counts, cached=counts, starved=counts)
 
 
 @given(served, st.integers(1, 200))
-def test_the_mix_bar_is_always_as_long_as_asked(mix: Served, cells: int) -> None:
+def test_the_mix_bar_is_always_as_long_as_asked(mix: Counts, cells: int) -> None:
     assert len(mix_bar(mix, cells)) == cells
 
 
-@given(served.filter(lambda mix: mix != Served()))
-def test_shares_sum_to_one(mix: Served) -> None:
+@given(served.filter(lambda mix: mix != Counts()))
+def test_shares_sum_to_one(mix: Counts) -> None:
     assert sum(shares(mix).values()) == pytest.approx(1)
 
 
 def test_nothing_served_has_no_shares() -> None:
-    assert set(shares(Served()).values()) == {0.0}
+    assert set(shares(Counts()).values()) == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -35,15 +35,15 @@ from online_aug.data.image_sets import ImageSet
 from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import train_transform
 from online_aug.experiment.images import BoundCompose
+from online_aug.loader.back_pressure import BackPressure
 from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.loader import OnlineAugLoader
-from online_aug.loader.pool import Supply
-from online_aug.loader.sampler import MixingSampler
-from online_aug.loader.slots import Order
+from online_aug.loader.pool import SamplePool
+from online_aug.loader.sampler import BatchSampler, Mixing
+from online_aug.loader.slots import Order, order_of
 from online_aug.methods import METHODS, MethodContext, Part, Source, plan_requests
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
-from online_aug.training.build_loader import order_of
 
 BATCH_SIZE, CLASSES = 32, 8
 IMAGE_FOLDER = "DataLoader, ImageFolder"
@@ -195,10 +195,10 @@ def _fill(
 
 def _sampler(
     images: ImageSet, store: Store, plan: list[GenerationRequest], share: float
-) -> MixingSampler:
+) -> BatchSampler:
+    order, pool = _order(images, share), SamplePool(plan, store)
     mixing = MixingConfig(synthetic_probability=share)
-    supply = Supply(plan, store, rank=0, world_size=1, max_times_sampled=None)
-    return MixingSampler(_order(images, share), supply, mixing)
+    return BatchSampler(order, pool, Mixing(order, pool, mixing))
 
 
 def _order(images: ImageSet, share: float) -> Order:
@@ -228,12 +228,13 @@ def _loader(
         seed=0,
         skips_bad_images=False,
     )
+    sampler = _sampler(images, store, plan, share)
     return OnlineAugLoader(
         dataset,
-        _sampler(images, store, plan, share),
+        sampler,
         workers=workers,
         pin_memory=False,
-        generator=None,
+        pressure=BackPressure(sampler.pool),
         ledger=None,
     )
 

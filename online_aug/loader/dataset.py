@@ -1,8 +1,11 @@
-"""One decode a sample: the real image or the generated one, composed, transformed, labelled."""
+"""The data set that a DataLoader worker reads: one sample for a slot, decoded once.
+
+The real image, or the generated one composed with it, is transformed and gets its soft label.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +18,7 @@ from cache import CacheError, CorruptRecordError, Record, Store
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.images import BadImageError
 from online_aug.loader.slots import Kind, Slot
-from online_aug.request import Batch, Servable, Served
+from online_aug.request import Counts, Servable
 from online_aug.seeding import numpy_rng, seed_of, torch_rng
 
 _log = logging.getLogger(__name__)
@@ -24,20 +27,39 @@ Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3
 Compose = Callable[
     [Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Tensor]
 ]
-"""Source image (read only if called), generated image, request, chance: what is served, label."""
+"""Makes a sample: source image (read only if called), generated image, request and random numbers
+to the image that is served and its soft label."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What collation takes: image, soft label, and how the slot was filled in the end."""
+    """A transformed image, its soft label, and how the slot was filled in the end."""
 
     image: UInt8[Tensor, "3 s s"]
     label: Float[Tensor, " k"]
     kind: Kind
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A batch of samples, as the loader hands it to the training step."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    labels: Float[Tensor, "b k"]
+    """Soft labels, before label smoothing and mixup."""
+    served: Counts
+    """How the slots were filled."""
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory, from which a GPU copies while it computes.
+
+        The DataLoader calls this method if it is to pin memory.
+        """
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
 class Collated(NamedTuple):
-    """A batch, and how each of its slots was filled in the end."""
+    """A batch, and how each of its slots was filled."""
 
     batch: Batch
     kinds: list[Kind]
@@ -45,28 +67,28 @@ class Collated(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MixedDataset(Dataset[Sample]):
-    """Samples by slot. Pickles to worker processes, each of which opens the cache for itself."""
+    """Samples by slot; pickles to worker processes, each of which opens the cache for itself."""
 
     images: ImageSet
     plan: list[Servable]
-    """Grows in the main process while no worker runs."""
+    """Requests by number; grows in the main process while no worker runs."""
     places: Mapping[str, int]
-    """Where in `images` the source with each digest is."""
+    """Index in `images` of the source image with each digest."""
     compose: Compose | None
-    """None where nothing synthetic is served."""
+    """Makes a sample of a generated image; None if nothing synthetic is served."""
     store: Store
     transform: Transform
     seed: int
     skips_bad_images: bool
 
     def __len__(self) -> int:
-        """Real images."""
+        """Return the number of real images."""
         return len(self.images)
 
     def __getitem__(self, slot: Slot) -> Sample:
-        """The sample of one slot; the real image where the planned record cannot be read."""
+        """Return the sample of a slot; the real image if the planned record cannot be read."""
         image, label, kind = self._content(slot)
-        # What the cache decodes is read-only, which a tensor cannot be.
+        # The cache gives read-only arrays, which torch does not take.
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         seed = seed_of("transform", self.seed, slot.epoch, slot.position)
         return Sample(self.transform(pixels, torch_rng(seed)), label, kind)
@@ -89,11 +111,11 @@ class MixedDataset(Dataset[Sample]):
         return image, label, slot.kind
 
     def _source(self, request: Servable) -> Image:
-        assert request.source_digest is not None  # else the method was not given the image
+        assert request.source_digest is not None  # else the method does not ask for the image
         return self.images.load(self.places[request.source_digest])
 
     def _record(self, key: bytes) -> Record | None:
-        """What the cache has for a request; a corrupt record leaves it, to be made again."""
+        """Return the record of a request; a corrupt one is removed, to be made again."""
         try:
             return self.store.get(key)
         except CacheError as error:
@@ -109,7 +131,7 @@ class MixedDataset(Dataset[Sample]):
             _log.warning("a corrupt record stays in the cache: %s", error)
 
     def _real(self, index: int) -> tuple[Image, Tensor]:
-        """The image at `index`; with `data.on_bad_image: skip` the next one that can be read."""
+        """Return the image at `index`, or the next one that can be read if bad ones are skipped."""
         for candidate in range(index, index + len(self.images)):
             place = candidate % len(self.images)
             try:
@@ -126,12 +148,12 @@ class MixedDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Collated:
-    """Stack samples and count how their slots were filled."""
+    """Stack samples to a batch and count how their slots were filled."""
     kinds = [sample.kind for sample in samples]
     batch = Batch(
         images=torch.stack([sample.image for sample in samples]),
         labels=torch.stack([sample.label for sample in samples]),
-        served=Served(
+        served=Counts(
             real=kinds.count(Kind.REAL),
             fresh=kinds.count(Kind.FRESH),
             cached=kinds.count(Kind.CACHED),

@@ -29,6 +29,7 @@ from online_aug.generation.engine import Finished, ImageGenerator
 from online_aug.generation.gate import Classify, ClassRule, Gate, Score, ScoreRule, to_bytes
 from online_aug.generation.inputs import Prepare, fit
 from online_aug.generation.vae import TOGETHER
+from online_aug.loader.back_pressure import max_ahead_of_each
 from online_aug.producer.request_queue import Stripe, Weights, part_of
 from online_aug.producer.service import Generates, Work
 from online_aug.request import GenerationRequest
@@ -71,7 +72,6 @@ def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
         return experiment.methods[request.method].refusal(request, experiment.context_for(request))
 
     schedule = config.schedule
-    ahead = -(-config.generation.max_ahead // count)
 
     def plan_of(version: str) -> list[GenerationRequest]:
         return part_of(experiment.plan_of(version), schedule)
@@ -81,8 +81,7 @@ def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
         plan_of=plan_of if experiment.saliency.follows_classifier else None,
         prepare=prepare,
         refusal=refusal,
-        # A trainer that waits for one image cannot serve the others that would end a pause.
-        max_ahead=ahead if config.mixing.starvation == "substitute" else None,
+        max_ahead=max_ahead_of_each(config, count),
         stripe=Stripe.of(schedule).split(number, count),
         weights=_weights(experiment),
         follows_losses=schedule.priority == "hard",

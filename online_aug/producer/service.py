@@ -17,6 +17,7 @@ from online_aug.generation.engine import Finished
 from online_aug.generation.gate import NOT_FINITE, to_bytes
 from online_aug.generation.inputs import Prepare
 from online_aug.generation.vae import TOGETHER
+from online_aug.loader.back_pressure import AheadLimit
 from online_aug.producer.process import State, Status
 from online_aug.producer.request_queue import Order, Stripe, Weights, Worklist, weights_by_loss
 from online_aug.request import GenerationRequest
@@ -114,7 +115,7 @@ class Service:
         self._weights = work.weights
         self._losses: Sequence[float | None] | None = None
         self._list = self._listed(work.plan)
-        self._start_of_plan = (0, 0)
+        self._limit = AheadLimit(work.max_ahead)
         self._made = self._reused_before = 0
         self._rejected: Counter[str] = Counter()
         self._spoilt = 0
@@ -166,7 +167,7 @@ class Service:
         self._version = self._trainer.saliency_version
         self._reused_before += self._list.reused
         self._list = self._listed(self._work.plan_of(self._version))
-        self._start_of_plan = (self._made, self._trainer.served)
+        self._limit.start_plan(self._made, self._trainer.served)
         return True
 
     def _listed(self, plan: Sequence[GenerationRequest]) -> Worklist:
@@ -254,15 +255,12 @@ class Service:
 
     @property
     def _is_far_ahead(self) -> bool:
-        """Each plan counts for itself: what was made by older maps may never be served."""
-        limit = self._work.max_ahead
-        if limit is None:
-            return False
-        if self._told[0] == "paused":  # until all slots have something to do
-            limit = max(1, limit - self._generator.room)
-        made, served = self._start_of_plan
-        ahead = (self._made - made) - (self._trainer.served - served)
-        return ahead + self._list.under_way >= limit
+        return self._limit.is_reached(
+            self._made,
+            self._trainer.served,
+            under_way=self._list.under_way,
+            slack=self._generator.room if self._told[0] == "paused" else 0,
+        )
 
     def _flush(self) -> None:
         self._writer.flush()

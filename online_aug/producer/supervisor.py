@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from online_aug.errors import UserError
+from online_aug.loader.back_pressure import divide_served
 from online_aug.producer.process import (
     ClassLosses,
     Failed,
@@ -266,9 +267,9 @@ class Fleet:
     def served(self, fresh: int) -> None:
         """Tell how many fresh images this run has served so far."""
         self._fresh, self._shared_by = fresh, self._made()
-        parts = self._shared_by if any(self._shared_by) else [1] * len(self._members)
+        parts = divide_served(fresh, self._shared_by)
         for member, part in zip(self._members, parts, strict=True):
-            member.served(fresh * part // sum(parts))
+            member.served(part)
 
     def publish(self, version: str) -> None:
         """Tell that the cache holds a newer version of the maps."""

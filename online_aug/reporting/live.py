@@ -23,7 +23,7 @@ from online_aug.reporting.tables import (
     panel_line,
     print_summary,
 )
-from online_aug.request import Served
+from online_aug.request import Counts
 
 __all__ = ["GeneratorView", "LiveReport", "print_summary"]
 
@@ -99,7 +99,7 @@ class LiveReport:
         epoch: int,
         step_in_epoch: int,
         loss: SupportsFloat,
-        served: Served,
+        served: Counts,
         generator: GeneratorView | None,
     ) -> None:
         """Show where training is; call it after every step, most calls only look at the clock.

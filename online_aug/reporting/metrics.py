@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from online_aug.files import from_json, to_json, write_atomically
-from online_aug.request import Served
+from online_aug.request import Counts
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -70,9 +70,9 @@ class EpochMetrics:
     cache_bytes: int
 
     @property
-    def served(self) -> Served:
+    def served(self) -> Counts:
         """How the slots of this epoch were filled, over all ranks."""
-        return Served(
+        return Counts(
             real=self.served_real,
             fresh=self.served_fresh,
             cached=self.served_cached,
@@ -133,9 +133,9 @@ class Summary:
         return f"{self.generated:,} made, {self.reused:,} reused, {self.rejected:,} rejected{share}"
 
     @property
-    def served(self) -> Served:
+    def served(self) -> Counts:
         """How the slots of the run were filled, over all ranks."""
-        return Served(
+        return Counts(
             real=self.served_real,
             fresh=self.served_fresh,
             cached=self.served_cached,

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from online_aug.console import byte_size, duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
-from online_aug.request import Served
+from online_aug.request import Counts
 
 MIX_COLOURS = {"real": "blue", "fresh": "green", "cached": "cyan", "starved": "yellow"}
 
@@ -52,7 +52,7 @@ class Now:
     loss: float
     images_per_s: float | None
     left_s: float | None
-    served: Served
+    served: Counts
     """Since the start of the epoch."""
     generator: GeneratorView | None
 
@@ -94,7 +94,7 @@ def speed_text(now: Now) -> str:
     return "-" if now.images_per_s is None else f"{rate(now.images_per_s)} images/s"
 
 
-def mix_text(served: Served) -> Text:
+def mix_text(served: Counts) -> Text:
     """The four shares with their names, in the colours of the bar."""
     text = Text(no_wrap=True)
     for name, share in shares(served).items():
@@ -104,7 +104,7 @@ def mix_text(served: Served) -> Text:
     return text
 
 
-def mix_bar(served: Served, cells: int) -> Text:
+def mix_bar(served: Counts, cells: int) -> Text:
     """The four shares as one bar of exactly `cells` characters; dim while nothing was served."""
     bar, drawn, reached = Text(no_wrap=True), 0, 0.0
     for name, share in shares(served).items():
@@ -262,7 +262,7 @@ def _listed(shares: Mapping[str, float]) -> str:
     )
 
 
-def shares(served: Served) -> dict[str, float]:
+def shares(served: Counts) -> dict[str, float]:
     """The four ways a slot is filled as shares of all slots, in [0, 1]; all 0 without slots."""
     counts = {
         "real": served.real,

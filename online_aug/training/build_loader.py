@@ -13,7 +13,6 @@ from pathlib import Path
 from cache import Store, is_started
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
-from online_aug.data.image_sets import ImageSet
 from online_aug.data.transforms import train_transform
 from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.processes import Interrupt
@@ -22,11 +21,13 @@ from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose
 from online_aug.files import write_atomically
+from online_aug.loader.back_pressure import BackPressure, limiter_of
 from online_aug.loader.dataset import MixedDataset
-from online_aug.loader.loader import OnlineAugLoader, WaitFor
-from online_aug.loader.pool import Supply, open_store, pin_if_awaited
-from online_aug.loader.sampler import LEDGER_FOLDER, MixingSampler, ReplaySampler, limiter_of
-from online_aug.loader.slots import Order, probability_of
+from online_aug.loader.ledger import LEDGER_FOLDER
+from online_aug.loader.loader import OnlineAugLoader
+from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
+from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
+from online_aug.loader.slots import order_of
 from online_aug.producer.process import Place
 from online_aug.producer.supervisor import Fleet, Supervisor
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
@@ -63,9 +64,11 @@ def build_loader(
     if experiment.is_synthetic and experiment.fractals:
         experiment.fractals.ensure()
     served: list[Servable] = [*experiment.plan, *agreed_imports(experiment, world)]
-    supply = supply_of(experiment, store, served, world)
-    wait_for = WaitFor(store, supply.keys, generator, is_stopping=is_stopping)
-    sampler = sampler_of(experiment, supply, wait_for)
+    pool = pool_of(experiment, store, served, world)
+    pressure = BackPressure(pool, generator, limiter_of(config))
+    wait_for = WaitFor(store, pool.requests.keys, generator, is_stopping=is_stopping)
+    filler = filler_of(experiment, pool, pressure, wait_for)
+    sampler = BatchSampler(order_of(config, experiment.splits.train), pool, filler)
     dataset = MixedDataset(
         images=experiment.splits.train,
         plan=served,
@@ -81,7 +84,7 @@ def build_loader(
         sampler,
         workers=_workers(config, devices),
         pin_memory=world.device.type == "cuda",
-        generator=generator,
+        pressure=pressure,
         ledger=run_directory / LEDGER_FOLDER,
     )
 
@@ -267,27 +270,11 @@ def striped(config: Config, world: World) -> Config:
     return config.model_copy(update={"schedule": schedule.model_copy(update=part)})
 
 
-def order_of(config: Config, images: ImageSet) -> Order:
-    """The global batches of every epoch.
-
-    Raises:
-        UserError: If `mixing.class_probability` names a class that `images` has not.
-    """
-    return Order(
-        num_images=len(images),
-        batch_size=config.optim.batch_size,
-        repeats=config.data.epoch_repeats,
-        seed=config.run.seed,
-        probability=probability_of(config.mixing, images, config.run.epochs),
-        adds=config.mixing.policy == "concat",
-    )
-
-
-def supply_of(
+def pool_of(
     experiment: Experiment, store: Store, served: Sequence[Servable], world: World | None = None
-) -> Supply:
-    """What a rank may serve of these images; all of it without a world."""
-    return Supply(
+) -> SamplePool:
+    """Return the pool of a rank; without a world it may serve all images."""
+    return SamplePool(
         served,
         store,
         rank=world.rank if world else 0,
@@ -297,29 +284,32 @@ def supply_of(
     )
 
 
-def sampler_of(
-    experiment: Experiment, supply: Supply, wait_for: Callable[[int], bool]
-) -> MixingSampler:
-    """What fills the slots of a rank, by the configuration or by the ledger of `run.replay`."""
+def filler_of(
+    experiment: Experiment,
+    pool: SamplePool,
+    pressure: BackPressure,
+    wait_for: Callable[[int], bool],
+) -> Filler:
+    """Return what fills the slots of a rank: the configuration, or the ledger of `run.replay`."""
     config = experiment.config
     if config.run.replay is not None:
-        return _replay(experiment, supply, config.run.replay)
-    return MixingSampler(
+        return _replay(experiment, pool, config.run.replay)
+    return Mixing(
         order_of(config, experiment.splits.train),
-        supply,
+        pool,
         config.mixing,
         wait_for,
-        limiter=limiter_of(config.mixing, config.generation.max_ahead),
+        pressure=pressure,
         digests=[source.digest for source in experiment.sources] if experiment.is_synthetic else (),
     )
 
 
 def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
-    """Refuse what could not be served; writes nothing.
+    """Refuse a sequence of images that cannot be served; write nothing.
 
     Raises:
-        UserError: If a class has a probability that there is not, or a run is to be replayed that
-            was one of other images, or whose images are gone.
+        UserError: If a class has a probability that does not exist, or the run to be replayed is
+            one of other images, or its images are gone.
     """
     config = experiment.config
     order_of(config, experiment.splits.train)
@@ -331,9 +321,9 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     if not is_started(config.cache.path):
         raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
     with Store(config.cache.path, readonly=True) as store:
-        supply = supply_of(experiment, store, [*experiment.plan, *experiment.imports.images])
-        _replay(experiment, supply, config.run.replay).check(config.run.epochs)
+        pool = pool_of(experiment, store, [*experiment.plan, *experiment.imports.images])
+        _replay(experiment, pool, config.run.replay).check(config.run.epochs)
 
 
-def _replay(experiment: Experiment, supply: Supply, run: Path) -> ReplaySampler:
-    return ReplaySampler(order_of(experiment.config, experiment.splits.train), supply, run)
+def _replay(experiment: Experiment, pool: SamplePool, run: Path) -> Replay:
+    return Replay(order_of(experiment.config, experiment.splits.train), pool, run)

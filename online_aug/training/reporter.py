@@ -17,7 +17,7 @@ from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
 from online_aug.reporting.run_directory import write_summary
-from online_aug.request import Served
+from online_aug.request import Counts
 from online_aug.training.build_loader import who_makes
 from online_aug.training.run_state import EpochTally, RunState
 
@@ -72,10 +72,10 @@ class TrainingReport:
         )
         return replace(state, generated=int(made), rejected=int(rejected), restarts=int(restarts))
 
-    def over_ranks(self, served: Served) -> Served:
+    def over_ranks(self, served: Counts) -> Counts:
         """What all ranks served; called by all."""
         counts = total(self._world, list(vars(served).values()))
-        return Served(**{name: int(n) for name, n in zip(vars(served), counts, strict=True)})
+        return Counts(**{name: int(n) for name, n in zip(vars(served), counts, strict=True)})
 
     def step(self, epoch: int, loss: Any, tally: EpochTally) -> None:
         """Show where training is, after every step."""
@@ -83,7 +83,7 @@ class TrainingReport:
         self.live.step(epoch, self._loader.step, loss, tally.served, self._view(ratio))
 
     def epoch(
-        self, now: RunState, found: Evaluation, tally: EpochTally, served: Served, **reached: Any
+        self, now: RunState, found: Evaluation, tally: EpochTally, served: Counts, **reached: Any
     ) -> None:
         """Log and show a finished epoch; on the first rank.
 
@@ -117,7 +117,7 @@ class TrainingReport:
         self.live.epoch(metrics)
 
     def finish(
-        self, now: RunState, last: Evaluation, best: Evaluation, totals: Served, reused: int
+        self, now: RunState, last: Evaluation, best: Evaluation, totals: Counts, reused: int
     ) -> None:
         """Write summary, report and gallery, and print the summary; on the first rank.
 
@@ -125,7 +125,7 @@ class TrainingReport:
             now: Counted, `wall_s` of all launches.
             last: On the test split after the last epoch.
             best: After the epoch that was best on the validation split.
-            totals: Served by all ranks.
+            totals: Counts by all ranks.
             reused: Images asked for that the cache already held.
         """
         summary = Summary(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from online_aug.distributed.world import World
-from online_aug.request import Served
+from online_aug.request import Counts
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,7 @@ def _part(count: int, rank: int, ranks: int) -> int:
 class EpochTally:
     """Sums over the epoch in progress, on one rank."""
 
-    served: Served = Served()
+    served: Counts = Counts()
     loss: Float[Tensor, ""] | float = 0.0
     steps: int = 0
     wait_s: float = 0.0
@@ -121,7 +121,7 @@ class EpochTally:
         """Over the steps, 0 without one; waits for the device."""
         return float(self.loss) / max(1, self.steps)
 
-    def add(self, loss: Float[Tensor, ""], served: Served) -> None:
+    def add(self, loss: Float[Tensor, ""], served: Counts) -> None:
         """Count one step."""
         self.loss = self.loss + loss
         self.served += served
@@ -140,4 +140,4 @@ class EpochTally:
     @classmethod
     def resumed(cls, state: dict[str, Any]) -> Self:
         """Go on with the sums of a checkpoint, the clock started anew."""
-        return cls(**{**state, "served": Served(**state["served"])})
+        return cls(**{**state, "served": Counts(**state["served"])})

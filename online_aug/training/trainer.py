@@ -16,8 +16,9 @@ from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import World, agree, barrier, total
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.loader.loader import OnlineAugLoader, StopWaiting
-from online_aug.request import Batch
+from online_aug.loader.dataset import Batch
+from online_aug.loader.loader import OnlineAugLoader
+from online_aug.loader.sampler import StopWaiting
 from online_aug.training.checkpoints import FOLDER
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.feedback import LossPublisher, SaliencyPublisher

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import EPOCHS, read_metrics, read_summary, run_folder, start, wait_for
 
-from online_aug.loader.slots import Ledger
+from online_aug.loader.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from online_aug.data.images import BadImageError
 from online_aug.experiment.images import BoundCompose
 from online_aug.loader.dataset import Sample, collate
 from online_aug.loader.slots import Kind, Slot
-from online_aug.request import Served
+from online_aug.request import Counts
 
 BETWEEN = next(n for n, r in enumerate(PLAN) if r.source_label != r.target_label)
 """A request whose image lies between two classes."""
@@ -184,7 +184,7 @@ def test_a_batch_counts_how_its_slots_were_filled_in_the_end():
     kinds = [Kind.REAL, Kind.FRESH, Kind.STARVED, Kind.REAL, Kind.CACHED, Kind.REAL]
     image, label = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.tensor([1.0, 0.0])
     batch, told = collate([Sample(image, label, kind) for kind in kinds])
-    assert batch.served == Served(real=3, fresh=1, cached=1, starved=1)
+    assert batch.served == Counts(real=3, fresh=1, cached=1, starved=1)
     assert told == kinds
     assert batch.images.shape == (6, 3, 2, 2)
     assert batch.labels.shape == (6, 2)

@@ -22,10 +22,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from cache import CacheFullError, Entry, Store
 from cache.backend import index
 from online_aug.errors import UserError
-from online_aug.loader.loader import StopWaiting, WaitFor
+from online_aug.loader.sampler import StopWaiting, WaitFor
 from online_aug.loader.slots import Kind
 from online_aug.producer.process import Status
-from online_aug.request import Served
+from online_aug.request import Counts
 
 
 class Process:
@@ -100,7 +100,7 @@ def test_batches_carry_pixels_and_labels_of_the_configured_size(mixed):
 def test_the_totals_are_the_sum_of_what_batches_say(mixed):
     _, loader = mixed
     batches = run(loader, [0, 1])
-    assert loader.totals == sum((batch.served for batch in batches), Served())
+    assert loader.totals == sum((batch.served for batch in batches), Counts())
     assert sum(vars(loader.totals).values()) == 2 * 2 * IMAGES
     assert loader.totals.fresh == 24
     assert loader.totals.cached > 0
@@ -177,7 +177,7 @@ def test_the_state_is_made_of_plain_values(mixed, tmp_path):
 def test_worker_processes_change_no_batch_and_prefetching_no_state(mixed):
     setup, alone = mixed
     expected = run(alone, [0, 1])
-    state_at_start = {"epoch": 0, "step": 0, "times_sampled": {}, "totals": vars(Served())}
+    state_at_start = {"epoch": 0, "step": 0, "times_sampled": {}, "totals": vars(Counts())}
     now = alone.state_dict()
     start = state_at_start | {name: now[name] for name in ("position_at_start", "position")}
 
@@ -217,7 +217,7 @@ def test_the_ledger_says_what_each_slot_got(store, tmp_path):
     counts = Counter(rows["kind"].tolist())
     assert counts[Kind.FRESH] == 4
     told = {kind.name.lower(): counts[kind] for kind in Kind}
-    assert Served(**told) == sum((b.served for b in batches), Served())
+    assert Counts(**told) == sum((b.served for b in batches), Counts())
     images = torch.cat([batch.images for batch in batches])
     for row, image in zip(rows, images, strict=True):
         is_synthetic = row["kind"] in (Kind.FRESH, Kind.CACHED)
@@ -231,7 +231,7 @@ def times_served(store):
 
 
 def test_the_cache_is_told_how_often_each_image_was_served(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("online_aug.loader.loader._NOTED_AT_ONCE", 5)
+    monkeypatch.setattr("online_aug.loader.pool._NOTED_AT_ONCE", 5)
     put(store, range(len(PLAN)))
     loader = Setup(store, probability=0.7).loader(ledger=tmp_path)
     run(loader, [0, 1])
@@ -255,7 +255,7 @@ def test_the_ledger_and_the_counters_call_an_unreadable_record_starved(store, tm
     put(store, [9])
     damage(store, KEYS[9])
     loader = Setup(store, probability=1).loader(ledger=tmp_path)
-    assert run(loader, [0])[0].served == Served(starved=8)
+    assert run(loader, [0])[0].served == Counts(starved=8)
     rows = np.load(tmp_path / "epoch0000-rank0-step0.npy")
     assert set(rows["kind"].tolist()) == {Kind.STARVED}
     assert set(rows["number"].tolist()) == {-1}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, fixed, make_order, make_supply, put
+from mixing_samples import IMAGES, KEYS, PLAN, Setup, epochs, fixed, make_order, make_pool, put
 from request_samples import digest_of
 
 from cache import Keys, Oldest, Store
@@ -17,10 +17,10 @@ from online_aug.seeding import numpy_rng
 RNG = numpy_rng("test")
 
 
-def everything(supply, most=200):
-    """What a supply gives until it is empty, at most `most` samples."""
+def everything(pool, most=200):
+    """What a pool gives until it is empty, at most `most` samples."""
     taken = []
-    while len(taken) < most and (sample := supply.take(RNG)) is not None:
+    while len(taken) < most and (sample := pool.take(RNG)) is not None:
         taken.append(sample)
     return taken
 
@@ -102,8 +102,8 @@ def test_a_slot_without_a_synthetic_sample_is_starved_and_gets_the_real_image(st
 
 def test_what_is_in_the_cache_at_the_start_is_cached_and_drawn_from_evenly(store):
     put(store, range(10))
-    supply = make_supply(store)
-    taken = [supply.take(RNG) for _ in range(1000)]
+    pool = make_pool(store)
+    taken = [pool.take(RNG) for _ in range(1000)]
     assert {kind for kind, _ in taken} == {Kind.CACHED}
     counts = np.bincount([number for _, number in taken], minlength=10)
     assert (np.abs(counts - 100) < 5 * np.sqrt(90)).all()
@@ -111,10 +111,10 @@ def test_what_is_in_the_cache_at_the_start_is_cached_and_drawn_from_evenly(store
 
 def test_fresh_images_come_first_in_the_order_they_were_made_and_once(store):
     put(store, [1, 2])
-    supply = make_supply(store)
+    pool = make_pool(store)
     put(store, [9, 4, 7])
-    supply.refresh()
-    taken = [supply.take(RNG) for _ in range(100)]
+    pool.refresh()
+    taken = [pool.take(RNG) for _ in range(100)]
     assert taken[:3] == [(Kind.FRESH, 9), (Kind.FRESH, 4), (Kind.FRESH, 7)]
     assert {kind for kind, _ in taken[3:]} == {Kind.CACHED}
     assert {number for _, number in taken[3:]} == {1, 2, 4, 7, 9}
@@ -136,26 +136,26 @@ def test_an_image_that_comes_while_the_run_starts_is_fresh_and_offered_once(stor
                 put(store, [3])
             return getattr(store, name)
 
-    supply = make_supply(Arriving(), limit=2)
-    supply.refresh()
-    assert everything(supply) == [(Kind.FRESH, 3), (Kind.CACHED, 3)]
+    pool = make_pool(Arriving(), limit=2)
+    pool.refresh()
+    assert everything(pool) == [(Kind.FRESH, 3), (Kind.CACHED, 3)]
 
 
 def test_images_of_other_recipes_are_not_served(store):
-    supply = make_supply(store, plan=PLAN[:4])
+    pool = make_pool(store, plan=PLAN[:4])
     put(store, [4, 5, 6])
-    supply.refresh()
-    assert supply.take(RNG) is None
+    pool.refresh()
+    assert pool.take(RNG) is None
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_an_image_is_fresh_on_one_rank_alone_by_its_place_in_the_log(store, world_size):
     put(store, [20, 21])
-    supplies = [make_supply(store, rank=r, world_size=world_size) for r in range(world_size)]
+    pools = [make_pool(store, rank=r, world_size=world_size) for r in range(world_size)]
     put(store, range(12))
-    for rank, supply in enumerate(supplies):
-        supply.refresh()
-        taken = [supply.take(RNG) for _ in range(60)]
+    for rank, pool in enumerate(pools):
+        pool.refresh()
+        taken = [pool.take(RNG) for _ in range(60)]
         fresh = [number for kind, number in taken if kind is Kind.FRESH]
         made_at = {key: position for position, key in store.tail()}
         assert fresh == [n for n in range(12) if made_at[KEYS[n]] % world_size == rank]
@@ -165,10 +165,10 @@ def test_an_image_is_fresh_on_one_rank_alone_by_its_place_in_the_log(store, worl
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_no_image_is_served_more_often_than_allowed(store, limit):
     put(store, range(6))
-    supply = make_supply(store, limit=limit)
+    pool = make_pool(store, limit=limit)
     put(store, range(6, 10))
-    supply.refresh()
-    counts = Counter(number for _, number in everything(supply))
+    pool.refresh()
+    counts = Counter(number for _, number in everything(pool))
     assert counts == dict.fromkeys(range(10), limit)
 
 
@@ -176,28 +176,28 @@ def test_no_image_is_served_more_often_than_allowed(store, limit):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_limit_counts_what_all_ranks_serve_together(store, limit, world_size):
     put(store, range(5))
-    supplies = [
-        make_supply(store, limit=limit, rank=r, world_size=world_size) for r in range(world_size)
+    pools = [
+        make_pool(store, limit=limit, rank=r, world_size=world_size) for r in range(world_size)
     ]
     put(store, range(5, 12))
     counts = Counter()
-    for supply in supplies:
-        supply.refresh()
-        counts.update(number for _, number in everything(supply))
+    for pool in pools:
+        pool.refresh()
+        counts.update(number for _, number in everything(pool))
     assert counts == dict.fromkeys(range(12), limit)
 
 
 @pytest.mark.parametrize("limit", [2, 3])
 def test_the_ranks_of_a_node_have_the_images_of_its_cache_to_themselves(store, limit):
-    supplies = [
-        make_supply(store, limit=limit, rank=rank, world_size=4, local=(rank - 2, 2))
+    pools = [
+        make_pool(store, limit=limit, rank=rank, world_size=4, local=(rank - 2, 2))
         for rank in (2, 3)
     ]
     put(store, range(12))
     fresh, counts = Counter(), Counter()
-    for supply in supplies:
-        supply.refresh()
-        taken = everything(supply)
+    for pool in pools:
+        pool.refresh()
+        taken = everything(pool)
         fresh.update(number for kind, number in taken if kind is Kind.FRESH)
         counts.update(number for _, number in taken)
     assert fresh == dict.fromkeys(range(12), 1)
@@ -274,29 +274,29 @@ def test_waiting_serves_no_image_more_often_than_allowed(store):
 
 def test_an_evicted_image_is_not_served_and_comes_back_when_it_is_made_again(store):
     put(store, [3])
-    supply = make_supply(store)
+    pool = make_pool(store)
     put(store, [4, 5])
-    supply.refresh()
+    pool.refresh()
     store.evict(Keys((KEYS[3], KEYS[4])))
     rng = np.random.default_rng(0)
-    taken = [supply.take(rng) for _ in range(6)]
+    taken = [pool.take(rng) for _ in range(6)]
     assert taken == [(Kind.FRESH, 5)] + [(Kind.CACHED, 5)] * 5
     store.evict(Oldest())
-    assert supply.take(rng) is None
+    assert pool.take(rng) is None
     put(store, [3])
-    supply.refresh()
-    assert supply.take(rng) == (Kind.FRESH, 3)
+    pool.refresh()
+    assert pool.take(rng) == (Kind.FRESH, 3)
 
 
 def test_an_image_made_again_after_an_unnoticed_eviction_is_not_drawn_twice_as_often(store):
     put(store, [3, 7])
-    supply = make_supply(store)
+    pool = make_pool(store)
     rng = np.random.default_rng(0)
-    assert supply.take(rng)[0] is Kind.CACHED
+    assert pool.take(rng)[0] is Kind.CACHED
     store.evict(Keys((KEYS[3],)))
     put(store, [3])
-    supply.refresh()
-    drawn = [number for _, number in (supply.take(rng) for _ in range(2001))]
+    pool.refresh()
+    drawn = [number for _, number in (pool.take(rng) for _ in range(2001))]
     assert 900 < drawn.count(3) < 1100
 
 
@@ -321,14 +321,14 @@ def test_an_image_without_a_variant_yet_is_served_itself(store, policy):
 
 
 def test_a_fresh_variant_comes_first_and_an_image_is_used_up_for_itself_alone(store):
-    variants = make_supply(store).variants(digest_of(3))
+    variants = make_pool(store).variants(digest_of(3))
     put(store, [variants[0]])
-    supply = make_supply(store, limit=1)
+    pool = make_pool(store, limit=1)
     put(store, [variants[1], *range(5)])
-    supply.refresh()
-    taken = [supply.take(RNG, variants) for _ in range(3)]
+    pool.refresh()
+    taken = [pool.take(RNG, variants) for _ in range(3)]
     assert taken == [(Kind.FRESH, variants[1]), (Kind.CACHED, variants[0]), None]
-    assert supply.take(RNG) is not None
+    assert pool.take(RNG) is not None
 
 
 @given(st.integers(1, 30), st.floats(0, 0.9), st.integers(1, 3), st.integers(0, 3))

@@ -5,14 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixing_samples import KEYS, PLAN, Setup, make_order, put
 
-from online_aug.config.mixing import MixingConfig
-from online_aug.loader.sampler import RateLimiter, limiter_of
+from online_aug.config import Config
+from online_aug.loader.back_pressure import RateLimiter, limiter_of
 
 
 def limiter(ratio=2.0, least=1, tolerance=5.0, max_ahead=4):
     return RateLimiter(
         samples_per_insert=ratio, min_inserts=least, tolerance=tolerance, max_ahead=max_ahead
     )
+
+
+def configured(**mixing):
+    return Config.model_validate({"mixing": mixing})
 
 
 def can_insert(limiter, inserts, samples):
@@ -64,11 +68,11 @@ def test_the_process_is_told_what_makes_it_pause_where_there_is_no_room():
 
 def test_the_default_tolerance_is_wide_enough_for_both_sides():
     for ratio in (0.1, 1.0, 20.0):
-        assert limiter_of(MixingConfig(samples_per_insert=ratio), 8).tolerance >= max(1, ratio)
+        assert limiter_of(configured(samples_per_insert=ratio)).tolerance >= max(1, ratio)
 
 
 def test_without_a_ratio_there_is_no_limiter():
-    assert limiter_of(MixingConfig(), 8) is None
+    assert limiter_of(configured()) is None
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -76,38 +80,41 @@ def test_all_ranks_together_serve_no_image_more_often_than_the_ratio_allows(stor
     put(store, range(10))
     ours, samples = limiter(ratio=2.0, tolerance=4.0), 0
     for rank in range(world_size):
-        setup = Setup(
-            store, probability=1, rank=rank, world_size=world_size, order=make_order(repeats=20)
-        )
-        sampler = setup.sampler()
-        sampler.limiter = ours
+        sampler = Setup(
+            store,
+            probability=1,
+            rank=rank,
+            world_size=world_size,
+            order=make_order(repeats=20),
+            limiter=ours,
+        ).sampler()
         list(sampler)
-        samples += sampler.supply.samples
+        samples += sampler.pool.samples
     # 10 * 2 - samples stays at or above 1 * 2 - 4
     assert samples == 22
 
 
 def test_serving_goes_on_when_more_was_made(store):
     put(store, range(2))
-    sampler = Setup(store, probability=1, order=make_order(repeats=20)).sampler()
-    sampler.limiter = limiter(ratio=1.0, tolerance=1.0)
+    ours = limiter(ratio=1.0, tolerance=1.0)
+    sampler = Setup(store, probability=1, order=make_order(repeats=20), limiter=ours).sampler()
     batches = iter(sampler)
     counts = []
     for number in range(2, 7):
         next(batches)
-        counts.append(sampler.supply.samples)
+        counts.append(sampler.pool.samples)
         put(store, [number])
     assert counts == [2, 3, 4, 5, 6]
 
 
 def test_an_image_counts_as_made_once_whoever_made_it_and_when(store):
     put(store, range(4))
-    supply = Setup(store).sampler().supply
-    assert supply.inserts == 4
+    pool = Setup(store).sampler().pool
+    assert pool.inserts == 4
     put(store, [4, 5])
-    supply.refresh()
-    supply.refresh()
-    assert supply.inserts == 6
+    pool.refresh()
+    pool.refresh()
+    assert pool.inserts == 6
 
 
 def test_the_loader_says_how_often_an_image_was_served(store):

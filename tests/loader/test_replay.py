@@ -8,9 +8,10 @@ import torch
 from mixing_samples import IMAGES, PLAN, GreyImages, Setup, damage, make_order, put, with_noise
 
 from online_aug.errors import UserError
+from online_aug.loader.back_pressure import BackPressure
+from online_aug.loader.ledger import LEDGER_FOLDER, Ledger
 from online_aug.loader.loader import OnlineAugLoader
-from online_aug.loader.sampler import LEDGER_FOLDER, ReplaySampler
-from online_aug.loader.slots import Ledger
+from online_aug.loader.sampler import BatchSampler, Replay
 
 EPOCHS = 3
 
@@ -27,10 +28,19 @@ def serve(loader, epochs=EPOCHS):
     return found
 
 
-def replay(setup, run, **ranks):
-    sampler = ReplaySampler(setup.order, setup.sampler().supply, run)
+def replayed(setup, run):
+    return Replay(setup.order, setup.sampler().pool, run)
+
+
+def replay(setup, run):
+    pool = setup.sampler().pool
     return OnlineAugLoader(
-        setup.dataset(), sampler, workers=0, pin_memory=False, generator=None, ledger=None
+        setup.dataset(),
+        BatchSampler(setup.order, pool, Replay(setup.order, pool, run)),
+        workers=0,
+        pin_memory=False,
+        pressure=BackPressure(pool),
+        ledger=None,
     )
 
 
@@ -110,14 +120,14 @@ def test_a_part_that_is_served_anew_takes_the_place_of_what_a_killed_launch_wrot
 def test_a_ledger_that_lacks_steps_is_one_line(store, recorded):
     _, run = recorded
     with pytest.raises(UserError, match=r"run.replay must hold .* 0 of the 6 steps of epoch 4"):
-        replay(make_setup(store), run)._mixing.check(EPOCHS + 1)
+        replayed(make_setup(store), run).check(EPOCHS + 1)
 
 
 def test_a_damaged_part_is_one_line(store, recorded):
     _, run = recorded
     next((run / LEDGER_FOLDER).glob("*.npy")).write_bytes(b"no array")
     with pytest.raises(UserError, match=r"npy must be a part of a ledger"):
-        replay(make_setup(store), run)._mixing.check(EPOCHS)
+        replayed(make_setup(store), run).check(EPOCHS)
 
 
 def test_an_array_of_something_else_is_one_line(tmp_path):
@@ -135,7 +145,7 @@ def test_a_cache_without_the_images_is_one_line(tmp_path, store, recorded):
         with pytest.raises(
             UserError, match=r"every image that run.replay was served, \d+ of \d+ a"
         ):
-            replay(setup, run)._mixing.check(EPOCHS)
+            replayed(setup, run).check(EPOCHS)
 
 
 def test_an_image_that_is_lost_later_ends_the_replay(store, recorded):
@@ -143,7 +153,9 @@ def test_an_image_that_is_lost_later_ends_the_replay(store, recorded):
 
     _, run = recorded
     loader = replay(make_setup(store), run)
-    rows = loader._mixing._ledger.epoch(0)
+    order = make_order()
+    ledger = Ledger(run / LEDGER_FOLDER, batch_size=order.batch_size, steps=order.steps)
+    rows = ledger.epoch(0)
     damage(store, KEYS[int(rows["number"][rows["number"] >= 0][0])])
     with pytest.raises(UserError, match="must find every image it serves in the cache"):
         serve(loader)

@@ -9,7 +9,7 @@ from run_records import epoch, summary
 from online_aug.console import is_watched, open_console
 from online_aug.reporting import live as live_module
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
-from online_aug.request import Served
+from online_aug.request import Counts
 
 GENERATOR = GeneratorView(
     state="generating",
@@ -19,7 +19,7 @@ GENERATOR = GeneratorView(
     cache_bytes=2**21,
     samples_per_insert=3.2,
 )
-SERVED = Served(real=66, fresh=10, cached=11, starved=13)
+SERVED = Counts(real=66, fresh=10, cached=11, starved=13)
 
 
 class Loss:

@@ -15,7 +15,7 @@ from online_aug.reporting.metrics import (
     Summary,
     read_metrics,
 )
-from online_aug.request import Served
+from online_aug.request import Counts
 
 
 def log(folder: Path, numbers: range, *, from_epoch: int) -> None:
@@ -112,4 +112,4 @@ def test_the_fields_are_those_scripts_rely_on(record: Any, names: str) -> None:
 
 
 def test_an_epoch_says_how_its_slots_were_filled() -> None:
-    assert epoch(0).served == Served(real=60, fresh=20, cached=15, starved=5)
+    assert epoch(0).served == Counts(real=60, fresh=20, cached=15, starved=5)

@@ -14,10 +14,11 @@ from online_aug.distributed.devices import DevicePlan, plan_devices
 from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.loader.pool import open_store
+from online_aug.loader.slots import order_of
 from online_aug.producer.process import Place
-from online_aug.request import Served
+from online_aug.request import Counts
 from online_aug.training import build_loader as assembly
-from online_aug.training.build_loader import build_generators, build_loader, describe_run, order_of
+from online_aug.training.build_loader import build_generators, build_loader, describe_run
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
 
@@ -124,7 +125,7 @@ def test_no_process_where_nothing_is_generated_or_another_rank_has_it(
 
 
 def serve_epochs_of_two(loader):
-    served = sum((batch.served for batch in loader), Served())
+    served = sum((batch.served for batch in loader), Counts())
     return served.real
 
 

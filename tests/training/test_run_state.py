@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from online_aug.distributed.world import World
-from online_aug.request import Served
+from online_aug.request import Counts
 from online_aug.training.run_state import EpochTally, share_out
 
 
@@ -17,14 +17,14 @@ def through_a_checkpoint(tally):
 
 
 def test_an_epoch_cut_in_two_has_the_sums_of_a_whole_one():
-    steps = [(torch.tensor(3.0), Served(real=2, fresh=1)), (torch.tensor(1.0), Served(starved=3))]
+    steps = [(torch.tensor(3.0), Counts(real=2, fresh=1)), (torch.tensor(1.0), Counts(starved=3))]
     whole, cut = EpochTally(), EpochTally()
     for loss, served in steps:
         whole.add(loss, served)
         cut.add(loss, served)
         cut = through_a_checkpoint(cut)
     assert cut.mean_loss == whole.mean_loss == 2.0
-    assert cut.served == whole.served == Served(real=2, fresh=1, starved=3)
+    assert cut.served == whole.served == Counts(real=2, fresh=1, starved=3)
     assert cut.images == 6
 
 
@@ -41,7 +41,7 @@ def test_an_epoch_without_a_step_has_no_loss():
 
 
 def saved(times, fresh, *, node=0, generated=0, position=0):
-    served = vars(Served(fresh=fresh, real=1))
+    served = vars(Counts(fresh=fresh, real=1))
     loader = {"epoch": 2, "step": 7, "times_sampled": times, "totals": served}
     loader |= {"position": position, "position_at_start": position // 2}
     run = {"generated": generated, "rejected": 0, "restarts": 0, "best_epoch": 1}
