@@ -177,9 +177,9 @@ def main() -> None:
         run_traced(options.ways[0], options.report)
     for name in options.ways or WAYS:
         found = files_met(name)
-        print(f"{name}: {len(found)} files, at most {WAYS[name].target} wanted")  # noqa: T201
+        print(f"{name}: {len(found)} files, at most {WAYS[name].target} wanted")
         for file, functions in found.items() if options.list else ():
-            print(f"  {file}: {functions}")  # noqa: T201
+            print(f"  {file}: {functions}")
 
 
 if __name__ == "__main__":

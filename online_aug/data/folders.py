@@ -1,22 +1,17 @@
-"""Image folders: `train/ val/ test/` with class folders, or one folder of class folders.
-
-Refusals of labels and classes that do not fit, in one line each.
-
-Folders of images that are written once, by one process, and found again by all others.
-"""
+"""Image folders: read into splits, checked for fitting classes, and written once if generated."""
 
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
 import numpy as np
+
+from online_aug.console import Report, terminal_progress
 from online_aug.data.image_sets import FolderSet
 from online_aug.data.images import IMAGE_SUFFIXES
 from online_aug.errors import UserError
-from collections.abc import Collection, Sequence
-from typing import Any
-import shutil
-from collections.abc import Callable
-from online_aug.console import Report, terminal_progress
 from online_aug.files import alone
 
 SPLIT_FOLDERS = {
@@ -28,14 +23,14 @@ _SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 
 def folder_splits(root: Path) -> dict[str, FolderSet]:
-    """The splits found under `root`: always `train`, and `val` and `test` where there are folders.
+    """Read the splits under `root`: always `train`, and `val` and `test` if they have folders.
 
-    Class folders are taken in sorted order and searched to any depth; hidden files and files that
-    are no images are ignored, links are followed. A `train` folder without sub-folders counts as a
+    Class folders are taken in sorted order and searched to any depth. Hidden files and files that
+    are not images are ignored; links are followed. If `train` has no sub-folders it counts as a
     class, so that a set of vehicles is not mistaken for a split.
 
     Raises:
-        UserError: If the folder or the classes in it cannot be used as they are.
+        UserError: If the folder or its classes cannot be used.
     """
     if not root.is_dir():
         raise UserError(f"data.source must be a folder that exists, got {root}")
@@ -46,7 +41,7 @@ def folder_splits(root: Path) -> dict[str, FolderSet]:
 
 
 def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
-    """The set of each split from its folder of class folders; the classes are those of `train`.
+    """Read each split from its folder of class folders; the classes are those of `train`.
 
     Raises:
         UserError: If a folder holds no class folders, a class that `train` lacks, or no images.
@@ -133,7 +128,7 @@ def refuse_unknown_classes(unknown: Sequence[str], split: str, place: object) ->
 
 
 def refuse_out_of_range(label: object, known: Collection[Any], place: object) -> None:
-    """Raise a `UserError` if a label is none of the numbers for which there is a class."""
+    """Raise a `UserError` if a label is not one of the numbers of `known` classes."""
     if label not in known:
         raise UserError(
             f"labels of {place} must be whole numbers from {min(known)} to {max(known)}, "
@@ -142,21 +137,21 @@ def refuse_out_of_range(label: object, known: Collection[Any], place: object) ->
 
 
 def no_single_class(label: object, source: str) -> UserError:
-    """The error for a label that is no class: none at all, a list, a fraction."""
+    """Return the error for a label that is missing, a list or a fraction."""
     return UserError(
         f"data.source must have one class an image, got {source} with a label {label!r}"
     )
 
 
 MARKER = ".online_aug_data"
-"""File in a written folder: what it holds. A folder without it is not ours to replace."""
+"""File that says what a written folder holds; a folder without it is never replaced."""
 
 
 def written_once(folder: Path, mark: str, write: Callable[[Path, Report], None]) -> Path:
-    """`folder`, filled by `write` unless a folder with this `mark` is already there.
+    """Fill `folder` by `write` unless it already bears this `mark`, and return it.
 
-    It is written aside and renamed when complete, so an interrupt leaves nothing half done. Of
-    several processes that ask at once one writes and the others wait for it.
+    It is written under another name and renamed when complete, so an interrupt leaves nothing half
+    done. If several processes ask at once, one writes and the others wait for it.
 
     Raises:
         UserError: If the folder cannot be written, or holds something else.
@@ -183,7 +178,7 @@ def _replace(folder: Path, mark: str, write: Callable[[Path, Report], None]) -> 
             "move it away or choose another data.root"
         )
     fresh, stale = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
-    for left_behind in (fresh, stale):  # by a process that was killed; the lock is ours
+    for left_behind in (fresh, stale):  # by a process that was killed; we hold the lock
         shutil.rmtree(left_behind, ignore_errors=True)
     with terminal_progress(f"writing {name}") as report:
         write(fresh, report)

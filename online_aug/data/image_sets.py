@@ -1,82 +1,84 @@
-"""Labelled images by index: the protocol, image folders, and parts of other sets.
+"""Labelled images by index: the protocol, image files, subsets, and batches in order."""
 
-A set of images in order, a batch at a time.
-"""
-
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Protocol
-import numpy as np
-from jaxtyping import Int, UInt8
-from cache import content_digest
-from online_aug.data.images import decode_image, read_bytes
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
-from online_aug.data.images import BadImageError
+
+from cache import content_digest
+from online_aug.data.images import BadImageError, decode_image, read_bytes
 from online_aug.data.transforms import EvalTransform
 
+_MAX_THREADS = 8
+_BATCHES_AHEAD = 2
+_Pixels = UInt8[Tensor, "3 h w"]
+
+
 class ImageSet(Protocol):
-    """One split of labelled images; picklable, cheap, decodes nothing until `load`."""
+    """One split of labelled images; it can be pickled and decodes nothing until `load`."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label; the same for all splits of a data set."""
+        """Names of the classes by label; the same for all splits of a data set."""
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
-        """Class of each image, int64."""
+        """Label of each image, int64."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of one image.
+        """Decode one image.
 
         Raises:
             BadImageError: If it cannot be read.
         """
 
     def digest(self, index: int) -> str:
-        """Digest of one image's content, hexadecimal: what a request names its source by."""
+        """Return the hexadecimal digest of one image's content, by which requests name it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """A division of a set's images beside their classes, such as class and background together."""
+    """A second division of a set's images, such as class and background together."""
 
     names: tuple[str, ...]
     numbers: Int[np.ndarray, " n"]
-    """Group of each image: a place in `names`."""
+    """Group of each image, as an index into `names`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FolderSet:
-    """Images in files."""
+    """A split whose images are files."""
 
     root: Path
     files: tuple[str, ...]
-    """Relative to `root`."""
+    """Paths relative to `root`."""
     class_names: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
     groups: Groups | None = None
-    """Where the data set comes with them; `groups_of` finds them in parts of this set too."""
+    """Groups of the images if the data set defines some."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.files)
 
     def path(self, index: int) -> Path:
-        """File of one image."""
+        """Return the file of one image."""
         return self.root / self.files[index]
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of one image.
+        """Decode one image.
 
         Raises:
             BadImageError: If it cannot be read; names the file.
@@ -84,7 +86,7 @@ class FolderSet:
         return decode_image(read_bytes(self.path(index)), str(self.path(index)))
 
     def digest(self, index: int) -> str:
-        """Digest of the file's bytes.
+        """Return the digest of the file's bytes.
 
         Raises:
             BadImageError: If the file cannot be read.
@@ -98,25 +100,25 @@ class Subset:
 
     parent: ImageSet
     indices: Int[np.ndarray, " n"]
-    """Positions in the parent."""
+    """Indices into the parent."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label, those of the parent."""
+        """Names of the parent's classes by label."""
         return self.parent.class_names
 
     @cached_property  # asked for with every sample
     def labels(self) -> Int[np.ndarray, " n"]:
-        """Class of each image, int64."""
+        """Label of each image, int64."""
         labels: Int[np.ndarray, " n"] = self.parent.labels[self.indices]
         return labels
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.indices)
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of one image.
+        """Decode one image.
 
         Raises:
             BadImageError: If it cannot be read.
@@ -124,7 +126,7 @@ class Subset:
         return self.parent.load(int(self.indices[index]))
 
     def digest(self, index: int) -> str:
-        """Digest of one image's content."""
+        """Return the digest of one image's content."""
         return self.parent.digest(int(self.indices[index]))
 
 
@@ -140,7 +142,7 @@ class Splits:
 
 
 def groups_of(images: ImageSet) -> Groups | None:
-    """The groups of a set's images, in the set's order; None where it comes without."""
+    """Return the groups of a set's images in the set's order, or None if it has none."""
     if isinstance(images, Subset):
         whole = groups_of(images.parent)
         return whole and Groups(whole.names, whole.numbers[images.indices])
@@ -148,7 +150,7 @@ def groups_of(images: ImageSet) -> Groups | None:
 
 
 def file_names_of(images: ImageSet) -> tuple[str, ...]:
-    """The files of a set's images, in the set's order; none where they are not in files."""
+    """Return the files of a set's images in the set's order, or nothing if they are not files."""
     if isinstance(images, Subset):
         names = file_names_of(images.parent)
         return names and tuple(names[index] for index in images.indices)
@@ -156,40 +158,36 @@ def file_names_of(images: ImageSet) -> tuple[str, ...]:
 
 
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """BLAKE2b of shape and pixels, for images that have no file."""
+    """Return the digest of shape and pixels, for an image that has no file."""
     return content_digest(repr(image.shape).encode() + image.tobytes())
-
-
-MAX_THREADS = 8
-BATCHES_AHEAD = 2
-
-Pixels = UInt8[Tensor, "3 h w"]
 
 
 def ordered_batches(
     images: ImageSet, transform: EvalTransform, batch_size: int, *, skips_bad_images: bool
 ) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
-    """Images with their places in the set; threads decode ahead, which needs no start-up.
+    """Yield batches of transformed images with their indices, decoded ahead by threads.
+
+    Threads, unlike loader processes, need no time to start.
 
     Raises:
         BadImageError: If an image cannot be read and such images are not skipped.
     """
-    loaded_as = partial(_load, images, transform, skips_bad_images)
+    load = partial(_load, images, transform, skips_bad_images)
     starts = deque(range(0, len(images), batch_size))
-    waiting: deque[list[tuple[int, Future[Pixels | None]]]] = deque()
-    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+    waiting: deque[list[tuple[int, Future[_Pixels | None]]]] = deque()
+    with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
         while starts or waiting:
-            while starts and len(waiting) <= BATCHES_AHEAD:
+            while starts and len(waiting) <= _BATCHES_AHEAD:
                 start = starts.popleft()
                 indices = range(start, min(start + batch_size, len(images)))
-                waiting.append([(index, pool.submit(loaded_as, index)) for index in indices])
+                waiting.append([(index, pool.submit(load, index)) for index in indices])
             done = [(index, future.result()) for index, future in waiting.popleft()]
             good = [(index, image) for index, image in done if image is not None]
             if good:
                 yield torch.stack([image for _, image in good]), torch.tensor([i for i, _ in good])
 
 
-def _load(images: ImageSet, transform: EvalTransform, skips: bool, index: int) -> Pixels | None:
+def _load(images: ImageSet, transform: EvalTransform, skips: bool, index: int) -> _Pixels | None:
     try:
         pixels = images.load(index)
     except BadImageError:

@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB, whatever their mode; a broken or hostile file is one clear error."""
+"""Decode image files of any mode to uint8 RGB; a broken or hostile file raises one clear error."""
 
 import io
 from pathlib import Path
@@ -16,29 +16,29 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
     + (".tif", ".tiff", ".webp")
 )
-"""File names that count as images, in lower case."""
+"""Endings of the file names that count as images, in lower case."""
 MAX_PIXELS = 64 * 2**20
-"""Largest image that is decoded; 192 MiB as RGB."""
-# Bounded decoders only: left to itself, PIL would hand an EPS file to Ghostscript.
+"""Largest number of pixels that is decoded: 192 MiB as RGB."""
 _END_OF_JPEG = b"\xff\xd9"
+# Only decoders that run in this process: PIL would hand an EPS file to Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class BadImageError(UserError):
-    """An image that cannot be read; names the file and the reason."""
+    """An image cannot be read; the message names the file and the reason."""
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an image file, upright (EXIF rotation applied), first frame only.
+    """Read the first frame of an image file, with its EXIF rotation applied.
 
     Raises:
-        BadImageError: If the file is missing, broken, too large or of a mode without a known range.
+        BadImageError: If the file is missing, broken, too large, or its range of values unknown.
     """
     return decode_image(read_bytes(path), str(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Read a whole file.
 
     Raises:
         BadImageError: If it cannot be read.
@@ -50,12 +50,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an encoded image, as `read_image` gives them; errors call it `name`.
+    """Decode the content of an image file as `read_image` does; errors call it `name`.
 
     Raises:
-        BadImageError: As `read_image`.
+        BadImageError: If it is broken, too large, or its range of values unknown.
     """
-    # A damaged file makes PIL's decoders raise nearly anything: OSError, SyntaxError, struct.error,
+    # On a damaged file PIL's decoders raise nearly anything: OSError, SyntaxError, struct.error,
     # zlib.error, IndexError, ... All of them mean the same here.
     try:
         with _opened(io.BytesIO(content)) as image:
@@ -67,10 +67,10 @@ def decode_image(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def check_header(path: Path) -> None:
-    """Read only the header of an image file: format and size, no pixels.
+    """Check format and size of an image file without decoding its pixels.
 
     Raises:
-        BadImageError: If it is no image, or has more than `MAX_PIXELS`.
+        BadImageError: If it is not an image or has more than `MAX_PIXELS` pixels.
     """
     try:
         with _opened(path):
@@ -80,10 +80,10 @@ def check_header(path: Path) -> None:
 
 
 def to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels as uint8 RGB: transparency composited on white, 16 bits scaled to 8, never clipped.
+    """Convert an image to uint8 RGB: transparent pixels on white, 16 bits scaled to 8.
 
     Raises:
-        ValueError: If the mode has no known range: floats, or integers beyond 16 bits.
+        ValueError: If the range of its values is unknown: floats, or integers beyond 16 bits.
     """
     if image.mode == "F":
         raise ValueError(
@@ -101,12 +101,12 @@ def to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 def _is_plain_jpeg(image: PIL.Image.Image, content: bytes) -> bool:
     is_upright = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
-    is_whole = content.endswith(_END_OF_JPEG)  # what is cut off OpenCV would make up
+    is_whole = content.endswith(_END_OF_JPEG)  # OpenCV would fill in what is cut off
     return image.format == "JPEG" and image.mode == "RGB" and is_upright and is_whole
 
 
 def _decode_jpeg(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    # Pillow's pixels in two thirds of its time: `benchmarks/data/decoders.py`.
+    # The same pixels as Pillow's in two thirds of the time: benchmarks/data/decoders.py.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if pixels is None:

@@ -1,29 +1,32 @@
-"""How a pocket bird is drawn: from what tells its species and its scene to pixels and a mask.
-
-Pocket birds: a drawn fine-grained data set with true masks and a habitat shortcut.
+"""Pocket birds: a drawn fine-grained data set with true masks and a habitat shortcut.
 
 Twelve species in four families. Species of one family share their plumage and differ in small
-parts only (beak, cap, wing bars, crest, tail), as sister species do. Like Waterbirds
+parts only (beak, cap, wing bars, crest, tail), as sister species do. As in Waterbirds
 (arXiv:1911.08731), the habitat agrees with the family in most training images and is independent
-of it in validation and test, so a classifier that looks at the background is found out.
+of it in validation and test, which exposes a classifier that looks at the background.
 
-All birds look to the right and sit near the middle: a diffusion model small enough to come with the
-package learns whole birds from that, and not from freely placed ones (docs/LOG.md).
+All birds face right and sit near the middle: the embedded diffusion model is small and learns whole
+birds only from such images (docs/LOG.md).
 """
 
-from dataclasses import dataclass
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-import csv
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+
 from online_aug.seeding import numpy_rng
 
 SIZE_PX = 64
 SUPERSAMPLING = 2
-COLOURS: dict[str, tuple[float, float, float]] = {
+Mask = np.ndarray
+"""Boolean array, `h w`."""
+Colour = tuple[float, float, float]
+"""Red, green and blue in [0, 1]."""
+COLOURS: dict[str, Colour] = {
     "red": (0.80, 0.14, 0.12),
     "orange": (0.93, 0.52, 0.12),
     "yellow": (0.95, 0.84, 0.22),
@@ -37,13 +40,10 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "grey": (0.53, 0.54, 0.56),
 }
 
-Mask = np.ndarray
-"""Boolean, `h w`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Species:
-    """What tells one species from another; all fields are visible in the picture."""
+    """Everything that distinguishes one species from another; all of it is visible."""
 
     body: str
     wing: str
@@ -59,25 +59,123 @@ class Species:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What varies from image to image of one species."""
+    """Everything that varies between images of one species."""
 
     habitat: str
     light: str
     pose: str
     x: float
-    """Centre of the body, fraction of the side."""
+    """Centre of the body from the left, as a fraction of the side."""
     y: float
+    """Centre of the body from the top, as a fraction of the side."""
     scale: float
-    """Length of the body, fraction of the side."""
+    """Length of the body, as a fraction of the side."""
     tilt: float
-    """Radians, head up is positive."""
+    """Rotation, radians; positive raises the head."""
     texture_seed: int
+
+
+HABITATS = ("forest", "sea", "desert", "snow")
+LIGHTS = ("noon", "dusk", "overcast")
+POSES = ("perched", "flying")
+TAILS = ("short", "long", "forked")
+BEAKS = ("short", "long")
+CORRELATION = 0.9
+"""Share of training images that are placed in the family's habitat; the others draw one."""
+IMAGES_PER_SPECIES = {"train": 60, "val": 15, "test": 40}
+
+_FAMILIES = {
+    "finch": Species(body="brown", wing="black", belly="yellow", cap="brown", beak="orange"),
+    "tern": Species(body="white", wing="grey", belly="white", cap="black", beak="red"),
+    "wren": Species(body="orange", wing="brown", belly="white", cap="orange", beak="black"),
+    "jay": Species(body="blue", wing="black", belly="grey", cap="blue", beak="black"),
+}
+_SISTERS: dict[str, dict[str, dict[str, object]]] = {
+    "finch": {"plain": {}, "redcap": {"cap": "red"}, "barred": {"wing_bars": 2}},
+    "tern": {"short": {}, "fork": {"tail": "forked"}, "yellowbill": {"beak": "yellow"}},
+    "wren": {"plain": {}, "spotted": {"has_spots": True}, "longbill": {"beak_length": "long"}},
+    "jay": {"plain": {}, "crested": {"has_crest": True}, "longtail": {"tail": "long"}},
+}
+HOME = dict(zip(_FAMILIES, HABITATS, strict=True))
+SPECIES: dict[str, Species] = {
+    f"{sister}_{family}": replace(_FAMILIES[family], **change)  # type: ignore[arg-type]
+    for family, sisters in _SISTERS.items()
+    for sister, change in sisters.items()
+}
+
+
+def write_dataset(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write class folders under `train/ val/ test/`, the masks under `masks/`, and `metadata.csv`.
+
+    Each image is a function of split, species and number, the same on every machine.
+    """
+    total = len(SPECIES) * sum(IMAGES_PER_SPECIES.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "mask", "species", "family", "habitat", "light", "pose"])
+        done = 0
+        for split, count in IMAGES_PER_SPECIES.items():
+            for name in SPECIES:
+                for number in range(count):
+                    table.writerow(_write_image(folder, split, name, number))
+                    done += 1
+                    if progress:
+                        progress(done, total)
+
+
+def _write_image(folder: Path, split: str, name: str, number: int) -> list[str]:
+    rng = numpy_rng("pocket_birds", split, name, number)
+    family = name.split("_")[1]
+    at_home = split == "train" and rng.random() < CORRELATION
+    scene = random_scene(rng, HOME[family] if at_home else None)
+    image, mask = render(SPECIES[name], scene)
+    path = Path(split) / name / f"{number:03d}.png"
+    for array, place in ((image, path), (mask, "masks" / path)):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / place)
+    mask_path = ("masks" / path).as_posix()
+    return [path.as_posix(), mask_path, name, family, scene.habitat, scene.light, scene.pose]
+
+
+def random_species(rng: np.random.Generator) -> Species:
+    """Draw a species whose plumage is not that of any species in the data set."""
+    plumages = {(s.body, s.wing, s.belly) for s in SPECIES.values()}
+    body, wing, belly, cap, beak = (str(c) for c in rng.choice(list(COLOURS), 5))
+    if (body, wing, belly) in plumages:
+        return random_species(rng)
+    return Species(
+        body=body,
+        wing=wing,
+        belly=belly,
+        cap=cap if rng.random() < 0.7 else body,
+        beak=beak,
+        beak_length=str(rng.choice(BEAKS)),
+        tail=str(rng.choice(TAILS)),
+        wing_bars=int(rng.choice([0, 0, 1, 2])),
+        has_crest=bool(rng.random() < 0.3),
+        has_spots=bool(rng.random() < 0.3),
+    )
+
+
+def random_scene(rng: np.random.Generator, habitat: str | None = None) -> Scene:
+    """Draw pose, position, light and texture of one image, and its habitat unless it is given."""
+    return Scene(
+        habitat=habitat or str(rng.choice(HABITATS)),
+        light=str(rng.choice(LIGHTS)),
+        pose=str(rng.choice(POSES)),
+        x=float(rng.uniform(0.46, 0.53)),
+        y=float(rng.uniform(0.51, 0.57)),
+        scale=float(rng.uniform(0.52, 0.60)),
+        tilt=float(rng.uniform(0.0, 0.2)),
+        texture_seed=int(rng.integers(2**31)),
+    )
 
 
 def render(
     species: Species, scene: Scene
 ) -> tuple[UInt8[np.ndarray, "64 64 3"], UInt8[np.ndarray, "64 64"]]:
-    """The picture and its true foreground mask (255 on the bird)."""
+    """Draw an image and its true foreground mask (255 on the bird)."""
     side = SIZE_PX * SUPERSAMPLING
     picture = _background(scene, side)
     y, x = (np.mgrid[:side, :side] + 0.5) / side
@@ -97,13 +195,13 @@ def render(
 
 
 def smooth_noise(rng: np.random.Generator, side: int, cells: int) -> Float[np.ndarray, "h w"]:
-    """Smooth noise in [0, 1] with about `cells` blobs along a side."""
+    """Return smooth noise in [0, 1] with about `cells` blobs along a side."""
     grid = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
 def _to_bird(x: np.ndarray, y: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Bird coordinates: body length 1, origin at its centre, u to the beak, v down."""
+    """Convert to coordinates of the bird: body length 1, origin at its centre, u to the beak."""
     u, v = (x - scene.x) / scene.scale, (y - scene.y) / scene.scale
     cos, sin = np.cos(scene.tilt), np.sin(scene.tilt)
     return u * cos - v * sin, u * sin + v * cos
@@ -111,8 +209,8 @@ def _to_bird(x: np.ndarray, y: np.ndarray, scene: Scene) -> tuple[np.ndarray, np
 
 def _parts(
     species: Species, scene: Scene, u: np.ndarray, v: np.ndarray
-) -> list[tuple[Mask, tuple[float, float, float]]]:
-    """Shapes from back to front, each with its colour."""
+) -> list[tuple[Mask, Colour]]:
+    """Return the shapes from back to front, each with its colour."""
     body = _ellipse(u, v, 0, 0, 0.48, 0.29)
     head = _ellipse(u, v, 0.40, -0.27, 0.215, 0.205)
     colour = COLOURS
@@ -140,7 +238,7 @@ def _parts(
 
 def _wing(
     species: Species, scene: Scene, u: np.ndarray, v: np.ndarray
-) -> list[tuple[Mask, tuple[float, float, float]]]:
+) -> list[tuple[Mask, Colour]]:
     if scene.pose == "flying":
         wing = _polygon(u, v, ((-0.28, -0.02), (0.20, -0.02), (0.02, -0.42), (-0.34, -0.80)))
         along = -v - 0.08
@@ -173,7 +271,7 @@ def _ellipse(u: np.ndarray, v: np.ndarray, cu: float, cv: float, ru: float, rv: 
 
 
 def _polygon(u: np.ndarray, v: np.ndarray, corners: tuple[tuple[float, float], ...]) -> Mask:
-    """Inside a convex polygon, corners in either direction."""
+    """Return the inside of a convex polygon whose corners run in either direction."""
     sides = []
     for (u0, v0), (u1, v1) in zip(corners, corners[1:] + corners[:1], strict=True):
         sides.append((u1 - u0) * (v - v0) - (v1 - v0) * (u - u0))
@@ -181,7 +279,7 @@ def _polygon(u: np.ndarray, v: np.ndarray, corners: tuple[tuple[float, float], .
     return np.asarray((stack >= 0).all(0) | (stack <= 0).all(0))
 
 
-def _paint(picture: np.ndarray, shape: Mask, colour: tuple[float, float, float]) -> None:
+def _paint(picture: np.ndarray, shape: Mask, colour: Colour) -> None:
     picture[shape] = colour
 
 
@@ -222,100 +320,3 @@ def _reduced(picture: np.ndarray) -> np.ndarray:
     n = SUPERSAMPLING
     h, w, c = picture.shape
     return np.asarray(picture.reshape(h // n, n, w // n, n, c).mean((1, 3)))
-
-
-HABITATS = ("forest", "sea", "desert", "snow")
-LIGHTS = ("noon", "dusk", "overcast")
-POSES = ("perched", "flying")
-TAILS = ("short", "long", "forked")
-BEAKS = ("short", "long")
-CORRELATION = 0.9
-"""Share of training images whose habitat is the one of the family."""
-IMAGES_PER_SPECIES = {"train": 60, "val": 15, "test": 40}
-
-_FAMILIES = {
-    "finch": Species(body="brown", wing="black", belly="yellow", cap="brown", beak="orange"),
-    "tern": Species(body="white", wing="grey", belly="white", cap="black", beak="red"),
-    "wren": Species(body="orange", wing="brown", belly="white", cap="orange", beak="black"),
-    "jay": Species(body="blue", wing="black", belly="grey", cap="blue", beak="black"),
-}
-_SISTERS: dict[str, dict[str, dict[str, object]]] = {
-    "finch": {"plain": {}, "redcap": {"cap": "red"}, "barred": {"wing_bars": 2}},
-    "tern": {"short": {}, "fork": {"tail": "forked"}, "yellowbill": {"beak": "yellow"}},
-    "wren": {"plain": {}, "spotted": {"has_spots": True}, "longbill": {"beak_length": "long"}},
-    "jay": {"plain": {}, "crested": {"has_crest": True}, "longtail": {"tail": "long"}},
-}
-HOME = dict(zip(_FAMILIES, HABITATS, strict=True))
-SPECIES: dict[str, Species] = {
-    f"{sister}_{family}": replace(_FAMILIES[family], **change)  # type: ignore[arg-type]
-    for family, sisters in _SISTERS.items()
-    for sister, change in sisters.items()
-}
-
-
-def random_species(rng: np.random.Generator) -> Species:
-    """A species that is none of the data set's: every plumage of theirs is redrawn."""
-    plumages = {(s.body, s.wing, s.belly) for s in SPECIES.values()}
-    body, wing, belly, cap, beak = (str(c) for c in rng.choice(list(COLOURS), 5))
-    if (body, wing, belly) in plumages:
-        return random_species(rng)
-    return Species(
-        body=body,
-        wing=wing,
-        belly=belly,
-        cap=cap if rng.random() < 0.7 else body,
-        beak=beak,
-        beak_length=str(rng.choice(BEAKS)),
-        tail=str(rng.choice(TAILS)),
-        wing_bars=int(rng.choice([0, 0, 1, 2])),
-        has_crest=bool(rng.random() < 0.3),
-        has_spots=bool(rng.random() < 0.3),
-    )
-
-
-def random_scene(rng: np.random.Generator, habitat: str | None = None) -> Scene:
-    """Pose, place, light and texture of one image; `habitat` is drawn too unless given."""
-    return Scene(
-        habitat=habitat or str(rng.choice(HABITATS)),
-        light=str(rng.choice(LIGHTS)),
-        pose=str(rng.choice(POSES)),
-        x=float(rng.uniform(0.46, 0.53)),
-        y=float(rng.uniform(0.51, 0.57)),
-        scale=float(rng.uniform(0.52, 0.60)),
-        tilt=float(rng.uniform(0.0, 0.2)),
-        texture_seed=int(rng.integers(2**31)),
-    )
-
-
-def write_dataset(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write `train/ val/ test/` class folders, the masks under `masks/`, and `metadata.csv`.
-
-    The same pixels on every machine: each image is a function of split, species and number.
-    """
-    total = len(SPECIES) * sum(IMAGES_PER_SPECIES.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metadata.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "mask", "species", "family", "habitat", "light", "pose"])
-        done = 0
-        for split, count in IMAGES_PER_SPECIES.items():
-            for name in SPECIES:
-                for number in range(count):
-                    table.writerow(_write_image(folder, split, name, number))
-                    done += 1
-                    if progress:
-                        progress(done, total)
-
-
-def _write_image(folder: Path, split: str, name: str, number: int) -> list[str]:
-    rng = numpy_rng("pocket_birds", split, name, number)
-    family = name.split("_")[1]
-    at_home = split == "train" and rng.random() < CORRELATION
-    scene = random_scene(rng, HOME[family] if at_home else None)
-    image, mask = render(SPECIES[name], scene)
-    path = Path(split) / name / f"{number:03d}.png"
-    for array, place in ((image, path), (mask, "masks" / path)):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(folder / place)
-    mask_path = ("masks" / path).as_posix()
-    return [path.as_posix(), mask_path, name, family, scene.habitat, scene.light, scene.pose]

@@ -1,41 +1,42 @@
-"""Readers of published data sets: from `data.root` to the splits their authors define.
-
-What data sets publish beside their images: lists of files, tables, MATLAB arrays.
-"""
+"""Readers of published data sets: from `data.root` to the splits that their authors define."""
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-import numpy as np
-from online_aug.data.folders import read_splits
-from online_aug.data.image_sets import Groups, ImageSet
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
-from online_aug.data.image_sets import FolderSet, Groups
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from online_aug.data.folders import read_splits
+from online_aug.data.image_sets import FolderSet, Groups, ImageSet, pixel_digest
+from online_aug.data.images import BadImageError
 
 Reader = Callable[[Path], Mapping[str, ImageSet]]
-"""Takes `data.root`; raises nearly anything where files are not as they were published."""
+"""Reads the splits under `data.root`; raises nearly anything if files are not as published."""
 
 CUB = "CUB_200_2011"
 DOGS = "stanford_dogs"
 PETS = "oxford-iiit-pet"
 TINY_IMAGENET = "tiny-imagenet-200"
 WATERBIRDS = "waterbird_complete95_forest2water2"
-WATERBIRD_COLUMNS = ("img_filename", "y", "split", "place")
+_WATERBIRD_COLUMNS = ("img_filename", "y", "split", "place")
+_CIFAR_SIDE_PX = 32
+_CIFAR_PIXEL_BYTES = 3 * _CIFAR_SIDE_PX**2
 BIRDS, PLACES = ("landbird", "waterbird"), ("land", "water")
 
 
 def torchvision_reader(name: str, **splits: str) -> Reader:
-    """A reader by torchvision's class of this name, with its names of our splits."""
+    """Return a reader that uses a torchvision class; `splits` are its names of our splits."""
 
     def read(root: Path) -> Mapping[str, ImageSet]:
         from torchvision import datasets
 
         opened = {
-            # A path instead of an image: the pixels are read by our own decoder.
+            # It returns paths instead of images: our own decoder reads the pixels.
             ours: getattr(datasets, name)(root, split=theirs, loader=Path)
             for ours, theirs in splits.items()
         }
@@ -43,7 +44,7 @@ def torchvision_reader(name: str, **splits: str) -> Reader:
             split: listed(
                 root,
                 ((path.relative_to(root).as_posix(), int(label)) for path, label in images),
-                [_spoken(str(title)) for title in images.classes],
+                [_with_spaces(str(title)) for title in images.classes],
             )
             for split, images in opened.items()
         }
@@ -52,7 +53,7 @@ def torchvision_reader(name: str, **splits: str) -> Reader:
 
 
 def cub_splits(root: Path) -> Mapping[str, ImageSet]:
-    """CUB-200-2011 with the split of `train_test_split.txt`."""
+    """Read CUB-200-2011 with the split of `train_test_split.txt`."""
     folder = root / CUB
     files, labels, in_train = (
         dict(table(folder / f"{name}.txt", 2))
@@ -61,7 +62,7 @@ def cub_splits(root: Path) -> Mapping[str, ImageSet]:
     if not files.keys() == labels.keys() == in_train.keys():
         raise ValueError(f"the lists in {folder} must name the same images, they do not")
     # 001.Black_footed_Albatross
-    names = [_spoken(species.partition(".")[2]) for species in _species(root)]
+    names = [_with_spaces(species.partition(".")[2]) for species in _species(root)]
     return {
         split: listed(
             folder / "images",
@@ -73,7 +74,7 @@ def cub_splits(root: Path) -> Mapping[str, ImageSet]:
 
 
 def waterbirds_splits(root: Path) -> Mapping[str, ImageSet]:
-    """Waterbirds: two classes, and the groups of class and place."""
+    """Read Waterbirds: two classes, in groups by class and background."""
     splits = {}
     for split, rows in _waterbird_rows(root).items():
         pairs = ((row["img_filename"], int(row["y"])) for row in rows)
@@ -82,7 +83,7 @@ def waterbirds_splits(root: Path) -> Mapping[str, ImageSet]:
 
 
 def cub_waterbirds_splits(root: Path) -> Mapping[str, ImageSet]:
-    """Training on CUB's 200 species, the test on those species in Waterbirds, with its groups."""
+    """Read CUB's 200 species to train on, and the same species in Waterbirds to test on."""
     number = {species: k for k, species in enumerate(_species(root))}
     rows = _waterbird_rows(root)["test"]
     pairs = [(row["img_filename"], number[row["img_filename"].split("/")[0]]) for row in rows]
@@ -92,7 +93,7 @@ def cub_waterbirds_splits(root: Path) -> Mapping[str, ImageSet]:
 
 
 def dogs_splits(root: Path) -> Mapping[str, ImageSet]:
-    """Stanford Dogs with the lists of its authors."""
+    """Read Stanford Dogs with the lists of its authors."""
     lists = {split: matlab(root / DOGS / f"{split}_list.mat") for split in ("train", "test")}
     pairs = {
         split: [
@@ -103,20 +104,20 @@ def dogs_splits(root: Path) -> Mapping[str, ImageSet]:
     }
     breeds = {label: file.split("/")[0] for file, label in pairs["train"]}
     # n02085620-Chihuahua
-    names = [_spoken(breeds[label].partition("-")[2]) for label in range(len(breeds))]
+    names = [_with_spaces(breeds[label].partition("-")[2]) for label in range(len(breeds))]
     folder = root / DOGS / "Images"
     return {split: listed(folder, images, names) for split, images in pairs.items()}
 
 
 def pets_splits(root: Path) -> Mapping[str, ImageSet]:
-    """Oxford-IIIT Pets: 37 breeds."""
+    """Read Oxford-IIIT Pets: 37 breeds."""
     lists = root / PETS / "annotations"
     rows = {
         split: table(lists / f"{name}.txt", 4)
         for split, name in {"train": "trainval", "test": "test"}.items()
     }
     breeds = {int(label) - 1: file.rpartition("_")[0] for file, label, *_ in rows["train"]}
-    names = [_spoken(breeds[label]) for label in range(len(breeds))]
+    names = [_with_spaces(breeds[label]) for label in range(len(breeds))]
     return {
         split: listed(
             root / PETS / "images",
@@ -128,13 +129,13 @@ def pets_splits(root: Path) -> Mapping[str, ImageSet]:
 
 
 def tiny_imagenet_splits(root: Path) -> Mapping[str, ImageSet]:
-    """Tiny-ImageNet; its validation images are the test, as papers report them."""
+    """Read Tiny-ImageNet; its validation images are the test split, as in papers."""
     folder = root / TINY_IMAGENET
     train = read_splits({"train": folder / "train"})["train"]
     number = {synset: k for k, synset in enumerate(train.class_names)}
     words = {synset: text.split(",")[0] for synset, text in table(folder / "words.txt", 2)}
     uses = Counter(words[synset] for synset in number)
-    names = tuple(  # a crane is a bird and a machine
+    names = tuple(  # two classes may share a word: a crane is a bird and a machine
         word if uses[word] == 1 else f"{word} ({synset})"
         for synset, word in ((synset, words[synset]) for synset in number)
     )
@@ -145,7 +146,7 @@ def tiny_imagenet_splits(root: Path) -> Mapping[str, ImageSet]:
 
 
 def imagenet_splits(root: Path) -> Mapping[str, ImageSet]:
-    """ImageNet in class folders; its validation images are the test, as papers report them."""
+    """Read ImageNet in class folders; its validation images are the test split, as in papers."""
     return read_splits({"train": root / "imagenet/train", "test": root / "imagenet/val"})
 
 
@@ -153,7 +154,7 @@ def _species(root: Path) -> list[str]:
     return [species for _, species in table(root / CUB / "classes.txt", 2)]
 
 
-def _spoken(name: str) -> str:
+def _with_spaces(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -161,7 +162,7 @@ def _waterbird_rows(root: Path) -> dict[str, list[dict[str, str]]]:
     path = root / WATERBIRDS / "metadata.csv"
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    lacking = [column for column in WATERBIRD_COLUMNS if not rows or column not in rows[0]]
+    lacking = [column for column in _WATERBIRD_COLUMNS if not rows or column not in rows[0]]
     if lacking:
         raise ValueError(f"{path} must have the column {lacking[0]}")
     return {
@@ -178,8 +179,94 @@ def _class_and_place(rows: Sequence[Mapping[str, str]]) -> Groups:
     return Groups(names, numbers)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CifarSet:
+    """A split of CIFAR in binary files, whose records are labels and then pixels by channel."""
+
+    files: tuple[Path, ...]
+    ends: tuple[int, ...]
+    """Number of images up to the end of each file."""
+    label_bytes: int
+    """Labels of a record, one byte each; the last one is the class."""
+    class_names: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def load(self, index: int) -> UInt8[np.ndarray, "32 32 3"]:
+        """Read one image.
+
+        Raises:
+            BadImageError: If the file cannot be read or has become shorter.
+        """
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        before = self.ends[number - 1] if number else 0
+        path = self.files[number]
+        try:
+            with path.open("rb") as records:
+                start = (index - before) * (self.label_bytes + _CIFAR_PIXEL_BYTES)
+                records.seek(start + self.label_bytes)
+                content = records.read(_CIFAR_PIXEL_BYTES)
+        except OSError as error:
+            raise BadImageError(f"image {index} of {path} cannot be read: {error}") from error
+        if len(content) < _CIFAR_PIXEL_BYTES:
+            raise BadImageError(f"image {index} of {path} cannot be read: the file ends before it")
+        planes = np.frombuffer(content, np.uint8).reshape(3, _CIFAR_SIDE_PX, _CIFAR_SIDE_PX)
+        return planes.transpose(1, 2, 0).copy()
+
+    def digest(self, index: int) -> str:
+        """Return the digest of the pixels."""
+        return pixel_digest(self.load(index))
+
+
+def cifar10_splits(root: Path) -> dict[str, ImageSet]:
+    """Read CIFAR-10 in its binary version: five files to train on, one to test on."""
+    folder = root / "cifar-10-batches-bin"
+    names = _words(folder / "batches.meta.txt")
+    batches = [folder / f"data_batch_{number}.bin" for number in range(1, 6)]
+    return {
+        "train": _record_set(batches, 1, names),
+        "test": _record_set([folder / "test_batch.bin"], 1, names),
+    }
+
+
+def cifar100_splits(root: Path) -> dict[str, ImageSet]:
+    """Read CIFAR-100 in its binary version, with its hundred fine classes."""
+    folder = root / "cifar-100-binary"
+    names = _words(folder / "fine_label_names.txt")
+    return {split: _record_set([folder / f"{split}.bin"], 2, names) for split in ("train", "test")}
+
+
+def _words(path: Path) -> tuple[str, ...]:
+    return tuple(path.read_text(encoding="utf-8").split())
+
+
+def _record_set(files: Sequence[Path], label_bytes: int, class_names: tuple[str, ...]) -> CifarSet:
+    labels = [_record_labels(path, label_bytes, len(class_names)) for path in files]
+    return CifarSet(
+        files=tuple(files),
+        ends=tuple(accumulate(map(len, labels))),
+        label_bytes=label_bytes,
+        class_names=class_names,
+        labels=np.concatenate(labels),
+    )
+
+
+def _record_labels(path: Path, label_bytes: int, num_classes: int) -> Int[np.ndarray, " n"]:
+    size, length = path.stat().st_size, label_bytes + _CIFAR_PIXEL_BYTES
+    if size == 0 or size % length:
+        raise ValueError(f"{path} must hold whole records of {length} bytes, got {size} bytes")
+    records = np.memmap(path, np.uint8, mode="r").reshape(-1, length)
+    labels = records[:, label_bytes - 1].astype(np.int64)
+    if labels.max() >= num_classes:
+        raise ValueError(f"classes of {path} must be below {num_classes}, got {labels.max()}")
+    return labels
+
+
 def table(path: Path, columns: int) -> list[list[str]]:
-    """The lines of a text file, divided at white space; the last column keeps its own.
+    """Read a text file of columns separated by white space, which the last column may contain.
 
     Raises:
         ValueError: If a line has fewer columns.
@@ -195,7 +282,7 @@ def table(path: Path, columns: int) -> list[list[str]]:
 
 
 def matlab(path: Path) -> dict[str, Any]:
-    """The arrays of a MATLAB file (before 7.3) by name; only data, nothing in it is run."""
+    """Read the arrays of a MATLAB file (before 7.3) by name; no code in it is run."""
     from scipy.io import loadmat
 
     arrays: dict[str, Any] = loadmat(path, squeeze_me=True)
@@ -208,16 +295,16 @@ def listed(
     class_names: Sequence[str],
     groups: Groups | None = None,
 ) -> FolderSet:
-    """The images of a list.
+    """Build the set of some listed images.
 
     Args:
-        root: Folder that the names are relative to.
-        pairs: Name of each file, with `/`, and its class, counted from 0.
-        class_names: Names by class.
-        groups: Those of the same images, in the same order.
+        root: Folder that the files are relative to.
+        pairs: File of each image, with `/`, and its label, counted from 0.
+        class_names: Names of the classes by label.
+        groups: Groups of the same images, in the same order.
 
     Raises:
-        ValueError: If there is no image, a class has no name, or a file lies outside of `root`.
+        ValueError: If there is no image, a label has no name, or a file lies outside `root`.
     """
     files, labels = [], []
     for file, label in pairs:

@@ -1,49 +1,37 @@
-"""From `data.source` to three splits: found, checked, cut and ready to load.
+"""From `data.source` to three splits: found, checked, divided and cut by index."""
 
-Which images go where: stratified splits, few-shot and long-tail cuts, all by index.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
 import numpy as np
-from online_aug.data.settings import DataConfig
+from jaxtyping import Int
+
+from online_aug.console import Report, terminal_progress
 from online_aug.data.embedded import EMBEDDED_SETS, write_embedded
 from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.data.images import BadImageError, check_header, read_image
-from online_aug.console import Report, terminal_progress
 from online_aug.data.published import PUBLISHED, published_splits
-from online_aug.data.timm_sets import TimmSet, is_timm_name, timm_splits
+from online_aug.data.settings import DataConfig
+from online_aug.data.timm_sets import is_timm_name, timm_splits
 from online_aug.errors import UserError
 from online_aug.seeding import numpy_rng
-from collections.abc import Sequence
-from jaxtyping import Int
 
-__all__ = [
-    "FolderSet",
-    "ImageSet",
-    "Splits",
-    "Subset",
-    "TimmSet",
-    "check_images",
-    "load_splits",
-]
-
-CHECK_THREADS = 8
+_CHECK_THREADS = 8
 
 
 def load_splits(data: DataConfig) -> Splits:
-    """The training, validation and test images that a configuration asks for.
+    """Load the training, validation and test images of a configuration.
 
-    Splits that the source lacks are cut from its training split, stratified and seeded by
-    `data.seed`. The long-tail cut comes first, then the few-shot cut; both touch training only. A
-    name of an embedded or a published set means that set: write `./digits` for such a folder.
+    Splits that the source lacks are divided from its training split, stratified and seeded by
+    `data.seed`. Then the training split is cut, first to a long tail, then to few shots. The name
+    of an embedded or published set means that set; `./digits` is a folder of the same name.
 
     Raises:
-        UserError: If the source cannot be found or used, or the cuts cannot be made.
+        UserError: If the source cannot be found or used, or is too small for the cuts.
     """
     found = _open(data)
     skipped: list[str] = []
@@ -59,21 +47,20 @@ def load_splits(data: DataConfig) -> Splits:
 def check_images(
     images: ImageSet, on_bad_image: Literal["error", "skip"], progress: Report | None = None
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """The set without the files that cannot be read, and the names of those files.
+    """Leave out the files that cannot be read; return the rest of the set and their names.
 
-    With `error` only headers are read, so that large sets start fast: a file broken further in
-    fails in `load`, with its name. With `skip` each file is read to its end: what is left out now
-    need not be dealt with by all who read images later. Sets that are not files are returned as
-    they are.
+    With `error` only headers are read, so that large sets start fast; a file damaged further on
+    fails in `load`, with its name. With `skip` every file is decoded, so that no later reader meets
+    a bad one. A set whose images are not files is returned as it is.
 
     Raises:
-        BadImageError: If `on_bad_image` is `error` and there is such a file.
+        BadImageError: If `on_bad_image` is `error` and a file cannot be read.
     """
     if not isinstance(images, FolderSet):
         return images, ()
     reasons: dict[int, str] = {}
     read = read_image if on_bad_image == "skip" else check_header
-    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
         paths = map(images.path, range(len(images)))
         for index, reason in enumerate(pool.map(partial(_problem, read), paths)):
             if reason is not None:
@@ -174,10 +161,14 @@ def _class_sizes(images: ImageSet) -> list[int]:
 def stratified_split(
     labels: Int[np.ndarray, " n"], fractions: Sequence[float], rng: np.random.Generator
 ) -> list[Int[np.ndarray, " m"]]:
-    """Indices of the parts, each sorted; every index is in exactly one part.
+    """Divide all indices into parts, each sorted, with every class in proportion.
 
-    Each class is divided by the largest remainders, and every part gets at least one image of it.
-    `fractions` are the sizes of the parts, above 0, summing to 1.
+    Each class is divided by the method of largest remainders, at least one image to every part.
+
+    Args:
+        labels: Label of each image.
+        fractions: Sizes of the parts, above 0, summing to 1.
+        rng: Decides which images go where.
 
     Raises:
         ValueError: If a class has fewer images than there are parts, or the fractions are wrong.
@@ -201,10 +192,10 @@ def stratified_split(
 def few_shot(
     labels: Int[np.ndarray, " n"], examples_per_class: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Sorted indices of `examples_per_class` images of every class.
+    """Choose `examples_per_class` images of every class; return their sorted indices.
 
-    With the same seed a smaller cut is part of a larger one, and what is drawn of one class does
-    not depend on the sizes of the others.
+    With the same seed a smaller cut is part of a larger one, and the choice in one class does not
+    depend on the sizes of the others.
 
     Raises:
         ValueError: If a class has fewer images.
@@ -223,14 +214,17 @@ def few_shot(
 def long_tail(
     labels: Int[np.ndarray, " n"], imbalance_factor: float, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Sorted indices of a training set whose class sizes fall exponentially.
+    """Choose images so that class sizes fall exponentially; return their sorted indices.
 
-    Diff-Mix (arXiv:2403.19600): classes sorted by size, largest first, keep
-    `N / C * imbalance_factor ** (k / (C - 1))` images, for k = 0 .. C - 1. The authors' code
-    divides by C - 2, which makes the tail smaller than the factor says; with C - 1, the form common
-    in long-tail work, the smallest class over the largest is `imbalance_factor`, in (0, 1], up to
-    rounding to whole images. Every class keeps at least one. Where the smallest class has fewer
-    than the formula wants, the whole curve is lowered until it fits, so that the ratio holds.
+    Diff-Mix (arXiv:2403.19600): of N images in C classes, sorted by size with the largest first,
+    class k = 0 .. C - 1 keeps `N / C * imbalance_factor ** (k / (C - 1))` images, and at least one.
+    The authors' code divides by C - 2, which makes the tail smaller than the factor says. If the
+    smallest class has too few images, the whole curve is lowered so that the ratio holds.
+
+    Args:
+        labels: Label of each image.
+        imbalance_factor: Size of the smallest class over the largest, in (0, 1].
+        rng: Decides which images of a class stay.
 
     Raises:
         ValueError: If `imbalance_factor` is out of range.
@@ -238,7 +232,7 @@ def long_tail(
     if not 0 < imbalance_factor <= 1:
         raise ValueError(f"imbalance_factor must be in (0, 1], got {imbalance_factor}")
     classes = [members for _, members in _shuffled_classes(labels, rng) if len(members)]
-    classes.sort(key=len, reverse=True)  # stable: classes of one size stay in order of their label
+    classes.sort(key=len, reverse=True)  # stable: by label among classes of one size
     head = min(len(labels) / len(classes), len(classes[-1]) / imbalance_factor)
     steps = max(len(classes) - 1, 1)
     # Rounding the head first keeps the smallest-to-largest ratio closest to the factor.
@@ -250,7 +244,6 @@ def long_tail(
 def _shuffled_classes(
     labels: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[int, Int[np.ndarray, " m"]]]:
-    """Each class with its indices in random order; a stream of its own for each class."""
     streams = rng.spawn(int(labels.max()) + 1) if len(labels) else []
     return [
         (label, stream.permutation(np.flatnonzero(labels == label)))

@@ -1,60 +1,62 @@
-"""Data sets `timm.data.create_dataset` opens: torchvision's and those of the Hugging Face hub.
+"""Data sets that `timm.data.create_dataset` opens: torchvision's and those of the Hugging Face hub.
 
-timm's data sets that can only be read from front to back, copied once into an image folder.
-
-Planning asks for any image at any time, so a stream needs an index; a copy is one. Pixels are kept
-exactly (PNG), the classes' names and order are timm's.
+Planning asks for any image at any time. A set that can only be read from front to back (a stream)
+is therefore copied once into an image folder, with its exact pixels (PNG) and timm's classes.
 """
 
 import logging
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
+
 from cache import content_digest
-from online_aug.data.folders import no_single_class, refuse_out_of_range, refuse_unknown_classes
-from online_aug.data.folders import folder_splits
+from online_aug.console import Report
+from online_aug.data.folders import (
+    folder_splits,
+    no_single_class,
+    refuse_out_of_range,
+    refuse_unknown_classes,
+    written_once,
+)
 from online_aug.data.image_sets import FolderSet, ImageSet, pixel_digest
 from online_aug.data.images import BadImageError, decode_image, to_rgb
 from online_aug.errors import UserError, one_line
-from collections.abc import Iterator, Mapping
-from functools import partial
-from urllib.parse import quote
-from PIL import Image
-from online_aug.data.folders import no_single_class, refuse_out_of_range
-from online_aug.data.images import to_rgb
-from online_aug.console import Report
-from online_aug.data.folders import written_once
 
 _LOG = logging.getLogger(__name__)
 _PREFIXES = ("torch", "hfds")
+_STREAM_PREFIXES = ("hfids", "tfds", "wds")
+_STREAM_FORMAT = 1
 _FOLDERS = ("folder", "image_folder")
-# Asked for a split that a torchvision set lacks, timm returns another one: the test split for
-# `validation`. So only what each set really has is asked for.
+# If a torchvision set lacks a split, timm returns another one (the test split for `validation`), so
+# only the splits that each set really has are asked for.
 _TRAIN_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 _TRAIN_VAL = ("imagenet", "places365", "inaturalist", "inat")
 
 
 def is_timm_name(source: str) -> bool:
-    """Whether `source` has the form of a timm data set name, such as `torch/cifar10`."""
+    """Return whether `source` has the form of a timm data set name, such as `torch/cifar10`."""
     prefix, _, name = source.partition("/")
-    return bool(name) and prefix.lower() in _PREFIXES + STREAMS
+    return bool(name) and prefix.lower() in _PREFIXES + _STREAM_PREFIXES
 
 
 def timm_splits(source: str, root: Path) -> dict[str, ImageSet]:
-    """The labelled splits of a timm data set: always `train`, `val` and `test` where it has them.
+    """Open the labelled splits of a timm data set: `train`, and `val` and `test` if it has them.
 
     Nothing is downloaded for `torch/` names; `hfds/` names come from the hub or its cache. Streams
-    (`wds/`, `tfds/`, `hfids/`) are copied into an image folder under `root` when first asked for.
+    (`wds/`, `tfds/`, `hfids/`) are copied into an image folder under `root` on first use.
 
     Raises:
         UserError: If the name is unknown, or files or a package are missing.
     """
     prefix, _, name = source.partition("/")
-    if prefix.lower() in STREAMS:
+    if prefix.lower() in _STREAM_PREFIXES:
         return dict(folder_splits(_copied(source, root)))
     if prefix.lower() == "torch" and name.lower() in _FOLDERS:
         return dict(folder_splits(root))
@@ -74,7 +76,7 @@ def timm_splits(source: str, root: Path) -> dict[str, ImageSet]:
 
 @dataclass(frozen=True)
 class TimmName:
-    """With what timm opens one split."""
+    """The arguments with which timm opens one split."""
 
     source: str
     root: Path
@@ -83,22 +85,22 @@ class TimmName:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TimmSet:
-    """One split of a timm data set that is not just files; each process opens it for itself."""
+    """A split of a timm data set that does not consist of files; each process opens it itself."""
 
     name: TimmName
     class_names: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the opened data set."""
+        """Pickle everything except the opened data set."""
         return {key: value for key, value in self.__dict__.items() if key != "_dataset"}
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of one image.
+        """Decode one image.
 
         Raises:
             BadImageError: If it cannot be read; names the data set, the split and the index.
@@ -109,7 +111,7 @@ class TimmSet:
         return to_rgb(self._dataset[index][0])
 
     def digest(self, index: int) -> str:
-        """Digest of the encoded image where the set holds one, else of its pixels."""
+        """Return the digest of the encoded image if the set holds one, else of its pixels."""
         content = self._encoded(index)
         return pixel_digest(self.load(index)) if content is None else content_digest(content)
 
@@ -118,7 +120,7 @@ class TimmSet:
         return _create(self.name.source, self.name.root, self.name.split)
 
     def _encoded(self, index: int) -> bytes | None:
-        # Past timm's own __getitem__: for a broken image that returns the next one, label and all.
+        # timm's own __getitem__ replaces a broken image and its label by the next one.
         reader = getattr(self._dataset, "reader", None)
         if reader is None:
             return None
@@ -157,7 +159,7 @@ def _image_set(dataset: Any, name: TimmName, class_names: tuple[str, ...]) -> Im
     files = _files(dataset)
     if files is None:
         return TimmSet(name=name, class_names=class_names, labels=labels)
-    # Nothing but files: our own decoder reads them, with all their modes and rotations.
+    # The set is files only: our own decoder reads them, with all their modes and rotations.
     return FolderSet(root=Path(), files=files, class_names=class_names, labels=labels)
 
 
@@ -184,17 +186,8 @@ def _val_and_test(known: Container[str]) -> dict[str, str]:
     return {split: there for split, there in found.items() if there}
 
 
-def _copied(source: str, root: Path) -> Path:
-    train = _create(source, root, "train")
-    builder = getattr(train.reader, "builder", None)  # tfds and hfids
-    known = train.reader.info.get("splits", {}) if builder is None else builder.info.splits or {}
-    others = _val_and_test(known).items()
-    splits = {split: _create(source, root, timm_split) for split, timm_split in others}
-    return write_stream(source, root, {"train": train, **splits})
-
-
 def _names_by_value(dataset: Any, source: str) -> dict[Hashable, str]:
-    """Class names by the label values of this split, in the order the classes are numbered."""
+    """Map the label values of this split to class names, in the order of the class numbers."""
     if hasattr(dataset, "all_categories"):
         return dict(enumerate(dataset.all_categories))
     holder = getattr(dataset, "reader", dataset)
@@ -223,30 +216,33 @@ def _raw_labels(dataset: Any, source: str) -> list[Any]:
     if getattr(dataset, "targets", None) is None:
         raise UserError(f"data.source must be a labelled classification set, got {source}")
     values = np.asarray(dataset.targets)
-    # QMNIST keeps who wrote a digit, and where, beside its class.
+    # QMNIST has more columns beside the class, such as who wrote a digit.
     column: list[Any] = (values if values.ndim == 1 else values[:, 0]).tolist()
     return column
 
 
-_STREAM_LOG = logging.getLogger(__name__)
-STREAMS = ("hfids", "tfds", "wds")
-"""Prefixes of timm names whose sets are streams."""
-_FORMAT = 1
+def _copied(source: str, root: Path) -> Path:
+    train = _create(source, root, "train")
+    builder = getattr(train.reader, "builder", None)  # tfds and hfids
+    known = train.reader.info.get("splits", {}) if builder is None else builder.info.splits or {}
+    others = _val_and_test(known).items()
+    splits = {split: _create(source, root, timm_split) for split, timm_split in others}
+    return write_stream(source, root, {"train": train, **splits})
 
 
 def write_stream(source: str, root: Path, splits: Mapping[str, Any]) -> Path:
-    """The folder under `root` that holds the images of `splits`, copied unless it is there.
+    """Return the folder under `root` with the images of `splits`, copied first if it is not there.
 
     Args:
         source: Name of the set, such as `wds/pets`.
         root: Where the copy goes (`data.root`).
-        splits: timm's iterable data set of each split, by our names.
+        splits: timm's iterable data set of each split, by our names of the splits.
 
     Raises:
-        UserError: If a label is no class, nothing could be read, or nothing can be written.
+        UserError: If a label is not a class, or nothing can be read or written.
     """
     folder = root / source.replace("/", "_").lower()
-    return written_once(folder, f"{source} {_FORMAT}\n", partial(_copy, source, splits))
+    return written_once(folder, f"{source} {_STREAM_FORMAT}\n", partial(_copy, source, splits))
 
 
 def _copy(source: str, splits: Mapping[str, Any], folder: Path, progress: Report) -> None:
@@ -262,10 +258,10 @@ def _copy(source: str, splits: Mapping[str, Any], folder: Path, progress: Report
             done += 1
             progress(done, total)
         if done == before:
-            _STREAM_LOG.warning("%s (%s) has no labelled image that can be read: not used", source, split)
+            _LOG.warning("%s (%s) has no labelled image that can be read: not used", source, split)
         elif done - before < len(dataset):
             missing = len(dataset) - done + before
-            _STREAM_LOG.warning("%d images of %s (%s) could not be read", missing, source, split)
+            _LOG.warning("%d images of %s (%s) could not be read", missing, source, split)
     if not (folder / "train").is_dir():
         raise UserError(f"data.source must hold labelled training images, got {source} without any")
 
@@ -277,7 +273,7 @@ def _labelled(dataset: Any, source: str) -> Iterator[tuple[Image.Image, int]]:
             image, label = next(items)
         except StopIteration:
             return
-        except Exception as error:  # whichever of a dozen decoders and file formats gave up
+        except Exception as error:  # from one of a dozen decoders and file formats
             raise UserError(f"data.source {source} cannot be read: {one_line(error)}") from error
         try:
             number = int(label)
@@ -288,7 +284,7 @@ def _labelled(dataset: Any, source: str) -> Iterator[tuple[Image.Image, int]]:
 
 
 def _class_folder(dataset: Any, label: int) -> str:
-    """A folder name that sorts by number and cannot leave its place."""
+    """Return a folder name that sorts by number and holds no path separators."""
     names = sorted(word for word, number in _class_words(dataset).items() if number == label)
     title = quote(names[0], safe=" ()&+,'") if names else ""
     return f"{label:05d} {title}".strip()

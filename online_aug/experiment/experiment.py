@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from online_aug.config import Config
-from online_aug.data.image_sets import file_names_of
-from online_aug.data.sources import Splits
+from online_aug.data.image_sets import Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation
 from online_aug.diffusion.adapters import Adapters, Concept
 from online_aug.diffusion.directory import check_few_steps, check_weights, locate_vae

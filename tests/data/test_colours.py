@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from online_aug.data.settings import DataConfig
-from online_aug.data.transforms import Colours, check_policy
-from online_aug.data.transforms import train_transform
+from online_aug.data.transforms import Colours, check_policy, train_transform
 from online_aug.errors import UserError
 from online_aug.seeding import torch_rng
 

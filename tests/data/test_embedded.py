@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from online_aug.data.settings import DataConfig
 from online_aug.data import embedded
-from online_aug.data.pocket_birds import render
-from online_aug.data.embedded import digits_arrays
-from online_aug.data.embedded import write_embedded
-from online_aug.data.images import read_image
-from online_aug.data.pocket_birds import SPECIES, random_scene, random_species
-from online_aug.data.sources import load_splits
+from online_aug.data.embedded import digits_arrays, write_embedded
 from online_aug.data.folders import MARKER
+from online_aug.data.images import read_image
+from online_aug.data.pocket_birds import SPECIES, random_scene, random_species, render
+from online_aug.data.settings import DataConfig
+from online_aug.data.sources import load_splits
 from online_aug.errors import UserError
 from online_aug.seeding import numpy_rng
 

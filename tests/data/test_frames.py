@@ -50,7 +50,9 @@ def test_resizing_the_longest_side_keeps_everything_and_adds_black():
 
 def test_random_crops_reach_every_position_and_no_other():
     frame, image = Frame(size=30, resize_px=34, crop="random"), ramp(34, 34)
-    corners = {tuple(frame.random(image, torch_rng(seed))[:2, 0, 0].tolist()) for seed in range(400)}
+    corners = {
+        tuple(frame.random(image, torch_rng(seed))[:2, 0, 0].tolist()) for seed in range(400)
+    }
     assert corners == {(row, column) for row in range(5) for column in range(5)}
 
 

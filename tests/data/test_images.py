@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.data.images import MAX_PIXELS, BadImageError, check_header, decode_image, read_image, to_rgb
+from online_aug.data.images import (
+    MAX_PIXELS,
+    BadImageError,
+    check_header,
+    decode_image,
+    read_image,
+    to_rgb,
+)
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -6,9 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from online_aug.data.settings import DataConfig
+from online_aug.data.image_sets import FolderSet, Subset
 from online_aug.data.images import BadImageError
-from online_aug.data.sources import FolderSet, Subset, check_images, load_splits
+from online_aug.data.settings import DataConfig
+from online_aug.data.sources import check_images, load_splits
 from online_aug.errors import UserError
 
 

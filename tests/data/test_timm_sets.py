@@ -11,9 +11,10 @@ import pytest
 from published_samples import write_mnist
 from timm.data import dataset_factory
 
-from online_aug.data.settings import DataConfig
+from online_aug.data.image_sets import FolderSet
 from online_aug.data.images import BadImageError
-from online_aug.data.sources import FolderSet, load_splits
+from online_aug.data.settings import DataConfig
+from online_aug.data.sources import load_splits
 from online_aug.data.timm_sets import TimmSet
 from online_aug.errors import UserError
 

@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online_aug.data.settings import DataConfig
-from online_aug.data.transforms import Frame, fit_square
-from online_aug.data.transforms import TrainTransform, eval_transform, normalise, train_transform
+from online_aug.data.transforms import (
+    Frame,
+    TrainTransform,
+    eval_transform,
+    fit_square,
+    normalise,
+    train_transform,
+)
 from online_aug.seeding import torch_rng
 
 STILL = {"shift": 0.0, "rotate_degrees": 0.0, "scale": (1.0, 1.0), "hflip": 0.0}
