@@ -1,7 +1,9 @@
 """Train a classifier: the same as `online-aug train`."""
 
-from online_aug.cli.train import main
-from online_aug.console import run_main
+import sys
+
+from online_aug.cli.main import main
 
 if __name__ == "__main__":
-    run_main(main)
+    sys.argv.insert(1, "train")
+    main()

@@ -14,7 +14,8 @@ import torch
 from judge import accuracy, classes_seen, train_judge
 
 from online_aug.cli.arguments import parse_command
-from online_aug.console import progress, run_main
+from online_aug.cli.main import run_main
+from online_aug.console import progress
 from online_aug.data.sources import load_splits
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError

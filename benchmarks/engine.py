@@ -29,7 +29,8 @@ from PIL import Image
 
 from cache import Store
 from online_aug.cli.arguments import parse_command
-from online_aug.console import progress, run_main
+from online_aug.cli.main import run_main
+from online_aug.console import progress
 from online_aug.data.sources import load_splits
 from online_aug.diffusion.adapters import load_adapters
 from online_aug.diffusion.loading import load_img2img

@@ -3,7 +3,7 @@
     python benchmarks/time_to_accuracy.py [configs/quickstart.yaml] [--seeds 3] [--reuse]
         [--dir FOLDER] [key=value ...]
 
-Offline is `python -m online_aug.fill`, then a run that only serves the cache and has all cores.
+Offline is `online-aug fill`, then a run that only serves the cache and has all cores.
 Online is one run on an empty cache that waits for no image. All else is the same, seed for seed,
 and so is the fine-tuning, which is made before and not counted. The time is that of the whole
 commands, from their start to the end of the first epoch whose validation accuracy is at least the
@@ -70,7 +70,7 @@ class Bench:
 
     def fill(self) -> float:
         """Make the whole plan in the cache of the offline runs; how long it took, s."""
-        return _timed("-m", "online_aug.cli.fill", *self.words, self.cache("offline"))
+        return _timed("-m", "online_aug", "fill", *self.words, self.cache("offline"))
 
     def offline(self, seed: int, *words: str) -> Run:
         """A run that serves what `fill` made."""
@@ -122,7 +122,7 @@ def main() -> int:
     if options.seeds < 1 + options.reuse:
         parser.error("--seeds must be at least 1, and 2 with --reuse")
     bench = _bench(options.dir.resolve(), options.words)
-    tuned_s = _timed("-m", "online_aug.cli.finetune", *bench.words)
+    tuned_s = _timed("-m", "online_aug", "finetune", *bench.words)
     _tell(f"fine-tuned in {tuned_s:.0f} s, not counted below")
     fill_s = bench.fill()
     _tell(f"filled in {fill_s:.0f} s")

@@ -22,7 +22,7 @@ _STATUS = "exit status: 0 all well, 1 something is broken, 2 bad input and nothi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -45,7 +45,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Build the parser of all subcommands, for `main` and for shell completion."""
     parser = Parser(
         prog="python -m cache",
         description="Look into a cache of generated images, and carry them out and in.",

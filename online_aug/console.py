@@ -5,18 +5,13 @@ Which console there is, and whether a person watches it.
 Figures as a person reads them; ASCII only, so that every log and terminal can show them.
 """
 
-import errno
 import math
 import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -25,9 +20,6 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
-
-from cache import CacheError
-from online_aug.errors import RunError, UserError, one_line
 
 LINE_EVERY_S = 10.0
 
@@ -222,58 +214,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest_s:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-FAILED = 1
-
-INTERRUPTED = 130
-
-MISUSED = 2
-
-LAUNCHER_S = 5.0
-
-"""Within this time a launcher ends the ranks beside one that failed."""
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Call `main` with the arguments and exit with its status, 0 for None.
-
-    `UserError` and `CacheError` become lines on standard error and status 2, as a full disk does,
-    `RunError` status 1.
-    Ctrl-C is status 130 and SIGTERM 143, both after everything on the way out has cleaned up. Of
-    the ranks of a node the first says what all of them found; the others wait to be ended.
-    """
-    try:
-        with _clean_termination():
-            status = main(sys.argv[1:]) or 0
-    except (UserError, CacheError, RunError) as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(LAUNCHER_S)
-        sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
-        status = FAILED if isinstance(error, RunError) else MISUSED
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        sys.stderr.write(f"error: a disk must have room, got {one_line(error)}; free space\n")
-        status = MISUSED
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    sys.exit(status)
-
-
-@contextmanager
-def _clean_termination() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 Report = Callable[[int, int], None]

@@ -1,39 +1,45 @@
-"""The one front of `train.py` and of `python -m online_aug.<command>`.
+"""A recipe and `key.sub=value` overrides: the arguments that most commands share.
 
-A configuration file, then `key.sub=value`; what goes wrong by a person's doing is one line each on
-standard error and exit status 2.
+A recipe is a YAML file, or the name of one that comes with the package.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
 from online_aug.config import Config
-from online_aug.config.loading import describe, load_config
+from online_aug.config.loading import describe, json_schema, load_config
 from online_aug.errors import UserError
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with the package; in a checkout a link to `configs`."""
+
 _EXAMPLES = """\
-configs/quickstart.yaml
-configs/quickstart.yaml run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
+quickstart
+quickstart run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
 """
 
-DRY_RUN = {"--dry-run": "print devices, requests and disk; do nothing"}
+COMPLETE_RECIPE, COMPLETE_KEY = "_online_aug_recipe", "_online_aug_key"
+"""The shell functions that complete a recipe and a key; see `main._completion`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What was typed after the name of the program."""
+    """The arguments of a command, read but not yet checked against the configuration."""
 
     config_path: Path
     overrides: tuple[str, ...]
     switches: frozenset[str] = frozenset()
-    """Those that were typed, such as `--dry-run`, of the ones the program offers."""
+    """The switches that were given, such as `--dry-run`."""
 
     def load_config(self) -> Config:
-        """The validated configuration; raises `UserError` with one line for each mistake."""
+        """Load and check the configuration; raise `UserError` with one line for each mistake."""
         return load_config(self.config_path, self.overrides)
 
 
@@ -45,49 +51,107 @@ def parse_command(
     switches: Mapping[str, str] = MappingProxyType({}),
     examples: str = _EXAMPLES,
 ) -> Command:
-    """Read the arguments; `--help` prints usage, examples and every key, and exits with status 0.
+    """Read the arguments; for `--help` print usage, examples and every key, and exit.
 
     Args:
-        argv: The arguments without the program's name.
-        prog: How the program is called, such as `python train.py`.
+        argv: The arguments without the name of the program.
+        prog: How the program is called, such as `online-aug train`.
         summary: One sentence on what it does.
         switches: Options without a value that it takes, such as `--dry-run`, and what each does.
-        examples: Arguments for `--help` to show, a line each.
+        examples: Arguments that `--help` shows, one example a line.
 
     Raises:
-        UserError: If an option is unknown or the configuration file is not named.
+        UserError: If an option or the recipe is unknown, or no recipe is given.
     """
     offered = "".join(f" [{name}]" for name in switches)
     shown = "".join(f"  {prog} {line}\n" for line in examples.splitlines())
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
-        usage=f"{prog} CONFIG.yaml [key.sub=value ...]{offered}",
+        usage=f"{prog} RECIPE [key.sub=value ...]{offered}",
         description=summary,
-        epilog=f"examples:\n{shown}\nkeys, with their defaults:\n\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("config_path", metavar="CONFIG.yaml", type=Path, help="what to run")
-    parser.add_argument(
-        "overrides",
-        metavar="key.sub=value",
-        nargs="*",
-        default=[],  # without one argparse calls it required when CONFIG.yaml is missing
-        help="replaces a value of the file",
-    )
-    for name, effect in switches.items():
-        parser.add_argument(name, dest="switches", action="append_const", const=name, help=effect)
-    parser.set_defaults(switches=[])
-    # The DeepSpeed launcher adds this to the command; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add_arguments(parser, switches)
+    if {"-h", "--help"} & set(argv):
+        names = ", ".join(recipe_names())
+        parser.epilog = (
+            f"examples:\n{shown}\nrecipes that come with the package:\n\n{names}\n\n"
+            f"keys, with their defaults:\n\n{describe()}"
+        )
     found = parser.parse_intermixed_args(argv)
     return Command(
-        config_path=found.config_path,
+        config_path=find_recipe(found.recipe),
         overrides=tuple(found.overrides),
         switches=frozenset(found.switches),
     )
 
 
-class _Parser(argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser, switches: Mapping[str, str]) -> None:
+    """Add the recipe, the overrides and the switches of a command to its parser."""
+    recipe = parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of the package"
+    )
+    overrides = parser.add_argument(
+        "overrides",
+        metavar="key.sub=value",
+        nargs="*",
+        default=[],  # without one argparse calls it required when the recipe is missing
+        help="replaces a value of the recipe",
+    )
+    vars(recipe)["complete"] = dict.fromkeys(("bash", "zsh"), COMPLETE_RECIPE) | {"tcsh": "f"}
+    vars(overrides)["complete"] = dict.fromkeys(("bash", "zsh"), COMPLETE_KEY)
+    for name, effect in switches.items():
+        parser.add_argument(name, dest="switches", action="append_const", const=name, help=effect)
+    parser.set_defaults(switches=[])
+    # The DeepSpeed launcher adds this to the command; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def print_schema(argv: Sequence[str]) -> None:
+    """Print the JSON schema of a recipe.
+
+    Raises:
+        UserError: If there are arguments.
+    """
+    parser = Parser(prog="online-aug schema", description="Print the JSON schema of a recipe.")
+    parser.parse_args(argv)
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+
+
+def recipe_names() -> list[str]:
+    """List the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(given: str) -> Path:
+    """Return the path of a recipe that is given as a file or by its name.
+
+    Raises:
+        UserError: If it is neither an existing file nor the name of a recipe.
+    """
+    path = Path(given)
+    if path.exists():
+        return path
+    names = recipe_names()
+    if given in names:
+        return RECIPES / f"{given}.yaml"
+    near = nearest(path.stem, names)
+    hint = f"; did you mean {near}?" if near else ""
+    raise UserError(
+        "the first argument must be an existing YAML file or the name of a recipe, "
+        f"got {given}{hint}"
+    )
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most similar to `word`, or None if none is similar."""
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes become a `UserError`."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise the mistake as one line that names the help."""
         raise UserError(f"{message}; see {self.prog} --help")

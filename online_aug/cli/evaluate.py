@@ -1,30 +1,33 @@
-"""`python -m online_aug.evaluate`: a run's `model.safetensors` on the test split."""
+"""`online-aug evaluate`: judge the `model.safetensors` of a run on the test split."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from online_aug.classifier.evaluation import Evaluation, evaluate
-from online_aug.classifier.model import build_classifier
 from online_aug.cli.arguments import parse_command
 from online_aug.config import Config
-from online_aug.console import open_console, percent, run_main
-from online_aug.data.sources import load_splits
-from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.reporting.run_directory import CONFIG_FILE, run_folder
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from online_aug.classifier.evaluation import Evaluation
+
+# Whatever needs torch is imported in the function that uses it: a mistake is reported before.
+
 MODEL_FILE = "model.safetensors"
-SUMMARY = (
-    "Judge a run's model on its test split. Instead of CONFIG.yaml a run directory may be given; "
-    "--json prints one object instead of a table."
-)
+SUMMARY = "Judge the model of a run on its test split. RECIPE may be a run directory too."
+SWITCHES = {"--json": "print one JSON object instead of tables"}
+EXAMPLES = """\
+runs/quickstart-seed0
+quickstart run.seed=1
+runs/quickstart-seed0 --json
+"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,15 +36,20 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: If the configuration, the data or the weights cannot be used.
     """
-    arguments = [word for word in argv if word != "--json"]
-    given = Path(arguments[0]) if arguments and Path(arguments[0]).is_dir() else None
-    if given is not None:
-        arguments[0] = str(_config_of(given))
-    command = parse_command(arguments, prog="python -m online_aug.evaluate", summary=SUMMARY)
+    from online_aug.console import open_console
+
+    given = next((Path(word) for word in argv if not word.startswith("-")), None)
+    folder = given if given is not None and given.is_dir() else None
+    command = parse_command(
+        [str(_config_of(folder)) if folder and Path(word) == folder else word for word in argv],
+        prog="online-aug evaluate",
+        summary=SUMMARY,
+        switches=SWITCHES,
+        examples=EXAMPLES,
+    )
     config = command.load_config()
-    folder = given or run_folder(config.run, command.config_path)
-    result = _judge(config, folder / MODEL_FILE)
-    if "--json" in argv:
+    result = _judge(config, (folder or run_folder(config.run, command.config_path)) / MODEL_FILE)
+    if "--json" in command.switches:
         sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
     else:
         _print(result, open_console())
@@ -49,11 +57,18 @@ def main(argv: Sequence[str]) -> None:
 
 def _config_of(folder: Path) -> Path:
     if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"run directory must hold {CONFIG_FILE}, {folder} does not")
+        raise UserError(f"a run directory must hold {CONFIG_FILE}, {folder} does not")
     return folder / CONFIG_FILE
 
 
-def _judge(config: Config, weights: Path) -> Evaluation:
+def _judge(config: Config, weights: Path) -> "Evaluation":
+    import torch
+
+    from online_aug.classifier.evaluation import evaluate
+    from online_aug.classifier.model import build_classifier
+    from online_aug.data.sources import load_splits
+    from online_aug.distributed.devices import plan_devices
+
     if not weights.is_file():
         raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
     splits = load_splits(config.data)
@@ -67,7 +82,9 @@ def _judge(config: Config, weights: Path) -> Evaluation:
     return evaluate(classifier, images, config.data, device, train_labels=splits.train.labels)
 
 
-def _print(result: Evaluation, console: Console) -> None:
+def _print(result: "Evaluation", console: "Console") -> None:
+    from online_aug.console import percent
+
     parts = {
         "class": result.per_class,
         "group": result.per_group,
@@ -82,12 +99,12 @@ def _print(result: Evaluation, console: Console) -> None:
     )
 
 
-def _table(title: str, shares: Mapping[str, float]) -> Table:
+def _table(title: str, shares: Mapping[str, float]) -> "Table":
+    from rich.table import Table
+
+    from online_aug.console import percent
+
     table = Table(title, "recognised", title="test split")
     for name, share in shares.items():
         table.add_row(name, percent(share))
     return table
-
-
-if __name__ == "__main__":
-    run_main(main)

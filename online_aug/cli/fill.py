@@ -1,6 +1,6 @@
-"""Make a configuration's images ahead of training, or on another machine, in this process alone.
+"""`online-aug fill`: make a configuration's images ahead of training, or on another machine.
 
-`python -m online_aug.fill configs/x.yaml`; the next call or `train.py` goes on with what it leaves.
+The next call, or `online-aug train`, goes on with what it leaves in the cache.
 """
 
 import sys
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from online_aug.cli.arguments import parse_command
 from online_aug.config import Config
-from online_aug.console import run_main
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
 
@@ -18,31 +17,27 @@ if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan
     from online_aug.experiment.experiment import Experiment
 
-# torch is imported where it is used: that takes seconds, and a mistake is to be said before.
+# Whatever needs torch is imported in the function that uses it: a mistake is reported before.
 
 SUMMARY = (
     "Make the images of a configuration ahead of training, or on another machine, fine-tuning the "
-    "generator first where that is due. Ctrl-C stops it after storing what is finished, and the "
-    "same command goes on. Afterwards train.py finds the images in cache.path; "
+    "generator first if that is due. Ctrl-C stops it after storing what is finished, and the "
+    "same command goes on. Afterwards `online-aug train` finds the images in cache.path; "
     "devices.generate=none makes it train on them alone."
 )
 EXAMPLES = """\
-configs/cub_diff_mix.yaml
-configs/cub_diff_mix.yaml --print-speed
-configs/cub_diff_mix.yaml generation.slots=16 devices.generate=cuda:1 cache.path=/data/cub
+cub_diff_mix
+cub_diff_mix --print-speed
+cub_diff_mix generation.slots=16 devices.generate=cuda:1 cache.path=/data/cub
 """
 SWITCHES = {"--print-speed": "make images for ten seconds, store none, and say how fast it was"}
 SPEED_S = 10.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check everything, then fill the cache, or measure; 128 plus the signal that ended it."""
+    """Check everything, then fill the cache or measure the speed; return the exit status."""
     command = parse_command(
-        argv,
-        prog="python -m online_aug.fill",
-        summary=SUMMARY,
-        switches=SWITCHES,
-        examples=EXAMPLES,
+        argv, prog="online-aug fill", summary=SUMMARY, switches=SWITCHES, examples=EXAMPLES
     )
     config = command.load_config()
     check_fillable(config)
@@ -59,7 +54,7 @@ def check_fillable(config: Config) -> None:
     """Refuse a configuration whose images cannot be made ahead.
 
     Raises:
-        UserError: If it makes none, or only the classifier in training will say which.
+        UserError: If it makes no images, or needs saliency maps of the classifier in training.
     """
     from online_aug.experiment.saliency import ExperimentSaliency
 
@@ -81,11 +76,32 @@ def check_fillable(config: Config) -> None:
         )
 
 
+def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
+    import torch
+
+    from online_aug.data.sources import load_splits
+    from online_aug.distributed.devices import plan_devices
+    from online_aug.experiment.experiment import Experiment
+    from online_aug.experiment.teacher import check_teacher
+    from online_aug.producer.build import check_judge
+
+    devices = plan_devices(config.devices, trains=False)
+    torch.set_num_threads(devices.generate_threads)
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    check_teacher(experiment)
+    check_judge(experiment)
+    experiment.check(generates=True)
+    return experiment, devices
+
+
 def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
-    """Make what the cache lacks of the plan; 128 plus the signal that ended it early, or 0.
+    """Make the images of the plan that the cache lacks.
+
+    Returns:
+        0, or 128 plus the signal that ended it early.
 
     Raises:
-        UserError: If the cache is full before the end.
+        UserError: If the cache is full before all images are made.
     """
     from online_aug.experiment.teacher import ensure_saliency
     from online_aug.finetuning.run import ensure_finetuned
@@ -106,10 +122,13 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
 
 
 def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
-    """Say how many images a second this machine makes; 128 plus the signal that ended it, or 0.
+    """Print how many images a second this machine makes.
+
+    Returns:
+        0, or 128 plus the signal that ended it early.
 
     Raises:
-        UserError: If fine-tuning is due, or maps are: the plan is not known before.
+        UserError: If fine-tuning or saliency maps are due: the plan is not known before.
     """
     from online_aug.console import duration, rate
     from online_aug.producer.build import load_generator, work_of
@@ -134,26 +153,3 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
             said = "interrupted before there was anything to measure"
         sys.stdout.write(f"{said}\n")
         return interrupt.exit_status
-
-
-def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
-    """The checked experiment on the generator's device."""
-    import torch
-
-    from online_aug.data.sources import load_splits
-    from online_aug.distributed.devices import plan_devices
-    from online_aug.experiment.experiment import Experiment
-    from online_aug.experiment.teacher import check_teacher
-    from online_aug.producer.build import check_judge
-
-    devices = plan_devices(config.devices, trains=False)
-    torch.set_num_threads(devices.generate_threads)
-    experiment = Experiment(config, load_splits(config.data), devices.generator)
-    check_teacher(experiment)
-    check_judge(experiment)
-    experiment.check(generates=True)
-    return experiment, devices
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,36 +1,31 @@
-"""Fine-tune the image generator on the training images of a configuration."""
+"""`online-aug finetune`: teach the image generator the classes of a configuration's data set."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
 from online_aug.cli.arguments import parse_command
 from online_aug.config import Config
-from online_aug.console import run_main
-from online_aug.data.sources import load_splits
-from online_aug.distributed.devices import plan_devices
-from online_aug.distributed.launcher import RECORD
+from online_aug.distributed.identity import identify
 from online_aug.distributed.processes import Interrupt
-from online_aug.distributed.world import (
-    agree,
-    end_distributed,
-    rank_device,
-    start_distributed,
-)
-from online_aug.experiment.experiment import Experiment
-from online_aug.finetuning.run import ensure_finetuned, finetune_rank
+
+# Whatever needs torch is imported in the function that uses it: a mistake is reported before.
+
+SUMMARY = "Fine-tune the image generator on the training images; `online-aug train` does it too."
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what is missing, and say where the result is; or one rank's part of it."""
-    command = parse_command(
-        argv, prog="python -m online_aug.finetune", summary="Fine-tune the image generator."
-    )
+    """Fine-tune what has not been fine-tuned yet and print where the result is."""
+    command = parse_command(argv, prog="online-aug finetune", summary=SUMMARY)
     config = command.load_config()
-    if RECORD in os.environ:
+    if identify().is_ours:
         _join(config)
         return
+    from online_aug.data.sources import load_splits
+    from online_aug.distributed.devices import plan_devices
+    from online_aug.experiment.experiment import Experiment
+    from online_aug.finetuning.run import ensure_finetuned
+
     devices = plan_devices(config.devices)
     experiment = Experiment(config, load_splits(config.data), devices.generator)
     experiment.check(generates=True)
@@ -39,13 +34,24 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _join(config: Config) -> None:
-    """Be one of the ranks that `_launch` started; it holds the lock, and has checked all."""
+    """Do the part of one rank; the process that launched it holds the lock and has checked all."""
+    from online_aug.data.sources import load_splits
+    from online_aug.distributed.devices import plan_devices
+    from online_aug.distributed.world import (
+        agree,
+        end_distributed,
+        rank_device,
+        start_distributed,
+    )
+    from online_aug.experiment.experiment import Experiment
+    from online_aug.finetuning.run import finetune_rank
+
     devices = plan_devices(config.devices, trains=False)
     world = start_distributed(rank_device(devices.generate))
     if not world.is_first:
-        logging.disable(logging.WARNING)  # the first says what all of them find
+        logging.disable(logging.WARNING)  # the first rank warns of what all of them find
     experiment = Experiment(config, load_splits(config.data), devices.generator)
-    assert experiment.finetuned  # otherwise nobody would have started this
+    assert experiment.finetuned  # otherwise nobody would have launched this rank
     with Interrupt() as interrupt:
 
         def leave_together() -> None:
@@ -54,7 +60,3 @@ def _join(config: Config) -> None:
 
         finetune_rank(experiment, experiment.finetuned, world, leave_together)
     end_distributed()
-
-
-if __name__ == "__main__":
-    run_main(main)

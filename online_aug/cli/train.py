@@ -1,52 +1,36 @@
-"""Train an image classifier while a second process makes diffusion augmentations for it.
+"""`online-aug train`: train a classifier while a second process makes augmentations for it.
 
-python train.py configs/quickstart.yaml [key.sub=value ...] [--dry-run]
-
-What can be refused about a training before anything is built or written.
+This is the order of a whole run: check everything, prepare the run directory, the generator and
+the saliency maps, start the ranks, train. Nothing is written before everything has been checked.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from online_aug.cli.arguments import DRY_RUN, Command, parse_command
+from online_aug.cli.arguments import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
-from online_aug.distributed.cluster import (
-    Layout,
-    is_first_of_node,
-    is_first_process,
-    layout_of,
-    obey,
-    reach,
-    run_on_nodes,
-)
-from online_aug.distributed.launcher import RECORD, is_launched, launch, needs_launcher, this_node
+from online_aug.distributed.identity import Identity, identify
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
-from online_aug.reporting.run_directory import run_folder
 
 if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan
     from online_aug.distributed.world import World
     from online_aug.experiment.experiment import Experiment
 
-# What needs torch or timm is imported where it is used: that takes seconds, and a mistake in the
-# configuration is to be said before.
+# Whatever needs torch or timm is imported in the function that uses it: importing takes seconds,
+# and a mistake in the configuration is reported before.
+
+SUMMARY = "Train a classifier while a second process generates augmentations for it."
+SWITCHES = {"--dry-run": "print devices, requests and disk; do nothing"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read command and configuration, then run them."""
-    if this_node() is not None and not is_launched():
-        obey()
-    command = parse_command(
-        argv,
-        prog="python train.py",
-        summary="Train a classifier while a second process generates augmentations for it.",
-        switches=DRY_RUN,
-    )
+    """Read the arguments and the configuration, then run them; return the exit status."""
+    command = parse_command(argv, prog="online-aug train", summary=SUMMARY, switches=SWITCHES)
     return start(command, command.load_config(), argv)
 
 
@@ -54,47 +38,57 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     """Check everything, prepare data and generator, then train on one or more ranks."""
     from online_aug.console import open_console
     from online_aug.distributed.devices import check_unused
+    from online_aug.distributed.launcher import launch, needs_launcher
     from online_aug.experiment.teacher import ensure_saliency
     from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.reporting.live import print_summary
-    from online_aug.reporting.run_directory import check_room, is_finished, prepare, read_summary
+    from online_aug.reporting.run_directory import (
+        check_room,
+        is_finished,
+        prepare,
+        read_summary,
+        run_folder,
+    )
     from online_aug.training.build_loader import describe_run
     from online_aug.training.checkpoints import check_can_go_on
 
-    layout = layout_of(config.devices)
-    experiment, devices = check(config, layout)
+    me = identify()
+    experiment, devices = check(config, me)
     if "--dry-run" in command.switches:
         sys.stdout.write(
-            describe_run(experiment, devices, layout.hosts) if is_first_process() else ""
+            describe_run(experiment, devices, me.launched_ranks) if me.is_first else ""
         )
         return 0
     directory = run_folder(config.run, command.config_path)
-    if RECORD in os.environ:  # the process that launched this rank has done the rest
+    if me.is_ours:  # the process that launched this rank has done the rest
         return train(experiment, devices, directory)
-    check_unused(devices.generate if is_first_of_node() else ())
+    check_unused(devices.generate if me.is_first_of_node else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
-    check_can_go_on(experiment, directory, layout.ranks or len(devices.train))
-    if layout.hosts is not None:
-        return run_on_nodes(argv, layout.hosts, reach(layout.hosts))
+    check_can_go_on(experiment, directory, me.launched_ranks or len(devices.train))
     open_store(config, experiment.splits.train).open()
-    if is_first_process():
+    if me.is_first:
         sys.stdout.write(f"{devices}\n")
         sys.stdout.write(f"imported: {experiment.imports}\n" if experiment.imports.images else "")
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
     if config.run.resume and is_finished(directory, config.run.epochs):
-        if is_first_process():
+        if me.is_first:
             print_summary(read_summary(directory), directory, open_console())
         return 0
     ensure_finetuned(experiment, devices.finetune)
     ensure_saliency(experiment)
     if needs_launcher(devices.train):
-        return launch(argv, devices.train, threads=devices.train_threads)
+        words = ["train", *argv]
+        return launch("online_aug", words, devices.train, threads=devices.train_threads)
     return train(experiment, devices, directory)
 
 
-def check(config: Config, layout: Layout) -> tuple["Experiment", "DevicePlan"]:
-    """Refuse what could not be run; the experiment and who computes where on this machine."""
+def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
+    """Build the experiment and the device plan of this node, and refuse what could not be run.
+
+    Raises:
+        UserError: If anything about the run cannot be used.
+    """
     from online_aug.classifier.model import check_fit
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
@@ -106,8 +100,8 @@ def check(config: Config, layout: Layout) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.training.deepspeed_setup import check_deepspeed
 
     generates = config.mixing.imported != "only" and config.run.replay is None
-    devices = plan_devices(config.devices, generates=generates, ranks=layout.here)
-    check_training(config, devices.train, layout.ranks)
+    devices = plan_devices(config.devices, generates=generates, ranks=me.local_world_size)
+    check_training(config, devices.train, me.launched_ranks)
     splits = load_splits(config.data)
     num_classes = len(splits.train.class_names)
     check_fit(config.classifier, num_classes, config.data.image_size)
@@ -120,8 +114,36 @@ def check(config: Config, layout: Layout) -> tuple["Experiment", "DevicePlan"]:
     return experiment, devices
 
 
+def check_training(config: Config, devices: Sequence[str], ranks: int | None = None) -> None:
+    """Refuse settings of classifier, optimizer, transforms or DeepSpeed that cannot be used.
+
+    Args:
+        config: The configuration of the run.
+        devices: The training devices of this node.
+        ranks: Number of ranks of all nodes; None if there is one for each of these devices.
+
+    Raises:
+        UserError: If one of the settings cannot be used.
+    """
+    from online_aug.classifier.model import check_classifier, check_precision
+    from online_aug.classifier.optim import check_optimizer
+    from online_aug.data.transforms import check_policy
+    from online_aug.training.deepspeed_setup import deepspeed_config
+
+    deepspeed_config(config, ranks or len(devices))
+    check_classifier(config.classifier)
+    check_precision(config.classifier, devices)
+    check_optimizer(config.optim)
+    check_policy(config.data)
+    if config.optim.min_lr > config.optim.lr:
+        raise UserError(
+            f"optim.min_lr must be at most optim.lr, got {config.optim.min_lr:g} "
+            f"for {config.optim.lr:g}"
+        )
+
+
 def train(experiment: "Experiment", devices: "DevicePlan", directory: Path) -> int:
-    """Meet the other ranks and train; 128 plus the signal where one ended the run early."""
+    """Meet the other ranks and train; return 128 plus the signal that ended the run early, or 0."""
     import torch
 
     from online_aug.distributed.world import failing_together, rank_device, start_distributed
@@ -166,31 +188,3 @@ def train_rank(
     barrier(world)  # the first rank to end with a signal's status makes the launcher end the others
     end_distributed()
     return 128 + received if received else 0
-
-
-def check_training(config: Config, devices: Sequence[str], ranks: int | None = None) -> None:
-    """Refuse classifier, optimizer, transforms or DeepSpeed settings that cannot be used.
-
-    Args:
-        config: Of the run.
-        devices: That train on this node.
-        ranks: Of all nodes; None if they are one for each of these devices.
-
-    Raises:
-        UserError: If one of them cannot.
-    """
-    from online_aug.classifier.model import check_classifier, check_precision
-    from online_aug.classifier.optim import check_optimizer
-    from online_aug.data.transforms import check_policy
-    from online_aug.training.deepspeed_setup import deepspeed_config
-
-    deepspeed_config(config, ranks or len(devices))
-    check_classifier(config.classifier)
-    check_precision(config.classifier, devices)
-    check_optimizer(config.optim)
-    check_policy(config.data)
-    if config.optim.min_lr > config.optim.lr:
-        raise UserError(
-            f"optim.min_lr must be at most optim.lr, got {config.optim.min_lr:g} "
-            f"for {config.optim.lr:g}"
-        )

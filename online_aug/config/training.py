@@ -133,9 +133,6 @@ class DevicesConfig(Section):
     generate: Literal["auto", "none"] | Devices = "auto"
     """`auto`, `none` (serve the cache only), a device such as `cuda:1` or `cpu`, or a list of them:
     a process for each."""
-    hostfile: Path | None = None
-    """Train on several machines: a file with a line such as `node-a slots=2` for each, slots the
-    training devices it gives. The first is this one, the others are reached by ssh."""
     share: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.5
     """What training keeps at least of the speed of a GPU that it shares with a generation process,
     which rests in between; 0 never rests."""

@@ -1,10 +1,8 @@
-"""DeepSpeed's launcher, owned: signals reach the ranks, their status comes back, nothing is left.
+"""Start one rank for each training device with DeepSpeed's launcher, and own what it starts.
 
-On its own the launcher turns signals into kills, hides which rank failed first, and leaves
-processes behind. Here it is a child in a session of its own, between this process and the ranks
-(`rank.py`).
-
-The place of this machine in a run on several, as the process that started the run says it.
+On its own that launcher turns signals into kills, hides which rank failed first, and leaves
+processes behind. Here it is a child in a session of its own: signals are passed on to the ranks,
+the status of the first that fails comes back, and nothing is left. Each rank starts in `rank.py`.
 """
 
 import base64
@@ -18,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -26,169 +23,97 @@ from types import FrameType
 import psutil
 
 from online_aug.distributed import processes
+from online_aug.distributed.identity import LAUNCH_FOLDER, LAUNCHER_PID, VISIBLE_DEVICES, identify
 
-NODE = "ONLINE_AUG_NODE"
-"""Set in what a run with a hostfile starts on each machine, and in the ranks below it."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One of the machines, and where all ranks meet."""
-
-    number: int
-    """From 0, in the order of the hostfile."""
-    slots: tuple[int, ...]
-    """Ranks on each machine."""
-    address: str
-    """Of the first machine, as the others see it."""
-    port: int
-
-    @property
-    def ranks(self) -> int:
-        """On this machine."""
-        return self.slots[self.number]
-
-    def to_text(self) -> str:
-        """As the environment holds it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-
-def this_node() -> Node | None:
-    """The place of this machine; None in a run that no hostfile spread over several."""
-    if NODE not in os.environ:
-        return None
-    said = json.loads(os.environ[NODE])
-    return Node(**{**said, "slots": tuple(said["slots"])})
-
-
-LAUNCHER_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What any launcher sets in a rank."""
-LAUNCHER_PID = "ONLINE_AUG_LAUNCHER_PID"
-RECORD = "ONLINE_AUG_LAUNCH"
-"""Set in ranks: a folder in which the first that fails notes its status."""
-VISIBLE_DEVICES = "ONLINE_AUG_VISIBLE_DEVICES"
 FIRST_FAILURE = "first_failure"
+"""The file in `LAUNCH_FOLDER` that holds the status of the first rank to fail."""
 PATIENCE = 2
-"""Signals that are passed on; the next one ends everything."""
-
+"""Number of signals that are passed on; the next one kills."""
 _LOWEST_SIGNAL_STATUS = 256 - 64
 
 
-def is_launched() -> bool:
-    """Whether this process is a rank that a launcher started, ours or another."""
-    return "RANK" in os.environ or "LOCAL_RANK" in os.environ
-
-
 def needs_launcher(devices: Sequence[str]) -> bool:
-    """Whether this process should `launch`: several training devices, and not a rank itself."""
-    return (len(devices) > 1 or this_node() is not None) and not is_launched()
+    """Return whether this process should call `launch`: several devices, and no rank itself."""
+    return len(devices) > 1 and not identify().is_launched
 
 
 def launch(
-    argv: Sequence[str],
-    devices: Sequence[str],
-    *,
-    script: Path | str | None = None,
-    threads: int | None = None,
-    node: Node | None = None,
+    program: Path | str, argv: Sequence[str], devices: Sequence[str], *, threads: int | None = None
 ) -> int:
-    """Run a script in one rank for each device and wait; main thread only.
+    """Run a program in one rank for each device and wait for all; main thread only.
 
-    On one of several machines these are the ranks of this one, which meet those of the others.
     SIGINT and SIGTERM are passed on to the ranks, which decide when to stop; the third one kills.
 
     Args:
-        argv: Arguments of the script.
-        devices: Of this machine, all GPUs or all `cpu`; their order is that of the ranks.
-        script: What to run, a file or the name of a module; the running program if None.
-        threads: CPU threads of each rank; the cores divided by the ranks if None.
-        node: The place of this machine among several; that in the run if None.
+        program: A script, or the name of a module to run as the main program.
+        argv: The arguments of the program.
+        devices: All GPUs or all `cpu`; their order is that of the ranks.
+        threads: CPU threads of each rank; None divides the cores by the ranks.
 
     Returns:
         0 if all ranks succeeded, else the status of the first that failed: its exit status, or
         128 plus the signal that killed it.
     """
-    program = script if isinstance(script, str) else str((script or Path(sys.argv[0])).resolve())
     others = {child.pid for child in psutil.Process().children()}
-    node = node or this_node() or only_node(len(devices))
-    with tempfile.TemporaryDirectory(prefix="online_aug_") as record:
-        environment = _environment(devices, threads, record)
-        if len(node.slots) == 1:  # the name of the machine may not resolve
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory(prefix="online_aug_") as folder:
         processes.adopt_orphans(True)
-        # A session of its own: a terminal's Ctrl-C then comes to this process alone.
-        process = subprocess.Popen(
-            _command(program, argv, node), env=environment, start_new_session=True
+        # A session of its own: Ctrl-C in a terminal then reaches this process alone.
+        launcher = subprocess.Popen(
+            _command(str(program), argv, len(devices)),
+            env=_environment(devices, threads, folder),
+            start_new_session=True,
         )
-        kill = partial(os.kill, process.pid, signal.SIGKILL)
+        kill = partial(os.kill, launcher.pid, signal.SIGKILL)
         try:
-            with passing_on(partial(_send, process, len(devices)), kill) as received:
-                _wait(process)
+            with _signals_to(partial(_send, launcher, len(devices)), kill) as received:
+                _wait(launcher)
         finally:
-            # Nothing to the dead; an exception may have left it alive. Popen.kill would reap it.
+            # An exception may have left it alive. Popen.kill would reap it.
             kill()
-            _wait(process)
-            processes.end_descendants(others | {process.pid})
+            _wait(launcher)
+            processes.end_descendants(others | {launcher.pid})
             processes.adopt_orphans(False)
-        return _status(process.wait(), Path(record), received)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    # Not reaped yet: its process id stays ours while the rest is cleared away.
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-
-
-def _command(program: str, argv: Sequence[str], node: Node) -> list[str]:
-    ranks = {f"node{number}": [*range(slots)] for number, slots in enumerate(node.slots)}
-    world = base64.urlsafe_b64encode(json.dumps(ranks).encode()).decode()
-    return [
-        *(sys.executable, "-m", "online_aug.distributed.launcher"),
-        *(f"--world_info={world}", f"--node_rank={node.number}"),
-        *(f"--master_addr={node.address}", f"--master_port={node.port}"),
-        *("--log_level=critical", "--no_local_rank", "--module", "online_aug.distributed.rank"),
-        *(program, *argv),
-    ]
-
-
-def _environment(devices: Sequence[str], threads: int | None, record: str) -> dict[str, str]:
-    environment = dict(os.environ)
-    packages = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, packages))
-    environment[LAUNCHER_PID] = str(os.getpid())
-    environment[RECORD] = record
-    # The launcher renumbers GPUs; the ranks undo that, so that all processes count alike.
-    environment.pop(VISIBLE_DEVICES, None)
-    if "CUDA_VISIBLE_DEVICES" in environment:
-        environment[VISIBLE_DEVICES] = environment["CUDA_VISIBLE_DEVICES"]
-    environment["DS_ACCELERATOR"] = devices[0].split(":")[0]
-    share = threads or max(1, len(os.sched_getaffinity(0)) // len(devices))
-    environment.setdefault("OMP_NUM_THREADS", str(share))
-    return environment
-
-
-def only_node(ranks: int) -> Node:
-    """This machine alone."""
-    return Node(0, (ranks,), "127.0.0.1", free_port())
+        return _status(launcher.wait(), Path(folder), received)
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
+def _command(program: str, argv: Sequence[str], ranks: int) -> list[str]:
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": [*range(ranks)]}).encode()).decode()
+    return [
+        *(sys.executable, "-m", "online_aug.distributed.launcher"),
+        *(f"--world_info={world}", "--node_rank=0"),
+        *("--master_addr=127.0.0.1", f"--master_port={free_port()}"),
+        *("--log_level=critical", "--no_local_rank", "--module", "online_aug.distributed.rank"),
+        *(program, *argv),
+    ]
+
+
+def _environment(devices: Sequence[str], threads: int | None, folder: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    packages = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, packages))
+    environment[LAUNCHER_PID] = str(os.getpid())
+    environment[LAUNCH_FOLDER] = folder
+    # DeepSpeed's launcher renumbers GPUs; the ranks undo that, so that all processes count alike.
+    environment.pop(VISIBLE_DEVICES, None)
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        environment[VISIBLE_DEVICES] = environment["CUDA_VISIBLE_DEVICES"]
+    environment["DS_ACCELERATOR"] = devices[0].split(":")[0]
+    share = threads or max(1, len(os.sched_getaffinity(0)) // len(devices))
+    environment.setdefault("OMP_NUM_THREADS", str(share))
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's name may not resolve
+    return environment
+
+
 @contextmanager
-def passing_on(send: Callable[[int], None], kill: Callable[[], None]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on while entered, PATIENCE of them; the next ones kill.
-
-    Main thread only.
-
-    Args:
-        send: Takes the number of a signal.
-        kill: What another one leads to.
-    """
+def _signals_to(send: Callable[[int], None], kill: Callable[[], None]) -> Iterator[list[int]]:
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -207,13 +132,13 @@ def passing_on(send: Callable[[int], None], kill: Callable[[], None]) -> Iterato
             signal.signal(number, handler)
 
 
-def _send(process: subprocess.Popen[bytes], ranks: int, number: int) -> None:
+def _send(launcher: subprocess.Popen[bytes], ranks: int, number: int) -> None:
     try:
-        found = psutil.Process(process.pid).children()
+        found = psutil.Process(launcher.pid).children()
     except psutil.NoSuchProcess:
         return
     if len(found) < ranks:
-        os.kill(process.pid, signal.SIGTERM)  # still starting: nothing to save yet
+        os.kill(launcher.pid, signal.SIGTERM)  # still starting: there is nothing to save yet
         return
     for rank in found:
         try:
@@ -222,8 +147,13 @@ def _send(process: subprocess.Popen[bytes], ranks: int, number: int) -> None:
             continue
 
 
-def _status(returncode: int, record: Path, received: list[int]) -> int:
-    noted = record / FIRST_FAILURE
+def _wait(launcher: subprocess.Popen[bytes]) -> None:
+    # It is not reaped yet: its process id stays ours while the rest is cleared away.
+    os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)
+
+
+def _status(returncode: int, folder: Path, received: list[int]) -> int:
+    noted = folder / FIRST_FAILURE
     if returncode < 0 and not received:
         return 128 - returncode  # the launcher itself was killed
     if returncode >= _LOWEST_SIGNAL_STATUS and not noted.exists():
@@ -236,7 +166,7 @@ def _status(returncode: int, record: Path, received: list[int]) -> int:
 def _be_the_launcher() -> None:
     processes.die_with_parent(signal.SIGTERM)
     if os.getppid() != int(os.environ[LAUNCHER_PID]):
-        sys.exit(1)  # it died before the request
+        sys.exit(1)  # the parent died before the request
     runpy.run_module("deepspeed.launcher.launch", run_name="__main__", alter_sys=True)
 
 

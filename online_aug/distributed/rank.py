@@ -1,6 +1,6 @@
-"""What the launcher starts for each rank: the program, tied to its life and accounted for.
+"""The entry of a rank: it ends with its launcher, and notes its status if it is the first to fail.
 
-Imports nothing heavy, so that a rank is tied before it does anything.
+Nothing heavy is imported here, so that the rank is tied to its launcher before it does anything.
 """
 
 import os
@@ -11,11 +11,12 @@ import traceback
 from pathlib import Path
 
 from online_aug.distributed import processes
-from online_aug.distributed.launcher import FIRST_FAILURE, LAUNCHER_PID, RECORD, VISIBLE_DEVICES
+from online_aug.distributed.identity import LAUNCH_FOLDER, LAUNCHER_PID, VISIBLE_DEVICES
+from online_aug.distributed.launcher import FIRST_FAILURE
 
 
 def main() -> int:
-    """Run the script or module named by the arguments as the main program; its exit status."""
+    """Run the script or module that the arguments name as the main program; return its status."""
     processes.die_with_parent(signal.SIGTERM)
     if os.getppid() in (1, int(os.environ[LAUNCHER_PID])):
         return 1  # the launcher died before the request, and this process was adopted
@@ -51,7 +52,7 @@ def _run(program: str) -> int:
 
 def _note(status: int) -> None:
     try:
-        with (Path(os.environ[RECORD]) / FIRST_FAILURE).open("x") as file:
+        with (Path(os.environ[LAUNCH_FOLDER]) / FIRST_FAILURE).open("x") as file:
             file.write(str(status))
     except FileExistsError:
         return  # another rank failed before

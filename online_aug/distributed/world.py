@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from online_aug.console import LAUNCHER_S
-from online_aug.distributed.launcher import LAUNCHER_KEYS, RECORD
+from online_aug.distributed.identity import LAUNCHER_S, Identity, identify
 from online_aug.errors import RunError, UserError, one_line
 
 
@@ -78,10 +77,10 @@ def rank_device(devices: Sequence[str]) -> str:
 
     Under a launcher that is not ours the ranks are the launcher's: rank n of a node has GPU n.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if "RANK" not in os.environ or RECORD in os.environ:
-        return devices[local_rank]
-    return f"cuda:{local_rank}" if devices[0].startswith("cuda") else "cpu"
+    me = identify()
+    if not me.is_launched or me.is_ours:
+        return devices[me.local_rank]
+    return f"cuda:{me.local_rank}" if devices[0].startswith("cuda") else "cpu"
 
 
 def start_distributed(device: str) -> World:
@@ -99,9 +98,9 @@ def start_distributed(device: str) -> World:
             by node.
     """
     place = torch.device(device)
-    rank, world_size, local_rank = _ranks()
+    me = identify()
     if place.type == "cuda":
-        place = torch.device("cuda", local_rank if place.index is None else place.index)
+        place = torch.device("cuda", me.local_rank if place.index is None else place.index)
         torch.cuda.set_device(place)
     with set_environment(DS_ACCELERATOR=place.type):
         import deepspeed.accelerator
@@ -109,12 +108,13 @@ def start_distributed(device: str) -> World:
     if chosen != place.type:
         raise RuntimeError(f"deepspeed was imported too early and took {chosen}, not {place.type}")
     _refuse_to_compile()
-    _start_group(place, rank, world_size)
+    _start_group(place, me)
     deepspeed.comm.init_distributed(auto_mpi_discovery=False, verbose=False)
-    if world_size == 1:
-        return World(rank, world_size, local_rank, place)
+    if me.world_size == 1:
+        return World(me.rank, 1, me.local_rank, place)
     control = dist.new_group(backend="gloo")
-    return World(rank, world_size, local_rank, place, control, _local_ranks(local_rank, control))
+    local_ranks = _local_ranks(me.local_rank, control)
+    return World(me.rank, me.world_size, me.local_rank, place, control, local_ranks)
 
 
 def barrier(world: World) -> None:
@@ -194,19 +194,6 @@ def set_environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _ranks() -> tuple[int, int, int]:
-    if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
-        return 0, 1, 0
-    lacking = [name for name in LAUNCHER_KEYS if name not in os.environ]
-    if lacking:
-        raise UserError(
-            f"a launcher must set {', '.join(LAUNCHER_KEYS)}, {', '.join(lacking)} missing: "
-            "unset RANK and LOCAL_RANK to train without one"
-        )
-    rank, world_size, local_rank = (int(os.environ[name]) for name in LAUNCHER_KEYS[:3])
-    return rank, world_size, local_rank
-
-
 def _local_ranks(local_rank: int, control: Any) -> tuple[int, ...]:
     found = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(found, torch.tensor([local_rank]), group=control)
@@ -227,15 +214,15 @@ def _refuse_to_compile() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def _start_group(device: torch.device, rank: int, world_size: int) -> None:
+def _start_group(device: torch.device, me: Identity) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if world_size == 1 and "RANK" not in os.environ:
+    if not me.is_launched:
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     # NCCL otherwise guesses the GPU from the rank.
-    bound = device if backend == "nccl" and world_size > 1 else None
-    dist.init_process_group(backend, rank=rank, world_size=world_size, device_id=bound)
+    bound = device if backend == "nccl" and me.world_size > 1 else None
+    dist.init_process_group(backend, rank=me.rank, world_size=me.world_size, device_id=bound)
 
 
 FAILURE_FILE = ".failure"

@@ -211,7 +211,7 @@ class Experiment(ExperimentModel):
         if not self.is_ready:
             raise UserError(
                 "finetune.path must hold the result for these images and settings, "
-                f"{self.finetuned} is missing; run python -m online_aug.finetune first"
+                f"{self.finetuned} is missing; run online-aug finetune first"
             )
         prompts = tuple(concept.prompt for concept in self.concepts)
         return method_contexts(

@@ -1,6 +1,6 @@
 """Fine-tune the image generator on a configuration's training images, once.
 
-`python -m online_aug.finetune configs/x.yaml`; `train.py` runs it when the result is missing.
+`online-aug finetune x.yaml`; `online-aug train` runs it when the result is missing.
 
 States of a fine-tuning on disk: each whole or known to be damaged, the newest two kept.
 """
@@ -22,7 +22,7 @@ import torch
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.console import progress
-from online_aug.distributed.launcher import is_launched, launch, only_node
+from online_aug.distributed.launcher import launch, needs_launcher
 from online_aug.distributed.world import (
     World,
     single,
@@ -57,7 +57,7 @@ def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> Non
     with _alone(folder):
         if experiment.is_ready:
             return
-        if len(devices) > 1 and not is_launched():
+        if needs_launcher(devices):
             _launch(experiment.config, devices)
         else:
             finetune_rank(experiment, folder, single(experiment.device), lambda: None)
@@ -67,9 +67,8 @@ def _launch(config: Config, devices: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="online_aug_") as place:
         path = Path(place) / "config.yaml"
         path.write_text(resolved_yaml(config), encoding="utf-8")
-        argv = [str(path), f"devices.generate=[{', '.join(devices)}]"]
-        here = only_node(len(devices))  # the other machines of the run wait for the result
-        if status := launch(argv, devices, script="online_aug.cli.finetune", node=here):
+        argv = ["finetune", str(path), f"devices.generate=[{', '.join(devices)}]"]
+        if status := launch("online_aug", argv, devices):
             sys.exit(status)
 
 

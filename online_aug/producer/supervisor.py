@@ -16,6 +16,7 @@ from functools import reduce
 from pathlib import Path
 from typing import get_args
 
+from online_aug.distributed.identity import RANK_VARIABLES
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import divide_served
 from online_aug.producer.process import (
@@ -39,21 +40,6 @@ SILENT_S = 60.0
 """Without a word for so long a process counts as hung; it speaks every `BEAT_S`."""
 MAKE_SURE_S = 5.0
 """More of that silence: perhaps the whole machine slept, and its words are still in the pipe."""
-_LAUNCHER_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "ROLE_RANK",
-    "ROLE_WORLD_SIZE",
-    "CROSS_RANK",
-    "CROSS_SIZE",
-    "LOCAL_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "NODE_RANK",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +80,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the process; call from the main thread, whose end also ends the child."""
-        environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER_VARIABLES}
+        environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
         environment |= self._environment | {"ONLINE_AUG_PARENT": str(os.getpid())}
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(

@@ -31,7 +31,7 @@ MAY_DIFFER = frozenset(
         "run.checkpoint_epochs", "run.checkpoint_steps",
         "data.root", "data.workers", "finetune.path", "cache.path", "cache.max_gib",
         "cache.eviction", "cache.durability",
-        "devices.train", "devices.generate", "devices.hostfile",
+        "devices.train", "devices.generate",
         "generation.slots", "generation.attention", "generation.execution", "generation.max_ahead",
         "schedule.stripe", "schedule.stripes",
     }

@@ -7,7 +7,7 @@ What a rank serves and in which order: mixed as configured, or as an earlier run
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cache import Store, is_started
@@ -158,10 +158,14 @@ def _alone_visible(device: str) -> tuple[str, str]:
     return names[number] if names else str(number), "cuda:0"
 
 
-def describe_run(
-    experiment: Experiment, devices: DevicePlan, hosts: Mapping[str, int] | None = None
-) -> str:
-    """What `--dry-run` prints: devices, machines of a hostfile, data, requests, disk."""
+def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None = None) -> str:
+    """Return what `--dry-run` prints: devices, data, requests, disk.
+
+    Args:
+        experiment: The experiment that would be run.
+        devices: The devices of this node.
+        ranks: Number of ranks of all nodes if a launcher decides it.
+    """
     config, splits = experiment.config, experiment.splits
     order = order_of(config, splits.train)
     unique = len({source.digest for source in experiment.sources})
@@ -175,10 +179,9 @@ def describe_run(
         f"requests   {requests} ({unique} sources x {config.generation.variants_per_image})",
         f"disk       at most {gib:.2f} GiB of images (uncompressed size)",
     ]
-    if hosts:
-        named = ", ".join(f"{name} ({ranks})" for name, ranks in hosts.items())
-        lines.insert(1, f"nodes      {named}: {sum(hosts.values())} training devices in all")
-        if requests and devices.generate and len(hosts) > 1:
+    if ranks and ranks > len(devices.train):
+        lines.insert(1, f"nodes      {ranks} training devices in all, {len(devices.train)} here")
+        if requests and devices.generate:
             lines[1] += f"; {who_makes(config)}"
     if experiment.saliency.follows_classifier:
         every = config.saliency.refresh_epochs

@@ -16,7 +16,7 @@ import torch
 from cache import Store, is_started
 from online_aug.classifier.model import first_line
 from online_aug.config import Config
-from online_aug.distributed.cluster import is_first_process
+from online_aug.distributed.identity import identify
 from online_aug.errors import UserError, one_line
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
@@ -233,7 +233,7 @@ def check_can_go_on(experiment: Experiment, directory: Path, ranks: int) -> None
     path = checkpoint_path(directory / FOLDER, step)
     num_classes = len(experiment.splits.train.class_names)
     check_same_training(path, config, made_with(config, num_classes=num_classes, ranks=ranks))
-    if is_first_process():
+    if identify().is_first:
         _check_cache(path, config.cache.path)
 
 

@@ -23,8 +23,7 @@ from torch import nn
 from online_aug.classifier.optim import build_optimizer
 from online_aug.config import Config
 from online_aug.config.loading import load_config, resolved_yaml
-from online_aug.console import run_main
-from online_aug.distributed.launcher import LAUNCHER_KEYS, RECORD
+from online_aug.distributed.identity import RANK_VARIABLES, identify
 from online_aug.distributed.world import World, set_environment
 from online_aug.errors import UserError, one_line
 
@@ -272,11 +271,11 @@ def check_deepspeed(config: Config, num_classes: int, device: str) -> None:
     Raises:
         UserError: If DeepSpeed refuses them.
     """
-    if not config.classifier.deepspeed or RECORD in os.environ:
+    if not config.classifier.deepspeed or identify().is_ours:
         return
     done = subprocess.run(
         [sys.executable, "-m", "online_aug.training.deepspeed_setup", str(num_classes), device],
-        env={name: value for name, value in os.environ.items() if name not in LAUNCHER_KEYS},
+        env={name: value for name, value in os.environ.items() if name not in RANK_VARIABLES},
         cwd=Path(__file__).parents[2],  # the package is found there, wherever this process is
         input=resolved_yaml(config),
         capture_output=True,
@@ -308,4 +307,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"{_SAID}{error}")

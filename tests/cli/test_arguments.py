@@ -4,14 +4,17 @@ from pathlib import Path
 import pytest
 
 from cache import CacheError
-from online_aug.cli.arguments import DRY_RUN, parse_command
+from online_aug.cli.arguments import parse_command
+from online_aug.cli.main import run_main
+from online_aug.cli.train import SWITCHES
 from online_aug.config.loading import fields
-from online_aug.console import run_main
 from online_aug.errors import UserError
 
 
-def parse(*argv, switches=DRY_RUN, **more):
-    return parse_command(argv, prog="python train.py", summary="Trains.", switches=switches, **more)
+def parse(*argv, switches=SWITCHES, **more):
+    return parse_command(
+        argv, prog="online-aug train", summary="Trains.", switches=switches, **more
+    )
 
 
 def status_of(main, *argv, monkeypatch):
@@ -51,7 +54,7 @@ def test_a_negative_value_is_no_option():
 
 @pytest.mark.parametrize("argv", [[], ["x.yaml", "--seed", "3"], ["x.yaml", "--dry"]])
 def test_a_wrong_option_or_no_file_is_one_line_that_names_the_help(argv):
-    with pytest.raises(UserError, match=r"^[^\n]+; see python train.py --help$"):
+    with pytest.raises(UserError, match=r"^[^\n]+; see online-aug train --help$"):
         parse(*argv)
 
 
@@ -64,7 +67,7 @@ def test_help_lists_every_key_and_exits_with_status_0(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         parse("--help")
     text = capsys.readouterr().out
-    assert text.startswith("usage: python train.py CONFIG.yaml [key.sub=value ...] [--dry-run]")
+    assert text.startswith("usage: online-aug train CONFIG.yaml [key.sub=value ...] [--dry-run]")
     assert all(f"  {dotted}=" in text for dotted in fields())
 
 
@@ -72,7 +75,7 @@ def test_help_shows_the_examples_of_its_program(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         parse("--help", examples="x.yaml\nx.yaml run.seed=1")
     text = capsys.readouterr().out
-    assert "examples:\n  python train.py x.yaml\n  python train.py x.yaml run.seed=1\n" in text
+    assert "examples:\n  online-aug train x.yaml\n  online-aug train x.yaml run.seed=1\n" in text
 
 
 def test_the_command_loads_its_configuration(tmp_path):

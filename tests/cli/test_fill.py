@@ -1,4 +1,4 @@
-"""`python -m online_aug.fill`, in this process."""
+"""`online-aug fill`, in this process."""
 
 import os
 import signal
@@ -191,7 +191,5 @@ def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         command.main(["--help"])
     text = capsys.readouterr().out
-    assert (
-        "usage: python -m online_aug.fill CONFIG.yaml [key.sub=value ...] [--print-speed]" in text
-    )
-    assert "  python -m online_aug.fill configs/cub_diff_mix.yaml --print-speed\n" in text
+    assert "usage: online-aug fill CONFIG.yaml [key.sub=value ...] [--print-speed]" in text
+    assert "  online-aug fill configs/cub_diff_mix.yaml --print-speed\n" in text

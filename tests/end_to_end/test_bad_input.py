@@ -251,7 +251,7 @@ CASES = {
     ),
     "nothing to serve": (
         ["devices.generate=none"],
-        r"finetune\.path must hold the result .* run python -m online_aug\.finetune first$",
+        r"finetune\.path must hold the result .* run online-aug finetune first$",
     ),
     "cache under a file": (["cache.path={place}/file/cache"], r"cache path must be .*: Not a dir"),
     "cache in a folder of others": (["cache.path={place}"], r"cache path must be new, empty or a"),

@@ -66,7 +66,7 @@ def test_a_model_that_makes_nan_ends_a_run_in_one_line_and_stores_nothing(
 
 def test_a_spoilt_model_is_said_before_it_is_fine_tuned(config, tiny_model, tmp_path):
     model = spoil(tiny_model, tmp_path / "model", float("nan"))
-    launch = Launch("-m", "online_aug.cli.fill", config, f"generation.model={model}")
+    launch = Launch("-m", "online_aug", "fill", config, f"generation.model={model}")
     assert launch.wait() == 2
     assert only_error(launch).startswith("error: generation.model must have finite weights")
 

@@ -23,7 +23,7 @@ def places(cache):
 
 
 def fill(config, cache):
-    return Launch("-m", "online_aug.cli.fill", config, *places(cache))
+    return Launch("-m", "online_aug", "fill", config, *places(cache))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_ctrl_c_ends_the_first_call_with_what_is_finished_stored(calls):
     assert first.out.splitlines()[-1] == "interrupted: the same command goes on"
     assert f"{after_first} of the plan's {PLANNED} images" in first.out
     assert "Traceback" not in first.err
-    assert processes_of("online_aug.cli.fill", cache) == []
+    assert processes_of("online_aug", "fill", cache) == []
 
 
 def test_the_same_command_makes_the_rest(calls):

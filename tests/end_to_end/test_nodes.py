@@ -140,7 +140,7 @@ def test_no_node_makes_what_is_the_others_part(story):
 
 def test_what_is_left_is_filled_part_by_part_and_merged_into_the_whole(story, config):
     for node in (0, 1):
-        Launch("-m", "online_aug.cli.fill", story.folder / f"node{node}" / "config.yaml").succeed()
+        Launch("-m", "online_aug", "fill", story.folder / f"node{node}" / "config.yaml").succeed()
     caches = [cache_of(config, node) for node in (0, 1)]
     parts = [keys_of(cache) for cache in caches]
     assert len(parts[0]) + len(parts[1]) == PLANNED

@@ -125,7 +125,7 @@ def test_two_runs_at_once_fine_tune_once(pair, config):
 
 
 def test_evaluation_finds_the_accuracy_of_the_summary(folder):
-    found = Launch("-m", "online_aug.cli.evaluate", folder, "--json").succeed()
+    found = Launch("-m", "online_aug", "evaluate", folder, "--json").succeed()
     assert json.loads(found.out)["top1"] == read_summary(folder)["top1"]
 
 

@@ -154,7 +154,7 @@ def test_the_other_baselines_share_diff_mix_s_fine_tuned_model(tmp_path, tiny_mo
 def test_a_plan_before_fine_tuning_is_one_clear_line_with_the_way_out(tmp_path, tiny_model):
     experiment = make_experiment(tmp_path, tiny_model)
     assert not experiment.is_ready
-    with pytest.raises(UserError, match="run python -m online_aug.finetune") as caught:
+    with pytest.raises(UserError, match="run online-aug finetune") as caught:
         _ = experiment.plan
     assert "\n" not in str(caught.value)
 
@@ -257,7 +257,7 @@ def test_a_model_that_is_none_is_refused_before_anything_starts(experiment_of, t
 def test_serving_the_cache_of_a_generator_that_is_not_known_is_refused(tmp_path, tiny_model):
     experiment = make_experiment(tmp_path, tiny_model)
     experiment.check(generates=True)
-    with pytest.raises(UserError, match="run python -m online_aug.finetune"):
+    with pytest.raises(UserError, match="run online-aug finetune"):
         experiment.check(generates=False)
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from online_aug.console import run_main
+from online_aug.cli.main import run_main
 from online_aug.distributed.world import barrier, failing_together, start_distributed
 from online_aug.errors import UserError
 

@@ -14,7 +14,7 @@ import online_aug.classifier.model
 import online_aug.finetuning.run
 import online_aug.training.build_loader  # noqa: F401
 from online_aug.cli import train
-from online_aug.console import run_main
+from online_aug.cli.main import run_main
 
 
 def outcome(argv):

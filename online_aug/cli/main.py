@@ -1,0 +1,183 @@
+"""`online-aug COMMAND ...`: the table of commands, each imported only when it is called."""
+
+import argparse
+import errno
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+from cache import CacheError
+from online_aug import __version__
+from online_aug.cli.arguments import (
+    COMPLETE_KEY,
+    COMPLETE_RECIPE,
+    Parser,
+    add_arguments,
+    nearest,
+    recipe_names,
+)
+from online_aug.config.loading import fields
+from online_aug.distributed.identity import LAUNCHER_S, speaks_for_node
+from online_aug.errors import RunError, UserError, one_line
+
+COMMANDS = {
+    "train": ("online_aug.cli.train:main", "train a classifier while images are generated for it"),
+    "finetune": (
+        "online_aug.cli.finetune:main",
+        "teach the image generator the classes of a data set",
+    ),
+    "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
+    "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
+    "schema": (
+        "online_aug.cli.arguments:print_schema",
+        "print the JSON schema that editors check a recipe with",
+    ),
+    "cache": (
+        "cache.__main__:main",
+        "look into a cache of generated images, carry them out and in",
+    ),
+}
+"""The function of every command, as `module:name`, and what the command does."""
+
+SHELLS = ("bash", "zsh", "tcsh")
+EXAMPLES = """\
+  online-aug train quickstart
+  online-aug train quickstart run.seed=1 optim.lr=1e-3
+  online-aug train my_recipe.yaml --dry-run
+  online-aug cache stats runs/cache"""
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def main() -> NoReturn:
+    """Run the command that the command line names, and exit with its status."""
+    run_main(run_command)
+
+
+def run_command(argv: Sequence[str]) -> int | None:
+    """Run one command, or print the help, the version or a completion script.
+
+    Returns:
+        The exit status of the command; None stands for 0.
+
+    Raises:
+        UserError: If the command or an option before it is unknown.
+    """
+    words = [word for word in argv if not word.startswith("--local_rank=")]  # DeepSpeed adds it
+    if words and words[0] in COMMANDS:
+        module, _, function = COMMANDS[words[0]][0].partition(":")
+        command: Callable[[Sequence[str]], int | None] = getattr(import_module(module), function)
+        return command(words[1:])
+    if words and not words[0].startswith("-"):
+        raise UserError(
+            f"the first argument must be a command ({', '.join(COMMANDS)}), got {words[0]}"
+            f"{_hint(words[0])}; see online-aug --help"
+        )
+    shell = _parser().parse_args(words or ["--help"]).print_completion
+    sys.stdout.write(_completion(shell))
+    return 0
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Call `main` with the arguments of the process and exit with its status, 0 for None.
+
+    `UserError`, `CacheError` and a full disk become lines on standard error and status 2,
+    `RunError` a line and status 1. Ctrl-C is status 130 and SIGTERM 143, both after everything on
+    the way out has cleaned up. If all ranks of a node find the same mistake, the first says it and
+    the others wait to be ended by their launcher.
+    """
+    try:
+        with _clean_termination():
+            status = main(sys.argv[1:]) or 0
+    except (UserError, CacheError, RunError) as error:
+        if not speaks_for_node():
+            time.sleep(LAUNCHER_S)
+        sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
+        status = FAILED if isinstance(error, RunError) else MISUSED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        sys.stderr.write(f"error: a disk must have room, got {one_line(error)}; free space\n")
+        status = MISUSED
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+@contextmanager
+def _clean_termination() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _hint(word: str) -> str:
+    if word in recipe_names() or word.endswith((".yaml", ".yml")):
+        return f"; did you mean online-aug train {word}?"
+    near = nearest(word, COMMANDS)
+    return f"; did you mean {near}?" if near else ""
+
+
+def _parser() -> Parser:
+    listed = "\n".join(f"  {name:<10} {does}" for name, (_, does) in COMMANDS.items())
+    parser = Parser(
+        prog="online-aug",
+        usage="online-aug COMMAND ...",
+        description="Train image classifiers with diffusion augmentation made while they train.",
+        epilog=(
+            f"commands:\n{listed}\n\nonline-aug COMMAND --help says more about one of them\n\n"
+            f"examples:\n{EXAMPLES}"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, help="print a completion script for this shell"
+    )
+    return parser
+
+
+def _completion(shell: str) -> str:
+    import shtab
+
+    parser = _parser()
+    commands = parser.add_subparsers()
+    for name, (where, does) in COMMANDS.items():
+        module = import_module(where.partition(":")[0])
+        if name == "cache":
+            commands.add_parser(name, help=does, parents=[module.build_parser()], add_help=False)
+        elif name != "schema":
+            add_arguments(commands.add_parser(name, help=does), getattr(module, "SWITCHES", {}))
+        else:
+            commands.add_parser(name, help=does)
+    script: str = shtab.complete(parser, shell, preamble=_completed_words()[shell])
+    return f"{script}\n"
+
+
+def _completed_words() -> dict[str, str]:
+    """Return the functions of each shell that list recipes and keys."""
+    recipes, keys = " ".join(recipe_names()), " ".join(f"{key}=" for key in fields())
+    return {
+        "bash": (
+            f'{COMPLETE_RECIPE}() {{ compgen -f -W "{recipes}" -- "$1"; }}\n'
+            f'{COMPLETE_KEY}() {{ compgen -W "{keys}" -- "$1"; }}'
+        ),
+        "zsh": (
+            f"{COMPLETE_RECIPE}() {{ compadd {recipes}; _files }}\n"
+            f"{COMPLETE_KEY}() {{ compadd -S '' {keys} }}"
+        ),
+        "tcsh": "",
+    }
