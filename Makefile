@@ -28,7 +28,7 @@ lint: $(VENV)/.dev  ## Check format, style and types
 	$(RUN) -m mypy --strict $(CHECKED)
 
 schema: $(VENV)/.runtime  ## Write configs/schema.json from the configuration models
-	$(RUN) -m online_aug.config.loading > configs/schema.json
+	$(RUN) -m online_aug schema > configs/schema.json
 
 clean:  ## Remove the environment and what tools left; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

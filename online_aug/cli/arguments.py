@@ -33,10 +33,16 @@ COMPLETE_RECIPE, COMPLETE_KEY = "_online_aug_recipe", "_online_aug_key"
 class Command:
     """The arguments of a command, read but not yet checked against the configuration."""
 
-    config_path: Path
+    recipe: str
+    """A path, or the name of a recipe of the package."""
     overrides: tuple[str, ...]
     switches: frozenset[str] = frozenset()
     """The switches that were given, such as `--dry-run`."""
+
+    @property
+    def config_path(self) -> Path:
+        """The file of the recipe; raise `UserError` if there is none."""
+        return find_recipe(self.recipe)
 
     def load_config(self) -> Config:
         """Load and check the configuration; raise `UserError` with one line for each mistake."""
@@ -61,7 +67,7 @@ def parse_command(
         examples: Arguments that `--help` shows, one example a line.
 
     Raises:
-        UserError: If an option or the recipe is unknown, or no recipe is given.
+        UserError: If an option is unknown or no recipe is given.
     """
     offered = "".join(f" [{name}]" for name in switches)
     shown = "".join(f"  {prog} {line}\n" for line in examples.splitlines())
@@ -81,7 +87,7 @@ def parse_command(
         )
     found = parser.parse_intermixed_args(argv)
     return Command(
-        config_path=find_recipe(found.recipe),
+        recipe=found.recipe,
         overrides=tuple(found.overrides),
         switches=frozenset(found.switches),
     )

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import NoReturn
 
 from cache import CacheError
-from online_aug import __version__
 from online_aug.cli.arguments import (
     COMPLETE_KEY,
     COMPLETE_RECIPE,
@@ -143,7 +142,9 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--version", action="version", version=import_module("online_aug").__version__
+    )
     parser.add_argument(
         "--print-completion", choices=SHELLS, help="print a completion script for this shell"
     )

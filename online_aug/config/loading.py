@@ -5,7 +5,7 @@ wrong is reported at once, one line each, before anything is started or written.
 
 What may be written in a configuration, told three ways: `--help`, error messages, JSON schema.
 
-All are made from the models in `online_aug.config`. `python -m online_aug.config_schema` prints the
+All are made from the models in `online_aug.config`. `online-aug schema` prints the
 JSON schema; editors that read the first line of our YAML files complete and check keys with it.
 
 YAML as plain data: what JSON can hold, no key twice, no object tags, no dates.
@@ -15,7 +15,6 @@ import difflib
 import hashlib
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
@@ -324,7 +323,3 @@ def read_yaml(text: str) -> Any:
 
 def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

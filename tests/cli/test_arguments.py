@@ -1,5 +1,4 @@
 import errno
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,7 @@ def status_of(main, *argv, monkeypatch):
 
 def test_file_and_overrides_are_taken_in_order():
     command = parse("configs/x.yaml", "run.seed=1", "run.seed=2")
-    assert command.config_path == Path("configs/x.yaml")
+    assert command.recipe == "configs/x.yaml"
     assert command.overrides == ("run.seed=1", "run.seed=2")
     assert command.switches == frozenset()
 
@@ -67,7 +66,7 @@ def test_help_lists_every_key_and_exits_with_status_0(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         parse("--help")
     text = capsys.readouterr().out
-    assert text.startswith("usage: online-aug train CONFIG.yaml [key.sub=value ...] [--dry-run]")
+    assert text.startswith("usage: online-aug train RECIPE [key.sub=value ...] [--dry-run]")
     assert all(f"  {dotted}=" in text for dotted in fields())
 
 

@@ -27,3 +27,9 @@ def test_what_cannot_be_trained_is_one_line(sections, line):
         check_training(make_config(**sections), ["cpu"])
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_is_divided_by_the_ranks_of_all_nodes():
+    message = r"^optim\.batch_size must be a multiple of the 3 training devices, got 8$"
+    with pytest.raises(UserError, match=message):
+        check_training(make_config(optim={"batch_size": 8}), ["cpu"], ranks=3)

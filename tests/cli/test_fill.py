@@ -191,5 +191,5 @@ def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         command.main(["--help"])
     text = capsys.readouterr().out
-    assert "usage: online-aug fill CONFIG.yaml [key.sub=value ...] [--print-speed]" in text
-    assert "  online-aug fill configs/cub_diff_mix.yaml --print-speed\n" in text
+    assert "usage: online-aug fill RECIPE [key.sub=value ...] [--print-speed]" in text
+    assert "  online-aug fill cub_diff_mix --print-speed\n" in text

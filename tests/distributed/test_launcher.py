@@ -10,6 +10,14 @@ from launches import LIMIT_S, SCRIPTS, environment, is_alive, noted_pids, wait_f
 
 from online_aug.distributed.launcher import needs_launcher
 
+RANK = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
 
 def start(script, *arguments, ranks=2, **extra):
     command = [sys.executable, SCRIPTS / "launch.py", SCRIPTS / script, str(ranks), *arguments]
@@ -21,8 +29,7 @@ def start(script, *arguments, ranks=2, **extra):
     [
         (["cpu", "cpu"], {}, True),
         (["cuda:0"], {}, False),
-        (["cpu", "cpu"], {"RANK": "0"}, False),
-        (["cpu", "cpu"], {"LOCAL_RANK": "0"}, False),
+        (["cpu", "cpu"], RANK, False),
     ],
 )
 def test_only_several_devices_outside_a_launcher_need_it(monkeypatch, devices, variables, expected):

@@ -110,22 +110,6 @@ CASES = {
         ["devices.train=[cpu, cpu]", "optim.batch_size=7"],
         r"optim\.batch_size must be a multiple of the 2 training devices, got 7$",
     ),
-    "batch and machines": (
-        ["devices.hostfile={place}/hosts", "optim.batch_size=8"],
-        r"optim\.batch_size must be a multiple of the 3 training devices, got 8$",
-    ),
-    "no hostfile": (
-        ["devices.hostfile={place}/none"],
-        r"devices\.hostfile must be a readable hostfile: .*No such file .*none'$",
-    ),
-    "hostfile that is none": (
-        ["devices.hostfile={place}/file"],
-        r"devices\.hostfile must name at least one machine, in a line such as node-a slots=2, got ",
-    ),
-    "unreachable machine": (
-        ["devices.hostfile={place}/hosts", "optim.batch_size=9"],
-        r"devices\.hostfile must name machines that ssh reaches .*, got nobody\.invalid: ",
-    ),
     "setting of ours": (
         ["classifier.deepspeed={{optimizer: 1}}"],
         r"classifier\.deepspeed must not set optimizer \(1: set optim\.name",
@@ -429,10 +413,13 @@ def test_a_broken_image_is_left_out_and_counted_when_asked(said):
     [
         (
             [],
-            "error: the following arguments are required: CONFIG.yaml; see python train.py --help",
+            "error: the following arguments are required: RECIPE; see online-aug train --help",
         ),
         (["x.yaml", "--seed", "1"], "unrecognized arguments: --seed"),
-        (["no/such.yaml"], "error: the first argument must be an existing YAML file, got no/such"),
+        (
+            ["no/such.yaml"],
+            "error: the first argument must be an existing YAML file or the name of a recipe, got no",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_line(argv, line):

@@ -1,7 +1,6 @@
 """Four ranks on two nodes: two launchers on this machine, each with a cache of its own."""
 
 import json
-import os
 import signal
 import socket
 from dataclasses import dataclass
@@ -9,9 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launches import SCRIPTS
 from tiny_runs import (
-    IMAGES_AN_EPOCH,
     PLANNED,
     ROOT,
     Launch,
@@ -19,7 +16,6 @@ from tiny_runs import (
     read_metrics,
     read_summary,
     run_folder,
-    start,
     wait_for,
 )
 
@@ -149,16 +145,3 @@ def test_what_is_left_is_filled_part_by_part_and_merged_into_the_whole(story, co
     assert set(keys_of(merged)) == {*parts[0], *parts[1]}
     stats = Launch("-m", "cache", "stats", merged, "--json").succeed()
     assert json.loads(stats.out)["entries"] == PLANNED
-
-
-@pytest.mark.usefixtures("_one_machine")
-def test_a_hostfile_starts_the_run_on_every_machine(config, monkeypatch):
-    hosts = config.parent / "machines"
-    hosts.write_text("localhost slots=1\nnode-b slots=1\n")
-    monkeypatch.setenv("PATH", f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}")  # has a fake ssh
-    only_real = ["mixing.synthetic_probability=0", "run.epochs=1"]
-    said = start(config, "machines", f"devices.hostfile={hosts}", *only_real).succeed()
-    folder = run_folder(config, "machines")
-    assert read_summary(folder)["served_real"] == IMAGES_AN_EPOCH
-    assert len(list((folder / "ledger").glob("*.npy"))) == 2
-    assert said.out.count("Finished") == 1

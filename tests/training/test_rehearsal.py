@@ -3,9 +3,16 @@ import subprocess
 import pytest
 from classifier_samples import CLASSES, make_config
 
-from online_aug.distributed.launcher import RECORD
+from online_aug.distributed.identity import LAUNCH_FOLDER
 from online_aug.training.deepspeed_setup import check_deepspeed
 
+RANK = {
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 STAGE_1 = {"deepspeed": {"zero_optimization": {"stage": 1}}}
 
 
@@ -28,9 +35,8 @@ def test_settings_are_tried_but_in_ranks_of_ours(monkeypatch):
     config = make_config(classifier=STAGE_1)
     for variables, is_tried in (
         ({}, True),
-        ({"RANK": "2", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "3", "LOCAL_RANK": "1"}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0", RECORD: "/tmp/record"}, False),
+        (RANK, True),
+        (RANK | {LAUNCH_FOLDER: "/tmp/record"}, False),
     ):
         with monkeypatch.context() as patch:
             for name, value in variables.items():

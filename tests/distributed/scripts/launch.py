@@ -7,4 +7,4 @@ from online_aug.distributed.launcher import launch
 
 if __name__ == "__main__":
     script, ranks, *arguments = sys.argv[1:]
-    sys.exit(launch(arguments, ["cpu"] * int(ranks), script=Path(script)))
+    sys.exit(launch(Path(script).resolve(), arguments, ["cpu"] * int(ranks)))

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from online_aug.config.training import DevicesConfig
-from online_aug.distributed.cluster import layout_of
 from online_aug.distributed.devices import plan_devices
+from online_aug.distributed.identity import identify
 from online_aug.distributed.world import rank_device
 
 
@@ -20,7 +20,7 @@ def main(folder):
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
     torch.cuda.device_count = lambda: len(visible.split(","))
     chosen = DevicesConfig(share=0.25)
-    plan = plan_devices(chosen, 8, ranks=layout_of(chosen).here)
+    plan = plan_devices(chosen, 8, ranks=identify().local_world_size)
     said = {"visible": visible, "device": rank_device(plan.train), "plan": str(plan)}
     (folder / os.environ["RANK"]).write_text(json.dumps(said))
 

@@ -1,0 +1,87 @@
+"""Which rank of the run a process is, by what a launcher set."""
+
+import pytest
+
+from online_aug.distributed.identity import (
+    LAUNCH_FOLDER,
+    RANK_VARIABLES,
+    Identity,
+    identify,
+    speaks_for_node,
+)
+from online_aug.errors import UserError
+
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = MASTER | {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+DEEPSPEED = MASTER | {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}
+OURS = DEEPSPEED | {LAUNCH_FOLDER: "folder"}
+
+
+@pytest.fixture
+def say(monkeypatch):
+    """Set what a launcher says in the environment, and nothing else of the kind."""
+
+    def set_variables(variables):
+        for name in (*RANK_VARIABLES, LAUNCH_FOLDER):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+def launched(rank, local_rank, here, *, is_ours=False):
+    return Identity(
+        rank=rank,
+        world_size=4,
+        local_rank=local_rank,
+        local_world_size=here,
+        is_launched=True,
+        is_ours=is_ours,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Identity()),
+        (TORCHRUN, launched(2, 0, 2)),
+        (DEEPSPEED, launched(3, 1, 2)),
+        (OURS, launched(3, 1, None, is_ours=True)),
+    ],
+)
+def test_a_launcher_says_which_rank_this_is_and_how_many_there_are(say, variables, expected):
+    say(variables)
+    assert identify() == expected
+    assert identify().launched_ranks == (4 if variables else None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_first", "is_first_of_node"),
+    [
+        ({}, True, True),
+        (TORCHRUN, False, True),
+        (TORCHRUN | {"RANK": "0"}, True, True),
+        (DEEPSPEED, False, False),
+    ],
+)
+def test_one_process_of_all_and_one_of_a_node_come_first(
+    say, variables, is_first, is_first_of_node
+):
+    say(variables)
+    assert identify().is_first == is_first
+    assert identify().is_first_of_node == speaks_for_node() == is_first_of_node
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_launcher_that_sets_too_little_is_refused(say, name):
+    say({key: value for key, value in TORCHRUN.items() if key != name})
+    with pytest.raises(UserError, match=f"^a launcher must set .*, {name} missing: unset RANK"):
+        identify()
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_rank_that_is_no_number_is_refused(say, name):
+    say(TORCHRUN | {name: "first"})
+    with pytest.raises(UserError, match=f"must set {name} to a whole number, got 'first'"):
+        identify()
