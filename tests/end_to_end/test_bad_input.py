@@ -418,7 +418,7 @@ def test_a_broken_image_is_left_out_and_counted_when_asked(said):
         (["x.yaml", "--seed", "1"], "unrecognized arguments: --seed"),
         (
             ["no/such.yaml"],
-            "error: the first argument must be an existing YAML file or the name of a recipe, got no",
+            "error: the first argument must be an existing YAML file or the name of a recipe,",
         ),
     ],
 )
