@@ -1,7 +1,4 @@
-"""`python -m cache`.
-
-`python -m cache`: what a cache holds, whether it is whole, and how it gets in and out.
-"""
+"""`python -m cache`: look into a cache, check it, and carry images out of it and into it."""
 
 import argparse
 import os
@@ -9,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from cache.commands.maintain import COMPACT, EVICT, VERIFY
-from cache.commands.options import Parser
 from cache.commands.show import LIST, SHOW, STATS
+from cache.commands.terminal import Parser
 from cache.commands.transfer import EXPORT, IMPORT, MERGE
-from cache.contact_sheet import plain
 from cache.errors import CacheError
+from cache.text import printable
 
 COMMANDS = (STATS, VERIFY, LIST, SHOW, EXPORT, IMPORT, MERGE, EVICT, COMPACT)
 
@@ -41,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {plain(message)}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")
     return 2
 
 

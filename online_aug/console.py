@@ -195,14 +195,6 @@ def rate(per_s: float) -> str:
     return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2f}"
 
 
-def byte_size(size_bytes: int) -> str:
-    """A size in the largest binary unit in which it is at least 1."""
-    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" or size >= 100 else f"{size:.1f} {units[0]}"
-
-
 def duration(seconds: float) -> str:
     """A time in the two units that matter."""
     if not math.isfinite(seconds):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "cache.errors",
+    ("cache.errors", "cache.text"),
     ("cache.keys", "cache.codecs", "cache.record"),
     "cache.backend",
     ("cache.reader", "cache.store", "cache.writer", "cache"),

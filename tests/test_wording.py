@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.console import byte_size, duration, percent, rate, whole_percent
+from cache.text import byte_size
+from online_aug.console import duration, percent, rate, whole_percent
 from online_aug.reporting.tables import mix_bar, shares
 from online_aug.request import Counts
 

@@ -29,10 +29,10 @@ from cache.backend.index import Row
 from cache.backend.saliency import check
 from cache.codecs import CODECS
 from cache.exchange import exporting, importing
-from cache.exchange.folder_formats import Source
+from cache.exchange.folder_formats import ImportFolder
 from cache.exchange.image_files import Description, from_file
-from cache.exchange.merging import walk
-from cache.exchange.rows import ClassNames
+from cache.exchange.metadata import ClassNames
+from cache.exchange.records import walk
 from cache.record import CHECKSUMS, HEADER, Draft, glimpse, parse
 
 REQUEST = {"method": "fuzz", "strength": 0.5, "variant": -3, "prompt": "ein Vögelchen", "n": None}
@@ -246,7 +246,7 @@ def _read_image(content: bytes) -> int:
 
 def _import(root: Path, place: Path, content: bytes) -> int:
     place.write_bytes(content)
-    _, images = importing.find(Source(root=root))
+    _, images = importing.find_images(ImportFolder(root=root))
     count = 0
     for _, load in images:
         try:

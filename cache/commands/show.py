@@ -1,7 +1,4 @@
-"""`stats` and `list`: what is in a cache; they change nothing.
-
-`show`: one record, or a contact sheet of some.
-"""
+"""`stats`, `list` and `show`: look into a cache without changing it."""
 
 import argparse
 import sys
@@ -13,32 +10,29 @@ from typing import Any
 
 from cache.backend.tables import Recipe
 from cache.codecs import Pixels
-from cache.commands.options import (
+from cache.commands.terminal import (
     Command,
     add_classes,
     add_filters,
-    classes,
+    class_names,
     count,
-    moment,
+    local_time,
     print_json,
     print_json_lines,
     print_table,
-    request_words,
+    request_line,
     selection,
-    size,
 )
-from cache.contact_sheet import Cell, draw_sheet, plain, words_of
+from cache.contact_sheet import Cell, caption_of, draw_sheet
 from cache.errors import CacheError
 from cache.exchange.exporting import check_free, staged_file
 from cache.exchange.image_files import find_sources, pixels_of
-from cache.exchange.merging import Selection, Unreadable, select
-from cache.exchange.rows import ClassNames
+from cache.exchange.metadata import ClassNames
+from cache.exchange.records import Selection, Unreadable, select
 from cache.record import Record
 from cache.store import Store
+from cache.text import byte_size, printable
 
-_LISTED = 20
-_COUNTS_SHOWN = 10
-_LINE = "{:>9}  {:12}  {:19}  {:>11}  {:>9}  {}"
 _COUNTS = {
     "by_method": "method",
     "by_source_label": "source class",
@@ -46,36 +40,44 @@ _COUNTS = {
     "by_strength": "strength",
     "rejected_by_reason": "rejected as",
 }
-"""Counts in the statistics and what their rows are called."""
+"""Counts in a store's statistics, and the first words of their rows."""
+_COUNTS_SHOWN = 10
+
+_LISTED = 20
+_LINE = "{:>9}  {:12}  {:19}  {:>11}  {:>9}  {}"
+
+_CELLS, _MAX_CELLS = 16, 400
+_DEFAULT_SHEET = "contact_sheet"
 
 
 def _stats(options: argparse.Namespace) -> int:
     with Store(options.path, readonly=True) as store:
-        found = store.stats()
+        stats = store.stats()
         recipes = store.recipes()
     if options.json:
-        print_json(found | {"by_recipe": [_recipe_fields(recipe) for recipe in recipes]})
+        print_json(stats | {"by_recipe": [_recipe_fields(recipe) for recipe in recipes]})
     else:
-        print_table("", "", rows=[*_sizes(found), *_counts(found), *_recipe_rows(recipes)])
+        rows = [*_size_rows(stats), *_count_rows(stats), *_recipe_rows(recipes)]
+        print_table("", "", rows=rows)
     return 0
 
 
-def _sizes(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "path", found["path"]
-    yield "entries", f"{found['entries']:,}"
+def _size_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "path", stats["path"]
+    yield "entries", f"{stats['entries']:,}"
     for name in ("payload", "stored", "file", "saliency"):
-        yield name, size(found[f"{name}_bytes"])
+        yield name, byte_size(stats[f"{name}_bytes"])
     for name in ("made_last_hour", "evicted", "corrupt"):
-        yield name.replace("_", " "), f"{found[name]:,}"
-    yield "claims", f"{found['claims_live']:,} live, {found['claims_dead']:,} dead"
-    for owner in found["owners"]:
+        yield name.replace("_", " "), f"{stats[name]:,}"
+    yield "claims", f"{stats['claims_live']:,} live, {stats['claims_dead']:,} dead"
+    for owner in stats["owners"]:
         yield "owner", f"process {owner['pid']} on {owner['host']}: {owner['claims']:,} claims"
-    yield "pins", f"{found['pins_live']:,} live"
+    yield "pins", f"{stats['pins_live']:,} live"
 
 
-def _counts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _count_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, head in _COUNTS.items():
-        ordered = sorted(found[name].items(), key=lambda counted: (-counted[1], counted[0]))
+        ordered = sorted(stats[name].items(), key=lambda counted: (-counted[1], counted[0]))
         for label, number in ordered[:_COUNTS_SHOWN]:
             yield f"{head} {label or '(none)'}", f"{number:,}"
         if len(ordered) > _COUNTS_SHOWN:
@@ -87,11 +89,11 @@ def _counts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _recipe_rows(recipes: list[Recipe]) -> Iterator[tuple[str, str]]:
     ordered = sorted(recipes, key=lambda recipe: (-recipe.entries, recipe.id))
     for recipe in ordered[:_COUNTS_SHOWN]:
-        words = ", ".join(
+        fields = ", ".join(
             f"{name}={value}" for name, value in recipe.fields.items() if value is not None
         )
-        held = f"{recipe.entries:,} entries, {size(recipe.payload_bytes)}"
-        yield f"recipe {recipe.id.hex()[:12]}", f"{held}: {words}"
+        held = f"{recipe.entries:,} entries, {byte_size(recipe.payload_bytes)}"
+        yield f"recipe {recipe.id.hex()[:12]}", f"{held}: {fields}"
     if len(ordered) > _COUNTS_SHOWN:
         yield f"recipes: {len(ordered) - _COUNTS_SHOWN} others", "(--json lists all)"
 
@@ -115,18 +117,6 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
-    # Line by line and not as a table, whose widths would need all of them first.
-    head = ""
-    for row in rows:
-        if not head:
-            head = _LINE.format("position", "key", "created", "size", "bytes", "request")
-            sys.stdout.write(f"{head}\n")
-        sys.stdout.write(f"{plain(_LINE.format(*_cells(row)))}\n")
-    if not head:
-        sys.stdout.write("no records\n")
-
-
 def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Record | Unreadable]:
     if after is not None:
         return select(store, replace(wanted, after=after))
@@ -139,29 +129,42 @@ def _listed(store: Store, wanted: Selection, after: int | None) -> Iterable[Reco
 
 def _row(found: Record | Unreadable) -> dict[str, Any]:
     row: dict[str, Any] = {"position": found.position, "key": found.key.hex()}
-    return row | ({"problem": found.problem} if isinstance(found, Unreadable) else fields(found))
+    if isinstance(found, Unreadable):
+        return row | {"problem": found.problem}
+    return row | _record_fields(found)
 
 
-def fields(stored: Record) -> dict[str, Any]:
-    """All of a record but its image, for a program."""
+def _record_fields(record: Record) -> dict[str, Any]:
     return {
-        "created": stored.created,
-        "codec": stored.codec.name,
-        "height": stored.height,
-        "width": stored.width,
-        "bytes": len(stored.image_bytes),
-        "scores": stored.scores,
-        "request": stored.request,
+        "created": record.created,
+        "codec": record.codec.name,
+        "height": record.height,
+        "width": record.width,
+        "bytes": len(record.image_bytes),
+        "scores": record.scores,
+        "request": record.request,
     }
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _print_rows(rows: Iterable[dict[str, Any]]) -> None:
+    # Line by line: the widths of a table would need all rows first.
+    head = ""
+    for row in rows:
+        if not head:
+            head = _LINE.format("position", "key", "created", "size", "bytes", "request")
+            sys.stdout.write(f"{head}\n")
+        sys.stdout.write(f"{printable(_LINE.format(*_columns(row)))}\n")
+    if not head:
+        sys.stdout.write("no records\n")
+
+
+def _columns(row: dict[str, Any]) -> list[str]:
     start = [str(row["position"]), row["key"][:12]]
     if "problem" in row:
         return [*start, "", "", "", row["problem"]]
     shape = f"{row['width']} x {row['height']}"
-    request = request_words(row["request"])
-    return [*start, moment(row["created"]), shape, f"{row['bytes']:,}", request]
+    request = request_line(row["request"])
+    return [*start, local_time(row["created"]), shape, f"{row['bytes']:,}", request]
 
 
 def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,43 +177,20 @@ def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-STATS = Command(
-    "stats",
-    "entries and sizes, by method, recipe, class and strength; rejections; owners",
-    """runs/cache                       what it holds, how large it is
-runs/cache --json                the same for a program""",
-    _stats,
-    lambda parser: None,
-)
-LIST = Command(
-    "list",
-    "records in the order of arrival",
-    """runs/cache                        the newest 20 records
-runs/cache --after 100            20 records from position 101
-runs/cache --target-label 3       the newest 20 of class 3""",
-    _list,
-    _add_list_arguments,
-)
-
-
-_ON_A_SHEET, _MOST = 16, 400
-
-
 def _show(options: argparse.Namespace) -> int:
-    target = options.out or Path(f"{options.key or 'contact_sheet'}.png")
+    target = options.out or Path(f"{options.key or _DEFAULT_SHEET}.png")
     check_free(target, force=options.force)
-    names = classes(options)
+    names = class_names(options)
     with Store(options.path, readonly=True) as store:
         records = _chosen(store, options)
-    sheet = _sheet(records, names, options)
+    sheet = _draw(records, names, options)
     with staged_file(target, force=options.force) as path:
         path.write_bytes(sheet)
     if options.json:
-        print_json(
-            {"image": str(target), "records": [{"key": r.key.hex()} | fields(r) for r in records]}
-        )
+        shown = [{"key": record.key.hex()} | _record_fields(record) for record in records]
+        print_json({"image": str(target), "records": shown})
     elif options.key is not None:
-        print_table("", "", rows=[*_rows(records[0]), ("image", str(target))])
+        print_table("", "", rows=[*_detail_rows(records[0]), ("image", str(target))])
     else:
         print_table("", "", rows=[("records", str(len(records))), ("image", str(target))])
     return 0
@@ -218,28 +198,28 @@ def _show(options: argparse.Namespace) -> int:
 
 def _chosen(store: Store, options: argparse.Namespace) -> list[Record]:
     if options.key is not None:
-        return [_found(store, options.key)]
+        return [_record_named(store, options.key)]
     wanted = selection(options, store)
-    found = select(store, replace(wanted, limit=min(options.limit, _MOST)))
+    found = select(store, replace(wanted, limit=min(options.limit, _MAX_CELLS)))
     records = [record for record in found if isinstance(record, Record)]
     if not records:
         raise CacheError(f"there must be a record to show, got none that fits in {store.path}")
     return records
 
 
-def _found(store: Store, prefix: str) -> Record:
+def _record_named(store: Store, prefix: str) -> Record:
     keys = store.find(prefix)
     if len(keys) > 1:
         raise CacheError(
             f"key must be one record's, got {prefix!r} which several start with; give more digits"
         )
-    stored = store.inspect(keys[0]) if keys else None
-    if stored is None:
+    record = store.inspect(keys[0]) if keys else None
+    if record is None:
         raise CacheError(f"key must be a record's, got {prefix!r} which none starts with")
-    return stored
+    return record
 
 
-def _sheet(records: Sequence[Record], names: ClassNames, options: argparse.Namespace) -> bytes:
+def _draw(records: Sequence[Record], names: ClassNames, options: argparse.Namespace) -> bytes:
     digests = [str(record.request.get("source_digest")) for record in records]
     files = {} if options.sources is None else find_sources(options.sources, digests)
     cells = [
@@ -251,31 +231,31 @@ def _sheet(records: Sequence[Record], names: ClassNames, options: argparse.Names
 
 
 def _cell(record: Record, source: Path | None, names: ClassNames) -> Cell:
-    words = [*words_of(record.request, names.spoken), f"key: {record.key.hex()[:12]}"]
-    return Cell(record.image, _source(source), words)
+    caption = [*caption_of(record.request, names.caption), f"key: {record.key.hex()[:12]}"]
+    return Cell(record.image, _source_pixels(source), caption)
 
 
-def _source(path: Path | None) -> Pixels | None:
+def _source_pixels(path: Path | None) -> Pixels | None:
     try:
         return None if path is None else pixels_of(path.read_bytes())
     except (CacheError, OSError):
         return None
 
 
-def _rows(stored: Record) -> list[tuple[str, str]]:
-    described: dict[str, Any] = {
-        "key": stored.key.hex(),
-        "position": stored.position,
-        "created": moment(stored.created),
-        "size": f"{stored.width} x {stored.height} {stored.codec.name}, "
-        + size(len(stored.image_bytes)),
-        **{f"request {name}": value for name, value in stored.request.items()},
-        **{f"score {name}": value for name, value in stored.scores.items()},
+def _detail_rows(record: Record) -> list[tuple[str, str]]:
+    image = f"{record.width} x {record.height} {record.codec.name}"
+    details: dict[str, Any] = {
+        "key": record.key.hex(),
+        "position": record.position,
+        "created": local_time(record.created),
+        "size": f"{image}, {byte_size(len(record.image_bytes))}",
+        **{f"request {name}": value for name, value in record.request.items()},
+        **{f"score {name}": value for name, value in record.scores.items()},
     }
-    return [(name, str(value)) for name, value in described.items()]
+    return [(name, str(value)) for name, value in details.items()]
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "key", nargs="?", metavar="KEY", help="one record: its key or the first digits of it"
     )
@@ -283,19 +263,36 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="where to draw (default KEY.png, contact_sheet.png)",
+        help=f"PNG to write (default KEY.png, {_DEFAULT_SHEET}.png)",
     )
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument(
         "--sources",
         type=Path,
         metavar="DIR",
-        help="folder of the training images, which are found by the digest of their files",
+        help="folder of the training images; sources are found by the digest of their files",
     )
     add_classes(parser)
-    add_filters(parser, limit=_ON_A_SHEET)
+    add_filters(parser, limit=_CELLS)
 
 
+STATS = Command(
+    "stats",
+    "entries and sizes, by method, recipe, class and strength; rejections; owners",
+    """runs/cache                       what it holds, how large it is
+runs/cache --json                the same for a program""",
+    _stats,
+    lambda parser: None,
+)
+LIST = Command(
+    "list",
+    "list records in the order of arrival",
+    """runs/cache                        the newest 20 records
+runs/cache --after 100            20 records from position 101
+runs/cache --target-label 3       the newest 20 of class 3""",
+    _list,
+    _add_list_arguments,
+)
 SHOW = Command(
     "show",
     "draw one record, or a contact sheet of some: source, generated image, request",
@@ -304,5 +301,5 @@ runs/cache --sources data/birds/train        with the images they were made from
 runs/cache d67bf61c --out bird.png           the record whose key starts so
 runs/cache --target-label 3 --limit 40       40 of class 3""",
     _show,
-    _add_arguments,
+    _add_show_arguments,
 )

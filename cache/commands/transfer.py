@@ -1,13 +1,15 @@
-"""`export`, `import` and `merge`: from caches to other formats, back, and together."""
+"""`export`, `import` and `merge`: caches to other formats, back again, and together."""
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cache.commands.options import (
+from cache.commands.terminal import (
     Command,
+    OnProgress,
     add_classes,
     add_filters,
-    classes,
+    class_names,
     gib,
     print_json,
     print_table,
@@ -16,9 +18,10 @@ from cache.commands.options import (
 )
 from cache.errors import CacheError
 from cache.exchange import exporting, importing
-from cache.exchange.folder_formats import Source
-from cache.exchange.merging import Report, check_merge, merge, new_or_nothing, select
-from cache.exchange.rows import read_class_names
+from cache.exchange.folder_formats import ImportFolder
+from cache.exchange.metadata import read_class_names
+from cache.exchange.records import Report, Unreadable, select
+from cache.record import Record
 from cache.store import Store
 
 _PROBLEMS_SHOWN = 20
@@ -26,52 +29,60 @@ _PROBLEMS_SHOWN = 20
 
 def _export(options: argparse.Namespace) -> int:
     exporting.check_export(options.target, options.format, force=options.force)
-    names = classes(options)
+    names = class_names(options)
     with Store(options.path, readonly=True) as store:
         wanted = selection(options, store)
         total = len(store) if wanted.is_all and wanted.limit is None else options.limit
-        with progress("exporting", is_quiet=options.json) as tell:
-            records = (
-                (tell(number, total), record)[1]
-                for number, record in enumerate(select(store, wanted))
-            )
+        with progress("exporting", is_quiet=options.json) as on_progress:
+            records = _counted(select(store, wanted), total, on_progress)
             report = exporting.export(
                 records, options.target, options.format, names, force=options.force
             )
-    return _tell(report, options, f"written as {options.format} to {options.target}")
+    return _print_report(report, options, f"written as {options.format} to {options.target}")
+
+
+def _counted(
+    records: Iterable[Record | Unreadable], total: int | None, on_progress: OnProgress
+) -> Iterator[Record | Unreadable]:
+    for done, record in enumerate(records):
+        on_progress(done, total)
+        yield record
 
 
 def _import(options: argparse.Namespace) -> int:
     names = None if options.classes is None else read_class_names(options.classes)
-    source = Source(root=options.source, classes=names, method=options.method)
-    format, images = importing.find(source, options.format)
+    source = ImportFolder(root=options.source, classes=names, method=options.method)
+    format, images = importing.find_images(source, options.format)
     with (
-        _target(options, options.path) as store,
-        new_or_nothing(store),
-        progress("importing", is_quiet=options.json) as tell,
+        _target(options.path, options) as store,
+        importing.removed_if_empty(store),
+        progress("importing", is_quiet=options.json) as on_progress,
     ):
-        report = importing.load(images, store, lambda done: tell(done, None))
-    return _tell(report, options, f"added to {options.path} from {format}")
+        report = importing.import_images(images, store, lambda done: on_progress(done, None))
+    return _print_report(report, options, f"added to {options.path} from {format}")
 
 
 def _merge(options: argparse.Namespace) -> int:
-    target = _target(options, options.into)
+    target = _target(options.into, options)
     sources = [Store(path, readonly=True) for path in (options.path, *options.others)]
-    check_merge(sources, target)
+    importing.check_merge(sources, target)
     total = sum(len(source) for source in sources)
     if not total:
         raise CacheError("there must be a record to merge, got empty caches")
-    with new_or_nothing(target), progress("merging", is_quiet=options.json) as tell:
-        report = merge(sources, target, lambda done: tell(done, total))
-    return _tell(report, options, f"added to {options.into}")
+    with (
+        importing.removed_if_empty(target),
+        progress("merging", is_quiet=options.json) as on_progress,
+    ):
+        report = importing.merge(sources, target, lambda done: on_progress(done, total))
+    return _print_report(report, options, f"added to {options.into}")
 
 
-def _target(options: argparse.Namespace, path: Path) -> Store:
-    # What was just carried over is not to be evicted for the rest.
+def _target(path: Path, options: argparse.Namespace) -> Store:
+    # Without a policy: what was just carried over is not evicted for the rest.
     return Store(path, max_gib=options.max_gib, policy=None)
 
 
-def _tell(report: Report, options: argparse.Namespace, what: str) -> int:
+def _print_report(report: Report, options: argparse.Namespace, what: str) -> int:
     if options.json:
         print_json(report.to_fields())
     else:
@@ -94,7 +105,7 @@ def _tell(report: Report, options: argparse.Namespace, what: str) -> int:
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", type=Path, metavar="OUT", help="folder to make; for parquet, a file"
+        "target", type=Path, metavar="OUT", help="folder to create; for parquet, a file"
     )
     parser.add_argument(
         "--format", choices=exporting.FORMATS, default="folder", help="(default folder)"
@@ -104,19 +115,13 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add_filters(parser, limit=None)
 
 
-def _add_max_gib(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-gib", type=gib, metavar="G", help="stop where the cache would take more than G GiB"
-    )
-
-
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FROM", help="folder of images, or a shard")
     parser.add_argument(
-        "--format", choices=tuple(importing.FORMATS), help="(default: what it looks like)"
+        "--format", choices=tuple(importing.FORMATS), help="(default: found by the files)"
     )
     parser.add_argument(
-        "--method", metavar="NAME", help="method to name for images without a request"
+        "--method", metavar="NAME", help="method to record for images without a request"
     )
     add_classes(parser)
     _add_max_gib(parser)
@@ -125,9 +130,19 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("others", nargs="*", type=Path, metavar="PATH", help="more caches")
     parser.add_argument(
-        "--into", type=Path, required=True, metavar="CACHE", help="cache to add to, made if missing"
+        "--into",
+        type=Path,
+        required=True,
+        metavar="CACHE",
+        help="cache to add to, created if missing",
     )
     _add_max_gib(parser)
+
+
+def _add_max_gib(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-gib", type=gib, metavar="G", help="stop before the cache takes more than G GiB"
+    )
 
 
 EXPORT = Command(
@@ -143,17 +158,17 @@ runs/cache out.parquet --format parquet     the metadata, without images""",
 )
 IMPORT = Command(
     "import",
-    "add images of a folder; exit status 1 if some were left out as broken",
+    "add the images of a folder; exit status 1 if some are broken and were left out",
     """runs/cache out                     an export, of any format with images
-runs/cache aug_samples/cub/shot-1  what Diff-Mix's scripts wrote
-runs/cache result                  what DiffuseMix's script wrote
+runs/cache aug_samples/cub/shot-1  the output of Diff-Mix's scripts
+runs/cache result                  the output of DiffuseMix's script
 runs/cache photos --method mine    any class folders""",
     _import,
     _add_import_arguments,
 )
 MERGE = Command(
     "merge",
-    "join caches, one record a key; may be cut short and done again",
+    "join caches, one record a key; after an interruption, run it again",
     """a b --into c                        all of a, and what b has beside it
 b --into a                          add b to a""",
     _merge,

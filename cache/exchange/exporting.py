@@ -1,9 +1,4 @@
-"""From a cache to a folder of another format.
-
-The metadata of records as a Parquet file, without images.
-
-Output that is there whole or not at all: made beside its place, moved there at the end.
-"""
+"""Write records of a cache in another format: all of them or, on an error, nothing."""
 
 import json
 import os
@@ -14,133 +9,69 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache.errors import CacheError, CorruptRecordError
-from cache.exchange.folder_formats import DiffMixWriter, FolderWriter
-from cache.exchange.merging import LeftOutError, Report, Unreadable
-from cache.exchange.rows import ClassNames, label_of, to_row
+from cache.exchange.folder_formats import DiffMixWriter, FolderWriter, LeftOutError
+from cache.exchange.metadata import ClassNames, label_of, to_row
+from cache.exchange.records import Report, Unreadable
 from cache.exchange.webdataset import WebDatasetWriter
 from cache.record import Record
 
+_ROWS_PER_GROUP = 10_000
+"""Rows of a Parquet file that are held in memory before they are written."""
+
+_MANIFEST = "export.json"
+"""Written last into an exported folder; `force` replaces only folders that have it."""
+
 
 class Writer(Protocol):
-    """Takes records one after another."""
+    """Writes records one after another."""
 
-    def add(self, stored: Record) -> None:
-        """Write one; LeftOutError if this format cannot have it."""
+    def add(self, record: Record) -> None:
+        """Write one record, or raise `LeftOutError` if the format has no place for it."""
 
     def close(self) -> None:
-        """Finish; no more follow."""
-
-
-FOLDERS: dict[str, Callable[[Path, ClassNames], Writer]] = {
-    "folder": FolderWriter,
-    "diff-mix": DiffMixWriter,
-    "webdataset": WebDatasetWriter,
-}
-FORMATS = (*FOLDERS, "parquet")
-
-
-def check_export(target: Path, format: str, *, force: bool) -> None:
-    """Refuse, before any work, what `export` would refuse.
-
-    Raises:
-        CacheError: If the target is taken or the format's package is missing.
-    """
-    check_free(target, force=force)
-    if format == "parquet":
-        check_pyarrow()
-
-
-def export(
-    records: Iterable[Record | Unreadable],
-    target: Path,
-    format: str,
-    classes: ClassNames,
-    *,
-    force: bool,
-) -> Report:
-    """Write `records` to `target` as one of `FORMATS`: all of them or, on an error, nothing.
-
-    Records that cannot be read or that the format cannot have are left out and reported.
-
-    Raises:
-        CacheError: If there is none to write, a class has no name, or the target is taken or
-            cannot be written.
-    """
-    report = Report()
-    if format == "parquet":
-        with (
-            staged_file(target, force=force) as path,
-            closing(ParquetWriter(path, classes)) as writer,
-        ):
-            _write(records, writer, report)
-        return report
-    with staged_folder(target, force=force) as folder:
-        with closing(FOLDERS[format](folder, classes)) as writer:
-            _write(records, writer, report)
-        write_manifest(folder, {"format": format, "records": report.done})
-    return report
-
-
-def _write(records: Iterable[Record | Unreadable], writer: Writer, report: Report) -> None:
-    for record in records:
-        if isinstance(record, Unreadable):
-            report.leave_out(record.key.hex(), record.problem)
-            continue
-        try:
-            writer.add(record)
-            report.done += 1
-        except (CorruptRecordError, LeftOutError) as error:
-            report.leave_out(record.key.hex(), error)
-    if not report.done:
-        reason = f": {report.problems[0][1]}" if report.problems else ""
-        raise CacheError(f"there must be a record to export, got none that fits{reason}")
-
-
-_ROWS = 10_000
-"""Of a row group: what is held in memory."""
+        """Finish; no more records follow."""
 
 
 class ParquetWriter:
-    """Writes one row a record: what the other formats' tables have, sizes, codec and position."""
+    """Writes the metadata of records as a Parquet file, one row each, without images."""
 
     def __init__(self, path: Path, classes: ClassNames) -> None:
-        """Start the file.
+        """Create the file.
 
         Raises:
             CacheError: If pyarrow is not installed.
         """
-        self._arrow = check_pyarrow()
-        self._schema = _schema(self._arrow)
+        self._arrow = _import_pyarrow()
+        self._schema = _parquet_schema(self._arrow)
         self._classes = classes
         self._file = self._arrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, stored: Record) -> None:
+    def add(self, record: Record) -> None:
         """Write one record's row.
 
         Raises:
             CacheError: If its class has no name.
         """
-        source, target = (label_of(stored.request, side) for side in ("source", "target"))
-        text = to_row(stored)
-        strength = stored.request.get("strength")
+        source, target = (label_of(record.request, side) for side in ("source", "target"))
+        strength = record.request.get("strength")
         self._rows.append(
             {
-                **text,
-                "created": stored.created,
-                "position": stored.position,
+                **to_row(record),
+                "created": record.created,
+                "position": record.position,
                 "source_label": source,
                 "target_label": target,
                 "source_class": None if source is None else self._classes.name(source),
                 "target_class": None if target is None else self._classes.name(target),
                 "strength": float(strength) if isinstance(strength, int | float) else None,
-                "codec": stored.codec.name,
-                "height": stored.height,
-                "width": stored.width,
-                "bytes": len(stored.image_bytes),
+                "codec": record.codec.name,
+                "height": record.height,
+                "width": record.width,
+                "bytes": len(record.image_bytes),
             }
         )
-        if len(self._rows) == _ROWS:
+        if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
     def close(self) -> None:
@@ -154,62 +85,81 @@ class ParquetWriter:
         self._rows.clear()
 
 
-def check_pyarrow() -> Any:
-    """The pyarrow package.
+FOLDERS: dict[str, Callable[[Path, ClassNames], Writer]] = {
+    "folder": FolderWriter,
+    "diff-mix": DiffMixWriter,
+    "webdataset": WebDatasetWriter,
+}
+"""Formats that are a folder."""
+FORMATS = (*FOLDERS, "parquet")
+
+
+def check_export(target: Path, format: str, *, force: bool) -> None:
+    """Raise before any work is done for what `export` would refuse at its start.
 
     Raises:
-        CacheError: If it is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise CacheError(
-            "format parquet needs the package pyarrow; pip install 'online-aug[exchange]'"
-        ) from error
-    return pyarrow
-
-
-def _schema(arrow: Any) -> Any:
-    text, whole = arrow.string(), arrow.int64()
-    names = {
-        **dict.fromkeys(("key", "method", "prompt", "request", "scores", "codec"), text),
-        **dict.fromkeys(("source_class", "target_class"), text),
-        **dict.fromkeys(("position", "source_label", "target_label"), whole),
-        **dict.fromkeys(("height", "width", "bytes"), whole),
-        **dict.fromkeys(("created", "strength"), arrow.float64()),
-    }
-    return arrow.schema(list(names.items()))
-
-
-MANIFEST = "export.json"
-"""Written last into every exported folder; what `force` may replace is known by it."""
-
-
-@contextmanager
-def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
-    """An empty folder that becomes `target` if nothing is raised, and is removed otherwise.
-
-    `target` must not exist; with `force` it may be empty or an earlier export, which is replaced.
-
-    Raises:
-        CacheError: If `target` may not be replaced, or the disk refuses.
+        CacheError: If the target exists or the format's package is missing.
     """
     check_free(target, force=force)
-    if force and target.exists() and not _is_replaceable(target):
-        raise CacheError(
-            f"target must be new, empty or an earlier export to be replaced, got {target} with "
-            "other files; name another folder"
-        )
-    with _staged(target, lambda path: path.mkdir(), _remove_folder, _replace_folder) as staged:
-        yield staged
+    if format == "parquet":
+        _import_pyarrow()
+
+
+def export(
+    records: Iterable[Record | Unreadable],
+    target: Path,
+    format: str,
+    classes: ClassNames,
+    *,
+    force: bool,
+) -> Report:
+    """Write records to `target` and report those that were left out.
+
+    A record is left out if it cannot be read or the format has no place for it.
+
+    Args:
+        records: Records to write, in this order.
+        target: Folder to make; a file for Parquet.
+        format: One of `FORMATS`.
+        classes: Names of the classes, for folders and tables.
+        force: Replace an earlier export.
+
+    Raises:
+        CacheError: If no record can be written, a class has no name, or the target exists or
+            cannot be written.
+    """
+    report = Report()
+    if format == "parquet":
+        with (
+            staged_file(target, force=force) as path,
+            closing(ParquetWriter(path, classes)) as writer,
+        ):
+            _write(records, writer, report)
+        return report
+    with _staged_folder(target, force=force) as folder:
+        with closing(FOLDERS[format](folder, classes)) as writer:
+            _write(records, writer, report)
+        manifest = {"format": format, "records": report.done}
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return report
+
+
+def check_free(target: Path, *, force: bool) -> None:
+    """Raise if a target exists and is not to be replaced.
+
+    Raises:
+        CacheError: If so.
+    """
+    if not force and os.path.lexists(target):
+        raise CacheError(f"target must not exist, got {target}; name another or give --force")
 
 
 @contextmanager
 def staged_file(target: Path, *, force: bool) -> Iterator[Path]:
-    """A file's path that becomes `target` if nothing is raised, and is removed otherwise.
+    """Yield the path of an empty file that becomes `target` if the block succeeds.
 
     Raises:
-        CacheError: If `target` exists and not `force`, or is a folder, or the disk refuses.
+        CacheError: If `target` exists without `force`, is a folder, or cannot be written.
     """
     check_free(target, force=force)
     if target.is_dir():
@@ -218,19 +168,16 @@ def staged_file(target: Path, *, force: bool) -> Iterator[Path]:
         yield staged
 
 
-def check_free(target: Path, *, force: bool) -> None:
-    """Refuse a target that exists.
-
-    Raises:
-        CacheError: If it does and not `force`.
-    """
-    if not force and os.path.lexists(target):
-        raise CacheError(f"target must not exist, got {target}; name another or give --force")
-
-
-def write_manifest(folder: Path, fields: dict[str, Any]) -> None:
-    """Mark `folder` as a whole export."""
-    (folder / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n")
+@contextmanager
+def _staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
+    check_free(target, force=force)
+    if force and target.exists() and not _is_replaceable(target):
+        raise CacheError(
+            f"target must be new, empty or an earlier export to be replaced, got {target} with "
+            "other files; name another folder"
+        )
+    with _staged(target, lambda path: path.mkdir(), _remove_folder, _replace_folder) as staged:
+        yield staged
 
 
 @contextmanager
@@ -255,6 +202,49 @@ def _staged(
         remove(staged)
 
 
+def _write(records: Iterable[Record | Unreadable], writer: Writer, report: Report) -> None:
+    for record in records:
+        if isinstance(record, Unreadable):
+            report.leave_out(record.key.hex(), record.problem)
+            continue
+        try:
+            writer.add(record)
+            report.done += 1
+        except (CorruptRecordError, LeftOutError) as error:
+            report.leave_out(record.key.hex(), error)
+    if not report.done:
+        reason = f": {report.problems[0][1]}" if report.problems else ""
+        raise CacheError(f"there must be a record to export, got none that fits{reason}")
+
+
+def _import_pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise CacheError(
+            "format parquet needs the package pyarrow; pip install 'online-aug[exchange]'"
+        ) from error
+    return pyarrow
+
+
+def _parquet_schema(arrow: Any) -> Any:
+    text, integer, number = arrow.string(), arrow.int64(), arrow.float64()
+    columns = {
+        **dict.fromkeys(("key", "method", "prompt", "request", "scores", "codec"), text),
+        **dict.fromkeys(("source_class", "target_class"), text),
+        **dict.fromkeys(("position", "source_label", "target_label"), integer),
+        **dict.fromkeys(("height", "width", "bytes"), integer),
+        **dict.fromkeys(("created", "strength"), number),
+    }
+    return arrow.schema(list(columns.items()))
+
+
+def _is_replaceable(target: Path) -> bool:
+    if target.is_symlink() or not target.is_dir():
+        return False
+    return (target / _MANIFEST).is_file() or not any(target.iterdir())
+
+
 def _replace_folder(staged: Path, target: Path) -> None:
     if not os.path.lexists(target):
         staged.rename(target)
@@ -267,12 +257,6 @@ def _replace_folder(staged: Path, target: Path) -> None:
         old.rename(target)
         raise
     _remove_folder(old)
-
-
-def _is_replaceable(target: Path) -> bool:
-    if target.is_symlink() or not target.is_dir():
-        return False
-    return (target / MANIFEST).is_file() or not any(target.iterdir())
 
 
 def _remove_folder(path: Path) -> None:

@@ -1,24 +1,17 @@
-"""WebDataset shards: tars in which an image, its JSON and its class share a name.
-
-Tar files, uncompressed, a member at a time.
-
-The standard library's reader keeps every member in a list and reads as much as a header asks for.
-"""
+"""WebDataset shards: tar files in which an image, its JSON and its class share a name."""
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self, cast
 
 from cache.codecs import MAX_IMAGE_BYTES
 from cache.errors import CacheError
-from cache.exchange.folder_formats import Found, Source, foreign, refuse
+from cache.exchange.folder_formats import FoundImage, ImportFolder, describe_foreign, refuse
 from cache.exchange.image_files import (
     IMAGE_SUFFIXES,
     MAX_TEXT_BYTES,
@@ -26,163 +19,80 @@ from cache.exchange.image_files import (
     from_file,
     open_regular,
 )
-from cache.exchange.rows import ClassNames, from_row, label_of, to_row
+from cache.exchange.metadata import ClassNames, from_row, label_of, to_row
 from cache.keys import Scalar
 from cache.record import Record
 
-_BLOCK = tarfile.BLOCKSIZE
-_MAX_NAME_BYTES = 2**16
-_PAX_PATH = re.compile(rb"\d+ path=([^\n]*)\n")
-_ENCODING = ("utf-8", "surrogateescape")
+RECORDS_PER_SHARD = 1000
+_MEMBER_LIMITS = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | {
+    ".json": MAX_TEXT_BYTES,
+    ".cls": 100,
+}
+"""Largest size of a member by its suffix, bytes; members with other suffixes are passed over."""
+_MAX_HEADER_BYTES = 2**20
+"""What the headers of one member may take, long names and other extensions included."""
 
-
-@dataclass(frozen=True)
-class Member:
-    """One file of a tar, its content still there."""
-
-    name: str
-    is_plain: bool
-    """No link, folder or device."""
-    size: int
-    _file: BufferedReader
-    _start: int
-
-    def read(self, limit: int) -> bytes:
-        """The content.
-
-        Raises:
-            CacheError: If it is no plain file, larger than `limit` or cut short.
-        """
-        if not self.is_plain:
-            raise CacheError("member must be a plain file, not a link or device")
-        if self.size > limit:
-            raise CacheError(f"member must be at most {limit} bytes, got {self.size}")
-        self._file.seek(self._start)
-        content = self._file.read(self.size)
-        if len(content) != self.size:
-            raise CacheError("member must be whole, got the start of one")
-        return content
-
-
-def write_member(file: BinaryIO, name: str, content: bytes) -> None:
-    """Append a plain file to a tar."""
-    header = tarfile.TarInfo(name)
-    header.size = len(content)
-    file.write(header.tobuf(tarfile.USTAR_FORMAT))
-    file.write(content)
-    file.write(bytes(-len(content) % _BLOCK))
-
-
-def write_end(file: BinaryIO) -> None:
-    """Mark the end of a tar."""
-    file.write(bytes(2 * _BLOCK))
-
-
-def read_members(file: BufferedReader) -> Iterator[Member]:
-    """The members of a tar but for its folders, in order.
-
-    Raises:
-        CacheError: If it is no tar, or cut off.
-    """
-    start, long_name = 0, None
-    while (header := _header(file, start)) is not None:
-        start += _BLOCK
-        content = Member(header.name, True, header.size, file, start)
-        match header.type:
-            case tarfile.XHDTYPE:
-                found = _PAX_PATH.search(content.read(_MAX_NAME_BYTES))
-                long_name = found[1].decode(*_ENCODING) if found else long_name
-            case tarfile.GNUTYPE_LONGNAME:
-                long_name = content.read(_MAX_NAME_BYTES).rstrip(b"\0").decode(*_ENCODING)
-            case tarfile.XGLTYPE | tarfile.GNUTYPE_LONGLINK:
-                pass
-            case tarfile.DIRTYPE:
-                long_name = None
-            case kind:
-                is_plain = kind in (tarfile.REGTYPE, tarfile.AREGTYPE)
-                yield Member(long_name or header.name, is_plain, header.size, file, start)
-                long_name = None
-        start += -(-header.size // _BLOCK) * _BLOCK
-
-
-def _header(file: BufferedReader, start: int) -> tarfile.TarInfo | None:
-    file.seek(start)
-    block = file.read(_BLOCK)
-    if start and not block.strip(b"\0"):
-        return None
-    try:
-        header = tarfile.TarInfo.frombuf(block, *_ENCODING)
-    except (tarfile.HeaderError, ValueError) as error:
-        raise CacheError(f"shard must be a whole tar file: {error}") from error
-    if header.size < 0:
-        raise CacheError(f"shard must be a whole tar file: size {header.size}")
-    return header
-
-
-RECORDS_A_SHARD = 1000
-_LIMITS = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | {".json": MAX_TEXT_BYTES, ".cls": 100}
-"""Bytes of a member by its suffix; members with others are passed over."""
+_Part = tuple[str, bytes | CacheError]
+"""Name of a member, and its content or the reason why it cannot be had."""
 
 
 class WebDatasetWriter:
-    """Writes `shard-000000.tar` and so on, each with a thousand records, and `classes.txt`."""
+    """Writes `shard-000000.tar` and so on with 1000 records each, and `classes.txt`."""
 
     def __init__(self, folder: Path, classes: ClassNames) -> None:
         """Start in an empty folder."""
         self._folder, self._count = folder, 0
-        self._tar: BinaryIO | None = None
+        self._tar: tarfile.TarFile | None = None
         if classes.names:
             lines = (name.replace("\n", " ") + "\n" for name in classes.names)
             (folder / "classes.txt").write_text("".join(lines), encoding="utf-8")
 
-    def add(self, stored: Record) -> None:
-        """Write `KEY.png` (or `.jpg`, `.webp`), `KEY.json` and, with the label, `KEY.cls`."""
-        suffix, content = as_file(stored)
-        if self._count % RECORDS_A_SHARD == 0:
-            self._next_shard()
-        self._count += 1
-        self._write(stored, suffix, content)
-        self._write(stored, ".json", json.dumps(to_row(stored), ensure_ascii=False).encode())
-        label = label_of(stored.request, "target")
+    def add(self, record: Record) -> None:
+        """Write `KEY.png` (or `.jpg`, `.webp`), `KEY.json` and, if it has a label, `KEY.cls`."""
+        suffix, content = as_file(record)
+        parts = {suffix: content, ".json": json.dumps(to_row(record), ensure_ascii=False).encode()}
+        label = label_of(record.request, "target")
         if label is not None:
-            self._write(stored, ".cls", str(label).encode())
+            parts[".cls"] = str(label).encode()
+        tar = self._next_shard() if self._count % RECORDS_PER_SHARD == 0 else self._tar
+        assert tar is not None
+        self._count += 1
+        for ending, data in parts.items():
+            member = tarfile.TarInfo(record.key.hex() + ending)
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
 
     def close(self) -> None:
         """Finish the last shard."""
         if self._tar is not None:
-            with self._tar:
-                write_end(self._tar)
+            self._tar.close()
             self._tar = None
 
-    def _next_shard(self) -> None:
+    def _next_shard(self) -> tarfile.TarFile:
         self.close()
-        name = f"shard-{self._count // RECORDS_A_SHARD:06d}.tar"
-        self._tar = (self._folder / name).open("wb")
-
-    def _write(self, stored: Record, suffix: str, content: bytes) -> None:
-        assert self._tar is not None
-        write_member(self._tar, stored.key.hex() + suffix, content)
+        name = f"shard-{self._count // RECORDS_PER_SHARD:06d}.tar"
+        self._tar = tarfile.TarFile(self._folder / name, "w", format=tarfile.USTAR_FORMAT)
+        return self._tar
 
 
-def read(source: Source) -> Iterator[Found]:
-    """The images of all shards of a folder, or of one shard, under the requests they had.
+def has_shards(root: Path) -> bool:
+    """Return whether a path is a tar file or a folder with some."""
+    return any(_shards(root))
 
-    An image without a record's JSON gets its class, where it has one, and its digest.
+
+def read_shards(source: ImportFolder) -> Iterator[FoundImage]:
+    """Find the images of all shards of a folder, or of one shard, with their own requests.
+
+    An image without a record's JSON gets a request from its class, if it has one, and its digest.
     """
     for path in _shards(source.root):
         try:
             with open_regular(path) as file:
-                members = (m for m in read_members(file) if _suffix(m) in _LIMITS)
-                for stem, group in groupby(members, key=_stem):
-                    parts = {_suffix(member): _content(member) for member in group}
+                for stem, group in groupby(_parts(file), key=lambda part: _stem(part[0])):
+                    parts = {_suffix(name): content for name, content in group}
                     yield f"{path.name}: {stem}", partial(_load, source, parts)
         except CacheError as error:
             yield path.name, partial(refuse, str(error))
-
-
-def is_one(root: Path) -> bool:
-    """Whether there are shards."""
-    return any(_shards(root))
 
 
 def _shards(root: Path) -> list[Path]:
@@ -191,41 +101,99 @@ def _shards(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("*.tar") if not path.name.startswith("."))
 
 
-def _content(member: Member) -> bytes | CacheError:
+def _parts(file: BufferedReader) -> Iterator[_Part]:
+    bounded = _BoundedHeaders(file)
     try:
-        return member.read(_LIMITS[_suffix(member)])
-    except CacheError as error:
-        return error
+        with tarfile.open(
+            fileobj=cast("BinaryIO", bounded),  # a stream is only read
+            mode="r|",
+            tarinfo=_CheckedHeader,
+            encoding="utf-8",
+        ) as tar:
+            while (member := tar.next()) is not None:
+                bounded.end = tar.offset + _MAX_HEADER_BYTES
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                if _suffix(member.name) in _MEMBER_LIMITS:
+                    yield member.name, _content(tar, member)
+    except CacheError:
+        raise
+    except Exception as error:  # tarfile raises TarError, ValueError and others, by the header
+        raise CacheError(f"shard must be a whole tar file: {error}") from error
 
 
-def _stem(member: Member) -> str:
-    folder, _, name = member.name.rpartition("/")
-    return f"{folder}/{name.partition('.')[0]}".lstrip("/")
+class _BoundedHeaders:
+    """Reads a file, but only up to `end`: headers of any length do not fill the memory."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self.end = _MAX_HEADER_BYTES
+        self._file, self._read = file, 0
+
+    def read(self, size: int) -> bytes:
+        if self._read > self.end:
+            raise CacheError(f"shard must have headers of at most {_MAX_HEADER_BYTES} bytes")
+        content = self._file.read(size)
+        self._read += len(content)
+        return content
 
 
-def _suffix(member: Member) -> str:
-    return "." + member.name.rpartition("/")[2].partition(".")[2].lower()
+class _CheckedHeader(tarfile.TarInfo):
+    """Raises for a broken header, which `tarfile` takes for the end of the file."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        is_end = not buf.strip(b"\0")
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if is_end:
+                raise
+            raise CacheError(f"shard must be a whole tar file: {error}") from error
+        if header.size < 0:
+            raise CacheError(f"shard must be a whole tar file: size {header.size}")
+        return header
 
 
-def _load(source: Source, parts: dict[str, bytes | CacheError]) -> Record:
-    for part in parts.values():
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | CacheError:
+    limit = _MEMBER_LIMITS[_suffix(member.name)]
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        return CacheError("member must be a plain file, not a link or device")
+    if member.size > limit:
+        return CacheError(f"member must be at most {limit} bytes, got {member.size}")
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _stem(name: str) -> str:
+    folder, _, file_name = name.rpartition("/")
+    return f"{folder}/{file_name.partition('.')[0]}".lstrip("/")
+
+
+def _suffix(name: str) -> str:
+    return "." + name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _load(source: ImportFolder, parts: dict[str, bytes | CacheError]) -> Record:
+    contents: dict[str, bytes] = {}
+    for suffix, part in parts.items():
         if isinstance(part, CacheError):
             raise part
-    whole = {suffix: part for suffix, part in parts.items() if isinstance(part, bytes)}
-    images = [part for suffix, part in whole.items() if suffix in IMAGE_SUFFIXES]
+        contents[suffix] = part
+    images = [content for suffix, content in contents.items() if suffix in IMAGE_SUFFIXES]
     if len(images) != 1:
         raise CacheError(f"there must be one image of this name, got {len(images)}")
-    row = _json(whole.get(".json", b"{}"))
+    row = _json_object(contents.get(".json", b"{}"))
     if {"key", "request"} <= row.keys():
         return from_file(images[0], from_row(row))
-    label = whole.get(".cls", b"").strip()
+    label = contents.get(".cls", b"").strip()
     fields: dict[str, Scalar] = {}
     if label.isdigit():
         fields = {"source_label": int(label), "target_label": int(label)}
-    return from_file(images[0], foreign(source.method or "webdataset", images[0], fields))
+    description = describe_foreign(source.method or "webdataset", images[0], fields)
+    return from_file(images[0], description)
 
 
-def _json(content: bytes) -> dict[str, object]:
+def _json_object(content: bytes) -> dict[str, object]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,5 @@
 """The timm model that is trained."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from cache.text import nearest_hint
 from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.seeding import torch_global_state
@@ -142,8 +142,7 @@ def check_name(name: str, key: str = "classifier.name") -> None:
     architecture = name.split(".")[0]
     if ":" in name or timm.is_model(architecture):
         return
-    nearest = difflib.get_close_matches(architecture, timm.list_models(), SHOWN_NAMES)
-    hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    hint = nearest_hint(architecture, timm.list_models())
     raise UserError(f"{key} must be a timm model, got {name!r}{hint}")
 
 

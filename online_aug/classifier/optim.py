@@ -5,7 +5,6 @@ Mixup and CutMix over soft labels, drawn by timm.
 The learning rate as a function of the step: nothing to save, nothing to restore.
 """
 
-import difflib
 import math
 
 import numpy as np
@@ -16,6 +15,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from cache.text import nearest_hint
 from online_aug.config.training import OptimConfig
 from online_aug.errors import UserError, one_line
 from online_aug.seeding import numpy_global_state
@@ -56,8 +56,7 @@ def check_optimizer(optim: OptimConfig) -> None:
         UserError: If so; says which names are nearest.
     """
     if optim.name not in list_optimizers():
-        nearest = difflib.get_close_matches(optim.name, list_optimizers(), 3)
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+        hint = nearest_hint(optim.name, list_optimizers())
         raise UserError(f"optim.name must be an optimizer of timm, got {optim.name!r}{hint}")
     if get_optimizer_info(optim.name).second_order:
         raise UserError(

@@ -11,7 +11,6 @@ JSON schema; editors that read the first line of our YAML files complete and che
 YAML as plain data: what JSON can hold, no key twice, no object tags, no dates.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cache.text import nearest_names
 from online_aug.config import Config
 from online_aug.config.methods import ONE, SEVERAL, with_presets
 from online_aug.errors import UserError
@@ -177,8 +177,8 @@ def _nearest(dotted: str, siblings: Sequence[str]) -> str | None:
     """The most similar key: first beside the unknown one, then by its last word, then anywhere."""
     last = dotted.rpartition(".")[2]
     namesakes = [key for key in fields() if key.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(dotted, siblings, n=1, cutoff=0.75)
-    return next(iter([*close, *namesakes, *difflib.get_close_matches(dotted, fields(), n=1)]), None)
+    close = nearest_names(dotted, siblings, limit=1, similarity=0.75)
+    return next(iter([*close, *namesakes, *nearest_names(dotted, fields(), limit=1)]), None)
 
 
 Schema = Mapping[str, Any]

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.utils import logging as transformers_logging
 
+from cache.text import byte_size
 from online_aug.config.generation import GenerationConfig
-from online_aug.console import byte_size
 from online_aug.diffusion.directory import first_not_finite
 from online_aug.errors import UserError, one_line
 from online_aug.request import PipelineKind

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import count, islice
 
 from cache import Store
-from online_aug.console import Tally, byte_size, progress, rate
+from cache.text import byte_size
+from online_aug.console import Tally, progress, rate
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment

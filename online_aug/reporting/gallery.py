@@ -3,7 +3,6 @@
 The run's gallery: some of the generated images beside what they were made from.
 """
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cache import CacheError, Store
-from cache.contact_sheet import cut, font
+from cache.contact_sheet import FAINT, INK, LINE, PAPER, font, png_file, scaled, shortened
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square
 from online_aug.experiment.experiment import Experiment
@@ -29,7 +28,7 @@ from online_aug.seeding import numpy_rng
 SMALLEST_PX, LARGEST_PX = 96, 192
 """Sides between which a picture is shown; smaller ones grow by a whole factor, pixels kept."""
 
-PAPER, INK, FAINT, LINE, TRACK = "#ffffff", "#1f2430", "#7a8190", "#e3e6ec", "#eef0f4"
+TRACK = "#eef0f4"
 SOURCE_COLOUR, TARGET_COLOUR, OTHER_COLOUR = "#4c78a8", "#f28e2b", "#a5abb8"
 
 MARGIN, GAP, ROW_GAP, CAPTION = 28, 28, 18, 24
@@ -66,7 +65,10 @@ def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
     """
     if not rows:
         raise ValueError("rows must hold at least one generated image, got none")
-    pictures = [{name: _shown(picture) for name, picture in row.pictures.items()} for row in rows]
+    pictures = [
+        {name: scaled(picture, SMALLEST_PX, LARGEST_PX) for name, picture in row.pictures.items()}
+        for row in rows
+    ]
     cell = max(side for stages in pictures for shown in stages.values() for side in shown.size)
     columns = _columns(rows, cell)
     top = TITLE_HEIGHT + HEAD_HEIGHT
@@ -82,7 +84,7 @@ def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
         below = next(iter(stages.values())).height // 2 + 5
         _draw_source_name(draw, columns, middle + below, row)
         _draw_words(draw, columns, middle, row)
-    _save(sheet, path)
+    write_atomically(path, png_file(sheet))
 
 
 @dataclass(frozen=True)
@@ -128,19 +130,8 @@ def _width(names: list[str], size: int, narrowest: int = NARROWEST_NAME) -> int:
     return min(max(round(longest) + 1, narrowest), WIDEST_NAME)
 
 
-def _shown(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    longest = max(picture.size)
-    if longest > LARGEST_PX:
-        picture.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
-        return picture
-    factor = -(-SMALLEST_PX // longest)
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
-
-
 def _draw_heads(draw: ImageDraw.ImageDraw, columns: _Columns, title: str) -> None:
-    draw.text((MARGIN, 18), cut(title, 22, columns.end - MARGIN), INK, font(22))
+    draw.text((MARGIN, 18), shortened(title, 22, columns.end - MARGIN), INK, font(22))
     heads = [(name, columns.stage(name)) for name in columns.stages]
     heads += [("asked for", columns.target), ("strength", columns.strength)]
     heads += [("soft label", columns.label)]
@@ -167,15 +158,15 @@ def _draw_source_name(
     draw: ImageDraw.ImageDraw, columns: _Columns, y: int, row: GalleryRow
 ) -> None:
     is_same = row.source_name == row.target_name
-    caption = cut(row.source_name, 15, columns.cell + 2 * GAP)
+    caption = shortened(row.source_name, 15, columns.cell + 2 * GAP)
     colour = TARGET_COLOUR if is_same else SOURCE_COLOUR
     draw.text((MARGIN, y), caption, colour, font(15))
 
 
 def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: GalleryRow) -> None:
-    target = cut(row.target_name, 20, columns.target_width)
+    target = shortened(row.target_name, 20, columns.target_width)
     draw.text((columns.target, middle), target, TARGET_COLOUR, font(20), anchor="lm")
-    by = cut(row.method or "", 15, columns.target_width)
+    by = shortened(row.method or "", 15, columns.target_width)
     draw.text((columns.target, middle + 24), by, FAINT, font(15), anchor="lm")
     _draw_strength(draw, columns.strength, middle, row.strength)
     colours = {row.source_name: SOURCE_COLOUR, row.target_name: TARGET_COLOUR}
@@ -209,7 +200,7 @@ class _Bar:
 
 
 def _draw_bar(draw: ImageDraw.ImageDraw, columns: _Columns, y: int, bar: _Bar) -> None:
-    name = cut(bar.name, 15, columns.name_width - 12)
+    name = shortened(bar.name, 15, columns.name_width - 12)
     draw.text((columns.label, y), name, INK, font(15), anchor="lm")
     left, above, below = (
         columns.label + columns.name_width,
@@ -220,12 +211,6 @@ def _draw_bar(draw: ImageDraw.ImageDraw, columns: _Columns, y: int, bar: _Bar) -
     filled = max(2, round(BAR_WIDTH * min(bar.mass, 1.0)))
     draw.rounded_rectangle((left, above, left + filled, below), 3, bar.colour)
     draw.text((columns.end, y), f"{bar.mass:.2f}", INK, font(15), anchor="rm")
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    png = io.BytesIO()
-    sheet.save(png, "PNG", optimize=True)
-    write_atomically(path, png.getvalue())
 
 
 ROWS = 16

@@ -15,7 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from online_aug.console import byte_size, duration, percent, rate, whole_percent
+from cache.text import byte_size
+from online_aug.console import duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
 from online_aug.request import Counts
 

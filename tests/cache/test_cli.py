@@ -82,7 +82,7 @@ def test_an_empty_cache_is_said_to_be_empty(store, capsys):
     assert run(capsys, "list", store.path) == (0, "no records\n", "")
     assert run(capsys, "list", store.path, "--json") == (0, "[]\n", "")
     assert run(capsys, "list", store.path, "--method", "none") == (0, "no records\n", "")
-    assert run(capsys, "verify", store.path) == (0, "0 records, 0 bytes: all well\n", "")
+    assert run(capsys, "verify", store.path) == (0, "0 records, 0 B: all well\n", "")
     status, out, err = run(capsys, "stats", store.path)
     assert (status, err) == (0, "")
     assert out.splitlines()[1].split() == ["entries", "0"]

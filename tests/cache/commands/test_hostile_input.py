@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cache import CacheError, Store
 from cache.exchange.image_files import pixels_of
-from cache.exchange.rows import ClassNames, safe_name
+from cache.exchange.metadata import ClassNames, safe_name
 
 HOSTILE = ["../../up", "/etc", "..", ".", "", "a/b", "a\\b", "\x00", "con", "x" * 300, "a\nb", "~"]
 

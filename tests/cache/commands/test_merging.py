@@ -130,7 +130,7 @@ def test_a_map_that_is_broken_is_left_out_and_named(annotated, tmp_path, run):
 def test_what_meets_a_limit_on_the_way_keeps_what_it_brought(
     command, two, tmp_path, run, monkeypatch
 ):
-    monkeypatch.setattr("cache.exchange.merging._RECORDS", 4)
+    monkeypatch.setattr("cache.exchange.records._BATCH_RECORDS", 4)
     run("export", two[1], tmp_path / "out")
     with Store(two[1], readonly=True) as store:
         stats = store.stats()

@@ -109,7 +109,7 @@ def test_records_without_two_classes_are_left_out_of_a_diff_mix_folder(
 
 
 def test_shards_are_plain_tars_with_image_json_and_class(birds, tmp_path, run, monkeypatch):
-    monkeypatch.setattr("cache.exchange.webdataset.RECORDS_A_SHARD", 10)
+    monkeypatch.setattr("cache.exchange.webdataset.RECORDS_PER_SHARD", 10)
     run("export", birds, tmp_path / "out", "--format", "webdataset", "--classes", classes(tmp_path))
     shards = sorted((tmp_path / "out").glob("*.tar"))
     assert [shard.name for shard in shards] == [f"shard-00000{n}.tar" for n in range(3)]

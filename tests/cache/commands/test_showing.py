@@ -6,7 +6,7 @@ import pytest
 from exchange_samples import assert_refused, bird, write_image
 
 from cache import Entry, Store, content_digest, request_key
-from cache.contact_sheet import words_of
+from cache.contact_sheet import caption_of
 
 
 def pixels(path):
@@ -99,7 +99,7 @@ def test_words_name_method_classes_and_what_was_set():
         "saliency_version": None,
     }
     names = ["wren", "robin"]
-    assert words_of(request, names.__getitem__) == [
+    assert caption_of(request, names.__getitem__) == [
         "diff_mix",
         "robin to wren",
         "prompt: a bird",

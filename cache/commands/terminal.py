@@ -1,7 +1,4 @@
-"""What the subcommands' arguments have in common.
-
-What the commands print: tables for people, JSON for programs, progress on standard error.
-"""
+"""What the commands share: arguments, tables for people, JSON for programs, a progress bar."""
 
 import argparse
 import json
@@ -18,15 +15,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cache.contact_sheet import plain
-from cache.exchange.merging import Selection, find_recipe
-from cache.exchange.rows import ClassNames, read_class_names
+from cache.exchange.metadata import ClassNames, read_class_names
+from cache.exchange.records import Selection, find_recipe
 from cache.store import Store
+from cache.text import printable
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+"""Takes how many are done, and out of how many if that is known."""
+
+_PIPE_COLUMNS = 10_000
+"""Width of a table that goes to a file or another program, so that its lines stay whole."""
+
+_MAIN_FIELDS = ("method", "source_label", "target_label", "strength", "variant", "prompt")
+"""Fields by which people tell requests apart."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand."""
+    """A subcommand of `python -m cache`."""
 
     name: str
     summary: str
@@ -34,12 +40,12 @@ class Command:
     examples: str
     """Lines of `arguments    what that does`."""
     run: Callable[[argparse.Namespace], int]
-    """Returns the exit status."""
+    """Does it and returns the exit status."""
     add_arguments: Callable[[argparse.ArgumentParser], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
@@ -47,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
-    """Add the options that `selection` reads."""
+    """Add the options that `selection` reads; `limit` is the default number of records."""
     group = parser.add_argument_group("which records (all conditions hold)")
     group.add_argument("--method", metavar="NAME", help="made by this method")
     group.add_argument("--recipe", metavar="ID", help="of this recipe; stats lists them")
@@ -61,7 +67,7 @@ def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
 
 
 def selection(options: argparse.Namespace, store: Store) -> Selection:
-    """The records that the options ask for.
+    """Return which records the options of `add_filters` ask for.
 
     Raises:
         CacheError: If they name a recipe that the store does not have.
@@ -77,18 +83,18 @@ def selection(options: argparse.Namespace, store: Store) -> Selection:
 
 
 def add_classes(parser: argparse.ArgumentParser) -> None:
-    """Add the option that `classes` reads."""
+    """Add the option that `class_names` reads."""
     parser.add_argument(
         "--classes",
         type=Path,
         metavar="FILE",
-        help="class names in the order of the labels: a text file, a name a line, or the image "
-        "folder of the training set",
+        help="class names in the order of the labels: a text file with a name a line, or the "
+        "image folder of the training set",
     )
 
 
-def classes(options: argparse.Namespace) -> ClassNames:
-    """The class names asked for; without, labels stand for themselves.
+def class_names(options: argparse.Namespace) -> ClassNames:
+    """Return the class names of `--classes`; without that option labels are shown as digits.
 
     Raises:
         CacheError: If they cannot be read.
@@ -97,10 +103,10 @@ def classes(options: argparse.Namespace) -> ClassNames:
 
 
 def count(text: str) -> int:
-    """A whole number from 0.
+    """Read a whole number from 0.
 
     Raises:
-        argparse.ArgumentTypeError: If `text` is none.
+        argparse.ArgumentTypeError: If `text` is something else.
     """
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
@@ -108,10 +114,10 @@ def count(text: str) -> int:
 
 
 def gib(text: str) -> float:
-    """A size in GiB, more than 0.
+    """Read a size in GiB, more than 0.
 
     Raises:
-        argparse.ArgumentTypeError: If `text` is none.
+        argparse.ArgumentTypeError: If `text` is something else.
     """
     value = number(text)
     if not value > 0:
@@ -120,10 +126,10 @@ def gib(text: str) -> float:
 
 
 def number(text: str) -> float:
-    """A finite number.
+    """Read a finite number.
 
     Raises:
-        argparse.ArgumentTypeError: If `text` is none.
+        argparse.ArgumentTypeError: If `text` is something else.
     """
     try:
         value = float(text)
@@ -134,25 +140,14 @@ def number(text: str) -> float:
     return value
 
 
-Tell: TypeAlias = Callable[[int, int | None], None]
-
-"""Takes how many are done, and of how many where that is known."""
-
-_WIDE = 10_000
-
-"""Columns of a table that goes to a file or another program: its lines stay whole."""
-
-_USUAL = ("method", "source_label", "target_label", "strength", "variant", "prompt")
-
-
 def print_table(*heads: str, rows: Iterable[Iterable[str]]) -> None:
-    """Print a table; nothing in it can steer the terminal."""
+    """Print a table whose cells cannot steer the terminal."""
     table = Table(show_header=any(heads), box=None)
-    for number, head in enumerate(heads, 1):
-        table.add_column(head, overflow="fold", no_wrap=number < len(heads))
+    for place, head in enumerate(heads, 1):
+        table.add_column(head, overflow="fold", no_wrap=place < len(heads))
     for row in rows:
-        table.add_row(*(plain(cell) for cell in row))
-    width = None if sys.stdout.isatty() else _WIDE
+        table.add_row(*(printable(cell) for cell in row))
+    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
     Console(markup=False, highlight=False, width=width).print(table)
 
 
@@ -162,7 +157,7 @@ def print_json(value: Any) -> None:
 
 
 def print_json_lines(rows: Iterable[Any]) -> None:
-    """Print a JSON array, a row at a time, so that its length costs no memory."""
+    """Print a JSON array row by row, so that a long one needs no memory."""
     separator = "[\n"
     for row in rows:
         sys.stdout.write(separator + json.dumps(row))
@@ -171,8 +166,8 @@ def print_json_lines(rows: Iterable[Any]) -> None:
 
 
 @contextmanager
-def progress(what: str, *, is_quiet: bool) -> Iterator[Tell]:
-    """A bar on standard error, drawn where that is a terminal."""
+def progress(what: str, *, is_quiet: bool) -> Iterator[OnProgress]:
+    """Show a bar on standard error, if that is a terminal, while the block runs."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -185,25 +180,15 @@ def progress(what: str, *, is_quiet: bool) -> Iterator[Tell]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def request_words(request: Mapping[str, Any]) -> str:
-    """A request in one line: of one with the usual fields, those by which people tell it."""
-    usual = [name for name in _USUAL if request.get(name) is not None]
-    return ", ".join(f"{name}={request[name]}" for name in usual or request)
+def request_line(request: Mapping[str, Any]) -> str:
+    """Tell a request in one line by the fields that people know, by all if it has none of them."""
+    main = [name for name in _MAIN_FIELDS if request.get(name) is not None]
+    return ", ".join(f"{name}={request[name]}" for name in main or request)
 
 
-def moment(seconds: float) -> str:
-    """A Unix time in local time."""
+def local_time(unix_s: float) -> str:
+    """Format a Unix time as local time."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
     except (ValueError, OverflowError, OSError):  # a record may carry any float
-        return f"{seconds} s"
-
-
-def size(count: int) -> str:
-    """A number of bytes."""
-    amount, unit = float(count), "bytes"
-    for larger in ("KiB", "MiB", "GiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:,.0f} {unit}" if unit == "bytes" else f"{amount:,.1f} {unit}"
+        return f"{unix_s} s"
