@@ -9,9 +9,5 @@ class CacheFullError(CacheError):
     """There is no room for what was offered; nothing of that call was stored."""
 
 
-class DamagedCacheError(CacheError):
-    """The pages that lead to records are not what LMDB wrote; `verify --repair` reads past them."""
-
-
 class CorruptRecordError(CacheError):
     """Stored bytes are not what was written; no image is made from them."""

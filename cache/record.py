@@ -267,16 +267,6 @@ def parse(key: bytes, value: Bytes) -> Record:
     )
 
 
-def key_in(value: Bytes) -> bytes:
-    """The key that a whole record's own request has.
-
-    Raises:
-        CorruptRecordError: If `value` is not as long as its header says.
-    """
-    header = _whole(b"", value)
-    return digest_of(bytes(value[header.start : header.scores]))
-
-
 @dataclass(frozen=True, slots=True)
 class Glimpse:
     """What the indexes need of a record; its image was not looked at."""

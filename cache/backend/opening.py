@@ -34,7 +34,7 @@ from cache.backend.directory import (
 )
 from cache.backend.schema import create_tables, open_tables, recognise
 from cache.backend.tables import Tables, Transaction
-from cache.errors import CacheError, CacheFullError, DamagedCacheError
+from cache.errors import CacheError, CacheFullError
 
 _DURABLE = "-"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -65,8 +65,7 @@ def check_sound(path: Path, *, trusts_note: bool = True) -> bool:
         trusts_note: Whether one that is noted is not looked at.
 
     Raises:
-        DamagedCacheError: If its pages are damaged or it is no file of LMDB's.
-        CacheError: If it cannot be examined.
+        CacheError: If its pages are damaged, it is not a file of LMDB's, or it cannot be examined.
     """
     while True:
         before = fingerprint(path)
@@ -135,17 +134,16 @@ def _examine(path: Path) -> CacheError | None:
         return CacheError(f"cache {path} cannot be examined for damage: {error.strerror}")
     lines = (done.stdout or done.stderr or f"status {done.returncode}").splitlines()
     if done.returncode == _NO_LMDB:
-        return DamagedCacheError(
+        return CacheError(
             f"cache path must hold a cache, got {path} with another file ({lines[0]})"
         )
     if done.returncode:
         return CacheError(f"cache {path} cannot be examined for damage: {lines[-1]}")
     if not done.stdout:
         return None
-    return DamagedCacheError(
-        f"cache {path} is damaged: {lines[0]} ({len(lines)} such); its records were not changed; "
-        "put back a copy of data.mdb, or take them into a new file with "
-        f"python -m cache verify --repair {path}"
+    return CacheError(
+        f"cache {path} is damaged: {lines[0]} ({len(lines)} such); "
+        "put back a copy of data.mdb, or delete the cache: runs generate its images again"
     )
 
 
