@@ -5,7 +5,7 @@ is in `docs/CACHE.md`.
 """
 
 from cache.backend.claims import Owner
-from cache.backend.directory import is_started
+from cache.backend.directory import cache_exists
 from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
 from cache.backend.maintenance import VerifyReport
 from cache.backend.operations import Status
@@ -43,10 +43,10 @@ __all__ = [
     "Store",
     "VerifyReport",
     "Writer",
+    "cache_exists",
     "canonical_bytes",
     "content_digest",
     "decode_fields",
-    "is_started",
     "recipe_of",
     "request_key",
 ]

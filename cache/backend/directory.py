@@ -24,10 +24,10 @@ MARGIN_BYTES = 2**20
 """Left free on the disk."""
 
 
-def is_started(path: Path) -> bool:
-    """Whether LMDB has written its file there."""
+def cache_exists(path: Path | str) -> bool:
+    """Whether there is a cache, or the start of one, in the directory `path`."""
     try:
-        return (path / DATA).stat().st_size > 0
+        return (Path(path) / DATA).stat().st_size > 0
     except OSError:
         return False
 
@@ -90,7 +90,7 @@ def check_readable(path: Path) -> None:
     Raises:
         CacheError: If it does not exist or LMDB never wrote there.
     """
-    if not is_started(path):
+    if not cache_exists(path):
         raise CacheError(f"cache path must be a directory with a cache, got {path}")
 
 
@@ -108,7 +108,7 @@ def make_writable(path: Path) -> None:
             f"cache path must be a directory that can be made and read, got {path}: "
             f"{error.strerror}"
         ) from error
-    if others and not is_started(path):
+    if others and not cache_exists(path):
         raise CacheError(
             f"cache path must be new, empty or a cache, got {path} with other files "
             f"({min(others)}); name a new directory"

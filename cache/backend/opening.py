@@ -25,11 +25,11 @@ from cache.backend.directory import (
     DATA,
     LOCK,
     NOTE,
+    cache_exists,
     check_local,
     check_not_compacting,
     check_readable,
     identity,
-    is_started,
     make_writable,
 )
 from cache.backend.schema import create_tables, open_tables, recognise
@@ -237,7 +237,7 @@ def open_cache(path: Path, *, writable: bool, sync: bool) -> tuple[lmdb.Environm
     else:
         check_readable(path)
     is_to_note = check_sound(path)
-    if is_started(path) and not (path / LOCK).exists():
+    if cache_exists(path) and not (path / LOCK).exists():
         probe(path)
     handle = _open_current(path, writable, sync)
     try:

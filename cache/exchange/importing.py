@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from cache.backend.directory import DATA, LOCK, NOTE, is_started
+from cache.backend.directory import DATA, LOCK, NOTE, cache_exists
 from cache.backend.opening import is_in_use
 from cache.errors import CacheError, CacheFullError
 from cache.exchange import folder_formats, webdataset
@@ -49,7 +49,7 @@ def find_images(
     root = source.root
     if not root.exists():
         raise CacheError(f"source must be a folder or a tar shard, got {root} which does not exist")
-    if is_started(root):
+    if cache_exists(root):
         raise CacheError(f"source must hold images, got the cache {root}; merge joins caches")
     tried = FORMATS if format is None else [format]
     format = next((name for name in tried if FORMATS[name].recognises(root)), None)
@@ -136,7 +136,7 @@ def merge(sources: Sequence[Store], target: Store, on_progress: Callable[[int], 
 @contextmanager
 def removed_if_empty(store: Store) -> Iterator[None]:
     """Remove a cache that the block has created if the block fails before a record is in it."""
-    was_there = is_started(store.path)
+    was_there = cache_exists(store.path)
     missing = [path for path in (store.path, *store.path.parents) if not path.exists()]
     try:
         yield
@@ -172,7 +172,7 @@ def _merge_annotations(source: Store, target: Store, report: Report) -> None:
 
 
 def _is_unused(store: Store) -> bool:
-    if not is_started(store.path):
+    if not cache_exists(store.path):
         return True
     try:
         is_empty = not len(store)

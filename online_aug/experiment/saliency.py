@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from cache import Store, is_started
+from cache import Store, cache_exists
 from online_aug.config import Config
 from online_aug.config.methods import MethodConfig
 from online_aug.errors import UserError
@@ -82,7 +82,7 @@ class ExperimentSaliency:
         """No maps of these images are left to make before the start."""
         if self.version is None:
             return True
-        if not is_started(self.config.cache.path):
+        if not cache_exists(self.config.cache.path):
             return False
         return len(self._maps(self.version, digests)) == len(digests)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cache import Store, is_started
+from cache import Store, cache_exists
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.data.transforms import train_transform
@@ -201,7 +201,7 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
 def _present(experiment: Experiment) -> int:
     """Requests of the plan that the cache holds; a cache that is not there is not made."""
     path = experiment.config.cache.path
-    if not is_started(path):
+    if not cache_exists(path):
         return 0
     with Store(path, readonly=True) as store:
         return sum(store.contains([request.key for request in experiment.plan]))
@@ -321,7 +321,7 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     check_same_sequence(config.run.replay, resolved_yaml)
     if not experiment.is_synthetic or experiment.saliency.follows_classifier:
         return  # the maps that the plan is made by come epoch by epoch
-    if not is_started(config.cache.path):
+    if not cache_exists(config.cache.path):
         raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
     with Store(config.cache.path, readonly=True) as store:
         pool = pool_of(experiment, store, [*experiment.plan, *experiment.imports.images])

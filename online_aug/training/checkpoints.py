@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from cache import Store, is_started
+from cache import Store, cache_exists
 from online_aug.classifier.model import first_line
 from online_aug.config import Config
 from online_aug.distributed.identity import identify
@@ -243,7 +243,7 @@ def _check_cache(checkpoint: Path, cache: Path) -> None:
     except Exception as error:  # whatever a damaged file makes torch raise
         raise unreadable(checkpoint, first_line(error)) from None
     position = 0
-    if is_started(cache):
+    if cache_exists(cache):
         with Store(cache, readonly=True) as store:
             position = store.position()
     check_same_cache(state["loader"], position)
