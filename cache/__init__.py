@@ -1,15 +1,14 @@
-"""A durable store of generated images under the digest of what decided their pixels.
+"""A durable store of generated images under the digest of the request that decided their pixels.
 
-Knows nothing of diffusion or training: NumPy, LMDB and Pillow, no torch and no pickle. The format
-is in `docs/CACHE.md`.
+It knows nothing of diffusion or training, and needs NumPy, LMDB and Pillow only: no torch, no
+pickle. `docs/CACHE.md` describes the format.
 """
 
-from cache.backend.claims import Owner
+from cache.backend.claims import Owner, Status
 from cache.backend.directory import cache_exists
 from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
-from cache.backend.maintenance import VerifyReport
-from cache.backend.operations import Status
 from cache.backend.tables import Recipe
+from cache.backend.verify import VerifyReport
 from cache.errors import CacheError, CacheFullError, CorruptRecordError
 from cache.keys import (
     KEY_BYTES,

@@ -1,4 +1,7 @@
-"""From pixels to bytes and back: raw, PNG, JPEG and WebP, decoded within bounds."""
+"""Codecs that turn images into bytes and back: raw, PNG, JPEG and WebP.
+
+Decoding is bounded: a forged file cannot make a reader allocate more than its header allows.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,21 +16,24 @@ from numpy.typing import NDArray
 from cache.errors import CacheError, CorruptRecordError
 
 Pixels: TypeAlias = NDArray[np.uint8]
-"""An image at rest, uint8 RGB, `h w 3`."""
+"""An RGB image, uint8, `h w 3`."""
 
 MAX_SIDE_PX = 8192
-_CHANNELS = 3
 MAX_IMAGE_BYTES = 2**28
-"""No record holds more: a limit on what a forged header can make a reader allocate."""
+"""Largest encoded image. Limits what a forged header can make a reader allocate."""
+DEFAULT_CODEC = "webp_lossless"
+"""The smallest and fastest lossless codec; `docs/CACHE.md` compares them."""
+
+_CHANNELS = 3
 _SLACK_BYTES = 2**16
-"""No encoder needs more than this above twice the pixels, however small or noisy the image."""
+"""An encoded image is at most this much larger than twice its pixels."""
 _LOSSY, _LOSSLESS = b"VP8 ", b"VP8L"
-"""The chunks of WebP's two kinds; extended files, which may be animated, are refused."""
+"""Chunk names of the two kinds of WebP. Extended files, which may be animated, are refused."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to keep an image; `number` stands in every record and is never reused."""
+    """A way to encode images. Its `number` is written into every record and is never reused."""
 
     name: str
     number: int
@@ -36,10 +42,10 @@ class Codec:
     _decode: Callable[[bytes, int, int], Pixels]
 
     def decode(self, data: bytes, height: int, width: int) -> Pixels:
-        """The image in `data`, read-only.
+        """Return the image in `data`, read-only.
 
         Raises:
-            CorruptRecordError: If `data` is no such image or is not of that size.
+            CorruptRecordError: If `data` is not an image of this codec and size.
         """
         if not (0 < height <= MAX_SIDE_PX and 0 < width <= MAX_SIDE_PX):
             raise CorruptRecordError(
@@ -56,10 +62,10 @@ class Codec:
 
 
 def checked_image(image: Pixels) -> Pixels:
-    """`image` itself, contiguous, if it can be stored.
+    """Return `image` as a contiguous array.
 
     Raises:
-        CacheError: If it is no uint8 array of shape `h w 3` within the limits.
+        CacheError: If it is not a uint8 array of shape `h w 3` with sides within the limits.
     """
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
@@ -70,10 +76,10 @@ def checked_image(image: Pixels) -> Pixels:
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of that name.
+    """Return the codec of that name.
 
     Raises:
-        CacheError: If there is none.
+        CacheError: If there is no such codec.
     """
     if name not in CODECS:
         raise CacheError(f"codec must be one of {', '.join(CODECS)}, got {name!r}")
@@ -81,10 +87,10 @@ def codec_named(name: str) -> Codec:
 
 
 def codec_numbered(number: int) -> Codec:
-    """The codec that a record names.
+    """Return the codec that a record names.
 
     Raises:
-        CorruptRecordError: If there is none.
+        CorruptRecordError: If there is no such codec.
     """
     if number not in _BY_NUMBER:
         raise CorruptRecordError(f"codec number must be known, got {number}")
@@ -100,23 +106,23 @@ def _encode_pillow(image: Pixels, *, format: str, **options: Any) -> bytes:
 def _decode_pillow(data: bytes, height: int, width: int, *, format: str) -> Pixels:
     try:
         with PIL.Image.open(BytesIO(data), formats=(format,)) as picture:
-            # The size is known before a pixel is unpacked, so a lying file costs no memory.
+            # Pillow knows the size before it unpacks a pixel, so a forged file costs no memory.
             if picture.size != (width, height) or picture.mode != "RGB":
                 raise CorruptRecordError(
                     f"image must be RGB {width} x {height}, got {picture.mode} {picture.size}"
                 )
-            # A scan of a progressive JPEG may cost two bytes and a pass over all pixels.
+            # Two bytes of a progressive JPEG can cost a pass over all pixels.
             if getattr(picture, "is_animated", False) or "progressive" in picture.info:
                 raise CorruptRecordError(f"{format} image must be a still one in a single pass")
             return np.asarray(picture)
     except CorruptRecordError:
         raise
-    except Exception as error:  # a dozen types, by whichever part of the decoder gave up
+    except Exception as error:  # a dozen types, depending on which part of the decoder gave up
         raise CorruptRecordError(f"image must decode as {format}, got {error}") from error
 
 
 def _decode_webp(data: bytes, height: int, width: int, *, chunk: bytes) -> Pixels:
-    # Pillow's decoder allocates two canvases of the size in the header before it says that size.
+    # Pillow allocates two canvases of the size in the header before it tells that size.
     if not _is_one_chunk(data, chunk) or webp_sides(data) != (width, height):
         name = chunk.decode().strip()
         raise CorruptRecordError(f"image must be a single {name} image of {width} x {height}")
@@ -130,7 +136,7 @@ def _is_one_chunk(data: bytes, chunk: bytes) -> bool:
 
 
 def webp_sides(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the first header of a WebP file, px; None for any other file."""
+    """Return width and height in px by the first header of a WebP file; None for other files."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
     match data[12:16]:
@@ -194,5 +200,3 @@ _ALL = (
 )
 CODECS = {codec.name: codec for codec in _ALL}
 _BY_NUMBER = {codec.number: codec for codec in _ALL}
-DEFAULT_CODEC = "webp_lossless"
-"""The smallest and fastest of those that leave no trace; `docs/CACHE.md` has the table."""

@@ -1,13 +1,17 @@
-"""What can go wrong with a cache, each in one line a person can act on."""
+"""Errors of a cache. Each message is one line that says what is wrong and what to do."""
 
 
 class CacheError(ValueError):
-    """The cache cannot do what was asked: says what, where and the way out."""
+    """The cache cannot do what was asked."""
 
 
 class CacheFullError(CacheError):
-    """There is no room for what was offered; nothing of that call was stored."""
+    """There is no room for the new data. Nothing of the failed call was stored."""
+
+
+class DamagedCacheError(CacheError):
+    """The database pages of a cache are damaged."""
 
 
 class CorruptRecordError(CacheError):
-    """Stored bytes are not what was written; no image is made from them."""
+    """Stored bytes have changed since they were written. They are never served."""

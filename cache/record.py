@@ -1,11 +1,7 @@
-"""One entry of the cache and its bytes: header, request, scores, image, under one checksum.
+"""Records of the cache and their bytes: header, checksum, request, scores and image."""
 
-The bytes before a record's content: magic, sizes, and the checksum over all of it.
-"""
-
-import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Self, TypeAlias
@@ -14,184 +10,58 @@ from zlib import crc32
 from cache.codecs import MAX_IMAGE_BYTES, Codec, Pixels, checked_image, codec_numbered
 from cache.errors import CacheError, CorruptRecordError
 from cache.keys import (
-    Facts,
+    IndexTerms,
     Scalar,
     canonical_bytes,
     canonical_fields,
     decode_fields,
     digest_of,
-    facts_of,
+    index_terms,
 )
 
 Bytes: TypeAlias = bytes | memoryview
-"""A record as it was read: a copy, or LMDB's own page while its transaction runs."""
+"""A stored record: a copy, or LMDB's own page while its transaction runs."""
 
 MAGIC = b"OARC"
 RECORD_VERSION = 2
-"""Of the bytes of a record, apart from the schema of the tables it is kept in."""
-
+"""Version of the bytes of a record; the tables around it have a schema version of their own."""
 # magic, version, codec, zero, height, width, created, position, lengths of request/scores/image
 HEADER = struct.Struct(">4sHBBIIdQIII")
-_PERSON = b"online-aug rec 1"
-_CRC_BYTES, _BLAKE2B_BYTES = 4, 16
-
-
-class Header(NamedTuple):
-    """What a record says of itself, unchecked."""
-
-    version: int
-    codec: int
-    height: int
-    width: int
-    created: float
-    position: int
-    start: int
-    """Where the request starts, behind the checksum; then where scores and image do."""
-    scores: int
-    image: int
-    end: int
-
-    @classmethod
-    def read(cls, value: Bytes) -> "Header":
-        """The header that `value` starts with.
-
-        Raises:
-            CorruptRecordError: If it starts with none.
-        """
-        if len(value) < HEADER.size:
-            raise CorruptRecordError(f"it has {len(value)} bytes, a header has {HEADER.size}")
-        magic, version, codec, zero, height, width, created, position, *lengths = (
-            HEADER.unpack_from(value)
-        )
-        if magic != MAGIC or version not in CHECKSUMS or zero:
-            raise CorruptRecordError("its header is not one of this version's")
-        start = HEADER.size + CHECKSUMS[version].size
-        scores = start + lengths[0]
-        image = scores + lengths[1]
-        end = image + lengths[2]
-        return cls(version, codec, height, width, created, position, start, scores, image, end)
-
-    def has_checksum(self, value: Bytes) -> bool:
-        """Whether the checksum in `value` is that of the rest of it."""
-        head, found = value[: HEADER.size], value[HEADER.size : self.start]
-        return CHECKSUMS[self.version].of(value[self.start :], head) == found
-
-
-class Checksum(NamedTuple):
-    """How the records of a version are vouched for."""
-
-    size: int
-    of: Callable[[Bytes, Bytes], bytes]
-    """Takes what is behind the checksum, and the header before it."""
-
-
-def seal(header: Bytes, body_crc: int) -> bytes:
-    """The checksum of the newest version's records, of the CRC-32 of what is behind it."""
-    return crc32(header, body_crc).to_bytes(_CRC_BYTES, "big")
-
-
-def _crc_32(body: Bytes, header: Bytes) -> bytes:
-    return seal(header, crc32(body))
-
-
-def _blake2b(body: Bytes, header: Bytes) -> bytes:
-    hasher = hashlib.blake2b(body, digest_size=_BLAKE2B_BYTES, person=_PERSON)
-    hasher.update(header)
-    return hasher.digest()
-
-
-CHECKSUMS = {1: Checksum(_BLAKE2B_BYTES, _blake2b), 2: Checksum(_CRC_BYTES, _crc_32)}
-"""By the version of a record; version 1 was written under schemas 1 and 2."""
-BODY = HEADER.size + CHECKSUMS[RECORD_VERSION].size
-"""Where the request of the newest version's records starts."""
+_POSITION_FIELD = 7
+_CHECKSUM_BYTES = 4
+BODY = HEADER.size + _CHECKSUM_BYTES
+"""Offset of the request, which follows header and checksum."""
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What is offered to the cache: a generated image with the request that decided its pixels."""
+    """A generated image with the request that decided its pixels, offered to the cache."""
 
     request: Mapping[str, Scalar]
     image: Pixels
     """uint8, `h w 3`."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """What the gate measured, by name."""
+    """Measurements of the gate by name."""
 
     @cached_property
     def encoded_fields(self) -> dict[str, bytes]:
-        """The request as it was when this was first asked for, by `canonical_fields`."""
+        """The request by `canonical_fields`, as it was when this was first asked for."""
         return canonical_fields(self.request)
 
     @cached_property
     def encoded_request(self) -> bytes:
-        """Canonical encoding of the request, of which its key is the digest."""
+        """Canonical encoding of the request. Its digest is the key."""
         return b"".join(self.encoded_fields.values())
 
 
-@dataclass(kw_only=True, eq=False)
-class Record:
-    """What the cache returns: its checksum was right, each part is decoded when first asked for.
+class Draft:
+    """An encoded record that lacks only its position in the log.
 
-    Not to be written to; not frozen, since setting the fields of a frozen one takes longer than
-    finding the record.
+    It is made before any lock is taken, so that a write transaction has little left to do.
     """
 
-    key: bytes
-    created: float
-    """Unix time, s."""
-    codec: Codec
-    height: int
-    width: int
-    """Of the image, px."""
-    position: int
-    """Its place in the log, from 1."""
-    request_bytes: bytes
-    """The encoded request, of which `key` is the digest."""
-    scores_bytes: bytes
-    image_bytes: bytes
-
-    @cached_property
-    def image(self) -> Pixels:
-        """uint8, `h w 3`, read-only.
-
-        Raises:
-            CorruptRecordError: If it does not decode to the size the header gives.
-        """
-        try:
-            return self.codec.decode(self.image_bytes, self.height, self.width)
-        except CorruptRecordError as error:
-            raise _corrupt(self.key, str(error)) from error
-
-    @cached_property
-    def request(self) -> dict[str, Scalar]:
-        """What decided the pixels.
-
-        Raises:
-            CorruptRecordError: If another program encoded it otherwise than it has to.
-        """
-        return decode_fields(self.request_bytes)
-
-    @cached_property
-    def scores(self) -> dict[str, float]:
-        """What the gate measured, by name; raises as `request` does."""
-        scores = decode_fields(self.scores_bytes)
-        if not all(isinstance(score, float) for score in scores.values()):
-            raise CorruptRecordError("scores must be floats")
-        return {name: score for name, score in scores.items() if isinstance(score, float)}
-
-    def check(self) -> None:
-        """Decode all of it: image, request and scores.
-
-        Raises:
-            CorruptRecordError: If one of them cannot be decoded.
-        """
-        _ = self.image, self.request, self.scores
-
-
-class Draft:
-    """A record, encoded and nearly digested before any lock is taken; only its position is open."""
-
     def __init__(self, entry: Entry, codec: Codec, created: float) -> None:
-        """Encode `entry`.
+        """Encode `entry`, created at that Unix time in s.
 
         Raises:
             CacheError: If its image, request or scores cannot be stored.
@@ -202,29 +72,29 @@ class Draft:
             raise CacheError(f"image must encode to at most {MAX_IMAGE_BYTES} bytes")
         height, width, _ = image.shape
         fixed = (codec.number, 0, height, width, created)
-        facts = facts_of(entry.request, entry.encoded_fields)
-        self._prepare(entry.encoded_request, facts, entry.scores, data, fixed)
+        terms = index_terms(entry.request, entry.encoded_fields)
+        self._prepare(entry.encoded_request, terms, entry.scores, data, fixed)
 
     @classmethod
-    def copy(cls, stored: Record) -> Self:
-        """The same record for another place or cache, its image not encoded again."""
+    def copy(cls, stored: "Record") -> Self:
+        """Draft the same record for another position or cache, without encoding its image again."""
         draft = cls.__new__(cls)
         fixed = (stored.codec.number, 0, stored.height, stored.width, stored.created)
-        encoded, facts = canonical_bytes(stored.request), facts_of(stored.request)
-        draft._prepare(encoded, facts, stored.scores, stored.image_bytes, fixed)
+        encoded, terms = canonical_bytes(stored.request), index_terms(stored.request)
+        draft._prepare(encoded, terms, stored.scores, stored.image_bytes, fixed)
         return draft
 
     def _prepare(
         self,
         encoded: bytes,
-        facts: Facts,
+        terms: IndexTerms,
         scores: Mapping[str, float],
         data: bytes,
         fixed: tuple[float, ...],
     ) -> None:
         measured = canonical_bytes({name: float(score) for name, score in scores.items()})
         self.key = digest_of(encoded)
-        self.facts = facts
+        self.terms = terms
         self._fixed = (MAGIC, RECORD_VERSION, *fixed)
         self._parts = (encoded, measured, data)
         self._lengths = (len(encoded), len(measured), len(data))
@@ -232,26 +102,95 @@ class Draft:
 
     @property
     def size(self) -> int:
-        """Bytes of the sealed record."""
+        """Bytes of the whole record."""
         return BODY + sum(self._lengths)
 
     def seal(self, position: int) -> bytes:
-        """The bytes to store for an entry at that place of the log."""
+        """Return the bytes of the record at that position of the log."""
         header = HEADER.pack(*self._fixed, position, *self._lengths)
-        return b"".join((header, seal(header, self._crc), *self._parts))
+        return b"".join((header, checksum(header, self._crc), *self._parts))
+
+
+def checksum(header: Bytes, body_crc: int) -> bytes:
+    """Return the checksum of a record from its header and the CRC-32 of all behind the checksum."""
+    return crc32(header, body_crc).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+@dataclass(kw_only=True, eq=False)
+class Record:
+    """A record read from the cache. Its checksum was right; its parts are decoded on first use.
+
+    Do not write to it. It is not frozen, since setting the fields of a frozen dataclass takes
+    longer than finding the record.
+    """
+
+    key: bytes
+    created: float
+    """Unix time, s."""
+    codec: Codec
+    height: int
+    width: int
+    """Height and width of the image, px."""
+    position: int
+    """Position in the log, from 1."""
+    request_bytes: bytes
+    """The encoded request. Its digest is `key`."""
+    scores_bytes: bytes
+    image_bytes: bytes
+
+    @cached_property
+    def image(self) -> Pixels:
+        """The image, uint8, `h w 3`, read-only.
+
+        Raises:
+            CorruptRecordError: If it does not decode to the size in the header.
+        """
+        try:
+            return self.codec.decode(self.image_bytes, self.height, self.width)
+        except CorruptRecordError as error:
+            raise _corrupt(self.key, str(error)) from error
+
+    @cached_property
+    def request(self) -> dict[str, Scalar]:
+        """The fields that decided the pixels.
+
+        Raises:
+            CorruptRecordError: If another program did not encode them canonically.
+        """
+        return decode_fields(self.request_bytes)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Measurements of the gate by name.
+
+        Raises:
+            CorruptRecordError: If another program did not encode them canonically as floats.
+        """
+        scores = decode_fields(self.scores_bytes)
+        if not all(isinstance(score, float) for score in scores.values()):
+            raise CorruptRecordError("scores must be floats")
+        return {name: score for name, score in scores.items() if isinstance(score, float)}
+
+    def check(self) -> None:
+        """Raise if a part of the record cannot be decoded.
+
+        Raises:
+            CorruptRecordError: If the image, the request or the scores cannot be decoded.
+        """
+        _ = self.image, self.request, self.scores
 
 
 def parse(key: bytes, value: Bytes) -> Record:
-    """The record in `value`, copied out of it and checked against its checksum and its key.
+    """Copy the record out of `value` and check it against its checksum and its key.
 
     Raises:
-        CorruptRecordError: If a byte of it is not what was written.
+        CorruptRecordError: If a byte has changed since it was written.
     """
-    header = _whole(key, value)
+    header = _whole_header(key, value)
     if not header.has_checksum(value):
         raise _corrupt(key, "its checksum does not match")
-    _, codec, height, width, created, position, start, scores, image, _ = header
-    request = bytes(value[start:scores])
+    codec, height, width, created, position, scores, image, _ = header
+    request = bytes(value[BODY:scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
     return Record(
@@ -268,33 +207,74 @@ def parse(key: bytes, value: Bytes) -> Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Glimpse:
-    """What the indexes need of a record; its image was not looked at."""
+class Summary:
+    """The parts of a record that the indexes are made from."""
 
     request: dict[str, Scalar]
     created: float
+    """Unix time, s."""
     position: int
 
 
-def glimpse(key: bytes, value: Bytes) -> Glimpse:
-    """The part of a record that its own key vouches for: the request; and its header, unchecked.
+def read_summary(key: bytes, value: Bytes) -> Summary:
+    """Return the request of a record, checked against its key, and its header, unchecked.
+
+    Neither the checksum nor the image is looked at.
 
     Raises:
-        CorruptRecordError: If the request is not what was written.
+        CorruptRecordError: If the request is not the one that was written.
     """
-    header = _whole(key, value)
-    request = bytes(value[header.start : header.scores])
+    header = _whole_header(key, value)
+    request = bytes(value[BODY : header.scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
-    return Glimpse(decode_fields(request), header.created, header.position)
+    return Summary(decode_fields(request), header.created, header.position)
 
 
-def position_of(value: Bytes) -> int | None:
-    """The log position a record names, unchecked; None where there is no whole header."""
-    return None if len(value) < HEADER.size else int(HEADER.unpack_from(value)[7])
+def position_in(value: Bytes) -> int | None:
+    """Return the log position that a record names, unchecked, or None if its header is cut off."""
+    return None if len(value) < HEADER.size else int(HEADER.unpack_from(value)[_POSITION_FIELD])
 
 
-def _whole(key: bytes, value: Bytes) -> Header:
+class Header(NamedTuple):
+    """The unchecked header of a record, with the offsets of the parts behind it."""
+
+    codec: int
+    height: int
+    width: int
+    created: float
+    position: int
+    scores: int
+    """Offset of the scores; the request starts at `BODY`."""
+    image: int
+    """Offset of the image."""
+    end: int
+
+    @classmethod
+    def read(cls, value: Bytes) -> "Header":
+        """Return the header at the start of `value`.
+
+        Raises:
+            CorruptRecordError: If `value` does not start with a header.
+        """
+        if len(value) < HEADER.size:
+            raise CorruptRecordError(f"it has {len(value)} bytes, a header has {HEADER.size}")
+        magic, version, codec, zero, height, width, created, position, *lengths = (
+            HEADER.unpack_from(value)
+        )
+        if magic != MAGIC or version != RECORD_VERSION or zero:
+            raise CorruptRecordError("its header is not one of this version's")
+        scores = BODY + lengths[0]
+        image = scores + lengths[1]
+        return cls(codec, height, width, created, position, scores, image, image + lengths[2])
+
+    def has_checksum(self, value: Bytes) -> bool:
+        """Return whether the checksum in `value` is right."""
+        expected = checksum(value[: HEADER.size], crc32(value[BODY:]))
+        return expected == value[HEADER.size : BODY]
+
+
+def _whole_header(key: bytes, value: Bytes) -> Header:
     try:
         header = Header.read(value)
     except CorruptRecordError as error:
@@ -306,3 +286,13 @@ def _whole(key: bytes, value: Bytes) -> Header:
 
 def _corrupt(key: bytes, reason: str) -> CorruptRecordError:
     return CorruptRecordError(f"record {key.hex()} is corrupt: {reason}")
+
+
+def key_in(value: Bytes) -> bytes:
+    """Return the key of the request in a whole record.
+
+    Raises:
+        CorruptRecordError: If `value` is not as long as its header says.
+    """
+    header = _whole_header(b"", value)
+    return digest_of(bytes(value[BODY : header.scores]))

@@ -1,4 +1,4 @@
-"""A thread that encodes and commits, so that a generator waits for neither."""
+"""A thread that encodes and stores images, so that a generator waits for neither."""
 
 import atexit
 import os
@@ -17,11 +17,11 @@ from cache.store import Store
 
 
 class Writer:
-    """Puts entries into a store behind its caller's back, many in a transaction.
+    """Stores entries in the background, many in a transaction.
 
-    What `put` has accepted is in memory alone until its batch is written: a crash loses it, and the
-    claims on it end as those of any dead process do. Where writing fails the thread ends, and every
-    later call raises that error; `unwritten` has what was accepted and is in no store.
+    An accepted entry is only in memory until its batch is written: a crash loses it, and its claim
+    ends with the process. If writing fails, the thread ends and every later call raises the error;
+    `unwritten` then returns the entries that are not in the store.
 
     Example:
         >>> import tempfile
@@ -39,10 +39,10 @@ class Writer:
         """Start the thread.
 
         Args:
-            store: Where to; it stays open when the writer is closed.
+            store: The store to write to; it stays open when the writer is closed.
             batch_size: Most entries in one transaction.
             max_wait_s: How long an entry waits for others to share its transaction, s.
-            max_queued: Accepted entries not yet written at which `put` waits.
+            max_queued: Number of unwritten entries at which `put` waits.
 
         Raises:
             CacheError: If one of the numbers is out of its range.
@@ -61,27 +61,27 @@ class Writer:
         self._is_closed = False
         self._changed = threading.Condition()
         self._pid = os.getpid()
-        # As a daemon it keeps no process alive whose main thread died; one that ends well closes.
+        # A daemon thread keeps no process alive whose main thread has died.
         self._thread = threading.Thread(target=self._run, name="cache writer", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     @property
     def written(self) -> int:
-        """Records this writer has added; what was in the store already is not counted."""
+        """Number of records added; entries that the store had already are not counted."""
         return self._written
 
     def put(self, entry: Entry) -> None:
-        """Accept `entry`, a copy of it; waits only while the queue is full.
+        """Accept a copy of `entry`; wait only while the queue is full.
 
         Raises:
-            CacheError: If it cannot be stored, or an earlier one could not be written; either way
-                it was not accepted.
+            CacheError: If it cannot be stored, or an earlier entry could not be written. In both
+                cases it was not accepted.
         """
         scores = {name: float(score) for name, score in entry.scores.items()}
         copy = Entry(dict(entry.request), checked_image(entry.image).copy(), scores)
         for fields in (copy.request, scores):
-            canonical_bytes(fields)  # said here and not when its whole batch is refused
+            canonical_bytes(fields)  # refused here, before its whole batch would be
         self._check_process()
         with self._changed:
             self._wait_for(lambda: len(self._queue) < self._max_queued)
@@ -92,7 +92,7 @@ class Writer:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Return when everything accepted before this call is in the store.
+        """Wait until everything accepted before this call is in the store.
 
         Raises:
             CacheError: If some of it could not be written.
@@ -104,13 +104,13 @@ class Writer:
             self._wait_for(lambda: self._done >= wanted)
 
     def close(self) -> None:
-        """Write everything accepted and end the thread; may be called again.
+        """Write everything accepted and end the thread. May be called again.
 
         Raises:
             CacheError: If some of it could not be written.
         """
         if self._pid != os.getpid():
-            return  # the thread and what it has to write are in another process
+            return  # the thread and its queue are in another process
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -120,16 +120,16 @@ class Writer:
             raise self._error
 
     def unwritten(self) -> list[Entry]:
-        """What was accepted and is not in the store yet, in order."""
+        """Return the accepted entries that are not in the store yet, in order."""
         with self._changed:
             return [entry for _, entry in self._queue]
 
     def __enter__(self) -> Self:
-        """The writer itself."""
+        """Return the writer."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the writer."""
         self.close()
 
     def _check_process(self) -> None:
@@ -150,11 +150,11 @@ class Writer:
                 except CacheFullError:
                     if len(batch) == 1:
                         raise
-                    size = len(batch) // 2  # what still fits is worth its space
+                    size = len(batch) // 2  # store as much as still fits
                     continue
                 size = min(2 * size, self._batch_size)
                 self._note(len(batch), added)
-        except Exception as error:  # whatever it is, the caller has to hear of it
+        except Exception as error:  # the caller must hear of any error
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -162,9 +162,10 @@ class Writer:
     def _next_batch(self, size: int) -> list[Entry]:
         with self._changed:
             while not self._is_due():
-                # Without an entry there is no end to wait for, only a change.
-                end = self._queue[0][0] + self._max_wait_s if self._queue else None
-                self._changed.wait(None if end is None else max(0.0, end - time.monotonic()))
+                # Without an entry there is no deadline; wait for a change.
+                deadline = self._queue[0][0] + self._max_wait_s if self._queue else None
+                wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                self._changed.wait(wait_s)
             return [entry for _, entry in islice(self._queue, size)]
 
     def _is_due(self) -> bool:

@@ -1,1 +1,1 @@
-"""The LMDB environment under a cache: tables, transactions, indexes, upkeep."""
+"""LMDB under a cache: opening, transactions, tables, indexes, claims, eviction and repair."""

@@ -1,8 +1,6 @@
-"""Whether a directory can hold a cache: local, writable, empty or already one.
+"""The directory of a cache: whether it exists, can be written, is local and has room.
 
-Which file system a path is on, and whether LMDB works there.
-
-Whether the file that LMDB has mapped is still the one at its path.
+LMDB maps the data file into memory, so `DataFile` also watches that the file stays in place.
 """
 
 import ctypes
@@ -19,83 +17,31 @@ from cache.errors import CacheError, CacheFullError
 
 DATA, LOCK, COMPACT = "data.mdb", "lock.mdb", "data.mdb.compact"
 NOTE = "sound"
-"""Which data file was last known to be sound; made again where it is missing."""
+"""Names the data file that was last known to be sound. May be deleted; it is written again."""
 MARGIN_BYTES = 2**20
-"""Left free on the disk."""
+"""Disk space that is left free."""
 
 
 def cache_exists(path: Path | str) -> bool:
-    """Whether there is a cache, or the start of one, in the directory `path`."""
+    """Return whether there is a cache, or the start of one, in the directory `path`."""
     try:
         return (Path(path) / DATA).stat().st_size > 0
     except OSError:
         return False
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """What tells the cache's file from another one of that name, None if there is none."""
-    try:
-        found = (path / DATA).stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def check_not_compacting(path: Path) -> None:
-    """Refuse a cache whose file is about to be replaced; what a killed one left does no harm.
-
-    Raises:
-        CacheError: If another process is compacting it.
-    """
-    try:
-        file = os.open(path / COMPACT, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        raise CacheError(
-            f"cache {path} is being compacted by another process; try again when that is done"
-        ) from error
-    finally:
-        os.close(file)
-
-
-def check_free(path: Path, needed: int, in_use: Callable[[], int] | None = None) -> None:
-    """Refuse to write where the disk has no room for it.
-
-    Args:
-        path: The cache.
-        needed: Bytes about to be written; a margin for LMDB's own pages is added.
-        in_use: Tells how many bytes of the cache's file are in use: what it has beyond can be
-            written again. Asked only where the disk alone has too little; None counts the disk.
-
-    Raises:
-        CacheFullError: If there is not enough room.
-    """
-    system = os.statvfs(path)
-    free, needed = system.f_bavail * system.f_frsize, needed + MARGIN_BYTES
-    if free < needed and in_use is not None:
-        free += max(0, (path / DATA).stat().st_size - in_use())
-    if free < needed:
-        raise CacheFullError(
-            f"cache {path} needs {needed} bytes of disk, {free} are free; "
-            "free space, lower cache.max_gib or use another disk"
-        )
-
-
 def check_readable(path: Path) -> None:
-    """Refuse a directory that holds no cache yet.
+    """Raise if there is no cache in `path`.
 
     Raises:
-        CacheError: If it does not exist or LMDB never wrote there.
+        CacheError: If the directory does not exist or LMDB has never written there.
     """
     if not cache_exists(path):
         raise CacheError(f"cache path must be a directory with a cache, got {path}")
 
 
 def make_writable(path: Path) -> None:
-    """Create the directory where it is missing.
+    """Create the directory if it is missing, and check that a cache can be written there.
 
     Raises:
         CacheError: If it cannot be made or written, or holds something else.
@@ -117,9 +63,63 @@ def make_writable(path: Path) -> None:
         raise CacheError(f"cache path must be writable, got {path}: Permission denied")
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of the data file, or None if there is no such file."""
+    try:
+        found = (path / DATA).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def check_not_compacting(path: Path) -> None:
+    """Raise if the data file is about to be replaced by a compacted copy.
+
+    A copy that a killed process has left is no obstacle.
+
+    Raises:
+        CacheError: If another process is compacting the cache.
+    """
+    try:
+        file = os.open(path / COMPACT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CacheError(
+            f"cache {path} is being compacted by another process; try again when that is done"
+        ) from error
+    finally:
+        os.close(file)
+
+
+def check_free(path: Path, needed: int, in_use: Callable[[], int] | None = None) -> None:
+    """Raise if the disk has no room for a write.
+
+    Args:
+        path: Directory of the cache.
+        needed: Bytes about to be written; a margin for LMDB's own pages is added.
+        in_use: Returns how many bytes of the data file are in use, since its other pages can be
+            written again. Called only if the disk alone has too little room; None counts the disk.
+
+    Raises:
+        CacheFullError: If there is not enough room.
+    """
+    system = os.statvfs(path)
+    free, needed = system.f_bavail * system.f_frsize, needed + MARGIN_BYTES
+    if free < needed and in_use is not None:
+        free += max(0, (path / DATA).stat().st_size - in_use())
+    if free < needed:
+        raise CacheFullError(
+            f"cache {path} needs {needed} bytes of disk, {free} are free; "
+            "free space, lower cache.max_gib or use another disk"
+        )
+
+
 MOUNTS = Path("/proc/mounts")
 
-# LMDB's processes meet in shared memory and fcntl locks, which these do not keep coherent.
+# LMDB's processes share memory and fcntl locks, which these do not keep coherent.
 _NETWORK = frozenset(
     {
         *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gpfs", "lustre"),
@@ -144,19 +144,19 @@ _MAGIC = {
     0x20030528: "orangefs",
     0xAAD7AAEA: "panfs",
 }
-"""What `statfs` says of them; of a file system in user space only the list of mounts says more."""
+"""Network file systems by the number in `statfs`. Those in user space are only told by mounts."""
 _STATFS_BYTES = 256
-"""More than Linux writes on any machine; its first word is the type."""
+"""More than `statfs` writes on any machine. Its first word is the type."""
 
 
 def check_local(path: Path) -> None:
-    """Refuse a path on a network file system; says nothing where the system tells neither way.
+    """Raise if `path` is on a network file system. It is trusted if the system cannot tell.
 
     Args:
-        path: Absolute and without symbolic links; need not exist.
+        path: Absolute path without symbolic links; it need not exist.
 
     Raises:
-        CacheError: If the list of mounts or the kernel says that it is on one.
+        CacheError: If the list of mounts or the kernel says that it is on a network.
     """
     listed = filesystem_of(path, MOUNTS)
     is_remote = listed in _NETWORK or (listed.startswith("fuse.") and listed not in _LOCAL_FUSE)
@@ -169,7 +169,7 @@ def check_local(path: Path) -> None:
 
 
 def filesystem_of(path: Path, mounts: Path) -> str:
-    """The type of the file system that holds `path`, "" where it cannot be told."""
+    """Return the type of the file system that holds `path`, or "" if it is unknown."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -185,7 +185,7 @@ def filesystem_of(path: Path, mounts: Path) -> str:
 
 
 def magic_of(path: Path) -> int:
-    """The kernel's number for the file system that holds `path`; 0 where it cannot be told."""
+    """Return the kernel's number for the file system that holds `path`, or 0 if it is unknown."""
     if sys.platform != "linux":
         return 0
     nearest = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
@@ -193,65 +193,69 @@ def magic_of(path: Path) -> int:
     if ctypes.CDLL(None).statfs(str(nearest).encode(errors="surrogateescape"), answer):
         return 0
     word = ctypes.c_long.from_buffer(answer).value
-    return word % 2**32  # some types have the sign bit set where a word has 32 bits
+    return word % 2**32  # some numbers have the sign bit of a 32-bit word set
 
 
-LOOKED_EVERY_S = 1.0
-"""How often the path is asked too, which takes three times as long as the open file."""
-READ_AFTER_S = 0.001
-"""How long readers do not ask the file: asking takes a quarter of what we add to a `get`."""
+PATH_CHECKED_EVERY_S = 1.0
+"""How often the path is checked too, which takes three times as long as the open file."""
+READER_CHECKS_EVERY_S = 0.001
+"""How often readers check the file: a check takes a quarter of what we add to a `get`."""
 
 
 class DataFile:
-    """The data file of an open environment.
+    """The data file under an open environment.
 
-    What LMDB has mapped must be there: a page cut off kills the process that reads it, and records
-    written to a removed file are lost.
+    A process that reads a page that was cut off dies, and records written to a removed file are
+    lost. So each use of the environment first checks that the file is still in place.
     """
 
     def __init__(self, path: Path) -> None:
-        """Note the file at `path`, the directory of the cache."""
+        """Note which file is there now.
+
+        Args:
+            path: Directory of the cache.
+        """
         self._folder, self._path = path, str(path / DATA)
         self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        self._looked = self._asked = time.monotonic()
+        self._path_checked = self._checked = time.monotonic()
         found = os.fstat(self._file)
         self._inode, self._links, self._size = found.st_ino, found.st_nlink, found.st_size
 
     def check(self, *, write: bool = False) -> None:
-        """Refuse to go on with a file that is not what it was; a reader asks a thousand times a s.
+        """Raise if the file is no longer in place. Readers look at most once in a millisecond.
 
         Raises:
             CacheError: If it was removed, replaced or cut short.
         """
         now = time.monotonic()
-        if now - self._asked < READ_AFTER_S and not write:
+        if now - self._checked < READER_CHECKS_EVERY_S and not write:
             return
-        self._asked = now
-        if not self._is_there(now):
-            self._asked = -math.inf  # until it is put back every reader asks
+        self._checked = now
+        if not self._is_in_place(now):
+            self._checked = -math.inf  # every reader looks until the file is put back
             raise CacheError(
                 f"cache {self._folder} was removed, replaced or cut short while it was open; "
                 "put it back, or close the store to start with what is there now"
             )
 
     def close(self) -> None:
-        """Give the file back; LMDB's locks are on another one and stay."""
+        """Close the file. LMDB's locks are on another file and stay."""
         os.close(self._file)
 
-    def _is_there(self, now: float) -> bool:
+    def _is_in_place(self, now: float) -> bool:
         found = os.fstat(self._file)
-        is_odd = found.st_nlink != self._links or found.st_size < self._size
-        if is_odd or now - self._looked >= LOOKED_EVERY_S:
+        has_changed = found.st_nlink != self._links or found.st_size < self._size
+        if has_changed or now - self._path_checked >= PATH_CHECKED_EVERY_S:
             return self._is_at_path(now)
         self._size = found.st_size
         return True
 
     def _is_at_path(self, now: float) -> bool:
         try:
-            found = os.stat(self._path)  # noqa: PTH116  # a Path takes as long again
+            found = os.stat(self._path)  # noqa: PTH116  # a Path takes twice as long
         except OSError:
             return False
         if found.st_ino != self._inode or found.st_size < self._size:
             return False
-        self._links, self._size, self._looked = found.st_nlink, found.st_size, now
+        self._links, self._size, self._path_checked = found.st_nlink, found.st_size, now
         return True

@@ -1,11 +1,9 @@
-"""LMDB in this process: one environment a directory, opened late, never carried over a fork.
+"""The LMDB environment of a directory in this process, and its short transactions.
 
-An environment inherited by `fork` reads and writes wrong data without an error, and LMDB refuses a
-second one on the same files. So all stores of a directory share one, every transaction passes a
-gate, and a fork first waits at that gate and closes what is open; parent and child open anew when
-they next need it.
-
-One short transaction: begun, committed or undone, and LMDB's errors in our words.
+An environment that a fork has inherited reads and writes wrong data without an error, and LMDB
+refuses a second one on the same files. So all stores of a directory share one, which is opened
+late, and every transaction passes a gate. A fork waits at the gate and closes what is open; parent
+and child open it again when they next need it.
 """
 
 import os
@@ -25,93 +23,43 @@ from cache.errors import CacheError
 
 READERS_CHECKED_EVERY_S = 5.0
 """How often a writer clears the slots of killed readers, which keep old pages from being reused."""
-
-
-class ShortTransaction:
-    """What `Environment.transaction` gives to `with`; a generator would take twice as long."""
-
-    __slots__ = ("_buffers", "_environment", "_opened", "_txn", "_write")
-
-    def __init__(self, environment: "Environment", write: bool, buffers: bool) -> None:
-        """Note what for; nothing happens before `with`."""
-        self._environment, self._write, self._buffers = environment, write, buffers
-
-    def __enter__(self) -> tuple[Transaction, Tables]:
-        environment = self._environment
-        try:
-            self._opened = opened = environment.enter(self._write)
-            try:
-                if self._write:
-                    self._clear_dead_readers(opened.handle)
-                self._txn = begin(opened.handle, self._write, self._buffers)
-            except BaseException:
-                environment.leave()
-                raise
-        except lmdb.Error as error:
-            raise worded(environment.path, error) from error
-        return self._txn, opened.tables
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        environment = self._environment
-        try:
-            if error is None and self._write:
-                self._txn.commit()
-                note_sound(environment.path, durable=self._opened.sync)
-            self._txn.abort()  # nothing after a commit
-        except lmdb.Error as failure:
-            self._txn.abort()
-            raise worded(environment.path, failure) from failure
-        finally:
-            environment.leave()
-        if isinstance(error, lmdb.Error):
-            raise worded(environment.path, error) from error
-
-    def _clear_dead_readers(self, handle: lmdb.Environment) -> None:
-        environment = self._environment
-        if time.monotonic() - environment.readers_checked >= READERS_CHECKED_EVERY_S:
-            handle.reader_check()
-            environment.readers_checked = time.monotonic()
-
-
 FORK_PATIENCE_S = 30.0
 """How long a fork waits for the transactions of other threads."""
 
 _lock = threading.RLock()
 _gate = threading.Condition(_lock)
-"""Waited at; entered by its lock, which takes a third of the time."""
+"""Threads wait at the condition, but enter by its lock, which takes a third of the time."""
 _environments: dict[Path, "Environment"] = {}
 _forks = 0
-"""Threads that are about to fork."""
+"""Number of threads that are about to fork."""
 _waiting = 0
-"""Threads that wait at the gate: telling nobody takes as long as entering."""
+"""Number of threads at the gate. Notifying nobody takes as long as entering, so it is avoided."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a process has open of a directory."""
+def attach(path: Path, *, writable: bool, sync: bool = True) -> "Environment":
+    """Return the environment of a directory in this process and count one more user of it.
 
-    handle: lmdb.Environment
-    tables: Tables
-    file: DataFile
-    pid: int
-    writable: bool
-    sync: bool
-    """Whether a commit waits for the disk."""
+    Stores share it: if one of them wants commits to wait for the disk, all commits do.
+    """
+    with _gate:
+        environment = _environments.setdefault(path, Environment(path))
+        environment.users += 1
+        environment.wants_writing |= writable
+        environment.wants_sync |= sync
+        return environment
 
-    @classmethod
-    def at(cls, path: Path, writable: bool, sync: bool) -> "Opened":
-        """Open the cache at `path`, or make it where it is missing."""
-        handle, tables = open_cache(path, writable=writable, sync=sync)
-        return cls(handle, tables, DataFile(path), os.getpid(), writable, sync)
 
-    def close(self) -> None:
-        """Give the files back."""
-        self.handle.close()
-        self.file.close()
+def detach(environment: "Environment") -> None:
+    """Count one user less; close the environment after the last one."""
+    with _gate:
+        environment.users -= 1
+        if environment.users == 0:
+            _environments.pop(environment.path, None)
+            environment.close()
 
 
 class Environment:
-    """The LMDB environment of one directory in this process, shared by its stores and threads."""
+    """The LMDB environment of one directory, shared by the stores and threads of this process."""
 
     def __init__(self, path: Path) -> None:
         """Note the path; nothing is opened or made."""
@@ -122,15 +70,15 @@ class Environment:
         self.readers_checked = 0.0
         self._running: list[int] = []
 
-    def transaction(self, *, write: bool = False, buffers: bool = False) -> ShortTransaction:
-        """One short transaction, committed at the end, undone by an exception.
+    def transaction(self, *, write: bool = False, buffers: bool = False) -> "ShortTransaction":
+        """Return a context manager for a transaction that is undone by an exception.
 
-        Inside it no code of a caller, no import and no logging runs: a fork in another thread may
-        be waiting for it with those locks held.
+        Inside it no code of a caller, no import and no logging may run: a fork in another thread
+        may be waiting for it while it holds their locks.
 
         Args:
             write: Whether it may change something.
-            buffers: Whether values come as LMDB's own pages, which end with it, and not as copies.
+            buffers: Whether values are LMDB's own pages, which end with it, instead of copies.
 
         Raises:
             CacheError: If the directory cannot be used or LMDB fails.
@@ -139,7 +87,7 @@ class Environment:
         return ShortTransaction(self, write, buffers)
 
     def open(self) -> None:
-        """Open the environment now, so that a path that cannot be used is said at once."""
+        """Open the environment now, so that a path that cannot be used is reported early."""
         try:
             self.enter(self.wants_writing)
             self.leave()
@@ -147,14 +95,14 @@ class Environment:
             raise worded(self.path, error) from error
 
     def close(self) -> None:
-        """Close it when no transaction runs; the next one opens it again."""
+        """Close the environment when no transaction runs; the next transaction opens it again."""
         with _gate:
             _wait_until(lambda: not self._running)
             self._shut()
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keeps it closed in this process; transactions of other threads wait for the end."""
+        """Keep the environment closed; transactions of other threads wait for the end."""
         with _gate:
             _wait_until(lambda: not (_forks or self._running or self._is_reserved))
             self._shut()
@@ -166,8 +114,8 @@ class Environment:
                 self._is_reserved = False
                 _gate.notify_all()
 
-    def enter(self, write: bool) -> Opened:
-        """Pass the gate, open what is not open, and count as one that must `leave`."""
+    def enter(self, write: bool) -> "Opened":
+        """Pass the gate and open what is not open. The caller must `leave` afterwards."""
         with _lock:
             if write or _forks or self._is_reserved:
                 _wait_until(lambda: self._can_admit(write))
@@ -183,7 +131,7 @@ class Environment:
         """End what `enter` began."""
         thread = threading.get_ident()
         with _lock:
-            if thread in self._running:  # not in a child that was forked right here
+            if thread in self._running:  # not in a child that was forked inside the transaction
                 self._running.remove(thread)
             if _waiting:
                 _gate.notify_all()
@@ -191,14 +139,14 @@ class Environment:
     def _can_admit(self, write: bool) -> bool:
         if _forks or self._is_reserved:
             return False
-        # Another handle is needed to write through what was opened otherwise: let readers end.
+        # A writer may need another handle than the one that is open: let the readers end first.
         return not write or self._suits_writer() or not self._running
 
     def _suits_writer(self) -> bool:
         opened = self._opened
         return opened is not None and opened.writable and opened.sync >= self.wants_sync
 
-    def _prepare(self, write: bool) -> Opened:
+    def _prepare(self, write: bool) -> "Opened":
         if self._opened is not None and self._opened.pid != os.getpid():
             raise CacheError(
                 f"cache {self.path} was in use while this process was forked from another; "
@@ -228,26 +176,74 @@ class Environment:
             self._shut()
 
 
-def attach(path: Path, *, writable: bool, sync: bool = True) -> Environment:
-    """The environment of that directory in this process, counted as used once more.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The open handles of a directory."""
 
-    Stores share it: if one of them wants commits to wait for the disk, all get that.
-    """
-    with _gate:
-        environment = _environments.setdefault(path, Environment(path))
-        environment.users += 1
-        environment.wants_writing |= writable
-        environment.wants_sync |= sync
-        return environment
+    handle: lmdb.Environment
+    tables: Tables
+    file: DataFile
+    pid: int
+    writable: bool
+    sync: bool
+    """Whether a commit waits for the disk."""
+
+    @classmethod
+    def at(cls, path: Path, writable: bool, sync: bool) -> "Opened":
+        """Open the cache at `path`; create it if it is missing and `writable`."""
+        handle, tables = open_cache(path, writable=writable, sync=sync)
+        return cls(handle, tables, DataFile(path), os.getpid(), writable, sync)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.handle.close()
+        self.file.close()
 
 
-def detach(environment: Environment) -> None:
-    """Count one user less; the last one closes it."""
-    with _gate:
-        environment.users -= 1
-        if environment.users == 0:
-            _environments.pop(environment.path, None)
-            environment.close()
+class ShortTransaction:
+    """The context manager of `Environment.transaction`. A generator would take twice as long."""
+
+    __slots__ = ("_buffers", "_environment", "_opened", "_txn", "_write")
+
+    def __init__(self, environment: Environment, write: bool, buffers: bool) -> None:
+        """Note the arguments; nothing happens before `with`."""
+        self._environment, self._write, self._buffers = environment, write, buffers
+
+    def __enter__(self) -> tuple[Transaction, Tables]:
+        environment = self._environment
+        try:
+            self._opened = opened = environment.enter(self._write)
+            try:
+                if self._write:
+                    self._clear_dead_readers(opened.handle)
+                self._txn = begin(opened.handle, self._write, self._buffers)
+            except BaseException:
+                environment.leave()
+                raise
+        except lmdb.Error as error:
+            raise worded(environment.path, error) from error
+        return self._txn, opened.tables
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        environment = self._environment
+        try:
+            if error is None and self._write:
+                self._txn.commit()
+                note_sound(environment.path, durable=self._opened.sync)
+            self._txn.abort()  # does nothing after a commit
+        except lmdb.Error as failure:
+            self._txn.abort()
+            raise worded(environment.path, failure) from failure
+        finally:
+            environment.leave()
+        if isinstance(error, lmdb.Error):
+            raise worded(environment.path, error) from error
+
+    def _clear_dead_readers(self, handle: lmdb.Environment) -> None:
+        environment = self._environment
+        if time.monotonic() - environment.readers_checked >= READERS_CHECKED_EVERY_S:
+            handle.reader_check()
+            environment.readers_checked = time.monotonic()
 
 
 def _wait_until(is_so: Callable[[], bool], timeout: float | None = None) -> None:

@@ -1,6 +1,7 @@
-"""Ways into the log: by recipe, by source, by how often served, and at random.
+"""The log, in order of arrival, and the indexes that lead into it.
 
-The order of arrival: keys at positions from 1, with what the indexes need to let one go.
+Positions in the log start at 1. The indexes find records by recipe, by source, by how often they
+were served, and at random.
 """
 
 import struct
@@ -16,13 +17,19 @@ from cache.backend.tables import Tables, Transaction, entries_of, get_number, li
 from cache.errors import CorruptRecordError
 from cache.keys import ID_BYTES, KEY_BYTES, NO_SOURCE, Scalar, canonical_bytes
 
+EVERYTHING = b"\xff" * ID_BYTES
+"""Recipe identifier in `members` for all records. It is the last one, so its pages fill up."""
+
 _POSITION = struct.Struct(">Q")
 # key, recipe, source, arrived, size, served, ordinal, ordinal in the recipe
 _ROW = struct.Struct(">32s16s16sdIIQQ")
+_ORDINAL = struct.Struct(">Q")
+_TIMES = struct.Struct(">I")
+_MOST_TIMES = 2**32 - 1
 
 
 class Row(NamedTuple):
-    """What the log says of one record."""
+    """The row of one record in the log."""
 
     key: bytes
     recipe_id: bytes
@@ -34,20 +41,20 @@ class Row(NamedTuple):
     served: int
     """How often it was served, as far as that was noted."""
     ordinal: int
-    """Its place among all records, from 0 and without holes."""
+    """Its number among all records, from 0 and without holes."""
     recipe_ordinal: int
-    """The same among the records of its recipe."""
+    """Its number among the records of its recipe."""
 
     def to_bytes(self) -> bytes:
-        """Its encoding in the log."""
+        """Encode the row."""
         return _ROW.pack(*self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """The row that was encoded.
+        """Decode a row.
 
         Raises:
-            CorruptRecordError: If it is none.
+            CorruptRecordError: If `data` does not have the size of a row.
         """
         if len(data) != _ROW.size:
             raise CorruptRecordError(f"log must hold rows of {_ROW.size} bytes, got {len(data)}")
@@ -55,15 +62,15 @@ class Row(NamedTuple):
 
 
 def pack_position(position: int) -> bytes:
-    """The key of that position."""
+    """Encode a position as the key of the log."""
     return _POSITION.pack(position)
 
 
 def unpack_position(raw: bytes) -> int:
-    """The position of that key.
+    """Decode a position.
 
     Raises:
-        CorruptRecordError: If it is none.
+        CorruptRecordError: If it does not have 8 bytes.
     """
     if len(raw) != _POSITION.size:
         raise CorruptRecordError(f"log position must have {_POSITION.size} bytes, got {len(raw)}")
@@ -71,29 +78,18 @@ def unpack_position(raw: bytes) -> int:
 
 
 def last_position(txn: Transaction, tables: Tables) -> int:
-    """The highest position ever given out, 0 before the first."""
+    """Return the highest position ever given out, 0 before the first."""
     return get_number(txn, tables, "position")
 
 
-def append_row(txn: Transaction, tables: Tables, position: int, row: Row) -> None:
-    """Write a new highest position; the caller notes it as `position` in meta."""
-    if not txn.put(_POSITION.pack(position), row.to_bytes(), append=True, db=tables.log):
-        raise CorruptRecordError(f"log position must be new, got {position} again")
-
-
-def write_row(txn: Transaction, tables: Tables, position: int, row: Row) -> None:
-    """Put `row` in place of the one at that position."""
-    txn.put(_POSITION.pack(position), row.to_bytes(), db=tables.log)
-
-
 def row_at(txn: Transaction, tables: Tables, position: int) -> Row | None:
-    """What is at that position, None where there is nothing (any more)."""
+    """Return the row at a position, or None if there is none, or no longer one."""
     raw = txn.get(_POSITION.pack(position), db=tables.log)
     return None if raw is None else Row.from_bytes(raw)
 
 
 def last_row(txn: Transaction, tables: Tables) -> Row | None:
-    """The row that arrived last, None in an empty log."""
+    """Return the row that arrived last, or None if the log is empty."""
     with txn.cursor(tables.log) as cursor:
         return Row.from_bytes(cursor.value()) if cursor.last() else None
 
@@ -101,7 +97,7 @@ def last_row(txn: Transaction, tables: Tables) -> Row | None:
 def read_log_after(
     txn: Transaction, tables: Tables, after: int, limit: int
 ) -> list[tuple[int, bytes]]:
-    """At most `limit` positions above `after` with their keys, ascending."""
+    """Return at most `limit` positions above `after` with their keys, ascending."""
     found: list[tuple[int, bytes]] = []
     with txn.cursor(tables.log) as cursor:
         is_there = cursor.set_range(_POSITION.pack(after + 1))
@@ -113,7 +109,7 @@ def read_log_after(
 
 
 def walk_log(txn: Transaction, tables: Tables) -> Iterator[tuple[int, Row]]:
-    """Every position with its row, ascending; those that cannot be read are left out."""
+    """Yield every position with its row, ascending, without rows that cannot be read."""
     with txn.cursor(tables.log) as cursor:
         for place, raw in cursor:
             with suppress(CorruptRecordError):
@@ -121,12 +117,12 @@ def walk_log(txn: Transaction, tables: Tables) -> Iterator[tuple[int, Row]]:
 
 
 def arrivals_since(txn: Transaction, tables: Tables, moment: float) -> int:
-    """How many positions were given out from Unix time `moment` on, looking at a few rows only.
+    """Return how many positions were given out since Unix time `moment`.
 
-    Counted from the first of them that is still there.
+    It reads a few rows only, and counts from the first of these positions that still has a row.
     """
     last = last_position(txn, tables)
-    low, high = 1, last + 1  # the first row that arrived since is at one of these or behind
+    low, high = 1, last + 1  # the first row that arrived since then is at or behind one of these
     with txn.cursor(tables.log) as cursor:
         while low < high:
             middle = (low + high) // 2
@@ -135,47 +131,41 @@ def arrivals_since(txn: Transaction, tables: Tables, moment: float) -> int:
                 high = middle
             else:
                 low = unpack_position(cursor.key()) + 1
-        return (
-            last + 1 - unpack_position(cursor.key()) if cursor.set_range(pack_position(low)) else 0
-        )
-
-
-EVERYTHING = b"\xff" * ID_BYTES
-"""Stands in `members` for a recipe that all records are of; last, so that its pages fill up."""
-
-_ORDINAL = struct.Struct(">Q")
-_TIMES = struct.Struct(">I")
-_MOST_TIMES = 2**32 - 1
-_PLACE_BYTES = 8
+        is_there = cursor.set_range(_POSITION.pack(low))
+        return last + 1 - unpack_position(cursor.key()) if is_there else 0
 
 
 class Index:
-    """Puts rows into the log and its indexes and takes them out again, in one transaction.
+    """Adds rows to the log and all indexes, and removes them, within one transaction.
 
-    The members of everything and of each recipe are numbered from 0 without holes: the last one
-    takes the number of one that leaves, so that drawing a number is drawing a record.
+    The members of each recipe, and of everything, are numbered from 0 without holes: the last one
+    takes the number of one that leaves. So drawing a number draws a record.
     """
 
     def __init__(self, txn: Transaction, tables: Tables) -> None:
-        """Work on `tables`, whose recipes must not be counted anew before the work is done."""
+        """Work on `tables`. The counts of recipes must not change before the work is done."""
         self._txn, self._tables = txn, tables
         self._counts = {EVERYTHING: int(txn.stat(tables.log)["entries"])}
 
     def add(self, position: int, row: Row) -> None:
-        """Write `row`, whose ordinals are given to it here, at a new highest position."""
+        """Write a row at a new highest position; its ordinals are set here.
+
+        The caller writes `position` to meta.
+        """
         place = pack_position(position)
         row = row._replace(
-            ordinal=self._enter(EVERYTHING, place + row.key),
-            recipe_ordinal=self._enter(row.recipe_id, place),
+            ordinal=self._join(EVERYTHING, place + row.key),
+            recipe_ordinal=self._join(row.recipe_id, place),
         )
-        append_row(self._txn, self._tables, position, row)
+        if not self._txn.put(place, row.to_bytes(), append=True, db=self._tables.log):
+            raise CorruptRecordError(f"log position must be new, got {position} again")
         if row.source_id != NO_SOURCE:
             self._txn.put(row.source_id + place, b"", db=self._tables.by_source)
         if row.served:
             self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
 
     def remove(self, position: int) -> Row:
-        """Take out the row at `position`.
+        """Remove the row at `position` and return it.
 
         Raises:
             CorruptRecordError: If there is none, or the indexes do not fit it.
@@ -189,12 +179,12 @@ class Index:
         return row
 
     def add_served(self, position: int, times: int) -> None:
-        """Note that the record at `position` was served so many times more."""
+        """Note that the record at `position` was served `times` more."""
         row, place = self._row(position), pack_position(position)
         self._txn.delete(_TIMES.pack(row.served) + place, db=self._tables.served)
         row = row._replace(served=min(row.served + times, _MOST_TIMES))
         self._txn.put(_TIMES.pack(row.served) + place, b"", db=self._tables.served)
-        write_row(self._txn, self._tables, position, row)
+        self._txn.put(place, row.to_bytes(), db=self._tables.log)
 
     def _row(self, position: int) -> Row:
         row = row_at(self._txn, self._tables, position)
@@ -207,11 +197,10 @@ class Index:
             self._counts[group] = entries_of(self._txn, self._tables, group)
         return self._counts[group]
 
-    def _enter(self, group: bytes, entry: bytes) -> int:
+    def _join(self, group: bytes, entry: bytes) -> int:
         ordinal = self._count(group)
-        is_last = group == EVERYTHING
         name = group + _ORDINAL.pack(ordinal)
-        self._txn.put(name, entry, append=is_last, db=self._tables.members)
+        self._txn.put(name, entry, append=group == EVERYTHING, db=self._tables.members)
         self._counts[group] = ordinal + 1
         return ordinal
 
@@ -219,21 +208,12 @@ class Index:
         last = self._counts[group] = self._count(group) - 1
         if ordinal != last:
             entry = _member(self._txn, self._tables, group, last)
-            position = unpack_position(entry[:_PLACE_BYTES])
+            place = entry[: _POSITION.size]
             self._txn.put(group + _ORDINAL.pack(ordinal), entry, db=self._tables.members)
-            row, is_all = self._row(position), group == EVERYTHING
+            row, is_all = self._row(unpack_position(place)), group == EVERYTHING
             row = row._replace(ordinal=ordinal) if is_all else row._replace(recipe_ordinal=ordinal)
-            write_row(self._txn, self._tables, position, row)
+            self._txn.put(place, row.to_bytes(), db=self._tables.log)
         self._txn.delete(group + _ORDINAL.pack(last), db=self._tables.members)
-
-
-def position_of_member(txn: Transaction, tables: Tables, recipe_id: bytes, ordinal: int) -> int:
-    """The position of one member of a recipe.
-
-    Raises:
-        CorruptRecordError: If it has none of that number.
-    """
-    return unpack_position(_member(txn, tables, recipe_id, ordinal))
 
 
 def sample(
@@ -243,7 +223,7 @@ def sample(
     count: int,
     recipe: Mapping[str, Scalar] | None,
 ) -> list[bytes]:
-    """`count` keys, each uniform over all records or those that match, drawn with replacement."""
+    """Draw `count` keys with replacement, uniform over all records or those that match."""
     groups = _matching(txn, tables, recipe)
     ends = list(accumulate(entries for _, entries in groups))
     if not ends or not ends[-1]:
@@ -256,22 +236,31 @@ def sample(
     return keys
 
 
+def position_of_member(txn: Transaction, tables: Tables, recipe_id: bytes, ordinal: int) -> int:
+    """Return the position of one member of a recipe.
+
+    Raises:
+        CorruptRecordError: If it has no member of that number.
+    """
+    return unpack_position(_member(txn, tables, recipe_id, ordinal))
+
+
 def positions_of_recipe(
     txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
 ) -> list[int]:
-    """Where all records, or those that match, are in the log, ascending."""
+    """Return the positions of all records, or of those that match, ascending."""
     found = []
     with txn.cursor(tables.members) as cursor:
         for group, _ in _matching(txn, tables, recipe):
             is_there = cursor.set_range(group)
             while is_there and cursor.key().startswith(group):
-                found.append(unpack_position(cursor.value()[:_PLACE_BYTES]))
+                found.append(unpack_position(cursor.value()[: _POSITION.size]))
                 is_there = cursor.next()
     return sorted(found)
 
 
 def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> list[int]:
-    """Where the records made from one source are in the log, ascending."""
+    """Return the positions of the records made from a source, ascending."""
     found = []
     with txn.cursor(tables.by_source) as cursor:
         is_there = cursor.set_range(source_id)
@@ -281,13 +270,8 @@ def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> l
     return found
 
 
-def position_served(name: bytes) -> int:
-    """The position that a key of the table of what was served ends with."""
-    return unpack_position(name[_TIMES.size :])
-
-
 def positions_served(txn: Transaction, tables: Tables, times: int) -> Iterator[int]:
-    """Positions of records served at least `times`, by how often they were, then by age."""
+    """Yield positions of records served at least `times`, by how often, then by age."""
     with txn.cursor(tables.served) as cursor:
         is_there = cursor.set_range(_TIMES.pack(min(times, _MOST_TIMES)))
         while is_there:
@@ -295,8 +279,13 @@ def positions_served(txn: Transaction, tables: Tables, times: int) -> Iterator[i
             is_there = cursor.next()
 
 
+def position_served(name: bytes) -> int:
+    """Return the position in a key of the table `served`."""
+    return unpack_position(name[_TIMES.size :])
+
+
 def missing(txn: Transaction, tables: Tables, position: int, row: Row) -> list[str]:
-    """Which indexes do not lead to the row at `position`."""
+    """Return the indexes that do not lead to the row at `position`, a line each."""
     place = pack_position(position)
     members, everything = tables.members, EVERYTHING + _ORDINAL.pack(row.ordinal)
     names = []
@@ -311,24 +300,6 @@ def missing(txn: Transaction, tables: Tables, position: int, row: Row) -> list[s
     return names
 
 
-def _member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
-    raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
-    size = _PLACE_BYTES + (KEY_BYTES if group == EVERYTHING else 0)
-    if raw is None or len(raw) != size:
-        raise _damaged(f"{group.hex()} has no member {ordinal}")
-    return raw
-
-
-def _key_of_member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
-    raw = _member(txn, tables, group, ordinal)
-    if group == EVERYTHING:  # with the key, which saves a look into the log
-        return raw[_PLACE_BYTES:]
-    row = row_at(txn, tables, unpack_position(raw))
-    if row is None:
-        raise _damaged(f"member {ordinal} of {group.hex()} is not in the log")
-    return row.key
-
-
 def _matching(
     txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
 ) -> list[tuple[bytes, int]]:
@@ -340,8 +311,26 @@ def _matching(
 
 
 def _encoded(fields: Mapping[str, Scalar]) -> set[bytes]:
-    # Compared as bytes, since in Python 1, 1.0 and True are equal.
+    # Compared as bytes, since 1, 1.0 and True are equal in Python.
     return {canonical_bytes({name: value}) for name, value in fields.items()}
+
+
+def _key_of_member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
+    raw = _member(txn, tables, group, ordinal)
+    if group == EVERYTHING:  # has the key, which saves reading the log
+        return raw[_POSITION.size :]
+    row = row_at(txn, tables, unpack_position(raw))
+    if row is None:
+        raise _damaged(f"member {ordinal} of {group.hex()} is not in the log")
+    return row.key
+
+
+def _member(txn: Transaction, tables: Tables, group: bytes, ordinal: int) -> bytes:
+    raw = txn.get(group + _ORDINAL.pack(ordinal), db=tables.members)
+    size = _POSITION.size + (KEY_BYTES if group == EVERYTHING else 0)
+    if raw is None or len(raw) != size:
+        raise _damaged(f"{group.hex()} has no member {ordinal}")
+    return raw
 
 
 def _damaged(what: str) -> CorruptRecordError:

@@ -1,10 +1,8 @@
-"""How much of what a cache holds: kept up to date by whoever adds or removes records.
-
-The sub-databases of a cache and the numbers kept in them.
-"""
+"""The tables of a cache, the numbers kept in them, and the counts of each recipe."""
 
 import struct
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
@@ -12,30 +10,38 @@ from typing import NamedTuple, TypeAlias
 import lmdb
 
 from cache.errors import CorruptRecordError
-from cache.keys import KEY_BYTES, Facts, Scalar, decode_fields
+from cache.keys import KEY_BYTES, IndexTerms, Scalar, decode_fields
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
+COUNTERS = ("method/", "source_label/", "target_label/", "strength/")
+"""Prefixes of the counters that count records by the fields of their requests."""
+
 _NUMBER = struct.Struct(">q")
 _MAX_NAME_BYTES = 400
-"""Of a counter; LMDB's keys end at 511 bytes."""
+"""Longest name of a counter; LMDB's keys end at 511 bytes."""
+_PAGE_BYTES = 4096
+_PAGE_HEADER_BYTES = 16
+_NODE_HEADER_BYTES = 10
+_LARGEST_NODE_BYTES = 2038
+_USE = struct.Struct(">QQ")
 
 
 class Tables(NamedTuple):
-    """Handles of the sub-databases, named as on disk."""
+    """Handles of the sub-databases, which have the same names on disk."""
 
     records: "lmdb._Database"
     """key -> record."""
     log: "lmdb._Database"
-    """position, 8 bytes big-endian, from 1 -> key and what the indexes need, by arrival."""
+    """position, 8 bytes big-endian, from 1 -> row with the key, in order of arrival."""
     members: "lmdb._Database"
-    """recipe and ordinal from 0 -> position, for everything with key; for drawing at random."""
+    """recipe or everything, and ordinal from 0 -> position; to draw records at random."""
     recipes: "lmdb._Database"
     """recipe -> counts and fields."""
     by_source: "lmdb._Database"
     """source and position -> nothing."""
     served: "lmdb._Database"
-    """how often served and position -> nothing; what was never served is not in it."""
+    """times served and position -> nothing; only for records that were served."""
     rejected: "lmdb._Database"
     """key -> reason and request."""
     claims: "lmdb._Database"
@@ -45,11 +51,22 @@ class Tables(NamedTuple):
     saliency: "lmdb._Database"
     """version and source -> checksum and map."""
     meta: "lmdb._Database"
-    """Magic, schema version and counters."""
+    """Magic, schema version and numbers."""
+
+
+def have_records(txn: Transaction, tables: Tables, keys: Iterable[bytes]) -> list[bool]:
+    """Return whether each key has a record, without reading its bytes."""
+    with txn.cursor(tables.records) as cursor:
+        return [cursor.set_key(key) for key in keys]
+
+
+def has_record(txn: Transaction, tables: Tables, key: bytes) -> bool:
+    """Return whether `key` has a record, without reading its bytes."""
+    return have_records(txn, tables, (key,))[0]
 
 
 def pages_bytes(txn: Transaction, tables: Tables) -> int:
-    """Bytes of the file that the tables fill; what it has beyond that can be written again."""
+    """Return how many bytes of the file the tables fill. The other pages can be written again."""
     total = 0
     for table in tables:
         found = txn.stat(table)
@@ -58,14 +75,24 @@ def pages_bytes(txn: Transaction, tables: Tables) -> int:
     return total
 
 
+def stored_size(size: int) -> int:
+    """Return the bytes of the file that a record of `size` bytes takes.
+
+    LMDB gives whole pages to a record that is too large to share one.
+    """
+    if size + KEY_BYTES + _NODE_HEADER_BYTES > _LARGEST_NODE_BYTES:
+        return -(-(size + _PAGE_HEADER_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
+    return size + KEY_BYTES + _NODE_HEADER_BYTES
+
+
 def get_number(txn: Transaction, tables: Tables, name: str) -> int:
-    """A number kept in meta, 0 where it was never set."""
+    """Return a number kept in meta, 0 if it was never set."""
     raw = txn.get(number_key(name), db=tables.meta)
     return 0 if raw is None else unpack_number(raw)
 
 
 def put_number(txn: Transaction, tables: Tables, name: str, value: int) -> None:
-    """Set a number in meta; it becomes visible with the rest of the transaction."""
+    """Set a number in meta."""
     txn.put(number_key(name), _NUMBER.pack(value), db=tables.meta)
 
 
@@ -75,7 +102,7 @@ def add_number(txn: Transaction, tables: Tables, name: str, change: int) -> None
 
 
 def numbers(txn: Transaction, tables: Tables, prefix: str) -> dict[str, int]:
-    """The numbers other than 0 whose names start with `prefix`, without it."""
+    """Return the numbers other than 0 whose names start with `prefix`, without the prefix."""
     start = number_key(prefix)
     found: dict[str, int] = {}
     with txn.cursor(tables.meta) as cursor:
@@ -95,10 +122,10 @@ def clear_numbers(txn: Transaction, tables: Tables, prefix: str) -> None:
 
 
 def unpack_number(raw: bytes) -> int:
-    """The number with that encoding.
+    """Decode a number.
 
     Raises:
-        CorruptRecordError: If it is none.
+        CorruptRecordError: If it does not have 8 bytes.
     """
     if len(raw) != _NUMBER.size:
         raise CorruptRecordError(f"number must have {_NUMBER.size} bytes, got {len(raw)}")
@@ -107,23 +134,13 @@ def unpack_number(raw: bytes) -> int:
 
 @lru_cache(maxsize=4096)
 def number_key(name: str) -> bytes:
-    """Where a number is kept in meta."""
+    """Return the key of a number in meta."""
     return b"n:" + name.encode(errors="replace")[:_MAX_NAME_BYTES]
-
-
-COUNTERS = ("method/", "source_label/", "target_label/", "strength/")
-"""Numbers in meta that count records by what their requests say."""
-
-_PAGE_BYTES = 4096
-_PAGE_HEADER_BYTES = 16
-_NODE_HEADER_BYTES = 10
-_LARGEST_NODE_BYTES = 2038
-_USE = struct.Struct(">QQ")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe with what the cache holds of it."""
+    """A recipe with the number and size of its records."""
 
     id: bytes
     fields: dict[str, Scalar]
@@ -131,15 +148,36 @@ class Recipe:
     payload_bytes: int
 
 
-def stored_size(size: int) -> int:
-    """Bytes of the file that a record of `size` bytes takes: LMDB gives a large one whole pages."""
-    if size + KEY_BYTES + _NODE_HEADER_BYTES > _LARGEST_NODE_BYTES:
-        return -(-(size + _PAGE_HEADER_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
-    return size + KEY_BYTES + _NODE_HEADER_BYTES
+def list_recipes(txn: Transaction, tables: Tables) -> list[Recipe]:
+    """Return every recipe that has records."""
+    with txn.cursor(tables.recipes) as cursor:
+        uses = [(recipe_id, *unpack_use(raw)) for recipe_id, raw in cursor]
+    return [
+        Recipe(id=name, fields=decode_fields(fields), entries=entries, payload_bytes=size)
+        for name, entries, size, fields in uses
+    ]
+
+
+def entries_of(txn: Transaction, tables: Tables, recipe_id: bytes) -> int:
+    """Return the number of records of a recipe."""
+    raw = txn.get(recipe_id, db=tables.recipes)
+    return unpack_use(raw)[0] if raw else 0
+
+
+def unpack_use(raw: bytes) -> tuple[int, int, bytes]:
+    """Decode the number of records, their bytes and the encoded fields of a recipe.
+
+    Raises:
+        CorruptRecordError: If the counts are cut off.
+    """
+    if len(raw) < _USE.size:
+        raise CorruptRecordError("recipe index must count records and bytes")
+    entries, size = _USE.unpack_from(raw)
+    return entries, size, raw[_USE.size :]
 
 
 class Tally:
-    """What is added and removed in one transaction, summed before it is written."""
+    """The records added and removed in one transaction, summed before the counts are written."""
 
     def __init__(self) -> None:
         self._numbers: Counter[str] = Counter()
@@ -147,19 +185,19 @@ class Tally:
         self._bytes: Counter[bytes] = Counter()
         self._recipes: dict[bytes, bytes] = {}
 
-    def add(self, facts: Facts, size: int) -> None:
-        """Count one record."""
-        self._recipes[facts.recipe_id] = facts.recipe
-        self._numbers.update(facts.counters)
-        self._count(facts.recipe_id, size, 1)
+    def add(self, terms: IndexTerms, size: int) -> None:
+        """Count one record more."""
+        self._recipes[terms.recipe_id] = terms.recipe
+        self._numbers.update(terms.counters)
+        self._count(terms.recipe_id, size, 1)
 
-    def remove(self, recipe_id: bytes, size: int, facts: Facts | None) -> None:
-        """Count one record less; `facts` is None where its request cannot be read any more."""
-        self._numbers.subtract(facts.counters if facts else ())
+    def remove(self, recipe_id: bytes, size: int, terms: IndexTerms | None) -> None:
+        """Count one record less; `terms` is None if its request can no longer be read."""
+        self._numbers.subtract(terms.counters if terms else ())
         self._count(recipe_id, size, -1)
 
     def write(self, txn: Transaction, tables: Tables) -> None:
-        """Add it to what the cache says."""
+        """Add the sums to the counts in the cache."""
         for name, change in self._numbers.items():
             add_number(txn, tables, name, change)
         for recipe_id, change in self._entries.items():
@@ -174,7 +212,7 @@ class Tally:
                 txn.delete(recipe_id, db=tables.recipes)
 
     def differences(self, txn: Transaction, tables: Tables) -> list[str]:
-        """Where the cache does not say what is counted here."""
+        """Return how the counts in the cache differ from the sums, a line each."""
         found = []
         for prefix in (*COUNTERS, "stored_bytes"):
             counted = numbers(txn, tables, prefix)
@@ -200,7 +238,7 @@ class Tally:
 
 
 def clear_accounting(txn: Transaction, tables: Tables) -> None:
-    """Forget what was counted of the records."""
+    """Remove all counts of records."""
     for prefix in (*COUNTERS, "payload_bytes", "stored_bytes"):
         clear_numbers(txn, tables, prefix)
     txn.drop(tables.recipes, delete=False)
@@ -209,10 +247,14 @@ def clear_accounting(txn: Transaction, tables: Tables) -> None:
 def miscounts(
     txn: Transaction, tables: Tables, tally: Tally, payload_bytes: int, is_clean: bool
 ) -> list[str]:
-    """Where the counts in the cache differ from those of a walk through all records.
+    """Return how the counts in the cache differ from a walk through all records, a line each.
 
-    `payload_bytes` is the size of all records, `tally` of those that could be read; unless it
-    `is_clean`, that is not all of them, and only the size is compared.
+    Args:
+        txn: The transaction that reads.
+        tables: Tables of the cache.
+        tally: Sums over the records that could be read.
+        payload_bytes: Size of all records.
+        is_clean: Whether every record could be read; otherwise only the size is compared.
     """
     found = []
     counted = get_number(txn, tables, "payload_bytes")
@@ -224,31 +266,3 @@ def miscounts(
     if members != 2 * rows:
         found.append(f"index of members must have two entries a record, got {members} for {rows}")
     return found
-
-
-def entries_of(txn: Transaction, tables: Tables, recipe_id: bytes) -> int:
-    """Records of one recipe."""
-    raw = txn.get(recipe_id, db=tables.recipes)
-    return unpack_use(raw)[0] if raw else 0
-
-
-def list_recipes(txn: Transaction, tables: Tables) -> list[Recipe]:
-    """Every recipe that has records."""
-    with txn.cursor(tables.recipes) as cursor:
-        uses = [(recipe_id, *unpack_use(raw)) for recipe_id, raw in cursor]
-    return [
-        Recipe(id=name, fields=decode_fields(fields), entries=entries, payload_bytes=size)
-        for name, entries, size, fields in uses
-    ]
-
-
-def unpack_use(raw: bytes) -> tuple[int, int, bytes]:
-    """Records, bytes and encoded fields of a recipe.
-
-    Raises:
-        CorruptRecordError: If `raw` gives none.
-    """
-    if len(raw) < _USE.size:
-        raise CorruptRecordError("recipe index must count records and bytes")
-    entries, size = _USE.unpack_from(raw)
-    return entries, size, raw[_USE.size :]

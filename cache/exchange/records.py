@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache.errors import CacheError, CacheFullError
-from cache.keys import facts_of
+from cache.keys import index_terms
 from cache.record import Record
 from cache.store import Store
 
@@ -37,7 +37,7 @@ class Selection:
             wanted = getattr(self, name)
             if wanted is not None and record.request.get(name) != wanted:
                 return False
-        if self.recipe is not None and facts_of(record.request).recipe_id != self.recipe:
+        if self.recipe is not None and index_terms(record.request).recipe_id != self.recipe:
             return False
         return self.strength is None or _is_close(record.request.get("strength"), self.strength)
 

@@ -12,13 +12,13 @@ from cache.backend import index
 from cache.backend.saliency import version_id
 from cache.backend.tables import stored_size
 from cache.codecs import CODECS
-from cache.keys import facts_of
+from cache.keys import index_terms
 from cache.record import Draft
 
 TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE.md").read_text())
 REQUEST = {"method": "diff_mix", "resolution": 64, "source_digest": "ab", "variant": 0}
 ENTRY = Entry(REQUEST, np.arange(12, dtype=np.uint8).reshape(2, 2, 3), {"confidence": 0.5})
-FACTS = facts_of(REQUEST)
+FACTS = index_terms(REQUEST)
 
 
 def row():
