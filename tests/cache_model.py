@@ -1,4 +1,4 @@
-"""What a cache must do, in dictionaries: the state machine compares the real one with this."""
+"""A model of a cache in dictionaries. The state machine compares the real cache with it."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ DEAD = Owner(host=HERE.host, pid=HERE.pid, started=1)
 
 
 def entry(number):
-    """One of twelve: of two methods, two recipes of the first, five sources, two sizes."""
+    """Return one of twelve entries: two methods, two recipes, five sources, two sizes."""
     request = {"method": "ab"[number % 2], "variant": number, "source_digest": f"s{number % 5}"}
     if number % 4 == 2:
         request["resolution"] = 64
@@ -60,7 +60,7 @@ class Model:
     corrupt: int = 0
 
     def put(self, entries, max_bytes=None, max_times=None):
-        """Record how many; evicts by `ServedFirst(max_times)`, or the oldest, or nothing (0)."""
+        """Store entries and return how many were new; evict by `order(max_times)` if needed."""
         offered = {}
         for entry in entries:
             offered.setdefault(request_key(entry.request), entry)
@@ -90,7 +90,7 @@ class Model:
             self.evict(key)
 
     def order(self, max_times):
-        """Keys in the order in which they may go; None is by age."""
+        """Return keys in order of eviction: those served `max_times` first; None is by age."""
         by_age = [key for _, key in self.log()]
         if max_times is None:
             return by_age
@@ -145,7 +145,7 @@ class Model:
         self.claims.pop(key, None)
 
     def adopt(self, rejected, counts, maps):
-        """Took over how many rejections, service counts and maps of another cache."""
+        """Return how many rejections, service counts and maps of another cache were new here."""
         new = {k for k in rejected if k not in self.records and k not in self.rejected}
         self.rejected.update(dict.fromkeys(new, "else"))
         more = {

@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import PIL.Image
@@ -33,7 +34,7 @@ from cache.exchange.folder_formats import ImportFolder
 from cache.exchange.image_files import Description, from_file
 from cache.exchange.metadata import ClassNames
 from cache.exchange.records import walk
-from cache.record import CHECKSUMS, HEADER, Draft, glimpse, parse
+from cache.record import BODY, HEADER, Draft, checksum, parse, read_summary
 
 REQUEST = {"method": "fuzz", "strength": 0.5, "variant": -3, "prompt": "ein Vögelchen", "n": None}
 KEY = request_key(REQUEST)
@@ -108,9 +109,8 @@ def _change(data: bytearray, rng: np.random.Generator) -> None:
 
 
 def _sign(data: bytearray) -> None:
-    checksum = CHECKSUMS.get(int.from_bytes(data[4:6], "big"))
-    if checksum is not None and len(data) >= (body := HEADER.size + checksum.size):
-        data[HEADER.size : body] = checksum.of(data[body:], data[: HEADER.size])
+    if len(data) >= BODY:
+        data[HEADER.size : BODY] = checksum(bytes(data[: HEADER.size]), crc32(data[BODY:]))
 
 
 def _outcome(decode: Callable[[bytes], object], data: bytes) -> str:
@@ -136,7 +136,7 @@ def _records() -> list[bytes]:
 
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "record": _read_record,
-    "glimpse": lambda data: glimpse(KEY, data),
+    "record summary": lambda data: read_summary(KEY, data),
     "fields": decode_fields,
     "claim": Claim.from_bytes,
     "log row": Row.from_bytes,

@@ -273,7 +273,7 @@ def _is_empty(environment: lmdb.Environment) -> bool:
         return int(txn.stat()["entries"]) == 0
 
 
-def _check_schema(environment: lmdb.Environment, txn: Transaction | None, path: Path) -> None:
+def _check_schema(environment: lmdb.Environment, txn: "Transaction | None", path: Path) -> None:
     foreign = CacheError(f"cache path must hold a cache, got {path} with another program's LMDB")
     try:
         meta = environment.open_db(b"meta", txn=txn, create=False)

@@ -10,7 +10,7 @@ from cache import Entry, Store
 
 @pytest.fixture
 def make_entries() -> Callable[..., list[Entry]]:
-    """Small noise images with distinct requests: `make_entries(count, start=0, side=4)`."""
+    """Make small noise images with distinct requests: `make_entries(count, start=0, side=4)`."""
 
     def make(count: int, start: int = 0, side: int = 4) -> list[Entry]:
         entries = []
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Path:
-    """The directory of a closed cache with a few large records."""
+    """The directory of a closed cache with eight large records."""
     with Store(tmp_path / "cache", codec="raw") as store:
         store.put_many(large(8))
     return store.path

@@ -1,20 +1,19 @@
-import multiprocessing
 import os
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from fault_samples import FORK
 
 from cache import CacheError, Owner, Store, request_key
 
-FORK = multiprocessing.get_context("fork")
 ELSEWHERE = Owner(host="elsewhere", pid=1, started=1)
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time claims are judged by, moved by hand."""
+    """The clock that claims are judged by, moved by hand."""
     moment = SimpleNamespace(now=1e9)
     monkeypatch.setattr("time.time", lambda: moment.now)
     return moment
@@ -30,7 +29,7 @@ def test_a_claimed_key_is_refused_to_others(store):
     assert store.status(keys(4)) == ["claimed", "claimed", "claimed", "free"]
 
 
-def test_one_may_renew_ones_own_claim(store, clock):
+def test_an_owner_can_renew_a_claim(store, clock):
     store.claim(keys(1), ELSEWHERE, lease_s=10)
     assert store.claim(keys(1), ELSEWHERE, lease_s=60) == keys(1)
     clock.now += 59
@@ -47,7 +46,7 @@ def test_a_released_claim_is_free(store):
     assert store.status(keys(2)) == ["free", "claimed"]
 
 
-def test_nobody_releases_the_claims_of_others(store):
+def test_an_owner_cannot_release_the_claims_of_others(store):
     store.claim(keys(1), ELSEWHERE)
     store.release(keys(1), Owner.current())
     assert store.status(keys(1)) == ["claimed"]
@@ -63,7 +62,7 @@ def test_a_claim_ends_with_its_lease(store, clock):
 
 
 @pytest.mark.parametrize("lease_s", [0, -1, float("nan")])
-def test_a_lease_must_last(store, lease_s):
+def test_a_lease_must_be_positive(store, lease_s):
     with pytest.raises(CacheError, match="lease_s must be positive"):
         store.claim(keys(1), ELSEWHERE, lease_s)
 
@@ -78,19 +77,19 @@ def test_storing_ends_claims_and_a_present_key_cannot_be_claimed(store, make_ent
     assert store.status(made) == ["present", "present"]
 
 
-def test_the_current_process_is_an_owner_that_lives():
+def test_the_current_process_is_a_living_owner():
     owner = Owner.current()
     assert owner == Owner.current()
     assert owner.pid == os.getpid()
     assert not owner.is_gone()
 
 
-def test_a_later_process_of_the_same_number_is_another_owner():
+def test_a_later_process_with_the_same_number_is_another_owner():
     owner = Owner.current()
     assert replace(owner, started=owner.started - 1).is_gone()
 
 
-def test_nothing_is_known_of_processes_elsewhere():
+def test_a_process_on_another_host_is_taken_as_living():
     assert not ELSEWHERE.is_gone()
 
 

@@ -55,7 +55,7 @@ def test_list_starts_where_it_is_told(filled, capsys):
     assert [row["position"] for row in json.loads(out)] == [4, 5]
 
 
-def test_list_with_a_filter_ends_with_the_newest_that_fit(filled, capsys):
+def test_list_with_a_filter_ends_with_the_newest_that_match(filled, capsys):
     with Store(filled.path) as store:
         store.put_many(
             [Entry({"method": "b", "v": v}, np.zeros((2, 2, 3), np.uint8)) for v in "ab"]
@@ -77,7 +77,7 @@ def test_list_prints_a_line_before_it_looks_for_the_next(capsys):
     assert capsys.readouterr().out.endswith("second\n")
 
 
-def test_an_empty_cache_is_said_to_be_empty(store, capsys):
+def test_every_command_copes_with_an_empty_cache(store, capsys):
     store.open().close()
     assert run(capsys, "list", store.path) == (0, "no records\n", "")
     assert run(capsys, "list", store.path, "--json") == (0, "[]\n", "")
@@ -91,7 +91,7 @@ def test_an_empty_cache_is_said_to_be_empty(store, capsys):
     assert [line.split() for line in out.splitlines()][0] == ["evicted", "0"]
 
 
-def test_list_lets_no_request_steer_the_terminal(store, capsys):
+def test_a_request_cannot_control_the_terminal(store, capsys):
     store.put_many([Entry({"prompt": "[red]a\x1b[2Jb"}, np.zeros((4, 4, 3), np.uint8))])
     _, out, _ = run(capsys, "list", store.path)
     assert "\x1b" not in out
@@ -106,7 +106,7 @@ def test_verify_of_a_whole_cache_succeeds(filled, capsys):
 
 
 def test_verify_of_a_broken_cache_fails_and_says_where(filled, capsys, monkeypatch):
-    monkeypatch.setitem(record.CHECKSUMS, 2, record.Checksum(4, lambda *_: bytes(4)))
+    monkeypatch.setattr(record, "checksum", lambda *_: bytes(4))
     status, out, _ = run(capsys, "verify", filled.path)
     assert status == 1
     assert out.count("is corrupt: its checksum does not match\n") == 20
@@ -137,7 +137,7 @@ def test_a_bad_command_line_is_one_line_and_status_two(arguments, message, capsy
 
 
 @pytest.mark.parametrize("command", ["stats", "verify", "list"])
-def test_a_path_that_is_no_cache_is_one_line_and_status_two(command, tmp_path, capsys):
+def test_a_path_without_a_cache_is_one_line_and_status_two(command, tmp_path, capsys):
     status, out, err = run(capsys, command, tmp_path)
     assert (status, out) == (2, "")
     assert err.startswith("error: cache path must be a directory with a cache")

@@ -19,7 +19,7 @@ images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st
 
 
 def smooth(height, width):
-    """A picture with slow colours, as lossy codecs expect."""
+    """Return an image whose colours change slowly, as lossy codecs expect."""
     rows, columns = np.mgrid[:height, :width]
     colours = rows + columns, 2 * rows, 255 - columns
     return np.stack(colours, 2).clip(0, 255).astype(np.uint8)
@@ -74,7 +74,7 @@ def test_lossy_codecs_come_close(name):
     assert np.abs(CODECS[name].decode(data, 60, 70).astype(int) - image).mean() < 2
 
 
-def test_jpeg_keeps_colours_of_neighbouring_pixels_apart():
+def test_jpeg_does_not_halve_the_resolution_of_colours():
     red_and_blue = np.zeros((16, 16, 3), np.uint8)
     red_and_blue[:, ::2, 0] = red_and_blue[:, 1::2, 2] = 255
     decoded = CODECS["jpeg"].decode(CODECS["jpeg"].encode(red_and_blue), 16, 16)
@@ -84,7 +84,7 @@ def test_jpeg_keeps_colours_of_neighbouring_pixels_apart():
 @given(
     st.sampled_from(sorted(CODECS)), st.integers(0, 400), st.binary(max_size=100), st.integers(0)
 )
-def test_decoders_refuse_broken_images_with_a_worded_error(name, cut, noise, place):
+def test_decoders_refuse_broken_images_with_our_error(name, cut, noise, place):
     data = bytearray(CODECS[name].encode(smooth(12, 15)))
     data[place % len(data)] ^= 1 + place % 255
     try:
@@ -111,7 +111,7 @@ def test_only_the_format_that_a_record_names_is_decoded(name, other):
 
 
 @pytest.mark.parametrize(("name", "lossless"), [("webp_lossy", True), ("webp_lossless", False)])
-def test_the_two_kinds_of_webp_are_not_taken_for_one_another(name, lossless):
+def test_the_two_kinds_of_webp_are_not_confused(name, lossless):
     data = saved(picture(), "WEBP", lossless=lossless)
     with pytest.raises(CorruptRecordError, match="image must be a single VP8L? image of 8 x 8"):
         CODECS[name].decode(data, 8, 8)
@@ -136,7 +136,7 @@ def test_an_animation_is_refused(name):
         CODECS[name].decode(data, 8, 8)
 
 
-def test_a_progressive_jpeg_which_may_cost_a_pass_for_every_two_bytes_is_refused():
+def test_a_progressive_jpeg_is_refused_since_two_bytes_can_cost_a_pass_over_all_pixels():
     data = saved(PIL.Image.fromarray(smooth(32, 32)), "JPEG", progressive=True)
     with pytest.raises(CorruptRecordError, match="image must be a still one in a single pass"):
         CODECS["jpeg"].decode(data, 32, 32)

@@ -1,15 +1,13 @@
 import fcntl
-import multiprocessing
 import os
 import time
 
 import numpy as np
 import pytest
+from fault_samples import FORK
 
 from cache import CacheError, CacheFullError, Entry, Oldest, Owner, Store, request_key
-from cache.backend import directory, environment, maintenance, opening
-
-FORK = multiprocessing.get_context("fork")
+from cache.backend import compaction, directory, environment, opening
 
 
 def entries(count, start=0):
@@ -25,7 +23,7 @@ def keys_of(offered):
 
 @pytest.fixture
 def emptied(tmp_path):
-    """A cache of 200 records of which 190 were evicted."""
+    """An open cache of 200 records, 190 of which were evicted."""
     with Store(tmp_path / "cache", codec="raw") as store:
         store.put_many(entries(200))
         store.evict(Oldest(), count=190)
@@ -51,7 +49,7 @@ def test_a_compacted_cache_is_written_on(emptied):
     assert emptied.verify().is_clean
 
 
-def test_an_old_copy_of_a_killed_process_does_no_harm(emptied):
+def test_the_old_copy_of_a_killed_process_does_no_harm(emptied):
     (emptied.path / directory.COMPACT).write_bytes(b"half of a copy")
     emptied.close()
     assert len(emptied) == 10
@@ -110,14 +108,14 @@ def test_a_cache_that_is_being_compacted_does_not_open(emptied):
 
 
 def compact_slowly(path, is_alone, may_copy):
-    copy = maintenance._copy
+    copy = compaction._copy
 
     def wait_and_copy(*arguments):
         is_alone.set()
         may_copy.wait()
         copy(*arguments)
 
-    maintenance._copy = wait_and_copy
+    compaction._copy = wait_and_copy
     Store(path).compact()
 
 
@@ -137,7 +135,7 @@ def open_late(path, is_opening, is_written, readonly, results):
 
 @pytest.mark.parametrize("readonly", [True, False])
 @pytest.mark.parametrize("commits", [0, 1])  # LMDB's two meta pages take turns
-def test_who_opens_at_the_very_moment_works_on_the_new_file(emptied, readonly, commits):
+def test_a_process_that_opens_during_a_compaction_works_on_the_new_file(emptied, readonly, commits):
     for number in range(commits):
         emptied.claim([request_key({"claimed": number})], Owner.current())
     emptied.close()
@@ -147,7 +145,7 @@ def test_who_opens_at_the_very_moment_works_on_the_new_file(emptied, readonly, c
     is_alone.wait()
     opener = in_another_process(open_late, emptied.path, is_opening, is_written, readonly, results)
     is_opening.wait()
-    time.sleep(0.5)  # it waits in LMDB for the lock; were it slower, it would only be no test
+    time.sleep(0.2)  # let it reach LMDB's lock; if it is slower, only the test is weaker
     may_copy.set()
     assert results.get(timeout=30) == 10
     emptied.put_many(entries(1, 400))
@@ -159,7 +157,7 @@ def test_who_opens_at_the_very_moment_works_on_the_new_file(emptied, readonly, c
     assert emptied.verify().is_clean
 
 
-def test_a_disk_without_room_for_the_copy_is_said_so_first(emptied, monkeypatch):
+def test_a_disk_without_room_for_the_copy_is_reported_first(emptied, monkeypatch):
     before = (emptied.path / "data.mdb").stat()
     free = os.statvfs_result((4096, 4096, 10, 1, 1, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: free)
@@ -174,7 +172,7 @@ def test_a_compaction_that_fails_leaves_the_cache_as_it_was(emptied, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance.os, "fsync", fail)
+        patch.setattr(compaction.os, "fsync", fail)
         with pytest.raises(KeyboardInterrupt):
             emptied.compact()
     assert {path.name for path in emptied.path.iterdir()} == {"data.mdb", "lock.mdb", "sound"}

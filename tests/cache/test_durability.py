@@ -1,9 +1,9 @@
-"""What a commit waits for, and what is done where there is no room for it."""
+"""Whether a commit waits for the disk, and how missing room on the disk is reported."""
 
-import multiprocessing
 import os
 
 import pytest
+from fault_samples import FORK
 
 from cache import CacheFullError, Oldest, Store, request_key
 
@@ -20,7 +20,7 @@ def test_a_commit_waits_for_the_disk_unless_told_otherwise(tmp_path):
     assert not flags(process)["writemap"]
 
 
-def test_of_two_wishes_for_durability_in_a_process_the_stronger_counts(tmp_path, make_entries):
+def test_stores_of_one_process_that_differ_in_durability_wait_for_the_disk(tmp_path, make_entries):
     process = Store(tmp_path, durability="process")
     process.put_many(make_entries(1))
     assert not flags(process)["sync"]
@@ -36,9 +36,8 @@ def test_processes_that_differ_in_durability_write_one_cache(tmp_path, make_entr
         for variant in range(first, first + 20):
             store.put_many(make_entries(1, variant))
 
-    fork = multiprocessing.get_context("fork")
     jobs = ((0, "power"), (100, "process"), (200, "power"))
-    processes = [fork.Process(target=write, args=job) for job in jobs]
+    processes = [FORK.Process(target=write, args=job) for job in jobs]
     for process in processes:
         process.start()
     for process in processes:
@@ -48,9 +47,7 @@ def test_processes_that_differ_in_durability_write_one_cache(tmp_path, make_entr
     assert Store(tmp_path).verify().is_clean
 
 
-def test_a_disk_without_room_is_said_so_before_anything_is_written(
-    store, make_entries, monkeypatch
-):
+def test_a_full_disk_is_reported_before_anything_is_written(store, make_entries, monkeypatch):
     store.put_many(make_entries(1))
     full = os.statvfs_result((4096, 4096, 10, 1, 1, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: full)
@@ -68,7 +65,7 @@ def test_free_pages_of_the_file_count_as_room(tmp_path, make_entries, monkeypatc
     assert store.put_many(make_entries(3)) == 3
 
 
-def test_put_refuses_what_would_pass_the_limit_and_keeps_the_rest(tmp_path, make_entries):
+def test_a_call_that_would_pass_the_limit_is_refused_whole(tmp_path, make_entries):
     entries = make_entries(8, side=32)
     store = Store(tmp_path, codec="raw", max_gib=20_000 / 2**30, policy=None)
     assert store.put_many(entries[:4]) == 4

@@ -21,7 +21,7 @@ DEAD = Owner(host=Owner.current().host, pid=Owner.current().pid, started=1)
 
 
 def entries(count, start=0, **more):
-    """Records of two pages each."""
+    """Return records that take two pages each."""
     return [
         Entry({"method": "demo", "variant": v, **more}, np.full((40, 50, 3), v % 251, np.uint8))
         for v in range(start, start + count)
@@ -36,7 +36,7 @@ def limited(path, records, policy=None, **arguments):
     return Store(path, codec="raw", max_gib=2 * records * PAGE_GIB, policy=policy, **arguments)
 
 
-def test_the_oldest_go_where_room_is_needed(tmp_path):
+def test_the_oldest_are_evicted_to_make_room(tmp_path):
     store = limited(tmp_path, 4, Oldest())
     for first in range(0, 10, 2):
         assert store.put_many(entries(2, first)) == 2
@@ -45,7 +45,7 @@ def test_the_oldest_go_where_room_is_needed(tmp_path):
     assert store.verify().is_clean
 
 
-def test_what_was_served_often_enough_goes_first(tmp_path):
+def test_records_served_often_enough_are_evicted_first(tmp_path):
     store = limited(tmp_path, 4, ServedFirst(max_times=2))
     keys = keys_of(entries(6))
     store.put_many(entries(4))
@@ -60,7 +60,7 @@ def test_what_was_served_often_enough_goes_first(tmp_path):
     assert store.verify().is_clean
 
 
-def test_a_named_recipe_goes_first(tmp_path):
+def test_a_named_recipe_is_evicted_first(tmp_path):
     store = limited(tmp_path, 4, None)
     store.put_many(entries(2) + entries(2, 2, resolution=64))
     old, new = store.recipes()
@@ -73,7 +73,7 @@ def test_a_named_recipe_goes_first(tmp_path):
     assert store.verify().is_clean
 
 
-def test_nothing_goes_where_no_policy_is_named(tmp_path):
+def test_without_a_policy_nothing_is_evicted(tmp_path):
     store = limited(tmp_path, 2, None)
     store.put_many(entries(2))
     with pytest.raises(CacheFullError, match="cache.max_gib must leave room.*raise it"):
@@ -81,7 +81,7 @@ def test_nothing_goes_where_no_policy_is_named(tmp_path):
     assert store.contains(keys_of(entries(3))) == [True, True, False]
 
 
-def test_a_pinned_record_stays(tmp_path):
+def test_a_pinned_record_is_not_evicted(tmp_path):
     store = limited(tmp_path, 3, Oldest())
     keys = keys_of(entries(5))
     store.put_many(entries(3))
@@ -94,7 +94,7 @@ def test_a_pinned_record_stays(tmp_path):
     assert store.put_many(entries(3, 5)) == 3
 
 
-def test_the_pin_of_a_dead_owner_holds_nothing(tmp_path):
+def test_the_pin_of_a_dead_owner_does_not_count_and_is_removed(tmp_path):
     store = limited(tmp_path, 2, Oldest())
     store.put_many(entries(2))
     store.pin(keys_of(entries(2)), DEAD)
@@ -118,7 +118,7 @@ def test_a_pin_ends_with_its_lease_and_can_be_renewed(tmp_path, monkeypatch):
     assert store.put_many(entries(1, 1)) == 1
 
 
-def test_a_limit_smaller_than_one_record_is_said_so(tmp_path):
+def test_a_limit_smaller_than_one_record_is_an_error_of_its_own(tmp_path):
     store = Store(tmp_path, codec="raw", max_gib=PAGE_GIB)
     with pytest.raises(CacheError, match="must hold at least one record, got") as caught:
         store.put_many(entries(1))
@@ -126,7 +126,7 @@ def test_a_limit_smaller_than_one_record_is_said_so(tmp_path):
     assert len(store) == 0
 
 
-def test_a_call_never_evicts_what_it_was_given(tmp_path):
+def test_a_call_never_evicts_its_own_records(tmp_path):
     store = limited(tmp_path, 2, Oldest())
     store.put_many(entries(2))
     assert store.put_many(entries(1) + entries(1, 2)) == 1
@@ -144,7 +144,7 @@ def test_positions_are_never_given_out_twice(tmp_path):
 
 
 def test_evict_stops_at_a_count_or_a_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("cache.store._EVICTED_AT_ONCE", 2)
+    monkeypatch.setattr("cache.backend.eviction._EVICTED_AT_ONCE", 2)
     store = Store(tmp_path, codec="raw")
     store.put_many(entries(12))
     assert store.evict(Oldest(), count=3) == 3

@@ -1,15 +1,15 @@
-"""What befalls the files from outside: a worded error, and what was committed is kept."""
+"""Faults of disk and files: each has a worded error, and what was committed is kept."""
 
 import faulthandler
 import os
+import resource
 import shutil
 import signal
 import subprocess
 
-import lmdb
 import numpy as np
 import pytest
-from fault_samples import exit_status, large, read_all
+from fault_samples import exit_status, in_child, large, read_all
 
 from cache import CacheError, CacheFullError, Store, request_key
 from cache.backend import directory, opening
@@ -20,14 +20,13 @@ def keys_of(entries):
 
 
 @pytest.fixture(autouse=True)
-def asked_each_time(monkeypatch):
-    """Tests are faster than the pause between two questions to the file."""
-    monkeypatch.setattr(directory, "READ_AFTER_S", 0.0)
+def file_is_checked_at_every_use(monkeypatch):
+    monkeypatch.setattr(directory, "READER_CHECKS_EVERY_S", 0.0)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MiB."""
+    """A file system of 4 MiB."""
     path = tmp_path / "small"
     path.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False)
@@ -37,7 +36,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def test_a_cut_file_would_kill_the_process_and_is_refused(filled, monkeypatch):
+def test_a_file_cut_short_is_refused_since_reading_it_would_kill_the_process(filled, monkeypatch):
     os.truncate(filled / "data.mdb", 5 * 4096)
     with pytest.raises(CacheError, match="is damaged: .*put back a copy") as caught:
         read_all(filled)
@@ -71,7 +70,7 @@ def test_a_refused_file_stays_as_it_is(filled):
 
 
 @pytest.mark.parametrize("readonly", [True, False])
-def test_a_cache_that_is_removed_while_open_is_an_error_and_is_not_made_anew(filled, readonly):
+def test_removing_an_open_cache_is_an_error_and_it_is_not_created_anew(filled, readonly):
     store = Store(filled, readonly=readonly).open()
     shutil.rmtree(filled)
     for _ in range(2):
@@ -83,7 +82,7 @@ def test_a_cache_that_is_removed_while_open_is_an_error_and_is_not_made_anew(fil
     assert not filled.exists()
 
 
-def test_a_cache_that_is_replaced_while_open_is_an_error_until_it_is_closed(filled, tmp_path):
+def test_replacing_an_open_cache_is_an_error_until_it_is_closed(filled, tmp_path):
     with Store(tmp_path / "other") as other:
         other.put_many(large(3))
     store = Store(filled).open()
@@ -95,7 +94,7 @@ def test_a_cache_that_is_replaced_while_open_is_an_error_until_it_is_closed(fill
     assert len(store) == 3
 
 
-def test_a_file_that_is_cut_while_open_is_an_error_before_it_is_read(filled):
+def test_cutting_an_open_file_is_an_error_before_it_is_read(filled):
     store = Store(filled)
     store.put_many(large(9))
     os.truncate(filled / "data.mdb", 5 * 4096)
@@ -117,6 +116,21 @@ def test_a_full_disk_is_a_worded_error_and_keeps_what_is_committed(small_disk):
         assert np.array_equal(store.get(key).image, entry.image)
 
 
+def test_a_file_size_limit_is_a_worded_error_and_keeps_what_is_committed(tmp_path):
+    store = Store(tmp_path, codec="raw")
+    store.put_many(large(3))
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+        with pytest.raises(CacheFullError, match="the disk is full, or a quota"):
+            store.put_many(large(200))
+        return store.put_many(large(4)), store.verify().is_clean
+
+    assert in_child(fill) == (1, True)
+    assert store.contains(keys_of(large(20))) == [True] * 4 + [False] * 16
+    assert store.put_many(large(200)) == 196
+
+
 def test_a_disk_too_small_for_a_cache_is_a_worded_error(small_disk):
     (small_disk / "filler").write_bytes(bytes(2**22 - 8192))
     with pytest.raises(CacheError, match="of disk,|No space left"):
@@ -130,23 +144,3 @@ def test_a_cache_on_a_read_only_file_system_is_a_worded_error(small_disk):
     for readonly in (True, False):
         with pytest.raises(CacheError, match="Read-only file system|must be writable"):
             Store(store.path, readonly=readonly).open()
-
-
-def test_a_map_that_another_process_resized_is_read_on(filled):
-    store = Store(filled).open()
-
-    def grow_with_another_map():
-        with lmdb.open(str(filled), map_size=2**41, max_dbs=16, lib_version=0) as resized:
-            resized.set_mapsize(2**41)
-            table = resized.open_db(b"records", create=False)
-            with resized.begin(write=True) as txn:
-                txn.put(b"filler", bytes(2**24), db=table)
-
-    assert exit_status(grow_with_another_map) == 0
-    assert len(store) == 9
-    assert all(store.contains(keys_of(large(8))))
-
-
-def test_every_process_opens_the_same_map(filled):
-    with Store(filled).open() as store:
-        assert store._environment._opened.handle.info()["map_size"] == opening.MAP_BYTES

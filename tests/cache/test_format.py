@@ -1,4 +1,4 @@
-"""The bytes that `docs/CACHE.md` promises to other programs."""
+"""The bytes on disk are those that `docs/CACHE.md` promises to other programs."""
 
 import re
 import struct
@@ -18,26 +18,26 @@ from cache.record import Draft
 TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE.md").read_text())
 REQUEST = {"method": "diff_mix", "resolution": 64, "source_digest": "ab", "variant": 0}
 ENTRY = Entry(REQUEST, np.arange(12, dtype=np.uint8).reshape(2, 2, 3), {"confidence": 0.5})
-FACTS = index_terms(REQUEST)
+TERMS = index_terms(REQUEST)
 
 
 def row():
-    return index.Row(request_key(REQUEST), FACTS.recipe_id, FACTS.source_id, 12.5, 162, 3, 4, 2)
+    return index.Row(request_key(REQUEST), TERMS.recipe_id, TERMS.source_id, 12.5, 162, 3, 4, 2)
 
 
 @pytest.mark.parametrize(
     "vector",
     [
         request_key(REQUEST),
-        FACTS.recipe,
-        FACTS.recipe_id,
-        FACTS.source_id,
+        TERMS.recipe,
+        TERMS.recipe_id,
+        TERMS.source_id,
         version_id("v1"),
         Draft(ENTRY, CODECS["raw"], 12.5).seal(7),
         row().to_bytes(),
     ],
 )
-def test_the_test_vectors_of_the_documentation_are_true(vector):
+def test_the_documentation_has_the_right_test_vectors(vector):
     assert vector.hex() in TEXT
 
 
@@ -51,11 +51,11 @@ def test_the_tables_of_one_record_are_as_documented(tmp_path):
     ordinal = struct.pack(">Q", 0)
     assert [name for name, _ in found["log"]] == [place]
     assert found["members"] == sorted(
-        [(b"\xff" * 16 + ordinal, place + key), (FACTS.recipe_id + ordinal, place)]
+        [(b"\xff" * 16 + ordinal, place + key), (TERMS.recipe_id + ordinal, place)]
     )
     (size,) = (len(value) for _, value in found["records"])
-    assert found["recipes"] == [(FACTS.recipe_id, struct.pack(">QQ", 1, size) + FACTS.recipe)]
-    assert found["by_source"] == [(FACTS.source_id + place, b"")]
+    assert found["recipes"] == [(TERMS.recipe_id, struct.pack(">QQ", 1, size) + TERMS.recipe)]
+    assert found["by_source"] == [(TERMS.source_id + place, b"")]
     assert found["served"] == [(struct.pack(">I", 3) + place, b"")]
     assert recipe_of(REQUEST) == {"method": "diff_mix", "resolution": 64}
 

@@ -18,7 +18,7 @@ def keys_of(offered):
     return [request_key(one.request) for one in offered]
 
 
-def test_fields_that_differ_from_image_to_image_are_no_part_of_a_recipe(store):
+def test_fields_that_differ_from_image_to_image_are_not_part_of_a_recipe(store):
     varying = ["source_digest", "source_label", "target_label", "target_digest", "prompt"]
     varying += ["strength", "variant", "noise_seed", "saliency_version", "image_digest"]
     for number, name in enumerate(varying):
@@ -30,7 +30,7 @@ def test_fields_that_differ_from_image_to_image_are_no_part_of_a_recipe(store):
     assert len(store.recipes()) == 2
 
 
-def test_recipes_tell_values_of_another_type_apart(store):
+def test_recipes_with_values_of_different_types_differ(store):
     for value in (1, True, 1.0, "1"):
         store.put_many([Entry({"guidance_scale": value}, PIXEL)])
     assert len(store.recipes()) == 4
@@ -38,7 +38,7 @@ def test_recipes_tell_values_of_another_type_apart(store):
     assert only == request_key({"guidance_scale": True})
 
 
-def test_a_sample_of_a_recipe_is_uniform_over_it(store):
+def test_a_sample_of_a_recipe_is_uniform_over_its_records(store):
     offered = [entry(v, method="other" if v % 3 else "demo") for v in range(30)]
     store.put_many(offered)
     wanted = keys_of(offered[::3])
@@ -62,7 +62,7 @@ def test_a_sample_of_an_unknown_recipe_is_empty(store):
     assert store.sample(np.random.default_rng(0), 5, {"method": "none"}) == []
 
 
-def test_requests_of_a_recipe_come_in_the_order_of_arrival_without_those_that_are_gone(store):
+def test_requests_of_a_recipe_come_in_order_of_arrival_without_evicted_ones(store):
     offered = [entry(v, method="ab"[v % 2]) for v in range(9)]
     store.put_many(offered)
     store.evict(Keys((keys_of(offered)[2],)))
@@ -72,7 +72,7 @@ def test_requests_of_a_recipe_come_in_the_order_of_arrival_without_those_that_ar
 
 
 def test_requests_evicted_during_the_walk_are_left_out(store, monkeypatch):
-    monkeypatch.setattr("cache.reader._REQUESTS", 2)
+    monkeypatch.setattr("cache.reader._REQUESTS_PART", 2)
     offered = [entry(v) for v in range(6)]
     store.put_many(offered)
     walk = store.requests()
@@ -83,7 +83,7 @@ def test_requests_evicted_during_the_walk_are_left_out(store, monkeypatch):
     ]
 
 
-def test_records_are_found_by_their_source(store):
+def test_records_are_found_by_source(store):
     offered = [entry(v, source="ab"[v % 2]) for v in range(7)]
     store.put_many(offered)
     assert store.by_source("a") == keys_of(offered[::2])
@@ -98,7 +98,7 @@ def test_a_source_may_have_any_name(store):
         assert store.by_source(name) == keys_of([entry(0, source=name)])
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.data())
 def test_sampling_stays_exact_after_any_evictions(tmp_path_factory, data):
     methods = data.draw(st.lists(st.sampled_from("ab"), min_size=1, max_size=12))

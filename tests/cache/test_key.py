@@ -76,7 +76,7 @@ def test_the_order_of_fields_does_not_matter(fields, random):
 
 
 @given(requests, st.data())
-def test_the_parts_of_some_fields_encode_those_fields(fields, data):
+def test_the_joined_parts_of_some_fields_are_their_encoding(fields, data):
     kept = data.draw(st.sets(st.sampled_from(sorted(fields)))) if fields else set()
     rest = {name: value for name, value in fields.items() if name in kept}
     parts = canonical_fields(fields)
@@ -93,7 +93,7 @@ def test_decoding_accepts_only_what_encoding_writes(data, cut, more):
     assert canonical_bytes(fields) == data
 
 
-def test_true_and_one_and_one_point_zero_are_three_requests():
+def test_values_of_different_types_are_different_requests():
     assert len({request_key({"x": value}) for value in (True, 1, 1.0, "1")}) == 4
 
 
@@ -114,6 +114,6 @@ def test_minus_zero_is_zero():
         ({"x": "y" * 2_000_000}, "must be at most 1048576 bytes"),
     ],
 )
-def test_what_cannot_be_encoded_is_refused_by_name(fields, message):
+def test_a_field_that_cannot_be_encoded_is_named(fields, message):
     with pytest.raises(CacheError, match=message):
         canonical_bytes(fields)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import lmdb
 import pytest
+from fault_samples import overwrite
 
 from cache import CacheError, Store
 from cache.backend import directory
@@ -32,7 +33,7 @@ def mounts(tmp_path, monkeypatch):
 
 
 def pretend_statfs(monkeypatch, magic):
-    """As if the kernel's answer began with that word; no test machine has such a file system."""
+    """Let the kernel's answer begin with that word; no test machine has such a file system."""
 
     def statfs(path, answer):
         answer[:8] = (magic).to_bytes(8, sys.byteorder)
@@ -46,7 +47,7 @@ def contents(folder):
 
 
 def assert_refused(folder, message, **arguments):
-    """Refused with one line, and every byte in the folder is as before."""
+    """Check that a store is refused with one line and that no byte in the folder changes."""
     before = contents(folder)
     with pytest.raises(CacheError, match=message) as caught:
         Store(folder, **arguments).open()
@@ -80,7 +81,7 @@ def test_a_local_file_system_is_taken(mounts, path):
     check_local(Path(path))
 
 
-def test_a_system_that_tells_nothing_is_trusted(tmp_path, monkeypatch):
+def test_a_path_of_unknown_file_system_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(directory, "MOUNTS", tmp_path / "missing")
     monkeypatch.setattr(directory.sys, "platform", "another")
     check_local(Path("/home"))
@@ -89,20 +90,22 @@ def test_a_system_that_tells_nothing_is_trusted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("magic", "kind"), [(0x6969, "nfs"), (0xFF534D42, "cifs"), (0x0BD00BD0, "lustre")]
 )
-def test_the_kernel_alone_may_say_that_it_is_a_network(magic, kind, mounts, monkeypatch):
+def test_a_network_file_system_that_only_the_kernel_knows_is_refused(
+    magic, kind, mounts, monkeypatch
+):
     pretend_statfs(monkeypatch, magic)
     with pytest.raises(CacheError, match=f"must be on a local disk, got /var/cache on {kind}:"):
         check_local(Path("/var/cache"))
 
 
-def test_a_store_where_the_kernel_says_nfs_does_not_open(tmp_path, monkeypatch):
+def test_a_store_does_not_open_if_the_kernel_says_nfs(tmp_path, monkeypatch):
     pretend_statfs(monkeypatch, 0x6969)
     with pytest.raises(CacheError, match="on nfs"):
         Store(tmp_path / "cache").open()
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_kernel_knows_the_file_system_of_a_path_that_is_yet_to_be_made(tmp_path):
+def test_the_file_system_of_a_path_that_does_not_exist_yet_is_known(tmp_path):
     magic = magic_of(tmp_path)
     assert magic == magic_of(tmp_path / "not/made/yet")
     assert magic == int(subprocess.check_output(["stat", "-f", "-c", "%t", tmp_path]), 16)
@@ -128,7 +131,7 @@ def test_an_empty_or_missing_directory_becomes_a_cache(tmp_path):
         }
 
 
-def test_a_cache_whose_maker_was_killed_at_once_is_made_anew(tmp_path):
+def test_a_cache_whose_creator_was_killed_at_once_is_created_anew(tmp_path):
     (tmp_path / "data.mdb").touch()
     (tmp_path / "lock.mdb").touch()
     assert len(Store(tmp_path)) == 0
@@ -175,26 +178,23 @@ def test_the_lmdb_of_another_program_is_refused(tmp_path, table, with_lock):
     assert (contents(tmp_path).keys(), (tmp_path / "data.mdb").read_bytes()) == before
 
 
-def test_lmdbs_newer_file_format_is_refused(tmp_path):
+def test_the_newer_file_format_of_lmdb_is_refused(tmp_path):
     lmdb.open(str(tmp_path), lib_version=1).close()
     (tmp_path / "lock.mdb").unlink()
     assert_refused(tmp_path, "must hold a cache")
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-def test_a_newer_schema_is_refused(tmp_path, readonly):
+@pytest.mark.parametrize("schema", [1, 2, 4])
+def test_another_schema_is_refused_with_one_line_that_says_what_to_do(tmp_path, schema, readonly):
     Store(tmp_path).open().close()
-    with lmdb.open(str(tmp_path), max_dbs=16, map_size=2**30, lib_version=0) as newer:
-        meta = newer.open_db(b"meta")
-        with newer.begin(write=True) as txn:
-            txn.put(b"n:schema", (4).to_bytes(8, "big"), db=meta)
-    with pytest.raises(
-        CacheError, match="cache schema must be at most 3, got 4 at .*use the version"
-    ):
-        Store(tmp_path, readonly=readonly).open()
+    overwrite(tmp_path, b"meta", b"n:schema", lambda _: schema.to_bytes(8, "big"))
+    Path(tmp_path / "lock.mdb").unlink()
+    message = f"cache schema must be 3, got {schema} at .*; name a new directory, or export it with"
+    assert_refused(tmp_path, message, readonly=readonly)
 
 
-def test_a_readonly_store_makes_no_cache(tmp_path):
+def test_a_readonly_store_creates_no_cache(tmp_path):
     assert_refused(tmp_path, "must be a directory with a cache", readonly=True)
     with pytest.raises(CacheError, match="must be a directory with a cache"):
         len(Store(tmp_path / "missing", readonly=True))

@@ -62,7 +62,7 @@ def test_a_record_is_checked_as_a_whole_but_its_request_is_decoded_only_when_ask
 
 
 @given(st.binary(max_size=200))
-def test_foreign_bytes_are_no_record(data):
+def test_random_bytes_are_not_a_record(data):
     with pytest.raises(CorruptRecordError):
         parse(KEY, data)
 
@@ -77,7 +77,7 @@ def test_foreign_bytes_are_no_record(data):
         np.zeros((1, 8193, 3), np.uint8),
     ],
 )
-def test_what_is_no_image_cannot_be_sealed(image):
+def test_an_array_that_is_not_an_image_cannot_be_sealed(image):
     with pytest.raises(CacheError, match="image"):
         sealed(image=image)
 

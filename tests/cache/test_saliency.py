@@ -1,5 +1,5 @@
 import pytest
-from overwriting import overwrite
+from fault_samples import overwrite
 
 from cache import CacheError, CacheFullError, CorruptRecordError, Store
 
@@ -13,7 +13,7 @@ def test_a_map_comes_back_under_its_version_and_source(store):
     assert store.get_saliency("v2", "b") is store.get_saliency("v3", "a") is None
 
 
-def test_a_later_map_takes_the_place_of_an_earlier_one(store):
+def test_a_later_map_replaces_an_earlier_one(store):
     store.put_saliency("v1", {"a": b"long before"})
     store.put_saliency("v1", {"a": b"now"})
     assert store.get_saliency("v1", "a") == b"now"
@@ -21,7 +21,7 @@ def test_a_later_map_takes_the_place_of_an_earlier_one(store):
     assert (stats["saliency_maps"], stats["saliency_bytes"]) == (1, 16 + 3)
 
 
-def test_a_version_is_dropped_whole_and_alone(store):
+def test_dropping_a_version_leaves_the_others(store):
     for version in ("v1", "v2"):
         store.put_saliency(version, dict.fromkeys("abc", b"x"))
     assert store.drop_saliency("v1") == 3
@@ -37,7 +37,7 @@ def test_a_map_has_a_largest_size(store, monkeypatch):
     assert store.get_saliency("v1", "a") is None
 
 
-def test_maps_count_towards_the_quota_and_evict_nothing(tmp_path, make_entries):
+def test_maps_count_towards_the_quota_but_evict_nothing(tmp_path, make_entries):
     store = Store(tmp_path, codec="raw", max_gib=10_000 / 2**30)
     store.put_many(make_entries(3))
     with pytest.raises(CacheFullError, match="must leave room for saliency maps"):

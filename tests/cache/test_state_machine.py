@@ -1,4 +1,4 @@
-"""Any order of calls leaves a cache in the state that a dictionary would be in."""
+"""After any sequence of calls a cache is in the state that the model is in."""
 
 import shutil
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from cache_machine import LookingMachine, numbers, versions
+from cache_machine import ReadingMachine, numbers, versions
 from cache_model import DEAD, ELSEWHERE, ENTRIES, HERE, KEYS
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -25,15 +25,14 @@ owners = st.sampled_from([HERE, ELSEWHERE, DEAD])
 leases = st.sampled_from([1.0, 50.0, 1000.0])
 
 
-class CacheMachine(LookingMachine):
+class CacheMachine(ReadingMachine):
     def teardown(self):
         try:
             self.repair()
             assert self.store.verify().is_clean
         finally:
             self.store.close()
-            for patch in self.patches:
-                patch.stop()
+            self.clock.stop()
             shutil.rmtree(self.folder)
 
     @rule(chosen=some)
@@ -197,5 +196,11 @@ class CacheMachine(LookingMachine):
         self.store.close()
 
 
-CacheMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+class LongCacheMachine(CacheMachine):
+    """The same rules for longer; runs at night."""
+
+
+CacheMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
+LongCacheMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50)
 TestCacheMachine = CacheMachine.TestCase
+TestLongCacheMachine = pytest.mark.nightly(LongCacheMachine.TestCase)

@@ -24,12 +24,12 @@ def test_a_stored_image_comes_back_with_its_request(tmp_path, make_entries, code
 def test_a_request_is_read_without_its_image(store, make_entries):
     (entry,) = make_entries(1)
     store.put_many([entry])
-    assert store.get_request(request_key(entry.request)) == entry.request
+    assert store.inspect(request_key(entry.request)).request == entry.request
 
 
 def test_an_unknown_key_is_a_miss(store):
     assert store.get(bytes(32)) is None
-    assert store.get_request(bytes(32)) is None
+    assert store.inspect(bytes(32)) is None
 
 
 def test_a_key_is_stored_once_and_the_first_image_stays(store, make_entries):
@@ -41,7 +41,7 @@ def test_a_key_is_stored_once_and_the_first_image_stays(store, make_entries):
     assert len(store) == store.position() == 2
 
 
-def test_nothing_is_stored_where_one_entry_is_bad(store, make_entries):
+def test_if_one_entry_is_bad_nothing_is_stored(store, make_entries):
     with pytest.raises(CacheError, match="image must be uint8"):
         store.put_many([*make_entries(3), Entry({"x": 1}, np.zeros((4, 4)))])
     assert len(store) == store.position() == 0
@@ -64,8 +64,8 @@ def test_the_log_gives_the_order_of_arrival(store, make_entries):
     assert store.tail(after=10) == []
 
 
-def test_a_long_log_is_read_whole_in_parts(store, make_entries, monkeypatch):
-    monkeypatch.setattr("cache.reader._PART", 3)
+def test_a_long_log_is_read_in_parts(store, make_entries, monkeypatch):
+    monkeypatch.setattr("cache.reader._LOG_PART", 3)
     keys = keys_of(make_entries(10))
     store.put_many(make_entries(10))
     assert [key for _, key in store.tail()] == keys
@@ -86,19 +86,18 @@ def test_a_sample_of_an_empty_cache_is_empty(store):
     assert store.sample(np.random.default_rng(0), 3) == []
 
 
-def test_a_rejected_key_is_not_made_again(store):
+def test_a_rejected_key_cannot_be_claimed(store):
     request = {"x": 1}
     key = request_key(request)
     owner = Owner.current()
     assert store.claim([key], owner) == [key]
     store.reject(key, request, "blank")
-    assert store.is_rejected(key)
     assert store.status([key]) == ["rejected"]
     assert store.claim([key], owner) == []
     assert store.stats()["claims_live"] == 0
 
 
-def test_an_image_takes_a_rejection_back(store, make_entries):
+def test_storing_an_image_ends_the_rejection_of_its_key(store, make_entries):
     (entry,) = make_entries(1)
     key = request_key(entry.request)
     store.reject(key, entry.request, "blank")
@@ -107,7 +106,7 @@ def test_an_image_takes_a_rejection_back(store, make_entries):
     assert store.status([key]) == ["present"]
     assert store.stats()["rejected_by_reason"] == {}
     store.reject(key, entry.request, "late")
-    assert not store.is_rejected(key)
+    assert store.status([key]) == ["present"]
 
 
 def test_a_rejection_needs_the_key_of_its_request(store):
@@ -116,7 +115,7 @@ def test_a_rejection_needs_the_key_of_its_request(store):
 
 
 @pytest.mark.parametrize("key", [b"", b"short", "0" * 32, bytes(33)])
-def test_what_is_no_key_is_refused(store, key):
+def test_bytes_that_are_not_a_key_are_refused(store, key):
     with pytest.raises(CacheError, match="key must be 32 bytes"):
         store.get(key)
 
@@ -135,7 +134,7 @@ def test_bad_arguments_are_refused_at_once(tmp_path, arguments, message):
         Store(tmp_path / "cache", **arguments)
 
 
-def test_making_a_store_touches_no_disk(tmp_path):
+def test_constructing_a_store_does_not_touch_the_disk(tmp_path):
     Store(tmp_path / "cache")
     assert list(tmp_path.iterdir()) == []
 
@@ -148,7 +147,7 @@ def test_a_store_pickles_as_its_arguments(tmp_path, make_entries):
     assert len(copy) == 1
 
 
-def test_two_stores_of_one_directory_share_what_is_open(tmp_path, make_entries):
+def test_two_stores_of_one_directory_share_the_environment(tmp_path, make_entries):
     reader = Store(tmp_path, readonly=True)
     writer = Store(tmp_path / "sub" / "..")
     writer.put_many(make_entries(1))
@@ -158,7 +157,7 @@ def test_two_stores_of_one_directory_share_what_is_open(tmp_path, make_entries):
     assert len(reader) == 2
 
 
-def test_a_writer_may_join_where_a_reader_has_opened(tmp_path, make_entries):
+def test_a_writer_can_join_a_reader_of_the_same_process(tmp_path, make_entries):
     Store(tmp_path).put_many(make_entries(1))
     reader = Store(tmp_path, readonly=True)
     assert len(reader) == 1
@@ -166,7 +165,7 @@ def test_a_writer_may_join_where_a_reader_has_opened(tmp_path, make_entries):
     assert len(reader) == 2
 
 
-def test_a_writer_that_joins_lets_a_running_reader_end(tmp_path, make_entries):
+def test_a_writer_that_joins_waits_for_a_running_reader(tmp_path, make_entries):
     Store(tmp_path).put_many(make_entries(1))
     reader = Store(tmp_path, readonly=True)
     with reader._environment.transaction() as (txn, tables):
@@ -209,8 +208,8 @@ def test_a_closed_store_opens_again(store, make_entries):
     assert len(store) == 1
 
 
-def test_many_stores_come_and_go_without_keeping_address_space(tmp_path):
-    for number in range(130):  # as many open maps of 1 TiB would be more than a process can have
+def test_closed_stores_keep_no_address_space(tmp_path):
+    for number in range(130):  # a process cannot have as many open maps of 1 TiB
         Store(tmp_path / str(number)).open()
 
 
@@ -234,7 +233,7 @@ def test_a_failed_call_leaves_the_store_usable(store, make_entries, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.backend.index.append_row", fail)
+        patch.setattr("cache.backend.index.Index.add", fail)
         with pytest.raises(KeyboardInterrupt):
             store.put_many(make_entries(2))
     assert len(store) == 0

@@ -1,29 +1,32 @@
-import subprocess
-import sys
-from pathlib import Path
+"""Short runs of the torture benchmarks; longer ones are nightly."""
 
-ROOT = Path(__file__).parents[2]
+import pytest
 
-
-def run(name, *arguments):
-    command = [sys.executable, "-m", f"benchmarks.caching.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+from benchmarks.caching import flips, fuzz, torture
 
 
-def test_killed_writers_and_readers_lose_nothing_and_leave_nothing_behind():
-    done = run("torture", "--kills", "8", "--seed", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ", 0 lost" in done.stdout
-    assert "verify: clean" in done.stdout
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", ["3", pytest.param("20", marks=pytest.mark.nightly)])
+def test_killed_writers_and_readers_lose_nothing_and_leave_nothing_behind(kills, capsys):
+    status = torture.main(["--kills", kills, "--seed", "1"])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert ", 0 lost" in out
+    assert "verify: clean" in out
 
 
-def test_a_flipped_byte_is_harmless_or_refused_or_detected():
-    done = run("flips", "--stride", "1499")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "\n0 bad ends" in done.stdout
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", ["4999", pytest.param("499", marks=pytest.mark.nightly)])
+def test_a_flipped_byte_is_harmless_or_refused_or_detected(stride, capsys):
+    status = flips.main(["--stride", stride])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert "\n0 bad ends" in out
 
 
-def test_random_and_mutated_bytes_are_refused_in_words():
-    done = run("fuzz", "--count", "2000", "--seed", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "\n0 bugs" in done.stdout
+@pytest.mark.parametrize("count", ["500", pytest.param("20000", marks=pytest.mark.nightly)])
+def test_random_and_mutated_bytes_are_refused_with_our_error(count, capsys):
+    status = fuzz.main(["--count", count, "--seed", "1"])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert "\n0 bugs" in out

@@ -1,6 +1,5 @@
-"""A thread over a real store; where a store must fail or be slow, its `put_many` is wrapped."""
+"""The writer thread on a real store, whose `put_many` is wrapped if it must fail or be slow."""
 
-import multiprocessing
 import signal
 import subprocess
 import sys
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_samples import FORK
 
 from cache import CacheError, CacheFullError, Entry, Store, Writer, request_key
 
-FORK = multiprocessing.get_context("fork")
 FOREVER_S = 1e6
 
 
@@ -21,7 +20,7 @@ def keys_of(entries):
 
 
 class Held:
-    """`put_many` of a store, which waits until it is released and notes the batches it gets."""
+    """A `put_many` that waits until it is released and notes the sizes of its batches."""
 
     def __init__(self, store, monkeypatch):
         self.batches, self.started, self.go = [], threading.Semaphore(0), threading.Semaphore(0)
@@ -44,12 +43,12 @@ def held(store, monkeypatch):
 
 
 def test_everything_accepted_is_in_the_store_in_order_after_close(store, make_entries):
-    entries = make_entries(150)
+    entries = make_entries(60)
     with Writer(store, batch_size=16, max_queued=32) as writer:
         for entry in entries:
             writer.put(entry)
     assert [key for _, key in store.tail()] == keys_of(entries)
-    assert (writer.written, writer.unwritten()) == (150, [])
+    assert (writer.written, writer.unwritten()) == (60, [])
     assert store.verify().is_clean
 
 
@@ -63,7 +62,7 @@ def test_put_returns_while_the_store_is_busy(store, make_entries, held):
     assert len(store) == 5
 
 
-def test_what_came_while_the_store_was_busy_shares_a_transaction(store, make_entries, held):
+def test_entries_accepted_while_the_store_is_busy_share_a_transaction(store, make_entries, held):
     with Writer(store, batch_size=4, max_wait_s=0) as writer:
         first, *others = make_entries(10)
         writer.put(first)
@@ -82,14 +81,14 @@ def test_a_full_batch_is_written_without_waiting_for_more(store, make_entries, h
         assert held.started.acquire(timeout=60)
 
 
-def test_an_entry_waits_for_others_only_so_long(store, make_entries, held):
+def test_an_entry_waits_for_others_at_most_max_wait_s(store, make_entries, held):
     held.release()
     with Writer(store, max_wait_s=0.01) as writer:
         writer.put(make_entries(1)[0])
         assert held.started.acquire(timeout=60)
 
 
-def test_flush_writes_what_was_accepted_and_keeps_the_writer_open(store, make_entries):
+def test_flush_writes_all_accepted_entries_and_keeps_the_writer_open(store, make_entries):
     entries = make_entries(5)
     with Writer(store, max_wait_s=FOREVER_S) as writer:
         writer.flush()
@@ -126,7 +125,7 @@ def test_an_entry_may_be_changed_after_it_was_put(store):
     assert store.get(key).image.max() == 0
 
 
-def test_what_is_in_the_store_already_is_not_counted(store, make_entries):
+def test_entries_that_the_store_has_already_are_not_counted(store, make_entries):
     store.put_many(make_entries(3))
     with Writer(store) as writer:
         for entry in make_entries(5):
@@ -142,7 +141,7 @@ def test_what_is_in_the_store_already_is_not_counted(store, make_entries):
         (Entry({"x": 1}, np.zeros((4, 4, 3), np.uint8), {"p": float("nan")}), "must be a number"),
     ],
 )
-def test_a_bad_entry_is_refused_at_once_and_harms_no_other(store, make_entries, entry, message):
+def test_a_bad_entry_is_refused_at_once_and_others_are_stored(store, make_entries, entry, message):
     with Writer(store) as writer:
         writer.put(make_entries(1)[0])
         with pytest.raises(CacheError, match=message):
@@ -153,7 +152,7 @@ def test_a_bad_entry_is_refused_at_once_and_harms_no_other(store, make_entries, 
 GIB = 6_000 / 2**30
 
 
-def test_a_full_store_takes_what_fits_and_the_rest_is_named(tmp_path, make_entries):
+def test_a_full_store_takes_what_fits_and_the_rest_stays_unwritten(tmp_path, make_entries):
     entries = make_entries(40)
     with Store(tmp_path, codec="raw", max_gib=GIB, policy=None) as store:
         writer = Writer(store, max_wait_s=FOREVER_S)
@@ -168,7 +167,7 @@ def test_a_full_store_takes_what_fits_and_the_rest_is_named(tmp_path, make_entri
         assert store.verify().is_clean
 
 
-def test_after_a_failure_every_call_says_it_and_accepts_nothing(store, make_entries, monkeypatch):
+def test_after_a_failure_every_call_raises_it_and_accepts_nothing(store, make_entries, monkeypatch):
     def fail(_):
         raise CacheFullError("the disk is full")
 
@@ -195,7 +194,7 @@ def test_a_failure_ends_the_wait_for_room_in_the_queue(store, make_entries, monk
             call()
 
 
-def test_an_error_that_nobody_foresaw_is_heard_too(store, make_entries, monkeypatch):
+def test_an_unexpected_error_is_raised_too(store, make_entries, monkeypatch):
     monkeypatch.setattr(store, "put_many", lambda _: 1 / 0)
     writer = Writer(store)
     writer.put(make_entries(1)[0])
@@ -215,17 +214,17 @@ def test_threads_share_a_writer(store, make_entries):
     with Writer(store, batch_size=3, max_queued=5, max_wait_s=0) as writer:
 
         def put(start):
-            for entry in make_entries(20, start):
+            for entry in make_entries(10, start):
                 writer.put(entry)
             writer.flush()
-            assert all(store.contains(keys_of(make_entries(20, start))))
+            assert all(store.contains(keys_of(make_entries(10, start))))
 
         threads = [threading.Thread(target=put, args=(start,)) for start in (0, 20, 40)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-    assert len(store) == writer.written == 60
+    assert len(store) == writer.written == 30
 
 
 @pytest.mark.parametrize(
@@ -238,13 +237,13 @@ def test_numbers_out_of_range_are_refused(store, numbers):
         Writer(store, **numbers)
 
 
-def test_a_forked_child_is_told_to_make_its_own(store, make_entries):
+def test_a_forked_child_must_make_its_own_writer(store, make_entries):
     with Writer(store, max_wait_s=FOREVER_S) as writer:
         writer.put(make_entries(1)[0])
         receiver, sender = FORK.Pipe(duplex=False)
 
         def use():
-            writer.close()  # no business of this process, so nothing happens
+            writer.close()  # does nothing in this process
             for call in (writer.flush, lambda: writer.put(make_entries(1)[0])):
                 with pytest.raises(CacheError, match="in the process that made it"):
                     call()

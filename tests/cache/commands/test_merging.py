@@ -48,7 +48,7 @@ def test_the_order_of_arrival_is_kept(two, tmp_path, run):
     run("merge", *two, "--into", tmp_path / "c")
     keys = [bird(variant).request["variant"] for variant in range(20)]
     with Store(tmp_path / "c", readonly=True) as store:
-        assert [store.get_request(key)["variant"] for _, key in store.tail()] == keys
+        assert [store.inspect(key).request["variant"] for _, key in store.tail()] == keys
 
 
 def test_a_cache_can_be_merged_into_one_that_has_records(two, tmp_path, run):
