@@ -1,31 +1,56 @@
 """After any sequence of calls a cache is in the state that the model is in."""
 
+import pickle
 import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
-import lmdb
+import numpy as np
 import pytest
-from cache_machine import ReadingMachine, numbers, versions
-from cache_model import DEAD, ELSEWHERE, ENTRIES, HERE, KEYS
+from cache_model import DEAD, ELSEWHERE, ENTRIES, HERE, KEYS, Model
+from fault_samples import overwrite
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cache import CacheFullError, Keys, Oldest, RecipeFirst, ServedFirst, Store, recipe_of
+from cache import (
+    CacheFullError,
+    CorruptRecordError,
+    Keys,
+    Oldest,
+    RecipeFirst,
+    ServedFirst,
+    Store,
+    recipe_of,
+)
 from cache.codecs import CODECS
 from cache.record import Draft, parse
 
 MAX_BYTES = 40_000
 
-
+numbers = st.integers(0, len(ENTRIES) - 1)
 some = st.lists(numbers, min_size=1, max_size=8)
 owners = st.sampled_from([HERE, ELSEWHERE, DEAD])
 leases = st.sampled_from([1.0, 50.0, 1000.0])
+recipes = st.sampled_from([None, {}, {"method": "a"}, {"method": "b"}, {"resolution": 64}])
+versions = st.sampled_from(["one", "two"])
 
 
-class CacheMachine(ReadingMachine):
+class CacheMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        self.folder = Path(tempfile.mkdtemp(prefix="cache-machine-", dir=in_memory))
+        self.model = Model()
+        self.clock = mock.patch("time.time", side_effect=lambda: self.model.now)
+        self.clock.start()
+        self.store = self.make().open()
+
+    def make(self, **options):
+        return Store(self.folder / "cache", codec="raw", **options)
+
     def teardown(self):
         try:
             self.repair()
@@ -34,6 +59,78 @@ class CacheMachine(ReadingMachine):
             self.store.close()
             self.clock.stop()
             shutil.rmtree(self.folder)
+
+    @rule(number=numbers)
+    def get(self, number):
+        kept = self.model.records.get(KEYS[number])
+        if kept is None:
+            assert self.store.get(KEYS[number]) is None
+        elif kept.is_broken:
+            with pytest.raises(CorruptRecordError, match=KEYS[number].hex()):
+                self.store.get(KEYS[number])
+        else:
+            record = self.store.get(KEYS[number])
+            assert np.array_equal(record.image, kept.entry.image)
+            assert (record.request, record.scores) == (kept.entry.request, kept.entry.scores)
+
+    @rule(number=numbers)
+    def inspect(self, number):
+        kept = self.model.records.get(KEYS[number])
+        if kept is None:
+            assert self.store.inspect(KEYS[number]) is None
+        elif not kept.is_broken:
+            stored = self.store.inspect(KEYS[number])
+            assert (stored.position, stored.codec.name) == (kept.position, "raw")
+            assert stored.image_bytes == kept.entry.image.tobytes()
+            assert stored.request == kept.entry.request
+
+    @rule(number=numbers, digits=st.integers(0, 64), limit=st.integers(0, 3))
+    def find(self, number, digits, limit):
+        prefix = KEYS[number].hex()[:digits]
+        fitting = sorted(key for key in self.model.records if key.hex().startswith(prefix))
+        assert self.store.find(prefix, limit) == fitting[:limit]
+
+    @rule(after=st.integers(0, 12), limit=st.none() | st.integers(0, 5))
+    def tail(self, after, limit):
+        expected = [(at, key) for at, key in self.model.log() if at > after]
+        assert self.store.tail(after, limit) == expected[:limit]
+
+    @rule(seed=st.integers(0, 99), recipe=recipes)
+    def sample(self, seed, recipe):
+        drawn = self.store.sample(np.random.default_rng(seed), 6, recipe)
+        matching = self.model.matching(recipe)
+        assert len(drawn) == (6 if matching else 0)
+        assert set(drawn) <= matching
+
+    @rule(source=st.integers(0, 5))
+    def by_source(self, source):
+        digest = f"s{source}"
+        expected = [
+            key
+            for _, key in self.model.log()
+            if self.model.records[key].entry.request["source_digest"] == digest
+        ]
+        assert self.store.by_source(digest) == expected
+
+    @rule(recipe=recipes)
+    def requests(self, recipe):
+        matching = self.model.matching(recipe)
+        expected = [
+            (key, self.model.records[key].entry.request)
+            for _, key in self.model.log()
+            if key in matching
+        ]
+        assert list(self.store.requests(recipe)) == expected
+
+    @rule(version=versions, source=st.integers(0, 3))
+    def get_saliency(self, version, source):
+        expected = self.model.saliency.get((version, f"s{source}"))
+        assert self.store.get_saliency(version, f"s{source}") == expected
+
+    @rule(readonly=st.booleans())
+    def another_store_sees_the_same(self, readonly):
+        other = pickle.loads(pickle.dumps(self.make(readonly=readonly)))
+        assert other.tail() == self.model.log()
 
     @rule(chosen=some)
     def put(self, chosen):
@@ -164,11 +261,7 @@ class CacheMachine(ReadingMachine):
     def a_byte_of_a_record_changes(self, data):
         key = data.draw(st.sampled_from(sorted(self.model.records)))
         self.store.close()
-        with lmdb.open(str(self.store.path), map_size=2**30, max_dbs=16, lib_version=0) as other:
-            records = other.open_db(b"records", create=False)
-            with other.begin(write=True) as txn:
-                value = txn.get(key, db=records)
-                txn.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=records)
+        overwrite(self.store.path, b"records", key, lambda old: old[:-1] + bytes([old[-1] ^ 1]))
         kept = self.model.records[key]
         kept.is_broken = not kept.is_broken
 
@@ -194,6 +287,31 @@ class CacheMachine(ReadingMachine):
     @rule()
     def close(self):
         self.store.close()
+
+    @invariant()
+    def every_key_has_the_status_of_the_model(self):
+        assert self.store.status(KEYS) == [self.model.status(key) for key in KEYS]
+        assert self.store.contains(KEYS) == [key in self.model.records for key in KEYS]
+        assert (len(self.store), self.store.position()) == (
+            len(self.model.records),
+            self.model.position,
+        )
+
+    @invariant()
+    def everything_is_counted(self):
+        model, stats = self.model, self.store.stats()
+        requests = [kept.entry.request for kept in model.records.values()]
+        assert stats["by_method"] == Counter(request["method"] for request in requests)
+        assert stats["rejected_by_reason"] == Counter(model.rejected.values())
+        assert (stats["evicted"], stats["corrupt"]) == (model.evicted, model.corrupt)
+        assert stats["stored_bytes"] == sum(kept.stored for kept in model.records.values())
+        living = [model.lives(*claim) for claim in model.claims.values()]
+        assert (stats["claims_live"], stats["claims_dead"]) == (sum(living), living.count(False))
+        assert stats["pins_live"] == sum(model.lives(o, t) for (_, o), t in model.pins.items())
+        assert stats["saliency_maps"] == len(model.saliency)
+        expected = Counter(tuple(sorted(recipe_of(request).items())) for request in requests)
+        found = {tuple(sorted(r.fields.items())): r.entries for r in self.store.recipes()}
+        assert found == expected
 
 
 class LongCacheMachine(CacheMachine):
