@@ -226,7 +226,7 @@ def recipe_of(request: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 @dataclass(frozen=True)
 class IndexTerms:
-    """What the indexes and counters of a cache keep of a request."""
+    """The recipe, the source and the counters of a request."""
 
     recipe: bytes
     """Canonical encoding of the fields that are its recipe."""

@@ -197,9 +197,9 @@ def magic_of(path: Path) -> int:
 
 
 PATH_CHECKED_EVERY_S = 1.0
-"""How often the path is checked too, which takes three times as long as the open file."""
+"""Time between checks of the path, which take three times as long as those of the open file."""
 READER_CHECKS_EVERY_S = 0.001
-"""How often readers check the file: a check takes a quarter of what we add to a `get`."""
+"""Time between checks by readers: one takes a quarter of what we add to a `get` of LMDB's."""
 
 
 class DataFile:

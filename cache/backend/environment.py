@@ -22,9 +22,9 @@ from cache.backend.tables import Tables, Transaction
 from cache.errors import CacheError
 
 READERS_CHECKED_EVERY_S = 5.0
-"""How often a writer clears the slots of killed readers, which keep old pages from being reused."""
+"""Time between clearings of the slots of killed readers, which keep old pages from reuse."""
 FORK_PATIENCE_S = 30.0
-"""How long a fork waits for the transactions of other threads."""
+"""Longest time that a fork waits for the transactions of other threads."""
 
 _lock = threading.RLock()
 _gate = threading.Condition(_lock)

@@ -99,7 +99,7 @@ def _next(policy: Policy | None, txn: Transaction, tables: Tables) -> Iterator[i
 
 @dataclass(frozen=True)
 class Quota:
-    """How much a cache may take, and what is evicted to stay within it."""
+    """A limit on the size of a cache, and the policy that evicts records to stay within it."""
 
     max_bytes: float
     """Infinite for no limit."""

@@ -39,7 +39,7 @@ class Row(NamedTuple):
     size: int
     """Bytes of the record."""
     served: int
-    """How often it was served, as far as that was noted."""
+    """Number of times it was served, as far as that was noted."""
     ordinal: int
     """Its number among all records, from 0 and without holes."""
     recipe_ordinal: int

@@ -128,7 +128,7 @@ def drop_unreadable(txn: Transaction, tables: Tables) -> None:
 
 @dataclass
 class Adopted:
-    """How much `adopt` has copied, and what could not be read."""
+    """The number of items that `adopt` has copied, and the items that could not be read."""
 
     rejections: int = 0
     served: int = 0

@@ -1,4 +1,4 @@
-"""Whether a commit waits for the disk, and how missing room on the disk is reported."""
+"""Commits that wait for the disk, and disks without room."""
 
 import os
 

@@ -315,7 +315,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 class LongCacheMachine(CacheMachine):
-    """The same rules for longer; runs at night."""
+    """The same rules for longer runs at night."""
 
 
 CacheMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)

@@ -208,6 +208,7 @@ def test_a_closed_store_opens_again(store, make_entries):
     assert len(store) == 1
 
 
+@pytest.mark.slow
 def test_closed_stores_keep_no_address_space(tmp_path):
     for number in range(130):  # a process cannot have as many open maps of 1 TiB
         Store(tmp_path / str(number)).open()
