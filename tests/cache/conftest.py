@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_samples import large
+from cache_samples import large
 
 from cache import Entry, Store
 

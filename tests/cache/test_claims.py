@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from fault_samples import FORK
+from cache_samples import FORK
 
 from cache import CacheError, Owner, Store, request_key
 

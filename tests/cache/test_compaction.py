@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from fault_samples import FORK
+from cache_samples import FORK, keys_of
 
 from cache import CacheError, CacheFullError, Entry, Oldest, Owner, Store, request_key
 from cache.backend import compaction, directory, environment, opening
@@ -15,10 +15,6 @@ def entries(count, start=0):
         Entry({"variant": v}, np.full((60, 60, 3), v % 251, np.uint8))
         for v in range(start, start + count)
     ]
-
-
-def keys_of(offered):
-    return [request_key(entry.request) for entry in offered]
 
 
 @pytest.fixture

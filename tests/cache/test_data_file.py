@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_samples import FORK, exit_status, large, read_all
+from cache_samples import FORK, exit_status, large, read_all
 
 from cache import CacheError, Store
 from cache.backend import directory, opening

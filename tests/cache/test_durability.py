@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from fault_samples import FORK
+from cache_samples import FORK
 
 from cache import CacheFullError, Oldest, Store, request_key
 

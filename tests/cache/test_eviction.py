@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cache_samples import keys_of
 
 from cache import (
     CacheError,
@@ -13,7 +14,6 @@ from cache import (
     RecipeFirst,
     ServedFirst,
     Store,
-    request_key,
 )
 
 PAGE_GIB = 4096 / 2**30
@@ -26,10 +26,6 @@ def entries(count, start=0, **more):
         Entry({"method": "demo", "variant": v, **more}, np.full((40, 50, 3), v % 251, np.uint8))
         for v in range(start, start + count)
     ]
-
-
-def keys_of(offered):
-    return [request_key(entry.request) for entry in offered]
 
 
 def limited(path, records, policy=None, **arguments):

@@ -9,14 +9,10 @@ import subprocess
 
 import numpy as np
 import pytest
-from fault_samples import exit_status, in_child, large, read_all
+from cache_samples import exit_status, in_child, keys_of, large, read_all
 
-from cache import CacheError, CacheFullError, Store, request_key
+from cache import CacheError, CacheFullError, Store
 from cache.backend import directory, opening
-
-
-def keys_of(entries):
-    return [request_key(entry.request) for entry in entries]
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from cache_samples import keys_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,10 +13,6 @@ PIXEL = np.zeros((1, 1, 3), np.uint8)
 def entry(variant, method="demo", source="a", **more):
     request = {"method": method, "source_digest": source, "variant": variant, "resolution": 64}
     return Entry(request | more, PIXEL)
-
-
-def keys_of(offered):
-    return [request_key(one.request) for one in offered]
 
 
 def test_fields_that_differ_from_image_to_image_are_not_part_of_a_recipe(store):

@@ -8,7 +8,7 @@ import sys
 
 import lmdb
 import numpy as np
-from fault_samples import FORK, exit_status, in_child, large
+from cache_samples import FORK, exit_status, in_child, large
 
 from cache import Entry, Store, request_key
 from cache.backend import environment, opening

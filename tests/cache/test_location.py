@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import lmdb
 import pytest
-from fault_samples import overwrite
+from cache_samples import overwrite
 
 from cache import CacheError, Store
 from cache.backend import directory

@@ -5,14 +5,10 @@ import threading
 
 import numpy as np
 import pytest
-from fault_samples import FORK, in_child
+from cache_samples import FORK, in_child, keys_of
 
 from cache import CacheError, Entry, Store, request_key
 from cache.backend import environment
-
-
-def keys_of(entries):
-    return [request_key(entry.request) for entry in entries]
 
 
 def entry(number):

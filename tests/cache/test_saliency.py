@@ -1,5 +1,5 @@
 import pytest
-from fault_samples import overwrite
+from cache_samples import overwrite
 
 from cache import CacheError, CacheFullError, CorruptRecordError, Store
 

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from cache_model import DEAD, ELSEWHERE, ENTRIES, HERE, KEYS, Model
-from fault_samples import overwrite
+from cache_samples import overwrite
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

@@ -3,12 +3,9 @@ import threading
 
 import numpy as np
 import pytest
+from cache_samples import keys_of
 
 from cache import CacheError, Entry, Oldest, Owner, Store, request_key
-
-
-def keys_of(entries):
-    return [request_key(entry.request) for entry in entries]
 
 
 @pytest.mark.parametrize("codec", ["webp_lossless", "png", "raw"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fault_samples import overwrite
+from cache_samples import overwrite
 
 from cache import CorruptRecordError, Entry, Oldest, Owner, Store, request_key
 from cache.backend import index

@@ -8,15 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_samples import FORK
+from cache_samples import FORK, keys_of
 
 from cache import CacheError, CacheFullError, Entry, Store, Writer, request_key
 
 FOREVER_S = 1e6
-
-
-def keys_of(entries):
-    return [request_key(entry.request) for entry in entries]
 
 
 class Held:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cache_samples import FORK, exit_status
 from experiment_samples import make_experiment
-from fault_samples import FORK, exit_status
 
 from online_aug.finetuning import loop
 from online_aug.finetuning.run import ensure_finetuned

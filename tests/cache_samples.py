@@ -1,13 +1,18 @@
-"""Large records, processes that die, and bytes that change, for tests of faults."""
+"""Keys and large records, processes that die, and bytes that change, for tests of the cache."""
 
 import multiprocessing
 
 import lmdb
 import numpy as np
 
-from cache import Entry, Store
+from cache import Entry, Store, request_key
 
 FORK = multiprocessing.get_context("fork")
+
+
+def keys_of(entries):
+    """Return the key of each entry."""
+    return [request_key(entry.request) for entry in entries]
 
 
 def large(count, side=60):
