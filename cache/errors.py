@@ -9,9 +9,5 @@ class CacheFullError(CacheError):
     """There is no room for the new data. Nothing of the failed call was stored."""
 
 
-class DamagedCacheError(CacheError):
-    """The database pages of a cache are damaged."""
-
-
 class CorruptRecordError(CacheError):
     """Stored bytes have changed since they were written. They are never served."""

@@ -286,13 +286,3 @@ def _whole_header(key: bytes, value: Bytes) -> Header:
 
 def _corrupt(key: bytes, reason: str) -> CorruptRecordError:
     return CorruptRecordError(f"record {key.hex()} is corrupt: {reason}")
-
-
-def key_in(value: Bytes) -> bytes:
-    """Return the key of the request in a whole record.
-
-    Raises:
-        CorruptRecordError: If `value` is not as long as its header says.
-    """
-    header = _whole_header(b"", value)
-    return digest_of(bytes(value[BODY : header.scores]))

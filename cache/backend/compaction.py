@@ -31,18 +31,22 @@ def compact(environment: Environment) -> int:
     """
     environment.open()  # creates it, or says why that cannot be
     path = environment.path
-    with environment.reserved(), alone(path) as copy:
+    with environment.reserved(), _alone(path) as copy:
         before = (path / DATA).stat().st_size
         try:
             _copy(path, copy)
         except lmdb.Error as error:
             raise worded(path, error) from error
-        put_in_place(path / COMPACT, path)
+        (path / COMPACT).replace(path / DATA)
+        _sync_directory(path)
+        note_sound(path, durable=True)
+        # Processes that wait for the lock take the lock file as they find it: make it fit.
+        open_handle(path, readonly=False).close()
         return before - (path / DATA).stat().st_size
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[int]:
+def _alone(path: Path) -> Iterator[int]:
     """Yield an empty file for the copy, while no other process has the cache open or compacts it.
 
     Raises:
@@ -83,15 +87,6 @@ def _copy(path: Path, copy: int) -> None:
     finally:
         handle.close()
     os.fsync(copy)
-
-
-def put_in_place(file: Path, path: Path) -> None:
-    """Make `file`, which is sound and on the disk, the data file of the cache at `path`."""
-    file.replace(path / DATA)
-    _sync_directory(path)
-    note_sound(path, durable=True)
-    # Processes that wait for the lock take the lock file as they find it: make it fit the new file.
-    open_handle(path, readonly=False).close()
 
 
 def _sync_directory(path: Path) -> None:

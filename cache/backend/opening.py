@@ -29,7 +29,7 @@ from cache.backend.directory import (
     make_writable,
 )
 from cache.backend.tables import Tables, Transaction, number_key, put_number, unpack_number
-from cache.errors import CacheError, CacheFullError, DamagedCacheError
+from cache.errors import CacheError, CacheFullError
 
 MAP_BYTES = 2**40
 """Address space, not disk. The same in every process, so that none meets a map that grew."""
@@ -96,8 +96,7 @@ def check_sound(path: Path, *, trusts_note: bool = True) -> bool:
         trusts_note: Whether a file that the note vouches for is not examined.
 
     Raises:
-        DamagedCacheError: If its pages are damaged or it is not a file of LMDB's.
-        CacheError: If it cannot be examined.
+        CacheError: If its pages are damaged, it is not a file of LMDB's, or it cannot be examined.
     """
     while True:
         before = fingerprint(path)
@@ -175,17 +174,16 @@ def _examine(path: Path) -> CacheError | None:
         return CacheError(f"cache {path} cannot be examined for damage: {error.strerror}")
     lines = (done.stdout or done.stderr or f"status {done.returncode}").splitlines()
     if done.returncode == _NOT_LMDB:
-        return DamagedCacheError(
+        return CacheError(
             f"cache path must hold a cache, got {path} with another file ({lines[0]})"
         )
     if done.returncode:
         return CacheError(f"cache {path} cannot be examined for damage: {lines[-1]}")
     if not done.stdout:
         return None
-    return DamagedCacheError(
-        f"cache {path} is damaged: {lines[0]} ({len(lines)} such); its records were not changed; "
-        "put back a copy of data.mdb, or take them into a new file with "
-        f"python -m cache verify --repair {path}"
+    return CacheError(
+        f"cache {path} is damaged: {lines[0]} ({len(lines)} such); "
+        "put back a copy of data.mdb, or delete the cache: runs generate its images again"
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from cache.backend.directory import check_readable
 from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
-from cache.backend.verify import VerifyReport
 from cache.backend.opening import check_sound, note_sound, probe
+from cache.backend.verify import VerifyReport
 from cache.commands.terminal import Command, count, gib, print_json, print_table, progress
 from cache.errors import CacheError
 from cache.exchange.records import find_recipe
