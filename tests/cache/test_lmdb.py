@@ -1,4 +1,4 @@
-"""LMDB's traps (reader slots, flags, lock files, map sizes), each as it would happen without us."""
+"""Traps of LMDB: reader slots, flags, lock files, map sizes, long keys."""
 
 import multiprocessing
 import os

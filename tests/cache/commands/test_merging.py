@@ -11,7 +11,7 @@ import pytest
 from exchange_samples import assert_refused, bird, contents
 
 from cache import Entry, Store, request_key
-from cache.backend import index, saliency
+from cache.backend import index
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,7 +72,7 @@ def beside(path):
     with Store(path, readonly=True) as store, store._environment.transaction() as (txn, tables):
         rows = [row for _, row in index.walk_log(txn, tables) if row.served]
         rejected = dict(txn.cursor(tables.rejected))
-        maps = [saliency.get(txn, tables, "v", source) for source in ("one", "two")]
+    maps = [store.get_saliency("v", source) for source in ("one", "two")]
     return rejected, {row.key: row.served for row in rows}, maps
 
 
