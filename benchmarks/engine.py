@@ -32,8 +32,7 @@ from online_aug.cli.arguments import parse_command
 from online_aug.cli.main import run_main
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
-from online_aug.diffusion.adapters import load_adapters
-from online_aug.diffusion.loading import load_img2img
+from online_aug.diffusion.loading import load_adapters, load_img2img
 from online_aug.distributed.devices import plan_devices
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages

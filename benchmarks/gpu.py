@@ -32,8 +32,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from online_aug.diffusion.fingerprint import EMBEDDED
-from online_aug.diffusion.loading import Pipeline, choose_attention
+from online_aug.diffusion.compatibility import choose_attention
+from online_aug.diffusion.directory import EMBEDDED
+from online_aug.diffusion.loading import Pipeline
 from online_aug.errors import UserError
 from online_aug.generation.denoiser import Execution
 from online_aug.generation.engine import ImageGenerator

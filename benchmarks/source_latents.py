@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from online_aug.diffusion.fingerprint import EMBEDDED
+from online_aug.diffusion.directory import EMBEDDED
 from online_aug.generation.vae import MEMORY_BYTES, TOGETHER, Autoencoder, LatentStore, ScratchFile
 
 STABLE_DIFFUSION = {

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import cache
 
 # Before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,12 +42,24 @@ def tiny_editor(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("models") / "editor", condition_channels=4)
 
 
-@pytest.fixture(scope="session", params=[1, 2], ids=["sd1", "sd2"])
-def miniature(request, tmp_path_factory):
-    """A directory like Stable Diffusion 1.x (epsilon) or 2.x (velocity), with random weights."""
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory):
+    """An `AutoencoderTiny` directory with random weights that fits the tiny model."""
+    from tiny_model import write_tiny_vae
+
+    return write_tiny_vae(tmp_path_factory.mktemp("models") / "taesd")
+
+
+@pytest.fixture(scope="session")
+def miniature_of(tmp_path_factory):
+    """Returns a directory like Stable Diffusion 1.x (noise) or 2.x (velocity), random weights."""
     from tiny_model import write_miniature
 
-    return write_miniature(tmp_path_factory.mktemp("models") / "sd", request.param)
+    @cache
+    def write(version):
+        return write_miniature(tmp_path_factory.mktemp("models") / f"sd{version}", version)
+
+    return write
 
 
 @pytest.fixture

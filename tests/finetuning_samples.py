@@ -1,4 +1,4 @@
-"""Six noise images of three classes, and a fine-tuning on them in a second."""
+"""Six noise images of three classes, and fine-tuning on them in a second."""
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ from online_aug.config.generation import FinetuneConfig, GenerationConfig
 from online_aug.diffusion.adapters import LORA_FILE, TOKENS_FILE, class_concepts, named_concepts
 from online_aug.diffusion.loading import load_img2img
 from online_aug.distributed.world import single
-from online_aug.finetuning.loop import Examples, FinetuneTask, finetune
-from online_aug.finetuning.run import BEGINNING
+from online_aug.finetuning.loop import BEGINNING, FinetuneTask, finetune
+from online_aug.finetuning.objective import Examples
 
 NAMES = ["zero", "one", "two"]
 CONCEPTS = class_concepts(NAMES, "digit")
@@ -30,15 +30,15 @@ def examples(hflip=0.5, labels=(0, 1, 2, 0, 1, 2)):
     return Examples(load=lambda index: images[index], labels=np.array(labels), hflip=hflip)
 
 
-def run(model, folder, config=CONFIG, report=lambda *_: None, saved=BEGINNING, **settings):
-    """Fine-tune a fresh pipeline into a folder; the pipeline as it is afterwards."""
+def run(model, folder, config=CONFIG, report=lambda *_: None, checkpoint=BEGINNING, **settings):
+    """Fine-tune a fresh pipeline, write the result into a folder, and return the pipeline."""
     pipeline = load_img2img(model, "float32")
     folder.mkdir(exist_ok=True)
     concepts = NAMED if config.mode == "lora" else CONCEPTS
     task = FinetuneTask(
         examples=examples(**settings), concepts=concepts, config=config, generation=DRAWING
     )
-    finetune(pipeline, task, folder, report, saved, single("cpu"))
+    finetune(pipeline, task, folder, report, checkpoint, single("cpu"))
     return pipeline
 
 
@@ -51,7 +51,7 @@ def lora_of(folder):
 
 
 def stock_pipeline(model, folder):
-    """Stock diffusers with what a result holds, in one call each."""
+    """Load a result into stock diffusers with one call for each file."""
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if (folder / LORA_FILE).exists():

@@ -1,10 +1,10 @@
-"""How the generator comes to know the classes: fine-tuned here, elsewhere, or not at all.
+"""How the generator learns the classes: fine-tuned here, elsewhere, or not at all.
 
-What a device and a model must have for fine-tuning, told before either is used.
-
-What is learned when: the modes of fine-tuning as a list of stages.
+Also what a fine-tuning learns in which order, and what it needs of model and device; nothing here
+loads a model.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,26 +24,44 @@ from online_aug.diffusion.adapters import (
     read_result,
 )
 from online_aug.diffusion.directory import scheduler_settings
-from online_aug.diffusion.fingerprint import digest_folder
-from online_aug.diffusion.import_adapters import check_targets, import_adapters
+from online_aug.diffusion.import_adapters import import_adapters
+from online_aug.diffusion.weights import digest_folder, tensor_shapes
 from online_aug.errors import UserError
+
+LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers of an attention block that LoRA is added to."""
+
+_AMPERE = (8, 0)
+_PREDICTIONS = ("epsilon", "v_prediction")
+_DECIDES_NOTHING = {
+    *("enabled", "path", "gradient_checkpointing", "checkpoint_steps", "validation_steps")
+}
+"""Settings of `finetune` that leave the result as it is."""
+_FIRST_KEYS = {"steps", "batch_size", "lr", "token_lr", "schedule", "rank", "seed"}
+"""Later keys count where they are set, so that older results keep their folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """What fine-tuning means for one experiment; `result` is where its result is, or will be."""
+    """Fine-tuning as one experiment uses it.
+
+    Its methods take `result`, the folder where the result of fine-tuning is or will be; None if
+    nothing is to be learned.
+    """
 
     config: FinetuneConfig
     is_wanted: bool
+    """The experiment's methods use a model that has learned the classes."""
     class_names: Sequence[str]
     metaclass: str
+    """The word for all classes together, such as `bird`."""
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
-        """Prompts of the classes, and their tokens where fine-tuning learns them."""
+        """Prompts of the classes, and their tokens if fine-tuning learns tokens."""
         has_tokens = self.is_wanted and self.config.mode != "lora"
-        called = class_concepts if has_tokens else named_concepts
-        return called(self.class_names, self.metaclass)
+        naming = class_concepts if has_tokens else named_concepts
+        return naming(self.class_names, self.metaclass)
 
     @property
     def steps(self) -> int:
@@ -52,18 +70,18 @@ class Adaptation:
 
     @cached_property
     def imported(self) -> AdapterFiles | None:
-        """Adapters made elsewhere, which `finetune.path` names in place of a folder of results."""
+        """Adapters made elsewhere, if `finetune.path` names some instead of a folder of results."""
         return find_adapters(self.config.path) if self.is_wanted else None
 
     def is_ready(self, result: Path | None) -> bool:
-        """Nothing is left to fine-tune."""
+        """Tell whether nothing is left to fine-tune."""
         return result is None or self.imported is not None or is_finetuned(result)
 
     def check(self, model: Path) -> None:
-        """Refuse what could never be learned or loaded.
+        """Raise if the classes could never be learned or their adapters never be loaded.
 
         Raises:
-            UserError: If the model has nothing to add LoRA to or predicts something that cannot be
+            UserError: If the model has no layers for LoRA or predicts something that cannot be
                 trained here, or adapters made elsewhere do not fit the classes or the model.
         """
         if self.imported:
@@ -71,19 +89,19 @@ class Adaptation:
         elif self.is_wanted:
             check_prediction(model)
             if self.config.mode != "textual_inversion":
-                check_targets(model, self.config.mode)
+                check_lora_layers(model, self.config.mode)
 
     def check_device(self, result: Path | None, device: str) -> None:
-        """Refuse a device that cannot learn what is left to be learned.
+        """Raise if a device cannot learn what is left to be learned.
 
         Raises:
-            UserError: If it has not the number format that training is to use.
+            UserError: If it cannot train in `finetune.dtype`.
         """
         if not self.is_ready(result):
-            check_dtype(self.config.dtype, device)
+            check_training_dtype(self.config.dtype, device)
 
     def read(self, result: Path | None, model: Path) -> Adapters | None:
-        """What is added to the base model; None where nothing is.
+        """Read what is added to the base model; None if nothing is.
 
         Raises:
             UserError: If adapters made elsewhere do not fit the classes or the model.
@@ -93,7 +111,7 @@ class Adaptation:
         return read_result(result) if result else None
 
     def digest(self, result: Path | None) -> str | None:
-        """Of the adapters, hexadecimal; None where there are none."""
+        """Return the digest of the adapters, hexadecimal; None without adapters."""
         if self.imported:
             return self.imported.digest(self.class_names)
         return digest_folder(result) if result else None
@@ -102,59 +120,42 @@ class Adaptation:
         return import_adapters(files, self.concepts, self.config.mode, model)
 
 
-_AMPERE = (8, 0)
-_PREDICTIONS = ("epsilon", "v_prediction")
+def finetuned_folder(
+    config: FinetuneConfig,
+    model_digest: str,
+    examples: Sequence[tuple[str, int]],
+    settings: Sequence[object],
+) -> Path:
+    """Return the folder of the result for these images and settings, named by their digest.
 
-
-def check_dtype(name: str, device: str) -> None:
-    """Refuse a number format that the device cannot train in.
-
-    Raises:
-        UserError: If there is no loss scaling for float16, or no bfloat16.
+    Args:
+        config: Decides the training, and names the folder of all results.
+        model_digest: Digest of the base model.
+        examples: Digest and label of every training image, in any order.
+        settings: Everything else that decides the result: resolution, prompts, flips.
     """
-    if name == "float16" and device == "cpu":
-        raise UserError(
-            "finetune.dtype must be float32 or bfloat16 on cpu, got 'float16', whose loss scaling "
-            "needs a GPU"
-        )
-    if name == "bfloat16" and device != "cpu" and _capability(device) < _AMPERE:
-        raise UserError(
-            f"finetune.dtype must be float32 or float16 on {device}, got 'bfloat16', which needs "
-            "compute capability 8.0"
-        )
-
-
-def check_prediction(model: Path) -> None:
-    """Refuse a model that was trained to predict something else than noise or velocity.
-
-    Raises:
-        UserError: If its scheduler says so.
-    """
-    said = scheduler_settings(model).get("prediction_type", "epsilon")
-    if said not in _PREDICTIONS:
-        raise UserError(
-            f"generation.model must predict {' or '.join(_PREDICTIONS)} to be fine-tuned, "
-            f"got {said!r} by the scheduler of {model}; set finetune.enabled=false"
-        )
-
-
-def _capability(device: str) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    decides = config.model_dump(mode="json", exclude=_DECIDES_NOTHING)
+    defaults = FinetuneConfig().model_dump(mode="json")
+    decides = {k: v for k, v in decides.items() if k in _FIRST_KEYS or v != defaults[k]}
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(repr([model_digest, sorted(decides.items()), list(settings)]).encode())
+    digest.update(repr(sorted(examples)).encode())
+    return config.path / digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Steps that learn the same from the same images, with an optimizer of their own."""
+    """Consecutive steps that learn the same things, with an optimizer of their own."""
 
     steps: int
     learns_tokens: bool
     learns_lora: bool
     label: int | None = None
-    """Class whose images are drawn; None draws from all."""
+    """Class whose images are drawn; None draws from all classes."""
 
 
 def stages_of(config: FinetuneConfig, num_classes: int) -> list[Stage]:
-    """The stages of a configuration, in order.
+    """List the stages that a configuration asks for, in order.
 
     Diff-Mix (arXiv:2403.19600) learns tokens and LoRA at once and all classes in one run;
     DA-Fusion (arXiv:2302.07944) learns tokens only, in a run for each class.
@@ -173,14 +174,68 @@ def stages_of(config: FinetuneConfig, num_classes: int) -> list[Stage]:
 
 
 def total_steps(stages: Sequence[Stage]) -> int:
-    """Optimizer steps of all stages together."""
+    """Count the optimizer steps of all stages together."""
     return sum(stage.steps for stage in stages)
 
 
 def steps_from(stages: Sequence[Stage], first: int) -> Iterator[tuple[int, Stage, int]]:
-    """Every step from `first` on: its number in the run, its stage, its number in the stage."""
+    """Iterate over the steps from number `first` on.
+
+    Yields:
+        The number of the step in the run, its stage, and its number in the stage.
+    """
     before = 0
     for stage in stages:
         for step in range(max(first - before, 0), stage.steps):
             yield before + step, stage, step
         before += stage.steps
+
+
+def check_training_dtype(name: str, device: str) -> None:
+    """Raise if a device cannot train in a number format.
+
+    Raises:
+        UserError: If it has no loss scaling for float16, or no bfloat16.
+    """
+    if name == "float16" and device == "cpu":
+        raise UserError(
+            "finetune.dtype must be float32 or bfloat16 on cpu, got 'float16', whose loss scaling "
+            "needs a GPU"
+        )
+    if name == "bfloat16" and device != "cpu" and _capability(device) < _AMPERE:
+        raise UserError(
+            f"finetune.dtype must be float32 or float16 on {device}, got 'bfloat16', which needs "
+            "compute capability 8.0"
+        )
+
+
+def _capability(device: str) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def check_prediction(model: Path) -> None:
+    """Raise if a model was trained to predict something other than noise or velocity.
+
+    Raises:
+        UserError: If its scheduler says so.
+    """
+    predicted = scheduler_settings(model).get("prediction_type", "epsilon")
+    if predicted not in _PREDICTIONS:
+        raise UserError(
+            f"generation.model must predict {' or '.join(_PREDICTIONS)} to be fine-tuned, "
+            f"got {predicted!r} by the scheduler of {model}; set finetune.enabled=false"
+        )
+
+
+def check_lora_layers(model: Path, mode: str) -> None:
+    """Raise if the U-Net of a model has no attention that LoRA could be added to.
+
+    Raises:
+        UserError: If it has none.
+    """
+    names = tensor_shapes(model / "unet")
+    if not any(name.endswith(tuple(f".{layer}.weight" for layer in LORA_LAYERS)) for name in names):
+        raise UserError(
+            "generation.model must have attention in its U-Net for finetune.mode "
+            f"{mode}, got {model} without {', '.join(LORA_LAYERS)}; set finetune.enabled=false"
+        )

@@ -1,9 +1,8 @@
-"""Tokens and LoRA that somebody trained elsewhere, checked against the classes and the model.
+"""Read tokens and LoRA that were trained elsewhere, checked against the classes and the model.
 
 Token files differ in how they name classes: Diff-Mix's holds a table of names, DA-Fusion's and
 diffusers' have the class in the token, diffusers' pivotal tuning has rows in the order of classes.
-
-LoRA under the names that diffusers has given its matrices over the years, for one U-Net.
+LoRA files differ in the names that diffusers has given the matrices over the years.
 """
 
 import json
@@ -18,20 +17,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from online_aug.diffusion.adapters import CONCEPTS_FILE, AdapterFiles, Adapters, Concept
-from online_aug.diffusion.directory import Shape, tensor_shapes
+from online_aug.diffusion.weights import Shape, tensor_shapes
 from online_aug.errors import UserError, one_line
 
 _SHOWN = 4
+"""Names listed in an error before the rest is only counted."""
+_LORA_NAME = re.compile(
+    r"(?:unet\.)?(?P<module>[\w.]+?)"
+    r"(?:_lora\.|\.lora\.|\.lora_)(?P<side>down|up|A|B)(?:\.default)?\.weight"
+)
+_SIDES = {"down": "A", "up": "B", "A": "A", "B": "B"}
 
 
 def import_adapters(
     files: AdapterFiles, concepts: Sequence[Concept], mode: str, model: Path
 ) -> Adapters:
-    """Read adapters that were made elsewhere, each class' token under our name for it.
+    """Read adapters that were made elsewhere and give each class's token our name for it.
 
     Args:
-        files: Where they are.
-        concepts: Class and token, by label; tokens are None where the prompts hold names.
+        files: The files that were found.
+        concepts: Class and token, by label; tokens are None if the prompts hold class names.
         mode: `finetune.mode`, which says whether tokens and LoRA must be there.
         model: Directory of the base model.
 
@@ -42,21 +47,30 @@ def import_adapters(
     _check_kinds(files, mode)
     tokens: dict[str, Tensor] = {}
     if files.tokens:
-        found = {name: row for path in files.tokens for name, row in _tokens(path).items()}
-        tokens = _of_classes(found, concepts, files.tokens[0])
+        found = {name: row for path in files.tokens for name, row in _read_tokens(path).items()}
+        tokens = _tokens_of_classes(found, concepts, files.tokens[0])
         _check_width(tokens, files.tokens[0], model)
     if files.lora is None:
         return Adapters(tokens, None)
-    lora = lora_of_unet(read_tensors(files.lora), files.lora, model)
-    return Adapters(tokens, files.lora if _scales(files.lora) else lora)
+    lora = _lora_of_unet(_read_tensors(files.lora), files.lora, model)
+    return Adapters(tokens, files.lora if _states_strength(files.lora) else lora)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """What a file of tensors holds; nothing in it is run.
+def _check_kinds(files: AdapterFiles, mode: str) -> None:
+    wanted = {"lora": {"LoRA"}, "textual_inversion": {"tokens"}}.get(mode, {"LoRA", "tokens"})
+    found = {kind for kind, there in (("LoRA", files.lora), ("tokens", files.tokens)) if there}
+    if wanted != found:
+        fitting = "joint" if len(found) == 2 else "lora" if files.lora else "textual_inversion"
+        first = (*files.tokens, files.lora)[0]
+        raise UserError(
+            f"finetune.path must hold {' and '.join(sorted(wanted))} for finetune.mode {mode}, got "
+            f"{' and '.join(sorted(found))} in {first}; set finetune.mode={fitting} to use what is "
+            "there"
+        )
 
-    Raises:
-        UserError: If it cannot be read, or is anything but a mapping of tensors and plain values.
-    """
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    """Read a file of tensors, of which nothing is executed."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -66,33 +80,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"finetune.path must hold tensors only, got {path} ({reason})") from error
 
 
-def _scales(path: Path) -> bool:
-    """The file's head says how strong its LoRA is; diffusers reads it."""
-    if path.suffix != ".safetensors":
-        return False
-    with safe_open(path, framework="pt") as file:
-        return "lora_adapter_metadata" in (file.metadata() or {})
-
-
-def _check_kinds(files: AdapterFiles, mode: str) -> None:
-    wanted = {"lora": {"LoRA"}, "textual_inversion": {"tokens"}}.get(mode, {"LoRA", "tokens"})
-    found = {kind for kind, there in (("LoRA", files.lora), ("tokens", files.tokens)) if there}
-    if wanted != found:
-        of = "joint" if len(found) == 2 else "lora" if files.lora else "textual_inversion"
-        place = (*files.tokens, files.lora)[0]
-        raise UserError(
-            f"finetune.path must hold {' and '.join(sorted(wanted))} for finetune.mode {mode}, got "
-            f"{' and '.join(sorted(found))} in {place}; set finetune.mode={of} to use what is there"
-        )
-
-
-def _tokens(path: Path) -> dict[str, Tensor]:
-    """Embeddings by class name, by class number, or by the class in the token."""
-    content = read_tensors(path)
+def _read_tokens(path: Path) -> dict[str, Tensor]:
+    """Read embeddings by class name, by class number, or by the class in the token."""
+    content = _read_tensors(path)
     if "learned_embeds_dict" in content:
-        return _of_diff_mix(content, path)
+        return _diff_mix_tokens(content, path)
     if "clip_l" in content:
-        return _rows(content, path)
+        return _rows_by_class(content, path)
     if all(isinstance(value, Mapping) for value in content.values()):
         content = {name: next(iter(inner.values()), None) for name, inner in content.items()}
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
@@ -102,7 +96,7 @@ def _tokens(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _of_diff_mix(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def _diff_mix_tokens(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     rows, named = content["learned_embeds_dict"], content.get("name2placeholder") or {}
     lacking = [token for token in named.values() if token not in rows]
     if lacking:
@@ -113,7 +107,7 @@ def _of_diff_mix(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return {name: rows[token] for name, token in named.items()} or dict(rows)
 
 
-def _rows(content: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _rows_by_class(content: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     rows = content["clip_l"]
     if "clip_g" in content:
         raise UserError(
@@ -126,7 +120,7 @@ def _rows(content: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return dict(zip(names, rows, strict=True))
 
 
-def _of_classes(
+def _tokens_of_classes(
     found: Mapping[str, Tensor], concepts: Sequence[Concept], path: Path
 ) -> dict[str, Tensor]:
     numbers = {f"<class_{label}>": concept.name for label, concept in enumerate(concepts)}
@@ -137,30 +131,30 @@ def _of_classes(
                 f"got {len(found)} in {path}"
             )
         found = {numbers.get(name, name): tensor for name, tensor in found.items()}
-    spoken = _spoken(found, path)
-    lacking = [concept.name for concept in concepts if _say(concept.name) not in spoken]
+    by_name = _by_plain_name(found, path)
+    lacking = [concept.name for concept in concepts if _plain(concept.name) not in by_name]
     if lacking:
         raise UserError(
             f"finetune.path must hold a token for every class, got none for {_few(lacking)} "
             f"in {path}, which has {_few(list(found))}"
         )
-    return {str(concept.token): spoken[_say(concept.name)] for concept in concepts}
+    return {str(concept.token): by_name[_plain(concept.name)] for concept in concepts}
 
 
-def _spoken(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    spoken: dict[str, Tensor] = {}
+def _by_plain_name(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    by_name: dict[str, Tensor] = {}
     for name, tensor in found.items():
-        said = _say(name)
-        if said in spoken and not torch.equal(spoken[said], tensor):
+        plain = _plain(name)
+        if plain in by_name and not torch.equal(by_name[plain], tensor):
             raise UserError(
                 f"finetune.path must hold one token a class, got two {name!r} in {path}"
             )
-        spoken[said] = tensor
-    return spoken
+        by_name[plain] = tensor
+    return by_name
 
 
-def _say(name: str) -> str:
-    """A name as tools agree on it: some write blanks as underscores, some put it in brackets."""
+def _plain(name: str) -> str:
+    """Reduce a name to what tools agree on: some write blanks as underscores, some add brackets."""
     return re.sub(r"[\W_]+", " ", name).strip().casefold()
 
 
@@ -180,45 +174,23 @@ def _check_width(tokens: Mapping[str, Tensor], path: Path, model: Path) -> None:
             )
 
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The layers of an attention that LoRA is added to."""
-
-_NAME = re.compile(
-    r"(?:unet\.)?(?P<module>[\w.]+?)"
-    r"(?:_lora\.|\.lora\.|\.lora_)(?P<side>down|up|A|B)(?:\.default)?\.weight"
-)
-_SIDES = {"down": "A", "up": "B", "A": "A", "B": "B"}
+def _states_strength(path: Path) -> bool:
+    """Tell whether the head of a file says how strong its LoRA is, which diffusers reads."""
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return "lora_adapter_metadata" in (file.metadata() or {})
 
 
-def check_targets(model: Path, mode: str) -> None:
-    """Refuse to learn LoRA for a model whose U-Net has no attention to add it to.
+def _lora_of_unet(content: Mapping[str, Any], path: Path, model: Path) -> dict[str, Tensor]:
+    """Rename the matrices of a LoRA file to today's names and check each against its layer.
 
-    Raises:
-        UserError: If it has none.
-    """
-    names = tensor_shapes(model / "unet")
-    if not any(name.endswith(tuple(f".{target}.weight" for target in TARGETS)) for name in names):
-        raise UserError(
-            "generation.model must have attention in its U-Net for finetune.mode "
-            f"{mode}, got {model} without {', '.join(TARGETS)}; set finetune.enabled=false"
-        )
-
-
-def lora_of_unet(content: Mapping[str, Any], path: Path, model: Path) -> dict[str, Tensor]:
-    """The matrices under today's names, each for a layer of this model that they fit.
-
-    Args:
-        content: Of a LoRA file: diffusers' of any age, peft's, Diff-Mix's attention processors.
-        path: The file, for messages.
-        model: Directory of the base model.
-
-    Raises:
-        UserError: If a name is not that of a U-Net's LoRA, or a matrix fits no layer.
+    The file may be diffusers' of any age, peft's, or hold Diff-Mix's attention processors.
     """
     shapes = tensor_shapes(model / "unet")
     found: dict[str, Tensor] = {}
     for name, tensor in content.items():
-        parts = _NAME.fullmatch(name.replace(".processor", ""))
+        parts = _LORA_NAME.fullmatch(name.replace(".processor", ""))
         if parts is None or not isinstance(tensor, Tensor):
             raise UserError(
                 f"finetune.path must hold a LoRA of the U-Net in diffusers' format, "
@@ -228,14 +200,7 @@ def lora_of_unet(content: Mapping[str, Any], path: Path, model: Path) -> dict[st
         side = _SIDES[parts["side"]]
         _check_fit(shapes.get(f"{module}.weight"), tensor, side, f"{name} in {path}", model)
         found[f"unet.{module}.lora_{side}.weight"] = tensor
-    for name in found:
-        if (
-            name.replace(".lora_A.", ".lora_B.") not in found
-            or name.replace("_B.", "_A.") not in found
-        ):
-            raise UserError(
-                f"finetune.path must hold both matrices of a LoRA, got {name} in {path}"
-            )
+    _check_pairs(found, path)
     return found
 
 
@@ -248,3 +213,12 @@ def _check_fit(layer: Shape | None, matrix: Tensor, side: str, place: str, model
             f"finetune.path must be of {model}, which needs {expected} "
             f"{'inputs' if side == 'A' else 'outputs'}, got {got} for {place}"
         )
+
+
+def _check_pairs(lora: Mapping[str, Tensor], path: Path) -> None:
+    for name in lora:
+        down, up = name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
+        if down not in lora or up not in lora:
+            raise UserError(
+                f"finetune.path must hold both matrices of a LoRA, got {name} in {path}"
+            )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from online_aug.config import Config
 from online_aug.config.methods import MethodConfig
-from online_aug.diffusion.fingerprint import digest_folder
+from online_aug.diffusion.weights import digest_folder
 from online_aug.errors import UserError
 from online_aug.methods import METHODS, DiffuseMixSettings, MethodContext, SgdMixSettings
 from online_aug.methods.fractals import FractalBank

@@ -10,17 +10,11 @@ from pathlib import Path
 
 from online_aug.config import Config
 from online_aug.data.image_sets import Splits, file_names_of
-from online_aug.diffusion.adaptation import Adaptation
+from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept
-from online_aug.diffusion.directory import check_few_steps, check_weights, locate_vae
-from online_aug.diffusion.fingerprint import (
-    check_attention,
-    choose_dtype,
-    digest_folder,
-    finetuned_folder,
-    fingerprint,
-    locate,
-)
+from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
+from online_aug.diffusion.directory import locate_model, locate_vae
+from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint
 from online_aug.errors import UserError
 from online_aug.experiment.contexts import check_methods, instructions_of, method_contexts
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
@@ -59,7 +53,7 @@ class ExperimentModel:
     def model(self) -> Path:
         """Directory of the base model."""
         first, *_ = self.methods.values()  # the others need the same kind
-        return locate(self.config.generation, first.pipeline)
+        return locate_model(self.config.generation, first.pipeline)
 
     @cached_property
     def model_digest(self) -> str:

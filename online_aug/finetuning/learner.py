@@ -1,22 +1,23 @@
-"""The learned additions of one model and the optimizer that changes them, stage by stage.
+"""What is learned: token embeddings and LoRA in a frozen model, with an optimizer a stage."""
 
-What is put into a frozen model to be learned: rows of the token embedding, LoRA matrices.
-"""
-
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
 from jaxtyping import Float, Int
 from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from online_aug.config.generation import FinetuneConfig, GenerationConfig
-from online_aug.diffusion.adaptation import Stage
-from online_aug.diffusion.adapters import Concept, save_adapters
-from online_aug.diffusion.import_adapters import TARGETS
+from online_aug.diffusion.adaptation import LORA_LAYERS, Stage
+from online_aug.diffusion.adapters import CONCEPTS_FILE, TOKENS_FILE, Concept
 from online_aug.diffusion.loading import DTYPES
 from online_aug.distributed.world import World, sum_gradients, total
 from online_aug.finetuning.validation import draw_validation
@@ -24,10 +25,12 @@ from online_aug.seeding import torch_rng
 
 LORA_DECAY = 1e-2
 LORA_MAX_NORM = 1.0
+TOKEN_SPREAD = 1.0
+"""How far apart new tokens start, in standard deviations of the known ones."""
 
 
 class Learner:
-    """Tokens and LoRA of a pipeline, which it changes."""
+    """The tokens and LoRA that a pipeline learns; it changes the pipeline."""
 
     def __init__(
         self,
@@ -39,22 +42,29 @@ class Learner:
         """Freeze the model in `finetune.dtype` and add what `finetune.mode` learns in float32."""
         self._pipeline, self._concepts = pipeline, concepts
         self._config, self._world = config, world
-        freeze(pipeline)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.requires_grad_(False)
         has_tokens, has_lora = config.mode != "lora", config.mode != "textual_inversion"
-        self._tokens = [add_tokens(pipeline, concepts, config.seed)] if has_tokens else []
-        self._lora = add_lora(pipeline, config.rank, config.seed) if has_lora else []
-        self._reduce_frozen(DTYPES[config.dtype])
+        self._tokens = [_add_tokens(pipeline, concepts, config.seed)] if has_tokens else []
+        self._lora = _add_lora(pipeline, config.rank, config.seed) if has_lora else []
+        self._convert_frozen(DTYPES[config.dtype])
         if config.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
         is_scaled = config.dtype == "float16"
         self._scaler = torch.amp.GradScaler(pipeline.device.type, enabled=is_scaled)
         self._optimizer: torch.optim.AdamW | None = None
 
-    def begin(self, stage: Stage) -> None:
-        """Learn from now on what this stage learns, with a new optimizer.
+    def _convert_frozen(self, dtype: torch.dtype) -> None:
+        for part in (self._pipeline.unet, self._pipeline.text_encoder):
+            for parameter in part.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
 
-        The rows of other classes' tokens then stay as they are: their gradient is 0 and the
-        optimizer has no momentum for them.
+    def begin(self, stage: Stage) -> None:
+        """Begin a stage with a new optimizer of what it learns.
+
+        The token rows of other classes then stay as they are: their gradient is 0 and the optimizer
+        has no momentum for them.
         """
         tokens = self._tokens if stage.learns_tokens else []
         lora = self._lora if stage.learns_lora else []
@@ -73,17 +83,17 @@ class Learner:
     def step(
         self, loss_of: Callable[[], Float[Tensor, ""]], rate: float, share: float = 1.0
     ) -> float:
-        """Do one optimizer step at this fraction of the learning rates; the loss before it.
+        """Do one optimizer step and return the loss before it, of all ranks together.
 
         Args:
-            loss_of: Mean loss of this rank's images.
-            rate: In [0, 1].
-            share: This rank's images, among those of all ranks.
+            loss_of: Computes the mean loss of this rank's images.
+            rate: Fraction of the learning rates, [0, 1].
+            share: This rank's images as a fraction of those of all ranks.
         """
         assert self._optimizer  # the loop begins a stage before its steps
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["initial_lr"]
-        with self._precision():
+        with self._autocast():
             loss = share * loss_of()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -95,8 +105,13 @@ class Learner:
         self._scaler.update()
         return total(self._world, [loss.item()])[0]
 
+    def _autocast(self) -> torch.autocast:
+        """Let a frozen model of any number format work with float32 additions."""
+        dtype = DTYPES[self._config.dtype]
+        return torch.autocast(self._pipeline.device.type, dtype, enabled=dtype is not torch.float32)
+
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on in this stage: tensors and plain values."""
+        """Return all that a later process needs to go on in this stage: tensors, plain values."""
         assert self._optimizer  # the loop begins a stage before its steps
         return {
             "learned": [parameter.detach() for parameter in [*self._tokens, *self._lora]],
@@ -105,7 +120,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Be as the learner was that gave this state, in the same stage."""
+        """Restore the state of another learner, in the same stage."""
         assert self._optimizer
         with torch.no_grad():
             for parameter, saved in zip(
@@ -115,30 +130,23 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
-    def save(self, folder: Path) -> None:
-        """Write the result into an existing folder."""
-        tokens = self._tokens[0].detach() if self._tokens else None
-        save_adapters(folder, self._pipeline, self._concepts, tokens, has_lora=bool(self._lora))
-
     def draw(self, config: GenerationConfig, path: Path) -> None:
-        """Write a sheet of what the model draws by now; nothing that is learned changes."""
-        with self._precision():
+        """Write a sheet of images that the model draws by now, and change nothing."""
+        with self._autocast():
             draw_validation(self._pipeline, self._concepts, config, path)
 
-    def _precision(self) -> torch.autocast:
-        """Where a frozen model of any number format meets float32 additions."""
-        dtype = DTYPES[self._config.dtype]
-        return torch.autocast(self._pipeline.device.type, dtype, enabled=dtype is not torch.float32)
-
-    def _reduce_frozen(self, dtype: torch.dtype) -> None:
-        for part in (self._pipeline.unet, self._pipeline.text_encoder):
-            for parameter in part.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(dtype)
-
-
-TOKEN_SPREAD = 1.0
-"""How far apart new tokens start, in standard deviations of the known ones."""
+    def save(self, folder: Path) -> None:
+        """Write the result into an existing folder; the concepts last, which mark it as whole."""
+        if self._lora:
+            layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self._pipeline.unet))
+            self._pipeline.save_lora_weights(
+                folder, unet_lora_layers=layers, safe_serialization=True
+            )
+        for rows in self._tokens:
+            embeddings = rows.detach().float().cpu().contiguous()
+            save_file({"clip_l": embeddings}, folder / TOKENS_FILE)
+        concepts = json.dumps([asdict(concept) for concept in self._concepts], indent=1)
+        (folder / CONCEPTS_FILE).write_text(concepts)
 
 
 class ExtendedEmbedding(nn.Module):
@@ -150,23 +158,17 @@ class ExtendedEmbedding(nn.Module):
         self.new = nn.Parameter(new.float())
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """Rows of the frozen table, or of the new one for ids past its end."""
+        """Look up each id in the frozen table, or in the new rows if it is past the table's end."""
         size = self.known.num_embeddings
         known = self.known(ids.clamp(max=size - 1))
         new = self.new[(ids - size).clamp(min=0)].to(known.dtype)
         return torch.where((ids >= size).unsqueeze(-1), new, known)
 
 
-def freeze(pipeline: StableDiffusionImg2ImgPipeline) -> None:
-    """Let no weight of the model itself learn."""
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False)
-
-
-def add_tokens(
+def _add_tokens(
     pipeline: StableDiffusionImg2ImgPipeline, concepts: Sequence[Concept], seed: int
 ) -> nn.Parameter:
-    """New tokens that start around the mean of the metaclass' words; their rows, n x d."""
+    """Add tokens that start around the mean of the metaclass's words; return their rows, n x d."""
     words = concepts[0].prompt.partition(str(concepts[0].token))[2].strip()
     known = pipeline.text_encoder.get_input_embeddings()
     ids = pipeline.tokenizer(words or "object", add_special_tokens=False).input_ids
@@ -179,8 +181,8 @@ def add_tokens(
     return embedding.new
 
 
-def add_lora(pipeline: StableDiffusionImg2ImgPipeline, rank: int, seed: int) -> list[nn.Parameter]:
-    """Low-rank matrices beside every attention of the U-Net, without effect at first."""
+def _add_lora(pipeline: StableDiffusionImg2ImgPipeline, rank: int, seed: int) -> list[nn.Parameter]:
+    """Add low-rank matrices to every attention of the U-Net; they have no effect at first."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pipeline.unet.add_adapter(
@@ -188,7 +190,7 @@ def add_lora(pipeline: StableDiffusionImg2ImgPipeline, rank: int, seed: int) -> 
                 r=rank,
                 lora_alpha=rank,
                 init_lora_weights="gaussian",
-                target_modules=list(TARGETS),
+                target_modules=list(LORA_LAYERS),
             )
         )
     return [p for p in pipeline.unet.parameters() if p.requires_grad]

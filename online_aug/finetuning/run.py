@@ -1,69 +1,86 @@
-"""Fine-tune the image generator on a configuration's training images, once.
+"""Fine-tune the image generator of an experiment once, on one device or on several ranks.
 
-`online-aug finetune x.yaml`; `online-aug train` runs it when the result is missing.
-
-States of a fine-tuning on disk: each whole or known to be damaged, the newest two kept.
+`ensure_finetuned` is what every command calls. With several devices it starts ranks that run
+`online-aug finetune`, and each of those calls `join_finetuning`. The libraries of diffusion models
+are imported only if something is left to learn.
 """
 
-import hashlib
-import io
 import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.console import progress
+from online_aug.data.sources import load_splits
+from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.launcher import launch, needs_launcher
+from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import (
     World,
+    agree,
+    end_distributed,
+    rank_device,
     single,
+    start_distributed,
 )
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
-from online_aug.files import alone, write_atomically
+from online_aug.files import alone
 
 if TYPE_CHECKING:
     from online_aug.finetuning.loop import FinetuneTask
 
 
 def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> None:
-    """Fine-tune unless the result is there; a second process that asks for it waits and takes it.
+    """Fine-tune unless the result is there; a second process waits and takes the first one's.
 
-    What a process left unfinished, however it ended, goes on from its last checkpoint.
+    If an earlier process left a result unfinished, go on from its last checkpoint.
 
     Args:
-        experiment: What is to be learned.
-        devices: What to learn on, each with a part of every step; the experiment's own if there
-            is none or this process is a rank itself. Several need the main thread.
+        experiment: Says what is to be learned.
+        devices: Devices that share every step. Without any, or if this process is a rank itself,
+            the experiment's own device learns. Several need the main thread.
 
     Raises:
         UserError: If `finetune.path` cannot be written, or the model cannot be loaded.
-        SystemExit: If a rank failed, with its status.
+        SystemExit: With the status of a rank, if one failed.
     """
     folder = experiment.finetuned
     if folder is None or experiment.is_ready:
         return
-    devices = devices[: experiment.config.finetune.batch_size]  # an image a step for each
-    with _alone(folder):
+    devices = devices[: experiment.config.finetune.batch_size]  # at least one image a step for each
+    with _lock(folder):
         if experiment.is_ready:
             return
         if needs_launcher(devices):
-            _launch(experiment.config, devices)
+            _launch_ranks(experiment.config, devices)
         else:
-            finetune_rank(experiment, folder, single(experiment.device), lambda: None)
+            _finetune(experiment, folder, single(experiment.device), lambda: None)
 
 
-def _launch(config: Config, devices: Sequence[str]) -> None:
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time write a result."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder.with_suffix(".lock")))
+        except OSError as error:
+            raise UserError(
+                f"finetune.path must be a writable folder, got {folder.parent} ({error.strerror})"
+            ) from error
+        yield
+
+
+def _launch_ranks(config: Config, devices: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="online_aug_") as place:
         path = Path(place) / "config.yaml"
         path.write_text(resolved_yaml(config), encoding="utf-8")
@@ -72,22 +89,44 @@ def _launch(config: Config, devices: Sequence[str]) -> None:
             sys.exit(status)
 
 
-def finetune_rank(
+def join_finetuning(config: Config) -> None:
+    """Do the part of one rank that `ensure_finetuned` has started.
+
+    The process that started it has checked the configuration and holds the lock of the result.
+
+    Raises:
+        SystemExit: With 128 plus the number of the signal that interrupted any of the ranks.
+    """
+    devices = plan_devices(config.devices, trains=False)
+    world = start_distributed(rank_device(devices.generate))
+    if not world.is_first:
+        logging.disable(logging.WARNING)  # the first rank reports what all of them find
+    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    assert experiment.finetuned  # otherwise nobody would have started this rank
+    with Interrupt() as interrupt:
+
+        def leave_together() -> None:
+            if received := agree(world, interrupt.received or 0):
+                sys.exit(128 + received)
+
+        _finetune(experiment, experiment.finetuned, world, leave_together)
+    end_distributed()
+
+
+def _finetune(
     experiment: Experiment, folder: Path, world: World, after_step: Callable[[], None]
 ) -> None:
-    """Do one rank's part of a fine-tuning; `after_step` is called after every step."""
-    # diffusers: slow to import
     from online_aug.diffusion.loading import load_img2img
-    from online_aug.finetuning.loop import CHECKPOINTS, finetune
+    from online_aug.finetuning.loop import CHECKPOINTS, finetune, newest_checkpoint
 
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
-    saved = newest_checkpoint(unfinished / CHECKPOINTS)
+    checkpoint = newest_checkpoint(unfinished / CHECKPOINTS)
     pipeline = load_img2img(experiment.model, "float32").to(world.device)
     title = "fine-tuning the generator"
     with progress(
-        f"{title} from step {saved.step}" if saved.step else title,
-        experiment.adaptation.steps - saved.step,
+        f"{title} from step {checkpoint.step}" if checkpoint.step else title,
+        experiment.adaptation.steps - checkpoint.step,
         enabled=world.is_first,
     ) as bar:
 
@@ -95,16 +134,17 @@ def finetune_rank(
             bar.advance(note=f"loss {loss:.3f}")
             after_step()
 
-        finetune(pipeline, _task(experiment), unfinished, report, saved, world)
+        finetune(pipeline, _task(experiment), unfinished, report, checkpoint, world)
     if world.is_first:
         unfinished.rename(folder)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nothing reads them in a result
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # a whole result needs none
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _task(experiment: Experiment) -> "FinetuneTask":
-    from online_aug.finetuning.loop import Examples, FinetuneTask
+    from online_aug.finetuning.loop import FinetuneTask
+    from online_aug.finetuning.objective import Examples
     from online_aug.generation.inputs import fit
 
     config = experiment.config
@@ -120,98 +160,3 @@ def _task(experiment: Experiment) -> "FinetuneTask":
         config=config.finetune,
         generation=config.generation,
     )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of one result."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(folder.with_suffix(".lock")))
-        except OSError as error:
-            raise UserError(
-                f"finetune.path must be a writable folder, got {folder.parent} ({error.strerror})"
-            ) from error
-        yield
-
-
-_log = logging.getLogger(__name__)
-
-KEPT = 2
-
-_FORMAT = 1
-
-_DIGEST_BYTES = 16
-
-_SUFFIX = ".checkpoint"
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Where a fine-tuning goes on."""
-
-    step: int
-    """Optimizer steps done; 0 is the beginning, without a state."""
-    state: Mapping[str, Any]
-    """Of the learner. Order and noise of a step follow from seed and step, and need no state."""
-
-
-BEGINNING = Saved(0, {})
-
-
-def save_checkpoint(folder: Path, saved: Saved) -> None:
-    """Write a state with its digest, so that it is there whole or not at all; older ones go.
-
-    Args:
-        folder: Of the checkpoints of one fine-tuning; made where it is missing.
-        saved: Tensors, plain values and containers of them.
-
-    Raises:
-        UserError: If it cannot be written, such as to a full disk; older ones are then still there.
-    """
-    content = io.BytesIO()
-    torch.save({"format": _FORMAT, "step": saved.step, "state": dict(saved.state)}, content)
-    path = folder / f"step_{saved.step:08d}{_SUFFIX}"
-    try:
-        folder.mkdir(exist_ok=True)
-        write_atomically(path, _digest(content.getbuffer()) + content.getbuffer())
-    except OSError as error:
-        raise UserError(
-            f"finetune.path must have room for {path}, got {error.strerror}: the same command goes "
-            "on from the checkpoint before once it has"
-        ) from error
-    kept = _newest_first(folder)[:KEPT]
-    for other in folder.iterdir():
-        if other not in kept:  # also what a killed process left half written
-            other.unlink()
-
-
-def newest_checkpoint(folder: Path) -> Saved:
-    """The last state that was written; the beginning where there is none that can be read.
-
-    One that is damaged or of another version is said in a line of the log and passed over.
-    """
-    for path in _newest_first(folder):
-        try:
-            return _read(path)
-        except (OSError, ValueError) as error:
-            _log.warning("fine-tuning does not go on from %s: %s", path, error)
-    return BEGINNING
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"step_*{_SUFFIX}"), reverse=True)
-
-
-def _read(path: Path) -> Saved:
-    content = path.read_bytes()
-    if _digest(content[_DIGEST_BYTES:]) != content[:_DIGEST_BYTES]:
-        raise ValueError("it is damaged")
-    found = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), map_location="cpu", weights_only=True)
-    if found["format"] != _FORMAT:
-        raise ValueError(f"it is of another version ({found['format']}, {_FORMAT} here)")
-    return Saved(found["step"], found["state"])
-
-
-def _digest(content: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()

@@ -1,7 +1,4 @@
-"""What a model draws while it learns: a few classes, from the same noise every time.
-
-A sheet of what a generator that learns draws for a few classes.
-"""
+"""Sheets of images that a model draws while it learns: a few classes, always the same noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +16,7 @@ from online_aug.generation.solvers import sampling_scheduler
 from online_aug.seeding import torch_rng
 
 CLASSES, IMAGES = 4, 2
-"""So many classes, spread over all, and so many images of each."""
+"""The number of classes, spread evenly over all, and the number of images of each."""
 
 
 def draw_validation(
@@ -28,22 +25,22 @@ def draw_validation(
     config: GenerationConfig,
     path: Path,
 ) -> None:
-    """Write a sheet of images made from noise alone, as `generation.*` makes them.
+    """Draw images from pure noise, as `generation.*` makes them, and write a sheet of them.
 
     The pipeline stays as it is, and no global random state is read or changed.
 
     Args:
-        pipeline: In training.
+        pipeline: The model in training.
         concepts: Prompt of each class.
         config: Solver, steps, guidance, resolution.
-        path: Of the PNG.
+        path: The PNG to write.
     """
     places = np.linspace(0, len(concepts) - 1, min(CLASSES, len(concepts))).round().astype(int)
     wanted = [(concepts[place], seed) for place in places for seed in range(IMAGES)]
     drawing = _text_to_image(pipeline, config.scheduler)
     images = [_draw(drawing, concept.prompt, config, seed) for concept, seed in wanted]
-    words = [[concept.name, concept.prompt, f"noise {seed}"] for concept, seed in wanted]
-    write_validation_sheet(path, images, words)
+    captions = [[concept.name, concept.prompt, f"noise {seed}"] for concept, seed in wanted]
+    write_validation_sheet(path, images, captions)
 
 
 def _text_to_image(
@@ -69,7 +66,7 @@ def _draw(
         output_type="latent",
     ).images
     vae = drawing.vae
-    with torch.autocast(vae.device.type, enabled=False):  # it overflows in float16
+    with torch.autocast(vae.device.type, enabled=False):  # the decoder overflows in float16
         image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample[0]
     pixels = (127.5 * (image.float().nan_to_num(-1) + 1)).round().clamp(0, 255)
     drawn: UInt8[np.ndarray, "r r 3"] = pixels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
@@ -77,14 +74,14 @@ def _draw(
 
 
 def write_validation_sheet(
-    path: Path, images: Sequence[UInt8[np.ndarray, "h w 3"]], words: Sequence[Sequence[str]]
+    path: Path, images: Sequence[UInt8[np.ndarray, "h w 3"]], captions: Sequence[Sequence[str]]
 ) -> None:
-    """Write a PNG of images with lines of words beside each; its folder is made where missing.
+    """Write a PNG of images with the lines of their captions beside them; make its folder.
 
     Raises:
         OSError: If it cannot be written.
     """
-    cells = [Cell(image, None, said) for image, said in zip(images, words, strict=True)]
+    cells = [Cell(image, None, lines) for image, lines in zip(images, captions, strict=True)]
     path.parent.mkdir(exist_ok=True)
     title = path.stem.replace("_", " ")
     write_atomically(path, draw_sheet(cells, title, has_sources=False))

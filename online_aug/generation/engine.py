@@ -18,10 +18,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.config.generation import GenerationConfig
-from online_aug.diffusion.adapters import Adapters, load_adapters
-from online_aug.diffusion.directory import locate_vae
-from online_aug.diffusion.fingerprint import kind_of
-from online_aug.diffusion.loading import Pipeline, choose_attention, chosen_slots, load_pipeline
+from online_aug.diffusion.adapters import Adapters
+from online_aug.diffusion.compatibility import choose_attention, choose_slots
+from online_aug.diffusion.directory import kind_of, locate_vae
+from online_aug.diffusion.loading import Pipeline, load_adapters, load_pipeline
 from online_aug.generation.denoiser import Denoiser, Execution, chosen_execution
 from online_aug.generation.denoising_loop import Slots, Start
 from online_aug.generation.gate import Gate, Verdict
@@ -102,7 +102,7 @@ class ImageGenerator:
             network.to(memory_format=torch.channels_last)
         attention = choose_attention(config.attention, pipeline, torch.device(device))
         execution = chosen_execution(config.execution, torch.device(device))
-        slots = chosen_slots(config, pipeline)
+        slots = choose_slots(config, pipeline)
         generator = cls(pipeline, slots, execution, gate)
         generator.fast_paths = f"{attention} attention, {execution} calls"
         _log.info("%s on %s: %d slots, %s", model, device, slots, generator.fast_paths)

@@ -20,7 +20,7 @@ from online_aug.classifier.model import build_classifier, check_name, input_stat
 from online_aug.config import Config
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square, normalise
-from online_aug.diffusion.loading import MOST_SLOTS
+from online_aug.diffusion.compatibility import MAX_SLOTS
 from online_aug.errors import UserError
 from online_aug.experiment.contexts import clip_references, target_weights
 from online_aug.experiment.experiment import Experiment
@@ -90,7 +90,7 @@ def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
 
 def _images_under_way(slots: Literal["auto"] | int) -> int:
     """Sources and targets of all requests that are accepted and not yet prepared."""
-    return 2 * ((MOST_SLOTS if slots == "auto" else slots) + 4 * TOGETHER)
+    return 2 * ((MAX_SLOTS if slots == "auto" else slots) + 4 * TOGETHER)
 
 
 def _can_be_read(request: GenerationRequest, image_of: Callable[[str], torch.Tensor]) -> bool:

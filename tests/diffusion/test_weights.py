@@ -1,14 +1,15 @@
+"""Weight files without loading them: shapes, damage, digests, the fingerprint."""
+
 import json
 import shutil
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 from tiny_model import copy_with
 
-from online_aug.diffusion.directory import check_weights, tensor_shapes
-from online_aug.diffusion.import_adapters import check_targets
+from online_aug.diffusion import weights
+from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint, tensor_shapes
 from online_aug.errors import UserError
 
 PARTS = ["unet", "vae", "text_encoder"]
@@ -33,7 +34,7 @@ def refused(model):
     return message
 
 
-def test_a_whole_model_is_taken(model):
+def test_a_whole_model_passes(model):
     check_weights(model)
 
 
@@ -94,18 +95,76 @@ def test_an_index_without_a_map_is_named(model):
     assert "must have a whole" in refused(model)
 
 
-def test_lora_can_be_learned_where_there_is_attention(miniature):
-    check_targets(miniature, "joint")
+def test_a_file_of_an_autoencoder_that_ends_early_is_named(tiny_model, tiny_vae, tmp_path):
+    folder = copy_with(tiny_vae, tmp_path / "vae")
+    (path,) = folder.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        UserError, match=rf"^generation\.vae must have whole weight files, got {path} "
+    ):
+        check_weights(tiny_model, folder)
 
 
-def test_a_u_net_without_attention_cannot_learn_lora(model):
-    shutil.rmtree(model / "unet")
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    plain = UNet2DModel(block_out_channels=(8, 8), norm_num_groups=4, add_attention=False, **blocks)
-    plain.save_pretrained(model / "unet")
-    with pytest.raises(UserError) as caught:
-        check_targets(model, "staged")
-    assert str(caught.value) == (
-        f"generation.model must have attention in its U-Net for finetune.mode staged, got {model} "
-        "without to_q, to_k, to_v, to_out.0; set finetune.enabled=false"
-    )
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_copy_of_a_model_has_its_digest(tiny_model, model):
+    assert digest_folder(model) == digest_folder(tiny_model)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_one_bit_of_any_weight_changes_the_digest(tiny_model, model, part):
+    (path,) = (model / part).glob("*.safetensors")
+    flip_a_bit(path)
+    assert digest_folder(model) != digest_folder(tiny_model)
+
+
+@pytest.mark.parametrize(
+    "name", ["scheduler/scheduler_config.json", "model_index.json", "tokenizer/tokenizer.json"]
+)
+def test_settings_and_vocabulary_are_part_of_the_digest(tiny_model, model, name):
+    with (model / name).open("a") as file:
+        file.write(" ")
+    assert digest_folder(model) != digest_folder(tiny_model)
+
+
+def test_a_renamed_file_changes_the_digest(tiny_model, model):
+    (model / "unet" / "config.json").rename(model / "unet" / "other.json")
+    assert digest_folder(model) != digest_folder(tiny_model)
+
+
+def test_a_readme_and_a_sample_do_not_change_the_digest(tiny_model, model):
+    (model / "README.md").write_text("a model")
+    (model / "samples.png").write_bytes(b"png")
+    assert digest_folder(model) == digest_folder(tiny_model)
+
+
+def test_a_digest_leaves_out_what_lies_beside_the_folder(tiny_model, model):
+    shutil.copytree(model / "unet", model.parent / "beside")
+    assert digest_folder(model) == digest_folder(tiny_model)
+
+
+def test_a_fingerprint_tells_weights_adapters_and_number_format_apart():
+    made = [
+        fingerprint("m", None, "float32"),
+        fingerprint("n", None, "float32"),
+        fingerprint("m", None, "float16"),
+        fingerprint("m", "one", "float32"),
+        fingerprint("m", "other", "float32"),
+    ]
+    assert len(set(made)) == len(made)
+
+
+def test_only_a_replaced_autoencoder_changes_the_fingerprint():
+    made = [fingerprint("m", None, "float32", vae) for vae in (None, "v", "w")]
+    assert len(set(made)) == 3
+    assert made[0] == fingerprint("m", None, "float32") == "5b9ec10f1c625a206877a165f63bf631"
+
+
+def test_another_version_of_the_engine_has_other_fingerprints(monkeypatch):
+    before = fingerprint("m", None, "float32")
+    monkeypatch.setattr(weights, "ENGINE_VERSION", weights.ENGINE_VERSION + 1)
+    assert fingerprint("m", None, "float32") != before

@@ -1,4 +1,4 @@
-"""The embedded model's architecture: stock diffusers loads and runs what we put together."""
+"""The embedded model's architecture: stock diffusers loads and runs it."""
 
 import json
 
@@ -10,7 +10,7 @@ from tiny_model import CORPUS
 from tools.embedded_model import architecture
 
 PARTS = {"vae": 0.6e6, "unet": 3.4e6, "text_encoder": 0.7e6}
-"""Most parameters of each part."""
+"""Largest number of parameters of each part."""
 
 
 @pytest.fixture(scope="module")

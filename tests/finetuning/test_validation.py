@@ -1,4 +1,4 @@
-"""Images on the way: made as stock diffusers makes them, and without a trace in what is learned."""
+"""Validation sheets: drawn as stock diffusers draws, without an effect on what is learned."""
 
 import numpy as np
 import PIL.Image
@@ -14,12 +14,12 @@ from online_aug.seeding import torch_rng
 
 @pytest.fixture
 def sheets(monkeypatch):
-    """What is given to be drawn, by file: images and words."""
+    """The images and captions of every sheet, by file name."""
     drawn, write = {}, validation.write_validation_sheet
 
-    def noted(path, images, words):
-        drawn[path.name] = (images, words)
-        write(path, images, words)
+    def noted(path, images, captions):
+        drawn[path.name] = (images, captions)
+        write(path, images, captions)
 
     monkeypatch.setattr(validation, "write_validation_sheet", noted)
     return drawn
@@ -29,8 +29,9 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"mode": "lora", "dtype": "bfloat16"}], ids=str)
-def test_the_same_is_learned_with_and_without(tiny_model, tmp_path, sheets, settings):
+def test_sheets_change_nothing_that_is_learned(tiny_model, tmp_path, sheets, settings):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -41,7 +42,8 @@ def test_the_same_is_learned_with_and_without(tiny_model, tmp_path, sheets, sett
     assert contents(tmp_path / "with") == contents(tmp_path / "without")
 
 
-def test_a_sheet_is_drawn_every_so_many_steps(tiny_model, tmp_path, sheets):
+@pytest.mark.slow
+def test_a_sheet_is_drawn_at_the_configured_steps(tiny_model, tmp_path, sheets):
     run(tiny_model, tmp_path / "result", config_with(steps=4, validation_steps=2))
     names = sorted(path.name for path in (tmp_path / "result" / VALIDATION).iterdir())
     assert names == ["step_00000002.png", "step_00000004.png"] == sorted(sheets)
@@ -51,7 +53,8 @@ def test_a_sheet_is_drawn_every_so_many_steps(tiny_model, tmp_path, sheets):
     assert (first != later).any(axis=(1, 2, 3)).all()
 
 
-def test_the_images_are_those_stock_diffusers_makes_of_the_result(tiny_model, tmp_path, sheets):
+@pytest.mark.slow
+def test_the_images_are_those_of_stock_diffusers(tiny_model, tmp_path, sheets):
     run(tiny_model, tmp_path / "result", config_with(validation_steps=3))
     ((images, words),) = sheets.values()
     assert [said[0] for said in words] == ["zero", "zero", "one", "one", "two", "two"]

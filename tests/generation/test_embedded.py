@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline
 
 from online_aug.config.generation import GenerationConfig
-from online_aug.diffusion.fingerprint import EMBEDDED, kind_of, locate
+from online_aug.diffusion.directory import EMBEDDED, kind_of, locate_model
 
 PIPELINES = {
     "image_to_image": StableDiffusionImg2ImgPipeline,
@@ -33,7 +33,7 @@ def pipelines():
 
 
 def test_the_configuration_s_default_is_an_embedded_model_of_the_wanted_kind(kind):
-    assert locate(GenerationConfig(), kind) == EMBEDDED[kind]
+    assert locate_model(GenerationConfig(), kind) == EMBEDDED[kind]
     assert kind_of(EMBEDDED[kind]) == kind
 
 

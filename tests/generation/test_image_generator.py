@@ -20,7 +20,7 @@ from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with
 
 from online_aug.config.generation import GenerationConfig
-from online_aug.diffusion.fingerprint import EMBEDDED
+from online_aug.diffusion.directory import EMBEDDED
 from online_aug.diffusion.loading import load_img2img
 from online_aug.errors import UserError
 from online_aug.generation.engine import ImageGenerator

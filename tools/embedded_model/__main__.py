@@ -1,6 +1,7 @@
 """Train an embedded diffusion model from scratch: autoencoder, then denoiser and text encoder.
 
-Everything is saved under the work folder and found again: the command may be stopped and started.
+Run it in the repository: `python -m tools.embedded_model OUT`. Everything is saved in the work
+folder and found again, so the command may be stopped and started.
 """
 
 import argparse
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from tools.embedded_model.loop import TASKS, Settings, Task
-from tools.embedded_model.networks import train_autoencoder, train_denoiser
+from tools.embedded_model.corpus import TASKS, Task
+from tools.embedded_model.training import Settings, train_autoencoder, train_denoiser
 
 
 def main() -> None:
-    """Corpus, autoencoder, denoiser, model."""
+    """Draw the corpus, train the parts and write the model."""
     task, settings, out, threads = _parse()
     torch.set_num_threads(threads)
     settings.work.mkdir(parents=True, exist_ok=True)
@@ -24,34 +25,38 @@ def main() -> None:
 
 
 def _parse() -> tuple[Task, Settings, Path, int]:
-    parser = argparse.ArgumentParser("python -m online_aug.pretraining", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tools.embedded_model", description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the finished model")
     parser.add_argument(
         "--task",
         choices=TASKS,
         default="text_to_image",
-        help="pictures from captions, or edits of a picture by DiffuseMix's instructions",
+        help="images from captions, or edits of an image by DiffuseMix's instructions",
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/pretraining"), help="checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/embedded_model"), help="folder of checkpoints"
+    )
     parser.add_argument("--steps", type=int, default=10_000, help="steps of the denoiser")
     parser.add_argument(
         "--vae-steps",
         type=int,
-        help="steps of the autoencoder: 1500, or 0 where one is given (it is then taken as it is)",
+        help="steps of the autoencoder; default: 1500, or 0 with --autoencoder",
     )
     parser.add_argument(
         "--autoencoder",
         type=Path,
-        help="start from the autoencoder of this model",
+        help="start from the autoencoder of this model; with 0 steps it stays as it is",
     )
-    parser.add_argument("--start", type=Path, help="train this model's denoiser and words on")
+    parser.add_argument(
+        "--start", type=Path, help="start from the denoiser and text encoder of this model"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--digits", type=int, default=10_000, help="digits in the corpus")
     parser.add_argument("--birds", type=int, default=40_000, help="birds in the corpus")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="seed of corpus and training")
+    parser.add_argument("--device", default="cpu", help="device to train on")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = vars(parser.parse_args())
     task, out, threads = (options.pop(name) for name in ("task", "out", "threads"))
     if options["vae_steps"] is None:

@@ -1,7 +1,7 @@
-"""The architecture of the embedded models: a real, small Stable Diffusion for 64 px images.
+"""Build the parts of the embedded models: a real, small Stable Diffusion for 64 px images.
 
-The same classes as Stable Diffusion 1.5, with fewer channels: 3.6 M parameters together. It is put
-together here and saved in diffusers' format, so all else treats it like any other checkpoint.
+The classes are those of Stable Diffusion 1.5, with fewer channels: 3.6 M parameters together. The
+parts are saved in diffusers' format, so everything else treats them like any other checkpoint.
 """
 
 import json
@@ -31,7 +31,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """An autoencoder with a factor of 4: 64 px to 4 x 16 x 16."""
+    """Build an autoencoder with a factor of 4: 64 px to 4 x 16 x 16."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 48),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -45,10 +45,11 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def new_unet(condition_channels: int = 0) -> UNet2DConditionModel:
-    """A denoiser of 16 x 16 latents, with cross-attention at 8 x 8 and 4 x 4.
+    """Build a denoiser of 16 x 16 latents, with cross-attention at 8 x 8 and 4 x 4.
 
     Args:
-        condition_channels: Channels of a source image's latents beside the noisy ones.
+        condition_channels: Number of channels for the latents of a source image, which come
+            beside the noisy ones; 0 for a text-to-image model.
     """
     return UNet2DConditionModel(
         in_channels=LATENT_CHANNELS + condition_channels,
@@ -64,7 +65,7 @@ def new_unet(condition_channels: int = 0) -> UNet2DConditionModel:
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A two-layer CLIP text encoder over the tokenizer's vocabulary."""
+    """Build a two-layer CLIP text encoder for the tokenizer's vocabulary."""
     model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -85,17 +86,17 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def _sinusoids(length: int, width: int) -> Tensor:
-    """Positions as in "Attention is all you need" 3.5: the word before is one rotation away.
+    """Return position embeddings as in arXiv:1706.03762, section 3.5.
 
     From random positions the encoder would have to learn place by place which colour stands
-    before which part.
+    before which part; here the word before is always the same rotation away.
     """
     angles = torch.arange(length)[:, None] / 100 ** (torch.arange(0, width, 2) / width)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def new_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learned from `corpus`; any other text falls into pieces."""
+    """Learn a CLIP tokenizer from `corpus`; it splits any other text into pieces."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -131,7 +132,7 @@ def new_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule with velocity prediction, as in its 2.x models.
+    """Build Stable Diffusion's noise schedule with velocity prediction, as in its 2.x models.
 
     Rescaled to zero terminal SNR (arXiv:2305.08891): small latents are so smooth that their mean
     shows through the original schedule's last step, and samples from pure noise come out grey.
@@ -160,7 +161,7 @@ def save_pipeline(
 ) -> None:
     """Write the four parts as a half-precision directory in diffusers' format.
 
-    A Stable Diffusion, or an InstructPix2Pix where the U-Net takes a source image's latents too.
+    If the U-Net also takes the latents of a source image, the model is an InstructPix2Pix.
     """
     is_plain = unet.config["in_channels"] == LATENT_CHANNELS
     kind = StableDiffusionPipeline if is_plain else StableDiffusionInstructPix2PixPipeline
@@ -177,9 +178,9 @@ def save_pipeline(
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):
         settings = json.loads(config.read_text())
-        settings.pop("_name_or_path", None)  # where its weights came from on this machine
+        settings.pop("_name_or_path", None)  # the path on this machine
         if config.parent.name == "text_encoder":
-            # transformers takes the dtype from here, diffusers is single precision unless told
-            # otherwise: both must agree for the pipeline to run as `from_pretrained` loads it.
+            # transformers reads the dtype here, diffusers uses single precision unless told
+            # otherwise; they must agree for the pipeline to run as `from_pretrained` loads it.
             settings["dtype"] = "float32"
         config.write_text(json.dumps(settings, indent=2) + "\n")

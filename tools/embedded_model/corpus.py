@@ -1,13 +1,12 @@
-"""The pictures and captions the embedded models learn from.
-
-Captions that name what varies in a picture and never its class.
+"""The images and captions that the embedded models learn from, and batches of them.
 
 The embedded model is to its data what Stable Diffusion is to birds: it knows the domain and obeys
-words, but a class is new to it. So a caption of a digit speaks of thickness, slant, width and where
-the ink is; one of a bird speaks of colours, parts, pose, light and habitat of a species that is in
-no data set.
+words, but a class is new to it. So captions name what varies in an image and never its class: of a
+digit thickness, slant, width and where the ink is; of a bird colours, parts, pose, light and
+habitat of a species that is in no data set.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,30 +20,42 @@ from tqdm import tqdm
 from online_aug.data.embedded import digits_arrays
 from online_aug.data.pocket_birds import Scene, Species, random_scene, random_species, render
 from online_aug.seeding import numpy_rng
+from tools.embedded_model.architecture import LATENT_CHANNELS
 from tools.embedded_model.instructions import INSTRUCTIONS, apply_instruction
 
 CAPTIONS_PER_IMAGE = 4
 EDITS_PER_IMAGE = 3
 WORDINGS = ("A transformed version of image into {prompt}", "{prompt}", "{prompt} version")
-"""How an instruction is said: the paper's template, the released code's bare word, another."""
+"""Wordings of an instruction: the paper's template, the released code's bare word, another."""
+PREFIX = "a photo of a"
+WORD_DROPOUT = 0.1
+"""Probability that a phrase is left out, so that each works without the others."""
+_ROWS = ("top", "middle", "bottom")
+_COLUMNS = ("left", "center", "right")
+CAPTION_DIGITS, EDIT_DIGITS = 0.25, 0.4
+"""Share of digits in a batch of captioned images and in one of edits."""
+WITHOUT_CAPTION = 0.1
+"""Share of captions replaced by the empty prompt, for classifier-free guidance."""
+WITHOUT_PART = 0.05
+"""InstructPix2Pix (arXiv:2211.09800, 3.2.1): share without caption, without image, without both."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pictures with several captions each; `is_digit` tells the two domains apart."""
+    """Images with several captions each, of two domains: digits and birds."""
 
     images: UInt8[Tensor, "n 3 64 64"]
     coverage: Float[Tensor, "n 1 16 16"]
-    """Share of each latent's 4 x 4 pixels that lies on the bird; 0 for digits."""
+    """Share of the 4 x 4 pixels of each latent cell that show the bird; 0 for digits."""
     captions: list[list[str]]
     is_digit: np.ndarray
     sources: Int[np.ndarray, " n"]
-    """Place of the picture that each is an edit of; its own for one that is no edit."""
+    """Index of the image that each is an edit of; its own index if it is no edit."""
 
     def draw(
         self, size: int, digit_share: float, rng: np.random.Generator, *, only_edits: bool = False
     ) -> tuple[np.ndarray, list[str]]:
-        """Indices and captions of a batch, `digit_share` of it digits."""
+        """Draw indices and captions of a batch with this share of digits."""
         allowed = self.sources != np.arange(len(self.sources)) if only_edits else True
         digits = np.flatnonzero(self.is_digit & allowed)
         birds = np.flatnonzero(~self.is_digit & allowed)
@@ -55,7 +66,7 @@ class Corpus:
 
 
 def build_corpus(num_digits: int, num_birds: int, seed: int) -> Corpus:
-    """Digits of the training split, moved and turned a little, and birds of random species."""
+    """Draw digits of the training split, moved and turned a little, and birds of random species."""
     rng = numpy_rng("corpus", seed)
     images, masks, captions = [], [], []
     originals, _ = digits_arrays("train")
@@ -76,15 +87,15 @@ def build_corpus(num_digits: int, num_birds: int, seed: int) -> Corpus:
 
 
 def build_edits(num_digits: int, num_birds: int, seed: int) -> Corpus:
-    """Pictures as of `build_corpus`, then each of them after some of the nine instructions."""
+    """Build the corpus and append edits of each image by some of the nine instructions."""
     plain = build_corpus(num_digits, num_birds, seed)
-    pictures = plain.images.permute(0, 2, 3, 1).numpy()
+    originals = plain.images.permute(0, 2, 3, 1).numpy()
     images, sources, captions = [], [], []
-    for place, picture in enumerate(tqdm(pictures, desc="edits", unit="img")):
-        rng = numpy_rng("edits", seed, place)
+    for index, original in enumerate(tqdm(originals, desc="edits", unit="img")):
+        rng = numpy_rng("edits", seed, index)
         for prompt in rng.permutation(list(INSTRUCTIONS))[:EDITS_PER_IMAGE]:
-            images.append(apply_instruction(str(prompt), picture, rng))
-            sources.append(place)
+            images.append(apply_instruction(str(prompt), original, rng))
+            sources.append(index)
             captions.append([wording.format(prompt=prompt) for wording in WORDINGS])
     edited = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return Corpus(
@@ -97,7 +108,7 @@ def build_edits(num_digits: int, num_birds: int, seed: int) -> Corpus:
 
 
 def to_model(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Bytes to the [-1, 1] that Stable Diffusion's autoencoder takes."""
+    """Scale bytes to the [-1, 1] that Stable Diffusion's autoencoder takes."""
     return images.float() / 127.5 - 1
 
 
@@ -113,15 +124,8 @@ def _moved(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(moved.permute(1, 2, 0))
 
 
-PREFIX = "a photo of a"
-WORD_DROPOUT = 0.1
-"""Probability that a phrase is left out, so that each works without the others."""
-_ROWS = ("top", "middle", "bottom")
-_COLUMNS = ("left", "center", "right")
-
-
 def bird_caption(species: Species, scene: Scene, rng: np.random.Generator) -> str:
-    """A description of one drawn bird with phrases left out and in random order."""
+    """Describe a drawn bird in phrases, some left out, in random order."""
     places = {"forest": "in a forest", "sea": "over the sea", "desert": "in a desert"}
     parts = [
         f"{species.body} body",
@@ -143,7 +147,7 @@ def bird_caption(species: Species, scene: Scene, rng: np.random.Generator) -> st
 
 
 def digit_caption(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> str:
-    """A description of one handwritten digit's stroke, with phrases left out."""
+    """Describe the stroke of a handwritten digit in phrases, some left out, in random order."""
     ink = image[..., 0].astype(np.float64) / 255
     slant, width, weight = _stroke(ink)
     words = [
@@ -159,7 +163,7 @@ def digit_caption(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -
 
 
 def _spoken(phrases: list[str], rng: np.random.Generator) -> str:
-    """Phrases in random order; a tenth of the captions is empty but for the prefix's noun."""
+    """Join phrases in random order; a tenth of the captions has none."""
     if rng.random() < 0.1:
         return ""
     kept = [phrase for phrase in phrases if rng.random() >= WORD_DROPOUT]
@@ -167,7 +171,7 @@ def _spoken(phrases: list[str], rng: np.random.Generator) -> str:
 
 
 def _cells(ink: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "3 3"]:
-    """Mean ink in a 3 x 3 grid over the middle 48 of 64 columns, where the strokes are."""
+    """Return the mean ink in a 3 x 3 grid over the middle 48 of 64 columns, where strokes are."""
     side = ink.shape[0]
     rows = np.array_split(ink, 3, axis=0)
     margin = side // 8
@@ -177,10 +181,66 @@ def _cells(ink: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "3 3"]:
 
 
 def _stroke(ink: Float[np.ndarray, "h w"]) -> tuple[float, float, float]:
-    """Slant (shear of x over y), spread of x (fraction of the side), share of ink."""
+    """Measure slant (shear of x over y), spread of x (fraction of the side) and share of ink."""
     side = ink.shape[0]
     total = ink.sum() + 1e-9
     y, x = np.mgrid[:side, :side] / side
     dx, dy = x - (ink * x).sum() / total, y - (ink * y).sum() / total
     slant = (ink * dx * dy).sum() / ((ink * dy * dy).sum() + 1e-9)
     return float(slant), float(np.sqrt((ink * dx * dx).sum() / total)), float(ink.mean())
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch: the latents that the denoiser should find, and what it is told about them."""
+
+    clean: Float[Tensor, "b 4 h w"]
+    condition: Float[Tensor, "b c h w"]
+    """Latents of the source image, beside the noisy ones; 0 channels without a source image."""
+    captions: list[str]
+    coverage: Float[Tensor, "b 1 h w"]
+    """Share of each latent cell that shows the bird."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of embedded model: how its corpus and its batches are made."""
+
+    build_corpus: Callable[[int, int, int], Corpus]
+    """Takes the number of digits, the number of birds and a seed."""
+    draw: Callable[[Corpus, Tensor, int, np.random.Generator], Lesson]
+    """Takes the corpus, its latents, the batch size and the source of randomness."""
+    condition_channels: int
+
+
+def draw_caption_lesson(
+    corpus: Corpus, latents: Float[Tensor, "n 4 h w"], size: int, rng: np.random.Generator
+) -> Lesson:
+    """Draw images and their captions."""
+    indices, captions = corpus.draw(size, CAPTION_DIGITS, rng)
+    captions = ["" if rng.random() < WITHOUT_CAPTION else caption for caption in captions]
+    clean = latents[indices]
+    return Lesson(clean, clean[:, :0], captions, corpus.coverage[indices])
+
+
+def draw_edit_lesson(
+    corpus: Corpus, latents: Float[Tensor, "n 4 h w"], size: int, rng: np.random.Generator
+) -> Lesson:
+    """Draw edited images, their sources, and the instructions."""
+    indices, captions = corpus.draw(size, EDIT_DIGITS, rng, only_edits=True)
+    chance = rng.random(size)
+    lacks_caption = chance < 2 * WITHOUT_PART
+    lacks_image = (chance >= WITHOUT_PART) & (chance < 3 * WITHOUT_PART)
+    before = latents[corpus.sources[indices]]
+    before[torch.from_numpy(lacks_image)] = 0
+    captions = [
+        "" if is_lacking else caption
+        for is_lacking, caption in zip(lacks_caption, captions, strict=True)
+    ]
+    return Lesson(latents[indices], before, captions, corpus.coverage[indices])
+
+
+TASKS: Mapping[str, Task] = {
+    "text_to_image": Task(build_corpus, draw_caption_lesson, 0),
+    "instruct": Task(build_edits, draw_edit_lesson, LATENT_CHANNELS),
+}

@@ -1,19 +1,95 @@
+"""What one step learns from: images drawn, latents, noise, loss."""
+
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
+from finetuning_samples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.diffusion.loading import training_scheduler
+from online_aug.diffusion.loading import load_img2img, training_scheduler
 from online_aug.distributed.world import World
-from online_aug.finetuning.loop import denoising_loss, draw_corruption, min_snr_weights
+from online_aug.finetuning.objective import (
+    Draw,
+    Latents,
+    Sampler,
+    denoising_loss,
+    draw_corruption,
+    min_snr_weights,
+)
 from online_aug.seeding import numpy_rng, torch_rng
+
+LONG_TAIL = (0,) * 8 + (1,) * 4 + (2,) * 2
+
+
+def drawn(count, class_balance=0.0, label=None, labels=LONG_TAIL):
+    sampler = Sampler(examples(labels=labels), class_balance)
+    return sampler.draw(count, label, numpy_rng("test"))
+
+
+def shares(class_balance):
+    """The share of each class among many drawn images."""
+    counts = np.bincount(np.array(LONG_TAIL)[drawn(40_000, class_balance).indices])
+    return counts / counts.sum()
+
+
+def test_without_balance_all_images_are_drawn_alike():
+    np.testing.assert_allclose(shares(0.0), [8 / 14, 4 / 14, 2 / 14], atol=0.01)
+
+
+def test_full_balance_draws_all_classes_alike_as_diff_mix_does():
+    np.testing.assert_allclose(shares(1.0), [1 / 3, 1 / 3, 1 / 3], atol=0.01)
+
+
+def test_half_a_balance_weighs_classes_by_the_square_root_of_their_size():
+    roots = np.sqrt([8, 4, 2])
+    np.testing.assert_allclose(shares(0.5), roots / roots.sum(), atol=0.01)
+
+
+@given(label=st.integers(0, 2), balance=st.sampled_from([0.0, 1.0]), size=st.integers(1, 20))
+def test_a_class_run_sees_images_of_its_class_only(label, balance, size):
+    found = drawn(size, balance, label)
+    assert found.indices.shape == found.is_flipped.shape == (size,)
+    assert set(np.array(LONG_TAIL)[found.indices]) == {label}
+
+
+@pytest.mark.parametrize(("hflip", "expected"), [(0.0, {False}), (1.0, {True})])
+def test_images_are_flipped_as_often_as_asked(hflip, expected):
+    found = Sampler(examples(hflip=hflip), 0.0).draw(50, None, numpy_rng("test"))
+    assert set(found.is_flipped) == expected
+
+
+def test_each_image_is_encoded_once(tiny_model, monkeypatch):
+    pipeline = load_img2img(tiny_model, "float32")
+    encoded = []
+    encode = pipeline.vae.encode
+    monkeypatch.setattr(pipeline.vae, "encode", lambda x: (encoded.append(x), encode(x))[1])
+    latents = Latents(pipeline.vae, examples())
+    for _ in range(3):
+        batch, labels = latents.batch(
+            Draw(indices=np.array([0, 5, 0]), is_flipped=np.array([False, True, True]))
+        )
+        assert batch.shape == (3, 4, 16, 16)
+        assert labels.tolist() == [0, 2, 0]
+    assert len(encoded) == 3
+
+
+def test_a_latent_is_the_scaled_mean_of_the_encoder(tiny_model):
+    pipeline = load_img2img(tiny_model, "float32")
+    image = examples().load(2).float() / 127.5 - 1
+    both = Draw(indices=np.array([2, 2]), is_flipped=np.array([False, True]))
+    found, _ = Latents(pipeline.vae, examples()).batch(both)
+    with torch.no_grad():
+        for latent, seen in zip(found, (image, image.flip(-1)), strict=True):
+            mean = pipeline.vae.encode(seen[None]).latent_dist.mean[0]
+            torch.testing.assert_close(latent, mean * pipeline.vae.config.scaling_factor)
 
 
 class Network(SimpleNamespace):
-    """A U-Net that calls `answer`."""
+    """A U-Net that returns what `answer` does."""
 
     dtype = torch.float32
 
@@ -22,7 +98,7 @@ class Network(SimpleNamespace):
 
 
 def oracle_loss(prediction, answers_with):
-    """Loss of a network that knows the clean latents, trained for `prediction`."""
+    """The loss of a network that knows the clean latents, trained to predict `prediction`."""
     clean = torch.randn(4, 4, 8, 8, generator=torch_rng(0))
     scheduler = training_scheduler(
         {"prediction_type": prediction, "beta_schedule": "scaled_linear"}
@@ -49,7 +125,7 @@ def test_the_loss_is_against_what_the_network_was_trained_to_predict(prediction)
 
 
 def loss_by_hand(scheduler, clean, rng, gamma):
-    """Of a network that answers 0, by the rule of diffusers' example scripts."""
+    """The loss of a network that answers 0, by the rule of diffusers' example scripts."""
     noise_rng = torch_rng(int(rng.integers(2**63)))
     noise = torch.randn(clean.shape, generator=noise_rng)
     times = torch.randint(0, 1000, (len(clean),), generator=noise_rng)
@@ -78,7 +154,7 @@ def test_min_snr_weighs_as_the_example_scripts_of_diffusers(prediction):
 
 
 @given(gamma=st.floats(0.1, 100), prediction=st.sampled_from(["epsilon", "v_prediction"]))
-def test_min_snr_is_finite_where_a_schedule_ends_in_pure_noise(gamma, prediction):
+def test_min_snr_is_finite_if_a_schedule_ends_in_pure_noise(gamma, prediction):
     scheduler = training_scheduler(
         {
             "prediction_type": prediction,
@@ -93,7 +169,7 @@ def test_min_snr_is_finite_where_a_schedule_ends_in_pure_noise(gamma, prediction
 
 
 @given(size=st.integers(1, 7), ranks=st.integers(1, 4))
-def test_the_parts_of_the_ranks_are_the_whole(size, ranks):
+def test_the_noise_of_all_ranks_together_is_the_whole(size, ranks):
     scheduler = training_scheduler({"beta_schedule": "scaled_linear"})
     whole = draw_corruption((size, 4, 2, 2), scheduler, numpy_rng("test"))
     worlds = [World(rank, ranks, 0, torch.device("cpu")) for rank in range(ranks)]

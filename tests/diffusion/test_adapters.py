@@ -1,3 +1,5 @@
+"""Names of the classes in prompts, and when a result of fine-tuning is whole."""
+
 from online_aug.diffusion.adapters import (
     CONCEPTS_FILE,
     class_concepts,

@@ -14,11 +14,10 @@ from online_aug.diffusion.adapters import (
     TOKENS_FILE,
     Concept,
     find_adapters,
-    load_adapters,
     read_result,
 )
 from online_aug.diffusion.import_adapters import import_adapters
-from online_aug.diffusion.loading import load_img2img
+from online_aug.diffusion.loading import load_adapters, load_img2img
 from online_aug.errors import UserError
 from online_aug.seeding import torch_rng
 
@@ -27,7 +26,7 @@ TOKENS = "textual_inversion"
 
 @pytest.fixture(scope="module")
 def result(tiny_model, tmp_path_factory):
-    """Our own: what the others are made from, and compared with."""
+    """A result of our own, which the others are made from and compared with."""
     folder = tmp_path_factory.mktemp("finetuned") / "result"
     run(tiny_model, folder, config_with(steps=2))
     return folder
@@ -45,7 +44,7 @@ def read(path, model, mode="joint", concepts=CONCEPTS):
 
 
 def attention_processors(result):
-    """LoRA as diffusers 0.25 saved attention processors, and Diff-Mix with it."""
+    """The LoRA in the names of diffusers 0.25, which Diff-Mix saves."""
     names = {".to_out.0.lora": ".processor.to_out_lora"}
     names |= {f".{q}.lora": f".processor.{q}_lora" for q in ("to_q", "to_k", "to_v")}
     old = {}
@@ -66,8 +65,8 @@ def diff_mix_tokens(rows, names=NAMES):
     }
 
 
-def answers(model, adapters):
-    """What text encoder and U-Net say with these adapters."""
+def outputs(model, adapters):
+    """The outputs of text encoder and U-Net with these adapters."""
     pipeline = load_img2img(model, "float32")
     load_adapters(pipeline, adapters)
     latents, time = torch.randn(1, 4, 16, 16, generator=torch_rng(0)), torch.tensor([500])
@@ -78,15 +77,13 @@ def answers(model, adapters):
 
 def assert_same(model, adapters, result):
     for found, expected in zip(
-        answers(model, adapters), answers(model, read_result(result)), strict=True
+        outputs(model, adapters), outputs(model, read_result(result)), strict=True
     ):
         torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
-def test_what_diff_mix_leaves_behind_gives_the_same_answers(
-    tiny_model, result, rows, tmp_path, suffix
-):
+def test_diff_mix_s_files_give_the_same_outputs(tiny_model, result, rows, tmp_path, suffix):
     torch.save(diff_mix_tokens(rows), tmp_path / "learned_embeds-steps-last.bin")
     torch.save(diff_mix_tokens(rows + 1), tmp_path / "learned_embeds-steps-500.bin")
     lora = attention_processors(result)
@@ -106,7 +103,7 @@ def test_diff_mix_s_classes_are_known_by_name_in_any_order(tiny_model, rows, tmp
     torch.testing.assert_close(torch.stack(list(found.values())), rows)
 
 
-def test_of_several_steps_the_last_is_taken(tiny_model, rows, tmp_path):
+def test_the_last_of_several_steps_is_taken(tiny_model, rows, tmp_path):
     for step in (500, 1000, 900):
         torch.save(diff_mix_tokens(rows + step), tmp_path / f"learned_embeds-steps-{step}.bin")
     found = read(tmp_path, tiny_model, TOKENS).tokens["<class_0>"]
@@ -145,7 +142,9 @@ def test_names_are_the_same_with_blanks_underscores_and_capitals(tiny_model, row
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_a_textual_inversion_a_class_in_folders_of_their_names(tiny_model, rows, tmp_path, suffix):
+def test_a_textual_inversion_of_each_class_is_found_in_a_folder_of_its_name(
+    tiny_model, rows, tmp_path, suffix
+):
     for name, row in zip(NAMES, rows, strict=True):
         (tmp_path / name).mkdir()
         path = tmp_path / name / f"learned_embeds.{suffix}"
@@ -155,7 +154,7 @@ def test_a_textual_inversion_a_class_in_folders_of_their_names(tiny_model, rows,
     torch.testing.assert_close(torch.cat(list(found.values())), rows)
 
 
-def test_one_of_our_results_can_be_named_itself(tiny_model, result):
+def test_a_result_of_our_own_can_be_imported(tiny_model, result):
     assert_same(tiny_model, read(result, tiny_model), result)
 
 
@@ -198,7 +197,7 @@ def test_a_folder_of_results_holds_no_adapters_itself(result, tmp_path):
     assert find_adapters(tmp_path / "not there yet") is None
 
 
-def test_a_digest_is_of_the_files_and_of_the_classes(result, tmp_path):
+def test_a_digest_covers_the_files_and_the_classes(result, tmp_path):
     copy = shutil.copytree(result, tmp_path / "copy")
     (copy / "validation.png").write_bytes(b"png")
     first = find_adapters(result).digest(NAMES)
@@ -238,7 +237,7 @@ def test_tokens_of_a_wider_model_say_both_widths(tiny_model, tmp_path):
     assert "got shape [768]" in message
 
 
-def test_tokens_that_are_no_numbers_are_refused(tiny_model, rows, tmp_path):
+def test_tokens_that_are_not_finite_are_refused(tiny_model, rows, tmp_path):
     torch.save(by_class_name(rows * float("nan")), tmp_path / "tokens.pt")
     assert "must hold finite tokens" in refused(tmp_path, tiny_model)
 
@@ -257,7 +256,7 @@ def test_two_tokens_for_one_class_are_refused(tiny_model, rows, tmp_path):
         (TOKENS_FILE, "lora", "LoRA for finetune.mode lora, got tokens in"),
     ],
 )
-def test_what_the_mode_needs_and_is_missing_is_named(
+def test_a_kind_of_adapter_that_the_mode_lacks_is_named(
     tiny_model, result, tmp_path, kept, mode, said
 ):
     shutil.copy(result / kept, tmp_path)

@@ -1,19 +1,37 @@
+"""A model is loaded in the wanted number format, or refused in one clear line."""
+
 import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+)
+from request_samples import make_request
 from safetensors.torch import load_file, save_file
-from tiny_model import copy_with
+from stock_diffusers import assert_same_pixels, stock
+from tiny_model import copy_with, write_tiny_vae
 
-from online_aug.diffusion.adapters import Adapters, load_adapters
-from online_aug.diffusion.loading import choose_attention, load_img2img, training_scheduler
+from online_aug.config.generation import GenerationConfig
+from online_aug.diffusion.adapters import Adapters
+from online_aug.diffusion.loading import (
+    load_adapters,
+    load_img2img,
+    load_pipeline,
+    training_scheduler,
+)
 from online_aug.errors import UserError
+from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import SOLVERS, sampling_scheduler
+from online_aug.generation.vae import Autoencoder
 
 
 def trained_with(prediction="epsilon"):
-    """What the directory of a model says of its noise schedule."""
+    """The noise schedule in the directory of a model."""
     return dict(
         DDIMScheduler(beta_start=0.001, clip_sample=True, prediction_type=prediction).config
     )
@@ -53,7 +71,7 @@ def test_a_solver_keeps_noise_levels_and_target_of_the_training(name, prediction
         torch.testing.assert_close(scheduler.alphas_cumprod, expected)
 
 
-def test_solvers_are_named_as_the_configuration_names_them():
+def test_a_configured_name_chooses_the_solver_of_diffusers():
     assert type(sampling_scheduler("ddim", trained_with())) is DDIMScheduler
     solver = sampling_scheduler("dpmsolver++", trained_with())
     assert type(solver) is DPMSolverMultistepScheduler
@@ -92,7 +110,7 @@ def test_weights_of_another_shape_are_one_clear_line(tiny_model, tmp_path):
 
 
 def spoil(folder, value):
-    """Put a value into the first weight of a part; its name."""
+    """Put a value into the first weight of a part and return the name of the weight."""
     (path,) = folder.glob("*.safetensors")
     tensors = load_file(path)
     name, tensor = next(iter(tensors.items()))
@@ -101,9 +119,13 @@ def spoil(folder, value):
     return name
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize(
-    ("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "float32"), (1e6, "float16")]
+    ("part", "value", "dtype"),
+    [
+        ("unet", float("nan"), "float32"),
+        ("vae", float("inf"), "float32"),
+        ("text_encoder", 1e6, "float16"),
+    ],
 )
 def test_weights_that_are_not_finite_are_one_clear_line(tiny_model, tmp_path, part, value, dtype):
     model = copy_with(tiny_model, tmp_path / "model")
@@ -133,16 +155,74 @@ def test_a_pipeline_of_another_kind_is_one_clear_line(tiny_model, tmp_path):
     one_line(model)
 
 
-def test_auto_attention_is_pytorch_s_on_a_cpu(tiny_model):
-    pipeline = load_img2img(tiny_model, "float32")
-    for name in ("auto", "sdpa"):
-        assert choose_attention(name, pipeline, torch.device("cpu")) == "sdpa"
+def generator_of(model, vae):
+    config = GenerationConfig(slots=3, vae=str(vae))
+    return ImageGenerator.load(model, None, config, "float32", "cpu")
 
 
-def test_xformers_on_a_cpu_is_one_clear_line(tiny_model):
-    pipeline = load_img2img(tiny_model, "float32")
-    with pytest.raises(UserError) as caught:
-        choose_attention("xformers", pipeline, torch.device("cpu"))
-    message = str(caught.value)
-    assert message.startswith("generation.attention must be auto or sdpa on cpu, got 'xformers' (")
-    assert "\n" not in message
+def noise_images(count):
+    rng = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, 3, 64, 64), generator=rng).to(torch.uint8)
+
+
+@pytest.mark.slow
+def test_images_are_those_of_diffusers_pipeline_with_the_same_autoencoder(tiny_model, tiny_vae):
+    generator = generator_of(tiny_model, tiny_vae)
+    requests = [
+        make_request(scheduler="dpmsolver++", strength=strength, num_inference_steps=4)
+        for strength in (0.5, 1.0)
+    ]
+    images = noise_images(len(requests))
+    made = generator.generate(requests, images)
+    for request, image, result in zip(requests, images, made, strict=True):
+        kind, start = StableDiffusionImg2ImgPipeline, image.unsqueeze(0) / 255
+        own = {"image": start, "strength": request.strength}
+        assert_same_pixels(result, stock(kind, tiny_model, request, tiny_vae, **own))
+
+
+@pytest.mark.slow
+def test_edits_are_those_of_diffusers_pipeline_with_the_same_autoencoder(tiny_editor, tiny_vae):
+    request = make_request(
+        scheduler="euler_ancestral", strength=1.0, image_guidance_scale=1.5, num_inference_steps=4
+    )
+    image = noise_images(1)
+    made = generator_of(tiny_editor, tiny_vae).generate([request], image)[0]
+    kind, own = StableDiffusionInstructPix2PixPipeline, {"image": image / 255}
+    expected = stock(kind, tiny_editor, request, tiny_vae, image_guidance_scale=1.5, **own)
+    assert_same_pixels(made, expected)
+
+
+@pytest.mark.slow
+def test_a_replaced_autoencoder_scales_by_its_own_factor(tiny_model, tmp_path):
+    scaled = write_tiny_vae(tmp_path / "scaled", scaling_factor=0.5)
+    request = make_request(strength=0.5, num_inference_steps=4)
+    image = noise_images(1)
+    made = generator_of(tiny_model, scaled).generate([request], image)[0]
+    own = {"image": image / 255, "strength": 0.5}
+    expected = stock(StableDiffusionImg2ImgPipeline, tiny_model, request, scaled, **own)
+    assert_same_pixels(made, expected)
+
+
+def test_latents_are_kept_and_do_not_depend_on_the_batch(tiny_vae):
+    autoencoder, images = Autoencoder(AutoencoderTiny.from_pretrained(tiny_vae)), noise_images(3)
+    together = autoencoder.encode(images)
+    alone = Autoencoder(AutoencoderTiny.from_pretrained(tiny_vae)).encode(images[2:])
+    assert autoencoder.encode(images[:1])[0].mean is together[0].mean
+    torch.testing.assert_close(alone[0].mean, together[2].mean, rtol=0, atol=1e-5)
+
+
+def test_a_replaced_autoencoder_has_the_number_format_of_the_rest(tiny_model, tiny_vae):
+    pipeline = load_pipeline(tiny_model, "bfloat16", "image_to_image", tiny_vae)
+    assert pipeline.vae.dtype == pipeline.unet.dtype
+
+
+def test_an_autoencoder_s_weights_of_another_network_are_one_clear_line(
+    tiny_model, tiny_vae, tmp_path
+):
+    wider = copy_with(tiny_vae, tmp_path / "wider")
+    path = wider / "config.json"
+    settings = json.loads(path.read_text()) | {"num_decoder_blocks": [1, 2, 1]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"^generation\.vae {wider} cannot be loaded: ") as caught:
+        load_pipeline(tiny_model, "float32", "image_to_image", wider)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A fine-tuning that stops goes on as if it had not."""
+"""Checkpoints, and a fine-tuning that goes on from one as if it had not stopped."""
 
 import errno
 import logging
@@ -9,15 +9,23 @@ import torch
 from finetuning_samples import config_with, run
 
 from online_aug.errors import UserError
-from online_aug.finetuning.loop import CHECKPOINTS
-from online_aug.finetuning.run import BEGINNING, KEPT, Saved, newest_checkpoint, save_checkpoint
+from online_aug.finetuning.loop import (
+    BEGINNING,
+    CHECKPOINTS,
+    KEPT,
+    Checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 STATE = {"learned": [torch.arange(6.0)], "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}}
+
+
 STAGED = config_with(mode="staged", token_steps=2, steps=3, checkpoint_steps=1, class_balance=1.0)
 
 
 class Stopped(Exception):
-    """Stands in for whatever ends a process between two steps."""
+    """Ends a fine-tuning between two steps."""
 
 
 @pytest.fixture
@@ -27,56 +35,56 @@ def folder(tmp_path):
 
 @pytest.fixture
 def two(folder):
-    """Two checkpoints."""
+    """The files of two checkpoints, the older first."""
     for step in (1, 2):
-        save_checkpoint(folder, Saved(step, STATE))
+        save_checkpoint(folder, Checkpoint(step, STATE))
     return sorted(folder.iterdir())
 
 
-def told(caplog):
+def warnings_in(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_a_state_comes_back_as_it_was(folder):
-    save_checkpoint(folder, Saved(7, STATE))
+def test_a_checkpoint_is_read_as_it_was_written(folder):
+    save_checkpoint(folder, Checkpoint(7, STATE))
     found = newest_checkpoint(folder)
     assert found.step == 7
     torch.testing.assert_close(dict(found.state), STATE, rtol=0, atol=0)
 
 
-def test_without_a_checkpoint_it_begins_anew(folder):
+def test_without_a_checkpoint_it_starts_from_the_beginning(folder):
     assert newest_checkpoint(folder) == BEGINNING
 
 
-def test_the_newest_are_kept_and_what_was_half_written_goes(folder):
+def test_the_newest_are_kept_and_half_written_ones_are_deleted(folder):
     folder.mkdir()
     (folder / ".step_00000001.checkpoint.99.tmp").write_bytes(b"half")
     for step in range(1, KEPT + 3):
-        save_checkpoint(folder, Saved(step, STATE))
+        save_checkpoint(folder, Checkpoint(step, STATE))
     assert len(list(folder.iterdir())) == KEPT
     assert newest_checkpoint(folder).step == KEPT + 2
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
-def test_one_flipped_bit_is_said_in_one_line_and_the_one_before_taken(two, folder, place, caplog):
+def test_one_flipped_bit_is_a_warning_and_the_one_before_is_taken(two, folder, place, caplog):
     content = bytearray(two[-1].read_bytes())
     content[place] ^= 1
     two[-1].write_bytes(content)
     assert newest_checkpoint(folder).step == 1
-    (line,) = told(caplog)
+    (line,) = warnings_in(caplog)
     assert line == f"fine-tuning does not go on from {two[-1]}: it is damaged"
 
 
 @pytest.mark.parametrize("size", [0, 5, 100])
-def test_where_all_are_cut_off_it_begins_anew(two, folder, size, caplog):
+def test_if_all_are_cut_off_it_starts_from_the_beginning(two, folder, size, caplog):
     for path in two:
         path.write_bytes(path.read_bytes()[:size])
     assert newest_checkpoint(folder) == BEGINNING
-    assert len(told(caplog)) == 2
+    assert len(warnings_in(caplog)) == 2
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_one_before(folder, monkeypatch):
-    save_checkpoint(folder, Saved(1, STATE))
+    save_checkpoint(folder, Checkpoint(1, STATE))
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -85,21 +93,21 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_one_before(folder, monkeyp
     with pytest.raises(
         UserError, match="^finetune.path must have room for .* No space left"
     ) as caught:
-        save_checkpoint(folder, Saved(2, STATE))
+        save_checkpoint(folder, Checkpoint(2, STATE))
     assert "\n" not in str(caught.value)
     assert newest_checkpoint(folder).step == 1
 
 
 def test_a_checkpoint_of_another_version_is_passed_over(folder, monkeypatch, caplog):
-    save_checkpoint(folder, Saved(1, STATE))
-    monkeypatch.setattr("online_aug.finetuning.run._FORMAT", 2)
+    save_checkpoint(folder, Checkpoint(1, STATE))
+    monkeypatch.setattr("online_aug.finetuning.loop._FORMAT", 2)
     assert newest_checkpoint(folder) == BEGINNING
-    assert "it is of another version (1, 2 here)" in told(caplog)[0]
+    assert "it is of another version (1, 2 here)" in warnings_in(caplog)[0]
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, tmp_path_factory):
-    """Files of a fine-tuning of two stages that nothing ended, and its losses by step."""
+    """Files and losses by step of a fine-tuning of two stages that nothing interrupted."""
     folder, losses = tmp_path_factory.mktemp("whole") / "result", {}
     run(tiny_model, folder, STAGED, report=losses.__setitem__)
     return contents(folder), losses
@@ -109,6 +117,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [1, 2, 4], ids=["first stage", "between the stages", "last stage"])
 def test_stopped_in_any_stage_it_ends_with_the_same_bits(tiny_model, whole, tmp_path, last):
     expected, losses = whole
@@ -122,12 +131,13 @@ def test_stopped_in_any_stage_it_ends_with_the_same_bits(tiny_model, whole, tmp_
     saved = newest_checkpoint(tmp_path / "result" / CHECKPOINTS)
     assert saved.step == last
     rest = {}
-    run(tiny_model, tmp_path / "result", STAGED, report=rest.__setitem__, saved=saved)
+    run(tiny_model, tmp_path / "result", STAGED, report=rest.__setitem__, checkpoint=saved)
     assert rest == {step: losses[step] for step in range(last + 1, 6)}
     assert contents(tmp_path / "result") == expected
 
 
-def test_the_scale_of_the_loss_goes_on_too(tiny_model, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_scale_of_the_loss_is_restored_too(tiny_model, tmp_path, monkeypatch):
     scales = []
 
     class Growing(torch.amp.GradScaler):
@@ -144,6 +154,6 @@ def test_the_scale_of_the_loss_goes_on_too(tiny_model, tmp_path, monkeypatch):
     half = config_with(steps=3, dtype="float16", checkpoint_steps=2)
     run(tiny_model, tmp_path / "whole", half)
     saved = newest_checkpoint(tmp_path / "whole" / CHECKPOINTS)
-    run(tiny_model, tmp_path / "rest", half, saved=saved)
+    run(tiny_model, tmp_path / "rest", half, checkpoint=saved)
     assert len(scales) == 4
     assert scales[3] == scales[2] > scales[0]

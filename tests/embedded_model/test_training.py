@@ -1,4 +1,4 @@
-"""Batches of both tasks, the loop under them, and the directories that come out."""
+"""Corpus and batches of both tasks, the training steps, and the trained directories."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,17 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
 from online_aug.seeding import numpy_rng
-from tools.embedded_model import loop
+from tools.embedded_model import training
 from tools.embedded_model.architecture import new_autoencoder
-from tools.embedded_model.corpus import EDITS_PER_IMAGE, build_corpus, build_edits
-from tools.embedded_model.loop import TASKS, draw_caption_lesson, draw_edit_lesson
-from tools.embedded_model.networks import train_denoiser
+from tools.embedded_model.corpus import (
+    EDITS_PER_IMAGE,
+    TASKS,
+    build_corpus,
+    build_edits,
+    draw_caption_lesson,
+    draw_edit_lesson,
+)
+from tools.embedded_model.training import train_denoiser
 
 SMALL = (2, 3, 0)
 """Digits, birds, seed."""
@@ -22,16 +28,16 @@ def edits():
 
 
 def numbered(corpus):
-    """Latents that tell from which picture they are."""
+    """Latents that hold the number of their image, from 1."""
     return torch.arange(1.0, len(corpus.images) + 1)[:, None, None, None].expand(-1, 4, 16, 16)
 
 
 def settings(work, **changes):
     plain = {"steps": 1, "vae_steps": 0, "batch_size": 4, "lr": 1e-3, "digits": 2, "birds": 3}
-    return loop.Settings(work=work, seed=0, device="cpu", **plain | changes)
+    return training.Settings(work=work, seed=0, device="cpu", **plain | changes)
 
 
-def test_every_picture_has_its_edits_and_each_knows_its_source(edits):
+def test_every_image_has_its_edits_and_each_knows_its_source(edits):
     plain = build_corpus(*SMALL)
     count = len(plain.images)
     assert torch.equal(edits.images[:count], plain.images)
@@ -59,7 +65,7 @@ def test_drawing_a_lesson_leaves_the_latents_alone(edits):
     assert torch.equal(latents, numbered(edits))
 
 
-def test_a_picture_from_a_caption_has_no_condition():
+def test_an_image_from_a_caption_has_no_condition():
     corpus = build_corpus(*SMALL)
     lesson = draw_caption_lesson(corpus, numbered(corpus), 20, numpy_rng("lesson"))
     assert lesson.condition.shape == (20, 0, 16, 16)
@@ -83,13 +89,13 @@ def test_a_trained_model_loads_as_the_pipeline_of_its_task(task, kind, tmp_path)
 
 
 def run_loop(work, stop_after=None):
-    """Weights of a layer after steps whose loss depends on their number."""
+    """The weights of a layer after steps whose loss depends on their number."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     parts = {"model": model, "optimizer": optimizer}
-    for step in loop.training_steps("part", parts, optimizer, settings(work), 6, 0.1):
+    for step in training.training_steps("part", parts, optimizer, settings(work), 6, 0.1):
         step.finish(model(torch.full((1, 3), float(step.number))).square().sum())
         if step.number == stop_after:
             break
@@ -97,7 +103,7 @@ def run_loop(work, stop_after=None):
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SAVE_STEPS", 2)
+    monkeypatch.setattr(training, "SAVE_STEPS", 2)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     run_loop(tmp_path / "parts", stop_after=2)

@@ -1,0 +1,110 @@
+"""Weight files, read without loading the model: shapes, whether they are whole, digests.
+
+The digests of all that decides a generator's pixels make its fingerprint, a part of every request.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from online_aug.errors import UserError, one_line
+
+Shape = tuple[int, ...]
+ENGINE_VERSION = 2
+"""To be raised when the engine makes other pixels of the same request, be it only by rounding."""
+
+_WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_DECIDING_SUFFIXES = {".safetensors", ".json", ".txt", ".bin"}
+
+
+def check_weights(model: Path, vae: Path | None = None) -> None:
+    """Raise if weights are missing, cut short or something else; loads nothing.
+
+    Args:
+        model: Directory of the model.
+        vae: Directory of the autoencoder that replaces the model's own.
+
+    Raises:
+        UserError: If a file is not whole; the error names it.
+    """
+    for part in _WEIGHTED_PARTS:
+        tensor_shapes(model / part)
+    if vae is not None:
+        tensor_shapes(vae, "generation.vae")
+
+
+def tensor_shapes(part: Path, key: str = "generation.model") -> dict[str, Shape]:
+    """Read the shape of every tensor, by name, from the files that diffusers would load.
+
+    Args:
+        part: Directory of one part of a model, such as its U-Net.
+        key: Configuration key that named it, for errors.
+
+    Raises:
+        UserError: If there are no weights or a file is not whole.
+    """
+    found: dict[str, Shape] = {}
+    for path in _weight_files(part, key):
+        try:
+            found.update(_shapes_in(path))
+        except Exception as error:  # whatever a damaged file makes torch or safetensors raise
+            raise UserError(
+                f"{key} must have whole weight files, got {path} "
+                f"({one_line(error)}): fetch or copy it again"
+            ) from error
+    return found
+
+
+def _weight_files(part: Path, key: str) -> list[Path]:
+    for suffix in (".safetensors", ".bin"):
+        for stem in _STEMS:
+            index = part / f"{stem}{suffix}.index.json"
+            if index.is_file():
+                return _shards(index, key)
+            if (part / f"{stem}{suffix}").is_file():
+                return [part / f"{stem}{suffix}"]
+    raise UserError(f"{key} must have weights in {part}, got neither .safetensors nor .bin")
+
+
+def _shards(index: Path, key: str) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{key} must have a whole {index}, got {error!r}") from None
+    return [index.parent / name for name in sorted(names)]
+
+
+def _shapes_in(path: Path) -> dict[str, Shape]:
+    if path.suffix == ".bin":
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def digest_folder(folder: Path) -> str:
+    """Return the BLAKE2b digest of names and contents of all weights and settings in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _DECIDING_SUFFIXES and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def fingerprint(
+    model_digest: str, adapters_digest: str | None, dtype: str, vae_digest: str | None = None
+) -> str:
+    """Return the digest of weights, adapters, number format, engine and replaced autoencoder.
+
+    Without a replaced autoencoder the digest is the one from before they could be replaced.
+    """
+    text = f"{model_digest}/{adapters_digest or 'none'}/{dtype}/{ENGINE_VERSION}"
+    if vae_digest is not None:
+        text += f"/{vae_digest}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,231 @@
+"""Settings that go with a model and a device are taken, the others are one clear line."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import copy_with
+from torch import nn
+
+from online_aug.config.generation import GenerationConfig
+from online_aug.diffusion import compatibility
+from online_aug.diffusion.compatibility import (
+    CPU_SLOTS,
+    MAX_SLOTS,
+    check_few_steps,
+    check_slots,
+    choose_attention,
+    choose_dtype,
+    choose_slots,
+    fitting_slots,
+)
+from online_aug.diffusion.directory import scheduler_settings
+from online_aug.diffusion.loading import load_img2img
+from online_aug.errors import UserError
+from online_aug.generation.solvers import Solver, Step
+
+PLAIN = {"timestep_spacing": "leading", "rescale_betas_zero_snr": False}
+
+
+TURBO = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": False}
+
+
+@pytest.fixture
+def model_of(tiny_model, tmp_path):
+    """Copies the tiny model with another schedule and, if distilled, with an embedded scale."""
+
+    def make(schedule, scale_width=None):
+        model = copy_with(tiny_model, tmp_path / "model", "scheduler", **schedule)
+        path = model / "unet" / "config.json"
+        text = path.read_text().replace(
+            '"time_cond_proj_dim": null',
+            f'"time_cond_proj_dim": {scale_width or "null"}',
+        )
+        path.write_text(text)
+        return model
+
+    return make
+
+
+def settings(scheduler, steps, guidance):
+    return GenerationConfig(scheduler=scheduler, num_inference_steps=steps, guidance_scale=guidance)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "scale_width", "scheduler", "steps", "guidance"),
+    [
+        (PLAIN, None, "dpmsolver++", 25, 7.5),
+        (PLAIN, None, "ddim", 2, 7.5),
+        (PLAIN, None, "lcm", 4, 1),
+        (PLAIN, None, "lcm", 8, 2),
+        (PLAIN, 256, "lcm", 4, 8.5),
+        (TURBO, None, "euler_ancestral", 1, 1),
+        (TURBO, None, "euler", 4, 1),
+        (TURBO, None, "euler", 25, 7.5),
+    ],
+)
+def test_settings_that_go_with_a_model_pass(
+    model_of, schedule, scale_width, scheduler, steps, guidance
+):
+    check_few_steps(settings(scheduler, steps, guidance), model_of(schedule, scale_width))
+
+
+def test_a_model_that_was_trained_from_pure_noise_is_no_turbo_model(tiny_model):
+    schedule = scheduler_settings(tiny_model)
+    assert schedule["timestep_spacing"] == "trailing"
+    check_few_steps(settings("euler", 4, 7.5), tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "scale_width", "scheduler", "steps", "guidance", "message"),
+    [
+        (
+            PLAIN, None, "lcm", 4, 7.5,
+            r"generation\.guidance_scale must be at most 2 with .*scheduler lcm, got 7\.5: ",
+        ),
+        (
+            PLAIN, 256, "dpmsolver++", 25, 7.5,
+            r"generation\.scheduler must be lcm for .*, a consistency model .* got dpmsolver\+\+$",
+        ),
+        (
+            TURBO, None, "euler", 1, 7.5,
+            r"generation\.guidance_scale must be 1 for 1 steps of .* turbo model, got 7\.5$",
+        ),
+        (
+            PLAIN, None, "euler", 1, 1,
+            r"generation\.num_inference_steps must be at least 2 .* without noise, got 1: turbo",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_ruin_the_images_of_a_model_are_one_clear_line(  # noqa: PLR0913
+    model_of, schedule, scale_width, scheduler, steps, guidance, message
+):
+    with pytest.raises(UserError, match=message) as caught:
+        check_few_steps(settings(scheduler, steps, guidance), model_of(schedule, scale_width))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("schedule", "begins_at"), [(TURBO, 999), (PLAIN, 0)])
+def test_a_single_step_begins_at_noise_only_with_the_spacing_of_turbo_models(
+    model_of, schedule, begins_at
+):
+    way = Solver("euler", scheduler_settings(model_of(schedule))).from_image(1, 1.0)
+    assert int(Step(*way.rows[0]).timestep) == pytest.approx(begins_at, abs=1)
+
+
+def test_a_scheduler_that_cannot_be_read_is_one_clear_line(model_of):
+    model = model_of(PLAIN)
+    path = model / "scheduler" / "scheduler_config.json"
+    path.write_text("[1")
+    with pytest.raises(UserError, match=r"^generation\.model must have a readable .*config\.json"):
+        check_few_steps(settings("euler", 4, 1), model)
+
+
+def test_auto_is_single_precision_on_a_cpu_and_half_on_a_gpu():
+    assert choose_dtype("auto", "cpu") == "float32"
+    assert choose_dtype("auto", "cuda:1") == "float16"
+    assert choose_dtype("bfloat16", "cpu") == "bfloat16"
+
+
+@given(fixed=st.integers(0, 1000), each=st.integers(1, 1000), budget=st.integers(0, 100_000))
+def test_the_chosen_slots_fit_and_twice_as_many_would_not_or_exceed_the_limit(fixed, each, budget):
+    slots = fitting_slots(lambda count: fixed + count * each, budget)
+    assert slots == 1 or fixed + slots * each <= budget
+    assert 2 * slots > MAX_SLOTS or fixed + 2 * slots * each > budget
+
+
+def test_a_network_whose_memory_does_not_grow_takes_the_most():
+    assert fitting_slots(lambda count: 100, 1000) == MAX_SLOTS
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model):
+    return load_img2img(tiny_model, "float32")
+
+
+@pytest.mark.parametrize(("wanted", "slots"), [("auto", CPU_SLOTS), (3, 3)])
+def test_a_cpu_takes_a_fixed_number_unless_told_otherwise(pipeline, wanted, slots):
+    assert choose_slots(GenerationConfig(slots=wanted, resolution=64), pipeline) == slots
+
+
+@given(
+    slots=st.integers(1, 100),
+    fixed=st.integers(0, 1000),
+    each=st.integers(1, 1000),
+    free=st.integers(0, 100_000),
+)
+def test_a_number_of_slots_is_refused_only_if_they_do_not_fit(slots, fixed, each, free):
+    def check():
+        check_slots(slots, lambda count: fixed + count * each, free, "cuda:0")
+
+    if fixed + slots * each <= free:
+        check()
+    else:
+        with pytest.raises(UserError, match=rf"^generation\.slots must fit .* got {slots}, "):
+            check()
+
+
+def test_too_many_slots_are_one_clear_line_that_says_how_many_fit(pipeline, monkeypatch):
+    config = GenerationConfig(slots=1000, resolution=64)
+    monkeypatch.setattr(compatibility, "_free_bytes", lambda device: 2**24)
+    with pytest.raises(UserError) as caught:
+        choose_slots(config, pipeline)
+    message = str(caught.value)
+    found = re.fullmatch(
+        r"generation\.slots must fit into the memory of cpu, 16\.0 MiB of which are free beside "
+        r"the weights, got 1000, of which (\d+) fit; auto takes fewer",
+        message,
+    )
+    fits = int(found[1])
+    assert 1 < fits < 1000
+    assert choose_slots(config.model_copy(update={"slots": fits}), pipeline) == fits
+
+
+def test_without_guidance_about_twice_as_many_fit(pipeline, monkeypatch):
+    fits = {}
+    monkeypatch.setattr(compatibility, "_free_bytes", lambda device: 2**24)
+    for scale in (1.0, 7.5):
+        config = GenerationConfig(slots=10**6, resolution=64, guidance_scale=scale)
+        with pytest.raises(UserError) as caught:
+            choose_slots(config, pipeline)
+        fits[scale] = int(re.search(r"which (\d+) fit", str(caught.value))[1])
+    assert fits[1.0] == pytest.approx(2 * fits[7.5], abs=1)
+
+
+class Chain(nn.Module):
+    """A network with three results of the size of its input, at most two alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1000))
+        self.config = SimpleNamespace(in_channels=4, cross_attention_dim=8)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, latents, timesteps, prompts):
+        for _ in range(3):
+            latents = (latents.view(-1) + self.weight[0]).view(latents.shape)
+        return latents
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_memory_on_a_cpu_is_that_of_tensors_alive_beside_inputs_and_weights(rows):
+    one_result = rows * 4 * 10 * 10 * 4
+    assert compatibility._peak_bytes(Chain(), rows, 10) == 2 * one_result
+
+
+def test_auto_attention_is_pytorch_s_on_a_cpu(tiny_model):
+    pipeline = load_img2img(tiny_model, "float32")
+    for name in ("auto", "sdpa"):
+        assert choose_attention(name, pipeline, torch.device("cpu")) == "sdpa"
+
+
+def test_xformers_on_a_cpu_is_one_clear_line(tiny_model):
+    pipeline = load_img2img(tiny_model, "float32")
+    with pytest.raises(UserError) as caught:
+        choose_attention("xformers", pipeline, torch.device("cpu"))
+    message = str(caught.value)
+    assert message.startswith("generation.attention must be auto or sdpa on cpu, got 'xformers' (")
+    assert "\n" not in message

@@ -1,1 +1,0 @@
-"""How the embedded diffusion models were trained."""
