@@ -178,7 +178,8 @@ def test_a_u_net_with_attention_can_learn_lora(miniature_of, version):
     check_lora_layers(miniature_of(version), "joint")
 
 
-def test_a_u_net_without_attention_cannot_learn_lora(model):
+def test_a_u_net_without_attention_cannot_learn_lora(tiny_model, tmp_path):
+    model = copy_with(tiny_model, tmp_path / "model")
     shutil.rmtree(model / "unet")
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     plain = UNet2DModel(block_out_channels=(8, 8), norm_num_groups=4, add_attention=False, **blocks)
