@@ -62,6 +62,15 @@ def miniature_of(tmp_path_factory):
     return write
 
 
+@pytest.fixture(scope="session")
+def embedded_root(tmp_path_factory):
+    """A `data.root` in which the embedded data sets are written once for all xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "embedded"
+    root.mkdir(exist_ok=True)
+    return root
+
+
 @pytest.fixture
 def store(tmp_path):
     """An open cache of its own."""

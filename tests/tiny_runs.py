@@ -19,13 +19,13 @@ EPOCHS = 4
 IMAGES_AN_EPOCH = 120
 
 
-def write_config(folder, model):
-    """A configuration that keeps everything below `folder`, in which every wish is waited for."""
+def write_config(folder, model, data):
+    """Write a configuration that reads `data` and keeps everything else below `folder`."""
     content = {
         "run": {"dir": str(folder / "runs"), "epochs": EPOCHS, "checkpoint_epochs": 1},
         "data": {
             "source": "digits",
-            "root": str(folder / "data"),
+            "root": str(data),
             "image_size": 32,
             "examples_per_class": 4,
             "epoch_repeats": 3,

@@ -142,14 +142,8 @@ def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
     assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
 
 
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    """Where the sets that come with the package are written once."""
-    return tmp_path_factory.mktemp("embedded")
-
-
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
-def test_every_other_recipe_passes_a_dry_run_on_its_data(path, embedded, tmp_path, capsys):
-    assert dry_run(path, tmp_path, embedded) == 0
+def test_every_other_recipe_passes_a_dry_run_on_its_data(path, embedded_root, tmp_path, capsys):
+    assert dry_run(path, tmp_path, embedded_root) == 0
     assert "requests   " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

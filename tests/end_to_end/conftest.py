@@ -3,9 +3,9 @@ from tiny_runs import start, write_config
 
 
 @pytest.fixture(scope="session")
-def config(tmp_path_factory, tiny_model):
-    """A configuration whose data, cache, fine-tuning and runs lie beside it."""
-    return write_config(tmp_path_factory.mktemp("workplace"), tiny_model)
+def config(tmp_path_factory, tiny_model, embedded_root):
+    """A configuration whose cache, fine-tuning and runs lie beside it."""
+    return write_config(tmp_path_factory.mktemp("workplace"), tiny_model, embedded_root)
 
 
 @pytest.fixture(scope="session")

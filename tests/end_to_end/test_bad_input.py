@@ -362,7 +362,7 @@ def place(tmp_path_factory):
 def said(tmp_path_factory, place, tiny_model):
     """What each case said, and where it could have written."""
     folders = {name: tmp_path_factory.mktemp("case") for name in [*CASES, "skipped"]}
-    configs = {name: write_config(folder, tiny_model) for name, folder in folders.items()}
+    configs = {name: write_config(folder, tiny_model, place) for name, folder in folders.items()}
     spoil(place, configs["run of another configuration"])
     spoil_models(place, tiny_model)
     overrides = {name: case for name, (case, _) in CASES.items()} | {"skipped": SKIPPED}

@@ -28,9 +28,9 @@ IMAGES = "generation.dtype must be a number format in which the model makes imag
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_model):
+def config(tmp_path_factory, tiny_model, embedded_root):
     """A configuration, with a workplace, of its own."""
-    return write_config(tmp_path_factory.mktemp("faults"), tiny_model)
+    return write_config(tmp_path_factory.mktemp("faults"), tiny_model, embedded_root)
 
 
 def spoil(model, folder, value):

@@ -13,10 +13,10 @@ WITHOUT_A_GENERATOR = ("generation.model=/no/such/model", "finetune.path=/no/suc
 
 
 @pytest.fixture(scope="module")
-def exported(pair, config):
+def exported(pair, config, embedded_root):
     """All images of the shared cache as Diff-Mix's scripts write them, with our columns."""
     folder = config.parent / "synthetic"
-    (names,) = (config.parent / "data").rglob("train")
+    names = embedded_root / "digits" / "train"
     options = ("--format", "diff-mix", "--classes", names)
     Launch("-m", "cache", "export", config.parent / "cache", folder, *options).succeed()
     return folder

@@ -194,10 +194,10 @@ def test_each_launch_of_two_ranks_is_noted_once(ranks):
 
 
 @pytest.fixture(scope="module")
-def hopeless(pair, config):
+def hopeless(pair, config, embedded_root):
     """A run whose generation process meets a source image that ends in the middle."""
     images = config.parent / "images"
-    digits = config.parent / "data" / "digits"
+    digits = embedded_root / "digits"
     for name in ("0", "1"):
         for number, path in enumerate(sorted((digits / "train" / name).iterdir())[:12]):
             (images / name).mkdir(parents=True, exist_ok=True)
