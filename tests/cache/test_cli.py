@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cache_samples import overwrite
 
 from cache import Entry, Store, record, request_key
 from cache.__main__ import main
@@ -143,6 +144,15 @@ def test_a_path_without_a_cache_is_one_line_and_status_two(command, tmp_path, ca
     assert err.startswith("error: cache path must be a directory with a cache")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "list"])
+def test_a_cache_of_another_schema_is_one_line_and_status_two(command, filled, capsys):
+    overwrite(filled.path, b"meta", b"n:schema", lambda _: (2).to_bytes(8, "big"))
+    status, out, err = run(capsys, command, filled.path)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: cache schema must be 3, got 2 at")
+    assert err.count("\n") == 1
 
 
 def test_it_runs_as_a_module_and_loads_no_torch(filled):
