@@ -50,14 +50,14 @@ class Received:
     """Batches of this epoch."""
     times: Counter[int] = field(default_factory=Counter)
     """How often each request was served in this run, by number."""
-    totals: Counts = Counts()
-    """How the slots of this run were filled."""
+    counts: Counts = Counts()
+    """How the slots of this run were filled, and what earlier launches generated."""
 
     def add(self, slots: Sequence[Slot], served: Counts) -> None:
         """Count a batch."""
         self.step += 1
         self.times.update(slot.number for slot in slots if slot.number >= 0)
-        self.totals += served
+        self.counts += served
 
 
 class OnlineAugLoader(DataLoader[Batch]):
@@ -116,7 +116,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         if self.process and not self._is_started:
             self.process.start()
             self._is_started = True
-            self._pressure.start(self.totals.fresh)
+            self._pressure.start(self._received.counts.fresh)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.start()
@@ -140,7 +140,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         if self.process:
             self.process.check()  # may raise: then this batch has not been received
         self._received.add(slots, served)
-        self._pressure.report(self.totals.fresh)
+        self._pressure.report(self._received.counts.fresh)
         self._ledger.add(slots, kinds)
         filled = zip(slots, kinds, strict=True)
         self._notes.add([self.plan[slot.number].key for slot, kind in filled if kind in _SYNTHETIC])
@@ -175,7 +175,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             "position_at_start": self._pool.position_at_start,
             "position": self._store.position(),
             "times_sampled": dict(self._received.times),
-            "totals": vars(self.totals).copy(),
+            "counts": vars(self.counts).copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._received = Received(
             step=state["step"],
             times=Counter(state["times_sampled"]),
-            totals=Counts(**state["totals"]),
+            counts=Counts(**state["counts"]),
         )
         self._pool.start(state["position_at_start"], self._received.times)
 
@@ -204,14 +204,20 @@ class OnlineAugLoader(DataLoader[Batch]):
         return self._received.step
 
     @property
-    def totals(self) -> Counts:
-        """How the slots that the training loop has received in this run were filled."""
-        return self._received.totals
+    def counts(self) -> Counts:
+        """What this rank received and its generation processes made, since the run began."""
+        counts, process = self._received.counts, self.process
+        if process is None:
+            return counts
+        status = process.status
+        return counts + Counts(
+            generated=status.generated, rejected=status.rejected, restarts=process.restarts
+        )
 
     @property
     def samples_per_insert(self) -> float:
         """How often an image of the cache was served in this run on average, by all its ranks."""
-        served = self.totals.fresh + self.totals.cached
+        served = self._received.counts.fresh + self._received.counts.cached
         return served * self._pool.sharers / max(1, self._pool.inserts)
 
     def reused(self) -> set[int]:

@@ -1,15 +1,18 @@
-"""Checkpoint folders: which are whole, which is newest, which may go.
+"""Checkpoint folders: written whole, checked before a run continues, dealt out to other ranks.
 
-Whether a run can go on from where it stopped, told before anything is started or written.
+A folder counts once its marker is written. The marker says what a run must have in common with the
+checkpoint, so that a run that cannot continue is refused before anything is started.
 """
 
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +20,7 @@ from cache import Store, cache_exists
 from online_aug.classifier.model import first_line
 from online_aug.config import Config
 from online_aug.distributed.identity import identify
+from online_aug.distributed.world import World
 from online_aug.errors import UserError, one_line
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
@@ -25,35 +29,36 @@ from online_aug.reporting.run_directory import is_finished
 from online_aug.training.deepspeed_setup import zero_stage
 
 FOLDER = "checkpoints"
-"""In the run directory."""
+"""Folder of the checkpoints in the run directory."""
 KEPT = 2
+"""Newest checkpoints that stay."""
 RANKS, STAGE = "number of training devices", "ZeRO stage"
 UNIVERSAL = "universal"
-"""In a checkpoint: the same, converted by DeepSpeed to go on on any number of ranks."""
+"""Folder in a checkpoint for the form that DeepSpeed converts it to, for any number of ranks."""
 MARKER = "complete.json"
-"""Written last: a folder without it was interrupted."""
+"""File written last: a folder without it was interrupted."""
 
 MadeWith = Mapping[str, str | int | bool]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps lies."""
+    """Return the folder of the checkpoint after `step` optimizer steps."""
     return folder / f"step_{step:08d}"
 
 
 def own_state_path(path: Path, rank: int) -> Path:
-    """Where a rank keeps its own state in a checkpoint."""
+    """Return the file that holds a rank's own state in a checkpoint."""
     return path / f"rank_{rank:04d}.pt"
 
 
 def newest_step(folder: Path) -> int | None:
-    """Step of the newest whole checkpoint, None if there is none."""
+    """Return the step of the newest whole checkpoint; None if there is none."""
     steps = [_step(path) for path in folder.glob("step_*") if (path / MARKER).is_file()]
     return max(steps, default=None)
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint; its marker first, so that it never looks whole while it goes."""
+    """Remove a checkpoint, its marker first, so that it never looks whole meanwhile."""
     (path / MARKER).unlink(missing_ok=True)
     if path.exists():
         shutil.rmtree(path)
@@ -61,16 +66,16 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Remove what was written of a checkpoint for which the disk has no room, and say so.
+    """Remove an unfinished checkpoint if the disk has no room for it.
 
     Raises:
-        UserError: If it could not be written.
+        UserError: If there was no room.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         if not isinstance(error, OSError) and "inline_container" not in str(error):
-            raise  # of torch.save only the last failed write is known, by where it is raised
+            raise  # torch.save only says where in its code a write failed
         shutil.rmtree(path, ignore_errors=True)
         reason = (isinstance(error, OSError) and error.strerror) or "no more than a part written"
         raise UserError(
@@ -80,7 +85,7 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 def seal(path: Path, made_with: MadeWith) -> None:
-    """Declare a checkpoint whole: on disk, marked, named by `latest`; older ones than KEPT go."""
+    """Flush a checkpoint to disk, mark it as whole, and remove all but the newest `KEPT`."""
     for file in path.rglob("*"):
         if file.is_file():
             _flush(file)
@@ -94,12 +99,12 @@ def seal(path: Path, made_with: MadeWith) -> None:
 
 
 def is_converted(path: Path) -> bool:
-    """Whether a checkpoint has its universal form beside it."""
+    """Return whether a checkpoint has been converted to its universal form."""
     return (path / UNIVERSAL / "zero" / "optimizer_state.pt").is_file()
 
 
 def made_with(config: Config, *, num_classes: int, ranks: int) -> MadeWith:
-    """What a training must have in common with a checkpoint to go on from it."""
+    """Return what a training must have in common with a checkpoint to continue from it."""
     return {
         "classifier.name": config.classifier.name,
         "number of classes": num_classes,
@@ -111,9 +116,10 @@ def made_with(config: Config, *, num_classes: int, ranks: int) -> MadeWith:
 
 
 def is_convertible(config: Config) -> bool:
-    """Whether DeepSpeed can bring a divided checkpoint of this training to other ranks.
+    """Return whether DeepSpeed can convert a divided checkpoint for another number of ranks.
 
-    It knows the state of Adam alone, and gives all groups of ZeRO stage 3 the settings of one.
+    DeepSpeed converts the state of Adam alone, and gives all groups of ZeRO stage 3 the settings of
+    one.
     """
     optim = config.optim
     is_adam = optim.name in ("adam", "adamw") and not optim.options.get("amsgrad")
@@ -123,16 +129,16 @@ def is_convertible(config: Config) -> bool:
 def check_same_training(
     path: Path, config: Config, now: MadeWith, *, is_dealt_out: bool = True
 ) -> None:
-    """Refuse a checkpoint from which a run cannot go on; reads its marker alone.
+    """Refuse a checkpoint from which a run cannot continue; read its marker alone.
 
     Args:
-        path: Of the checkpoint.
-        config: Of the run.
+        path: Folder of the checkpoint.
+        config: Configuration of the run.
         now: What this launch trains with.
-        is_dealt_out: What the ranks saved of their own is dealt out to any number of them.
+        is_dealt_out: Whether the ranks' own states are dealt out to any number of ranks.
 
     Raises:
-        UserError: If it cannot, or the marker cannot be read.
+        UserError: If the run cannot continue, or the marker cannot be read.
     """
     check_made_with(
         path,
@@ -143,7 +149,12 @@ def check_same_training(
 
 
 def unreadable(path: Path, said: str) -> UserError:
-    """The error for a checkpoint with a damaged file, of which a library said this."""
+    """Return the error for a checkpoint with a damaged file.
+
+    Args:
+        path: Folder of the checkpoint.
+        said: What a library said about the file.
+    """
     return UserError(
         f"checkpoint {path} cannot be read ({said}): remove this folder to go on from the one "
         "before"
@@ -160,13 +171,13 @@ def check_made_with(
     """Refuse a checkpoint that another classifier or another number of ranks made.
 
     Args:
-        path: Of the checkpoint.
+        path: Folder of the checkpoint.
         now: What this launch trains with.
-        world_size_may_differ: Nothing in it is divided between ranks.
-        is_convertible: What is divided can be converted for another number of ranks.
+        world_size_may_differ: Whether nothing in it is divided between ranks.
+        is_convertible: Whether what is divided can be converted for another number of ranks.
 
     Raises:
-        UserError: If a value differs, naming all that do; if it cannot be read.
+        UserError: If values differ, naming all of them, or if the marker cannot be read.
     """
     try:
         then = dict(json.loads((path / MARKER).read_text()))
@@ -191,7 +202,7 @@ def check_made_with(
 
 
 def conversion(path: Path) -> str:
-    """The command that makes a checkpoint go on on any number of ranks."""
+    """Return the command that converts a checkpoint for any number of ranks."""
     return shlex.join(
         [
             *("python", "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"),
@@ -215,16 +226,16 @@ def _flush(path: Path) -> None:
 def check_can_go_on(experiment: Experiment, directory: Path, ranks: int) -> None:
     """Refuse a run directory whose newest checkpoint is of another training or another cache.
 
-    The checkpoint is passed over where the run is not to be resumed or has finished. Each node has
-    a cache of its own: the first one's is looked at here.
+    Nothing is checked if the run is not to be resumed or has finished. Each node has a cache of its
+    own; only the first node's is checked here.
 
     Args:
-        experiment: Of this launch.
-        directory: Of the run, which may not be there yet.
-        ranks: That train, on all nodes.
+        experiment: Experiment of this launch.
+        directory: Directory of the run, which may not exist yet.
+        ranks: Training ranks on all nodes.
 
     Raises:
-        UserError: If so; names what differs.
+        UserError: If so, naming what differs.
     """
     config = experiment.config
     step = newest_step(directory / FOLDER)
@@ -247,3 +258,52 @@ def _check_cache(checkpoint: Path, cache: Path) -> None:
         with Store(cache, readonly=True) as store:
             position = store.position()
     check_same_cache(state["loader"], position)
+
+
+_NEW_CACHE = {"position": 0, "position_at_start": 0}
+"""Positions in the log of a node that took no part before."""
+
+
+def share_out(states: Sequence[dict[str, Any]], world: World) -> dict[str, Any]:
+    """Redistribute saved per-rank state after ranks or nodes have changed.
+
+    The global batches stay the same. Counts are summed and dealt out again, so that their sum over
+    all ranks, and the limit on how often an image is served, stay the same too. Each node has its
+    own cache: with as many nodes as before, a node keeps its own counts.
+
+    Args:
+        states: States that the ranks saved, by rank.
+        world: This rank among those of now.
+    """
+    if tuple(state["node"] for state in states) == world.nodes_by_rank:
+        return states[world.rank]
+    shared, rank, ranks = list(states), world.rank, world.world_size
+    neighbours = [state for state in states if state["node"] == world.node]
+    if len({state["node"] for state in states}) == world.nodes:
+        shared, rank, ranks = neighbours, world.local_rank, world.local_world_size
+    places = neighbours[0]["loader"] if neighbours else _NEW_CACHE
+    first, loaders = shared[0], [state["loader"] for state in shared]
+    times = sum((Counter(loader["times_sampled"]) for loader in loaders), Counter[int]())
+    dealt = {number: _part(count, rank, ranks) for number, count in times.items()}
+    loss = sum(float(state["tally"]["loss"]) for state in states) / len(states)
+    starts = [state["run"]["epoch_start"] for state in shared]
+    return {
+        **first,
+        "node": world.node,
+        "run": {**first["run"], "epoch_start": _dealt(starts, rank, ranks)},
+        "tally": {**first["tally"], "loss": loss},
+        "loader": {
+            **first["loader"],
+            **{name: places[name] for name in _NEW_CACHE},
+            "times_sampled": {number: count for number, count in dealt.items() if count},
+            "counts": _dealt([loader["counts"] for loader in loaders], rank, ranks),
+        },
+    }
+
+
+def _dealt(counts: Sequence[Mapping[str, int]], rank: int, ranks: int) -> dict[str, int]:
+    return {name: _part(sum(each[name] for each in counts), rank, ranks) for name in counts[0]}
+
+
+def _part(count: int, rank: int, ranks: int) -> int:
+    return count // ranks + (rank < count % ranks)

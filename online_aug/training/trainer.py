@@ -1,14 +1,15 @@
-"""One rank's run from its first epoch to its summary."""
+"""One rank's run from its first epoch to its summary, and what it remembers on the way."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from online_aug.classifier.evaluation import Evaluation, evaluate
 from online_aug.data.image_sets import ImageSet
@@ -19,15 +20,73 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.loader.dataset import Batch
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
-from online_aug.training.checkpoints import FOLDER
+from online_aug.request import Counts
+from online_aug.training.checkpoints import FOLDER, share_out
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.feedback import LossPublisher, SaliencyPublisher
 from online_aug.training.reporter import TrainingReport
-from online_aug.training.run_state import EpochTally, RunState, share_out
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """What a checkpoint keeps of the run, beside weights, loader and epoch."""
+
+    wall_s: float = 0.0
+    """Time of earlier launches."""
+    first_step_s: float | None = None
+    """Time from the classifier being built to the end of the first step."""
+    best_top1: float = -1.0
+    """Best accuracy on the validation split."""
+    best_epoch: int = -1
+    epoch_start: Counts = Counts()
+    """This rank's counts at the start of the epoch in progress."""
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any]) -> Self:
+        """Return the state that a checkpoint holds as plain values."""
+        return cls(**{**state, "epoch_start": Counts(**state["epoch_start"])})
+
+
+@dataclass(kw_only=True)
+class EpochTally:
+    """Sums over the epoch in progress, on one rank."""
+
+    loss: Float[Tensor, ""] | float = 0.0
+    """Sum over the steps."""
+    steps: int = 0
+    wait_s: float = 0.0
+    """Time spent waiting for batches."""
+    earlier_s: float = 0.0
+    """Training time of this epoch in earlier launches."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def train_s(self) -> float:
+        """Training time so far."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the steps, 0 if there was none; waits for the device."""
+        return float(self.loss) / max(1, self.steps)
+
+    def add(self, loss: Float[Tensor, ""]) -> None:
+        """Count one step."""
+        self.loss = self.loss + loss
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums as plain numbers, for a checkpoint in the middle of the epoch."""
+        return {
+            "loss": float(self.loss),
+            "steps": self.steps,
+            "wait_s": self.wait_s,
+            "earlier_s": self.train_s,
+        }
 
 
 class TrainingRun:
-    """The steps of a run in order; `train.py` calls them."""
+    """The steps of a run in order; `train_rank` calls them."""
 
     def __init__(
         self,
@@ -37,7 +96,7 @@ class TrainingRun:
         world: World,
         directory: Path,
     ) -> None:
-        """Take the built classifier and start the clock of `first_step_s`."""
+        """Hand the classifier to the engine and start the clock of `first_step_s`."""
         self._built = time.monotonic()
         self._experiment, self._config, self._world = experiment, experiment.config, world
         self._loader, self._directory = loader, directory
@@ -64,11 +123,11 @@ class TrainingRun:
         self._report.close()
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint where there is one."""
+        """Continue from the newest checkpoint, if there is one."""
         saved = self._engine.load(self._directory / FOLDER, share_out)
         if saved is not None:
-            self._state = RunState(**saved["run"])
-            self._tally = EpochTally.resumed(saved["tally"])
+            self._state = RunState.resumed(saved["run"])
+            self._tally = EpochTally(**saved["tally"])
             self.first_epoch = saved["epoch"]
             self._publisher.resume(self.first_epoch)
             self._loader.load_state_dict(saved["loader"])
@@ -77,11 +136,14 @@ class TrainingRun:
         self._report.begin(self.first_epoch)
 
     def train_epoch(self, epoch: int, interrupt: Interrupt) -> int:
-        """Train the rest of an epoch; the signal that ended it early, after a checkpoint, or 0.
+        """Train the rest of an epoch.
+
+        Returns:
+            0, or the signal that ended the epoch early; a checkpoint is then written.
 
         Raises:
-            UserError: If no batch can be made any more: an image that cannot be read, a generation
-                process that gave up. A run of one rank has then written a checkpoint.
+            UserError: If no more batches can be made, because an image cannot be read or the
+                generation process gave up. A run of one rank has then written a checkpoint.
         """
         self._engine.gather()
         self._publisher.refresh(epoch, self._engine.evaluated_model())
@@ -102,84 +164,7 @@ class TrainingRun:
             raise
         return 0
 
-    def validate(self, epoch: int) -> None:
-        """Evaluate on the validation split, report the epoch, keep the best weights."""
-        rate = self._tally.images * self._world.world_size / self._tally.train_s
-        found = self._evaluate(self._experiment.splits.val)
-        if found and found.top1 > self._state.best_top1:
-            self._state.best_top1, self._state.best_epoch = found.top1, epoch
-            self._engine.export(self._best_weights)
-        served = self._report.over_ranks(self._tally.served)
-        now = self._report.over_nodes(self._now())
-        loss = total(self._world, [self._tally.mean_loss])[0] / self._world.world_size
-        if found:
-            self._report.epoch(
-                now, found, self._tally, served,
-                epoch=epoch, step=self._engine.step, train_loss=loss, lr=self._engine.lr,
-                images_per_s=rate,
-            )  # fmt: skip
-            self._state.reported = (now.generated, now.rejected)
-        self._loader.set_epoch(epoch + 1)
-        self._tally = EpochTally()
-        if self._is_checkpoint_due(epoch):
-            self.checkpoint(epoch + 1)
-
-    def checkpoint(self, epoch: int) -> None:
-        """Save everything a restart needs; all ranks call it.
-
-        Args:
-            epoch: The one to go on with.
-        """
-        self._loader.save_ledger()
-        content = {
-            "epoch": epoch,
-            "node": self._world.node,
-            "run": asdict(self._now()),
-            "tally": self._tally.state_dict(),
-            "loader": self._loader.state_dict(),
-        }
-        self._engine.save(self._directory / FOLDER, content)
-
-    def finish(self) -> None:
-        """Test, export, and write summary and gallery."""
-        last = self._evaluate(self._experiment.splits.test)
-        totals = self._report.over_ranks(self._loader.totals)
-        now = self._report.over_nodes(self._now())
-        reused = self._loader.reused()
-        flags = total(self._world, [float(n in reused) for n in range(len(self._loader.plan))])
-        if last is None:
-            return
-        self._engine.export(self._directory / "model.safetensors")
-        best = self._test_best()
-        self._report.finish(now, last, best, totals, sum(flag > 0 for flag in flags))
-
-    @property
-    def _best_weights(self) -> Path:
-        return self._directory / "best.safetensors"
-
-    def _now(self) -> RunState:
-        """The state of the run with this launch, and this node's generation, counted in."""
-        wall_s = self._state.wall_s + time.monotonic() - self._built
-        return replace(self._report.counted(self._state), wall_s=wall_s)
-
-    def _stop(self, epoch: int, received: int) -> int:
-        """Leave the epoch with a checkpoint; the signal that asked for it."""
-        self.checkpoint(epoch)
-        self._report.live.message("interrupted: checkpoint written, the same command goes on")
-        return received
-
-    def _step(self, epoch: int, batch: Batch) -> None:
-        loss = self._engine.train_step(batch)
-        if skipped := self._engine.loss_scale.after_step(self._engine.step):
-            self._report.live.message(skipped)
-        self._tally.add(loss, batch.served)
-        if self._state.first_step_s is None:
-            self._state.first_step_s = time.monotonic() - self._built
-        self._losses.after_step()
-        self._report.step(epoch, loss, self._tally)
-
     def _timed(self, loader: OnlineAugLoader) -> Iterator[Batch]:
-        """The loader's batches, with the time it took to get them added up."""
         batches = iter(loader)
         while True:
             asked = time.monotonic()
@@ -189,11 +174,47 @@ class TrainingRun:
                 return
             yield batch
 
+    def _step(self, epoch: int, batch: Batch) -> None:
+        loss = self._engine.train_step(batch)
+        if skipped := self._engine.loss_scale.after_step(self._engine.step):
+            self._report.live.message(skipped)
+        self._tally.add(loss)
+        if self._state.first_step_s is None:
+            self._state.first_step_s = time.monotonic() - self._built
+        self._losses.after_step()
+        self._report.step(epoch, loss, self._loader.counts - self._state.epoch_start)
+
+    def _stop(self, epoch: int, received: int) -> int:
+        self.checkpoint(epoch)
+        self._report.live.message("interrupted: checkpoint written, the same command goes on")
+        return received
+
+    def validate(self, epoch: int) -> None:
+        """Evaluate on the validation split, report the epoch, and keep the best weights."""
+        train_s = self._tally.train_s
+        found = self._evaluate(self._experiment.splits.val)
+        if found and found.top1 > self._state.best_top1:
+            self._state.best_top1, self._state.best_epoch = found.top1, epoch
+            self._engine.export(self._best_weights)
+        counts, ranks = self._loader.counts, self._world.world_size
+        own = counts - self._state.epoch_start
+        everywhere = self._over_ranks(own)
+        loss = total(self._world, [self._tally.mean_loss])[0] / ranks
+        if found:
+            self._report.epoch(
+                found, everywhere,
+                epoch=epoch, step=self._engine.step, train_loss=loss, lr=self._engine.lr,
+                images_per_s=own.slots * ranks / train_s, loader_wait_s=self._tally.wait_s,
+            )  # fmt: skip
+        self._loader.set_epoch(epoch + 1)
+        self._state.epoch_start, self._tally = counts, EpochTally()
+        if self._is_checkpoint_due(epoch):
+            self.checkpoint(epoch + 1)
+
     def _evaluate(self, images: ImageSet) -> Evaluation | None:
-        """On the first rank, while the others wait; None on them."""
         self._engine.gather()
         found = self._judge(images) if self._world.is_first else None
-        barrier(self._world)
+        barrier(self._world)  # the others wait for the first
         return found
 
     def _judge(self, images: ImageSet) -> Evaluation:
@@ -205,14 +226,57 @@ class TrainingRun:
             train_labels=self._experiment.splits.train.labels,
         )
 
+    def _over_ranks(self, counts: Counts) -> Counts:
+        sums = total(self._world, list(vars(counts).values()))
+        return Counts(**{name: int(n) for name, n in zip(vars(counts), sums, strict=True)})
+
+    def checkpoint(self, epoch: int) -> None:
+        """Save everything that a restart needs; all ranks call it.
+
+        Args:
+            epoch: The epoch to continue with.
+        """
+        self._loader.save_ledger()
+        content = {
+            "epoch": epoch,
+            "node": self._world.node,
+            "run": asdict(replace(self._state, wall_s=self._wall_s)),
+            "tally": self._tally.state_dict(),
+            "loader": self._loader.state_dict(),
+        }
+        self._engine.save(self._directory / FOLDER, content)
+
+    def finish(self) -> None:
+        """Test, export the weights, and write summary, report and gallery."""
+        last, wall_s = self._evaluate(self._experiment.splits.test), self._wall_s
+        counts = self._over_ranks(self._loader.counts)
+        reused = self._loader.reused()
+        flags = total(self._world, [float(n in reused) for n in range(len(self._loader.plan))])
+        if last is None:
+            return
+        self._engine.export(self._directory / "model.safetensors")
+        self._report.finish(
+            counts, last, self._test_best(),
+            best_val_epoch=self._state.best_epoch, wall_s=wall_s,
+            first_step_s=float(self._state.first_step_s or 0.0),
+            reused=sum(flag > 0 for flag in flags),
+        )  # fmt: skip
+
     def _test_best(self) -> Evaluation:
-        """Test accuracy of the weights that were best on the validation split."""
         model = self._engine.evaluated_model()
         last = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(load_file(self._best_weights))
         found = self._judge(self._experiment.splits.test)
         model.load_state_dict(last)
         return found
+
+    @property
+    def _best_weights(self) -> Path:
+        return self._directory / "best.safetensors"
+
+    @property
+    def _wall_s(self) -> float:
+        return self._state.wall_s + time.monotonic() - self._built
 
     def _is_due_after(self, step: int) -> bool:
         every = self._config.run.checkpoint_steps

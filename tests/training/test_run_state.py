@@ -1,51 +1,55 @@
 import io
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from online_aug.distributed.world import World
 from online_aug.request import Counts
-from online_aug.training.run_state import EpochTally, share_out
+from online_aug.training.checkpoints import share_out
+from online_aug.training.trainer import EpochTally, RunState
 
 
-def through_a_checkpoint(tally):
+def through_a_checkpoint(state):
     file = io.BytesIO()
-    torch.save(tally.state_dict(), file)
+    torch.save(state, file)
     file.seek(0)
-    return EpochTally.resumed(torch.load(file, weights_only=True))
+    return torch.load(file, weights_only=True)
 
 
-def test_an_epoch_cut_in_two_has_the_sums_of_a_whole_one():
-    steps = [(torch.tensor(3.0), Counts(real=2, fresh=1)), (torch.tensor(1.0), Counts(starved=3))]
+def test_an_epoch_cut_in_two_has_the_mean_loss_of_a_whole_one():
     whole, cut = EpochTally(), EpochTally()
-    for loss, served in steps:
-        whole.add(loss, served)
-        cut.add(loss, served)
-        cut = through_a_checkpoint(cut)
+    for loss in (torch.tensor(3.0), torch.tensor(1.0)):
+        whole.add(loss)
+        cut.add(loss)
+        cut = EpochTally(**through_a_checkpoint(cut.state_dict()))
     assert cut.mean_loss == whole.mean_loss == 2.0
-    assert cut.served == whole.served == Counts(real=2, fresh=1, starved=3)
-    assert cut.images == 6
 
 
-def test_the_time_of_earlier_launches_counts():
+def test_the_training_time_of_earlier_launches_is_added():
     tally = EpochTally(wait_s=2.0, earlier_s=100.0)
     tally.started -= 10
-    again = through_a_checkpoint(tally)
+    again = EpochTally(**through_a_checkpoint(tally.state_dict()))
     assert again.train_s == pytest.approx(110, abs=5)
     assert again.wait_s == 2.0
 
 
-def test_an_epoch_without_a_step_has_no_loss():
+def test_an_epoch_without_a_step_has_loss_0():
     assert EpochTally().mean_loss == 0.0
 
 
+def test_the_state_of_a_run_survives_a_checkpoint():
+    state = RunState(wall_s=3.0, best_epoch=1, epoch_start=Counts(real=2, generated=5))
+    assert RunState.resumed(through_a_checkpoint(asdict(state))) == state
+
+
 def saved(times, fresh, *, node=0, generated=0, position=0):
-    served = vars(Counts(fresh=fresh, real=1))
-    loader = {"epoch": 2, "step": 7, "times_sampled": times, "totals": served}
+    counts = vars(Counts(fresh=fresh, real=1, generated=generated))
+    loader = {"epoch": 2, "step": 7, "times_sampled": times, "counts": counts}
     loader |= {"position": position, "position_at_start": position // 2}
-    run = {"generated": generated, "rejected": 0, "restarts": 0, "best_epoch": 1}
-    tally = {"served": served, "loss": 1.5}
+    run = {"epoch_start": counts, "best_epoch": 1}
+    tally = {"loss": 1.5}
     return {"epoch": 2, "node": node, "run": run, "tally": tally, "loader": loader}
 
 
@@ -75,7 +79,8 @@ TWO_NODES = [
 def test_what_ranks_counted_adds_up_over_another_number_of_them(ranks):
     found = shared_out(STATES, tuple(range(ranks)))
     assert counted(found) == {0: 4, 4: 1, 9: 2}
-    for counts in ([e["loader"]["totals"] for e in found], [e["tally"]["served"] for e in found]):
+    starts = [each["run"]["epoch_start"] for each in found]
+    for counts in ([each["loader"]["counts"] for each in found], starts):
         assert sum(each["fresh"] for each in counts) == 9
         assert sum(each["real"] for each in counts) == 2
 
@@ -101,13 +106,13 @@ def test_with_as_many_nodes_each_keeps_what_it_counted_and_its_place_in_its_cach
     by_node = [[e for e, n in zip(found, nodes, strict=True) if n == node] for node in (0, 1)]
     assert [counted(parts) for parts in by_node] == [{0: 4}, {7: 4, 9: 2}]
     assert [parts[0]["loader"]["position"] for parts in by_node] == [40, 60]
-    assert [sum(e["run"]["generated"] for e in parts) for parts in by_node] == [9, 5]
+    assert [sum(e["loader"]["counts"]["generated"] for e in parts) for parts in by_node] == [9, 5]
 
 
 @pytest.mark.parametrize("local_ranks", [(0,), (0, 1), (0, 0, 0)])
 def test_with_another_number_of_nodes_nothing_counted_is_lost(local_ranks):
     found = shared_out(TWO_NODES, local_ranks)
     assert counted(found) == {0: 4, 7: 4, 9: 2}
-    assert sum(each["run"]["generated"] for each in found) == 14
+    assert sum(each["loader"]["counts"]["generated"] for each in found) == 14
     places = [each["loader"]["position"] for each in found if each["node"] != 0]
     assert places in ([], [60, 0])
