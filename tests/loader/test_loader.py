@@ -100,10 +100,10 @@ def test_batches_carry_pixels_and_labels_of_the_configured_size(mixed):
 def test_the_totals_are_the_sum_of_what_batches_say(mixed):
     _, loader = mixed
     batches = run(loader, [0, 1])
-    assert loader.totals == sum((batch.served for batch in batches), Counts())
-    assert sum(vars(loader.totals).values()) == 2 * 2 * IMAGES
-    assert loader.totals.fresh == 24
-    assert loader.totals.cached > 0
+    assert loader.counts == sum((batch.served for batch in batches), Counts())
+    assert sum(vars(loader.counts).values()) == 2 * 2 * IMAGES
+    assert loader.counts.fresh == 24
+    assert loader.counts.cached > 0
 
 
 def test_an_old_batch_stays_as_it_was_while_new_ones_arrive(mixed):
@@ -129,7 +129,7 @@ def test_a_resumed_run_goes_on_with_the_batches_that_would_have_followed(store, 
 
     again = restarted(setup, state)
     assert content([*again, *run(again, [1])]) == expected
-    assert again.totals == loader.totals
+    assert again.counts == loader.counts
     assert again.reused() == loader.reused()
 
 
@@ -177,7 +177,7 @@ def test_the_state_is_made_of_plain_values(mixed, tmp_path):
 def test_worker_processes_change_no_batch_and_prefetching_no_state(mixed):
     setup, alone = mixed
     expected = run(alone, [0, 1])
-    state_at_start = {"epoch": 0, "step": 0, "times_sampled": {}, "totals": vars(Counts())}
+    state_at_start = {"epoch": 0, "step": 0, "times_sampled": {}, "counts": vars(Counts())}
     now = alone.state_dict()
     start = state_at_start | {name: now[name] for name in ("position_at_start", "position")}
 
@@ -332,13 +332,13 @@ def test_after_a_restart_the_process_is_told_only_what_was_served_since(mixed):
     setup, loader = mixed
     batches = iter(loader)
     list(islice(batches, 2))
-    before = loader.totals.fresh
+    before = loader.counts.fresh
     process = Process()
     again = setup.loader(process=process)
     again.load_state_dict(loader.state_dict())
     run(again, [0, 1])
     assert before > 0
-    assert process.counts[-1] == again.totals.fresh - before
+    assert process.counts[-1] == again.counts.fresh - before
 
 
 def test_pinning_a_batch_pins_its_tensors(mixed, monkeypatch):

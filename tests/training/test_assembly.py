@@ -215,8 +215,8 @@ def test_a_description_counts_requests_steps_and_what_is_there_already(experimen
 )
 def test_a_description_says_what_each_of_several_machines_makes(experiment_of, starvation, said):
     experiment, devices = experiment_of(mixing={"starvation": starvation})
-    (line,) = re.findall("^nodes .*", describe_run(experiment, devices, {"a": 2, "b": 1}), re.M)
-    assert line.startswith("nodes      a (2), b (1): 3 training devices in all; ")
+    (line,) = re.findall("^nodes .*", describe_run(experiment, devices, 3), re.M)
+    assert line.startswith("nodes      3 training devices in all, 1 here; ")
     assert said in line
 
 
