@@ -39,8 +39,8 @@ from online_aug.experiment.images import SourceImages
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.denoiser import Network
 from online_aug.generation.engine import ImageGenerator
-from online_aug.generation.inputs import Shares, fit
-from online_aug.generation.vae import TOGETHER
+from online_aug.generation.inputs import WorkTimes, fit
+from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.producer.service import Service, Work
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
@@ -75,7 +75,7 @@ class Bench:
     def __init__(self, experiment: Experiment, generator: ImageGenerator) -> None:
         self.requests = experiment.plan[:IMAGES]
         self.generator = generator
-        self.shares = Shares("commit")
+        self.shares = WorkTimes("commit")
         self._experiment = experiment
         self._sources = SourceImages(experiment.splits.train, experiment.sources)
         self._pipeline = self._stock_pipeline()
@@ -106,13 +106,15 @@ class Bench:
         latents = torch.randn(2 * slots, 4, side, side)
         words, width = pipeline.tokenizer.model_max_length, pipeline.unet.config.cross_attention_dim
         prompts = torch.randn(2 * slots, words, width)
-        pixels = torch.randn(TOGETHER, 3, *[self._experiment.config.generation.resolution] * 2)
+        pixels = torch.randn(
+            VAE_BATCH_SIZE, 3, *[self._experiment.config.generation.resolution] * 2
+        )
         for _ in range(self.generator.time.times["denoise"]):
             network(latents, torch.full((2 * slots,), 500.0), prompts, None)
-        for _ in range(len({r.source_digest for r in self.requests}) // TOGETHER):
+        for _ in range(len({r.source_digest for r in self.requests}) // VAE_BATCH_SIZE):
             pipeline.vae.encode(pixels)
-        for _ in range(len(self.requests) // TOGETHER):
-            pipeline.vae.decode(latents[:TOGETHER])
+        for _ in range(len(self.requests) // VAE_BATCH_SIZE):
+            pipeline.vae.decode(latents[:VAE_BATCH_SIZE])
 
     def one_by_one(self) -> None:
         """As the published scripts do: a file read, a call, a file written."""
@@ -123,7 +125,7 @@ class Bench:
 
     def in_batches(self, size: int) -> None:
         """The most frequent strength among what is looked ahead to, again and again."""
-        ahead = self.generator.slots + 3 * TOGETHER
+        ahead = self.generator.slots + 3 * VAE_BATCH_SIZE
         waiting, rest = list(self.requests[:ahead]), list(self.requests[ahead:])
         while waiting:
             strengths = [request.strength for request in waiting]

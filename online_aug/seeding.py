@@ -6,12 +6,13 @@ Using a module without leaving a trace in it.
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def numpy_rng(*entropy: int | str) -> np.random.Generator:
@@ -101,3 +102,12 @@ def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluation_mode(module), torch.no_grad():
         yield
+
+
+def recorded(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
+    """Record a module's call in TorchScript at the shapes of `inputs`, with its present weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that are constant: the shapes
+        traced = torch.jit.trace(module, inputs, check_trace=False)
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced)
+    return frozen

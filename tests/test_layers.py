@@ -29,9 +29,9 @@ LAYERS = (
     "online_aug.config",
     "online_aug.loader",
     "online_aug.diffusion",
-    "online_aug.generation",
     "online_aug.distributed",
     "online_aug.classifier",
+    "online_aug.generation",
     "online_aug.experiment",
     "online_aug.finetuning",
     "online_aug.producer",
@@ -146,7 +146,7 @@ def test_packages_and_files_are_of_a_size_to_read():
 
 
 @pytest.mark.parametrize(
-    "module", ["online_aug", "cache", "online_aug.cli.train", "online_aug.producer.process"]
+    "module", ["online_aug", "cache", "online_aug.cli.train", "online_aug.producer.messages"]
 )
 def test_importing_is_fast_because_torch_stays_out(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

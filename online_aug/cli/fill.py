@@ -131,8 +131,8 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
         UserError: If fine-tuning or saliency maps are due: the plan is not known before.
     """
     from online_aug.console import duration, rate
-    from online_aug.producer.build import load_generator, work_of
     from online_aug.producer.filling import measure_speed
+    from online_aug.producer.work import load_generator, work_of
 
     sys.stdout.write(f"{devices}\n")
     with Interrupt() as interrupt, closing(load_generator(experiment)) as generator:

@@ -95,7 +95,6 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.distributed.world import rank_device
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.teacher import check_teacher
-    from online_aug.producer.build import check_judge
     from online_aug.training.build_loader import check_sequence
     from online_aug.training.deepspeed_setup import check_deepspeed
 
@@ -107,7 +106,6 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     check_fit(config.classifier, num_classes, config.data.image_size)
     experiment = Experiment(config, splits, devices.generator)
     check_teacher(experiment)
-    check_judge(experiment)
     experiment.check(generates=bool(devices.generate))
     check_sequence(experiment, resolved_yaml(config))
     check_deepspeed(config, num_classes, rank_device(devices.train))

@@ -16,7 +16,6 @@ from online_aug.settings import (
     Count,
     Exponent,
     Fraction,
-    NotNegative,
     Pixels,
     Positive,
     Section,
@@ -144,9 +143,6 @@ class GenerationConfig(Section):
     `auto` records on a CPU only."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the generator; `auto` is float32 on a CPU, float16 on a GPU."""
-    latents_gib: NotNegative = 8.0
-    """What latents of sources for which 1 GiB of memory is too little may take of the disk of the
-    cache, GiB, for each generation process until its end; 0 encodes them again."""
     max_ahead: Count = 256
     """Generated images not yet served at which the generator pauses."""
     variants_per_image: Count = 5

@@ -3,17 +3,14 @@
 What all requests of an experiment share, read from its configuration.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 from online_aug.config import Config
 from online_aug.config.methods import MethodConfig
-from online_aug.diffusion.weights import digest_folder
 from online_aug.errors import UserError
+from online_aug.generation.gate import gate_version
 from online_aug.methods import METHODS, DiffuseMixSettings, MethodContext, SgdMixSettings
 from online_aug.methods.fractals import FractalBank
-from online_aug.saliency.maps import file_digest
 
 
 def settings_of(
@@ -61,10 +58,6 @@ def _sgd_mix(method: MethodConfig) -> SgdMixSettings:
         max_draws=method.max_draws,
         keeps_foreground=method.keeps_foreground,
     )
-
-
-CLIP_REFERENCES = 1000
-"""Training images that CLIP scores to set its rule, at most."""
 
 
 def method_contexts(
@@ -153,46 +146,3 @@ def target_weights(class_sizes: Sequence[int], balance: float) -> tuple[float, .
         return None
     shares = [(size + 1) ** -balance for size in class_sizes]
     return tuple(share / sum(shares) for share in shares)
-
-
-def gate_version(config: Config, digests: Sequence[str]) -> str | None:
-    """Of what judges the images and its rules; None where nothing does.
-
-    Args:
-        config: Names the judges.
-        digests: Of the training images, sorted; CLIP's rule depends on them.
-
-    Raises:
-        UserError: If the file of the classifier's weights cannot be read.
-    """
-    versions = [_judge_version(config), _clip_version(config, digests)]
-    return " ".join(version for version in versions if version) or None
-
-
-def clip_references(digests: Sequence[str]) -> Sequence[str]:
-    """The training images by whose scores CLIP's rule is set, whatever the order of the set."""
-    return sorted(digests)[:CLIP_REFERENCES]
-
-
-def _judge_version(config: Config) -> str | None:
-    gate = config.gate
-    if gate.classifier is None:
-        return None
-    name, side = gate.name or config.classifier.name, gate.image_size or config.data.image_size
-    try:
-        digest = file_digest(gate.classifier)
-    except OSError as error:
-        raise UserError(
-            f"gate.classifier must be a file of weights, cannot read {gate.classifier}: "
-            f"{error.strerror}"
-        ) from None
-    return f"{name}-{side}-{digest}-{gate.min_probability!r}-{gate.top_k}"
-
-
-def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
-    gate = config.gate
-    if gate.clip is None:
-        return None
-    rule = [config.data.metaclass, gate.clip_drop, *clip_references(digests)]
-    said = hashlib.blake2b(json.dumps(rule).encode(), digest_size=8).hexdigest()
-    return f"clip-{digest_folder(gate.clip)}-{said}"

@@ -19,6 +19,7 @@ from online_aug.errors import UserError
 from online_aug.experiment.contexts import check_methods, instructions_of, method_contexts
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
 from online_aug.experiment.saliency import ExperimentSaliency
+from online_aug.generation.gate import check_gate
 from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
 from online_aug.methods.fractals import FractalBank, bank_of
 from online_aug.request import GenerationRequest
@@ -151,6 +152,7 @@ class Experiment(ExperimentModel):
                 steps and guidance are not those of a model of few steps, or nothing is to be
                 generated and the generator whose images are to be served is not known.
         """
+        check_gate(self.config, len(self.splits.train.class_names), self.device)
         if not self.is_synthetic:
             return
         check_methods(self.config, follows_classifier=self.saliency.follows_classifier)

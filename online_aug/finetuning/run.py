@@ -20,6 +20,7 @@ from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
+from online_aug.data.transforms import fit_square
 from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.launcher import launch, needs_launcher
 from online_aug.distributed.processes import Interrupt
@@ -145,12 +146,11 @@ def _finetune(
 def _task(experiment: Experiment) -> "FinetuneTask":
     from online_aug.finetuning.loop import FinetuneTask
     from online_aug.finetuning.objective import Examples
-    from online_aug.generation.inputs import fit
 
     config = experiment.config
     images = SourceImages(experiment.splits.train, experiment.sources)
     examples = Examples(
-        load=lambda index: fit(images.by_index(index), config.generation.resolution),
+        load=lambda index: fit_square(images.by_index(index), config.generation.resolution),
         labels=experiment.splits.train.labels,
         hflip=config.data.hflip,
     )

@@ -1,8 +1,7 @@
 """The denoising loop: a fixed number of slots, each with its own image at its own step.
 
-What denoising has to leave as it is: put back after every step, as noisy as the rest.
-
-This is how diffusers' inpainting pipeline works with a model that was not trained for inpainting.
+A region that has to stay as it is is put back after every step, as noisy as the rest. This is how
+diffusers' inpainting pipeline works with a model that was not trained for inpainting.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +17,8 @@ from online_aug.request import GenerationRequest
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The part of one image that stays, in latents."""
+class KeptRegion:
+    """The region of one image that stays as it is, in latents."""
 
     mask: Bool[Tensor, "1 h w"]
     clean: Float[Tensor, "c h w"]
@@ -31,127 +30,88 @@ class Kept:
         mask: UInt8[Tensor, "1 r r"],
         clean: Float[Tensor, "c h w"],
         noise: Float[Tensor, "c h w"],
-    ) -> "Kept":
-        """A cell of the latents stays if the pixel at its place does, above 0 in `mask`."""
+    ) -> "KeptRegion":
+        """Return the region whose pixels are above 0 in `mask`, at the size of the latents."""
         cells = F.interpolate(mask.unsqueeze(0).float(), size=clean.shape[-2:])
         return cls(cells[0] > 0, clean, noise)
 
-    def on(self, device: torch.device) -> "Kept":
-        """The same on a device."""
-        return Kept(self.mask.to(device), self.clean.to(device), self.noise.to(device))
+    def on(self, device: torch.device) -> "KeptRegion":
+        """Return the region on a device."""
+        return KeptRegion(self.mask.to(device), self.clean.to(device), self.noise.to(device))
 
     def put_back(
         self, latent: Float[Tensor, "c h w"], alpha: float, sigma: float
     ) -> Float[Tensor, "c h w"]:
-        """The latent, which is `alpha * data + sigma * noise`, with what stays as it has to be."""
+        """Restore the region in a latent that is `alpha * data + sigma * noise`."""
         return torch.where(self.mask, alpha * self.clean + sigma * self.noise, latent)
-
-
-_NO_STEP = torch.zeros(len(Step._fields))
-"""What an empty slot does: its latents become zeros, which no other slot sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """One image before its first step, or before a later one when it has left its slot."""
+    """One image before its first step, or before a later one if it has left its slot."""
 
     request: GenerationRequest
     latent: Float[Tensor, "c h w"]
-    """Noisy, as the trajectory begins or was left."""
+    """Noisy latent with which the trajectory begins or goes on."""
     source: Float[Tensor, "c h w"] | None
-    """Latents that an InstructPix2Pix reads at every step."""
+    """Source latents that an InstructPix2Pix reads at every step."""
     prompt: Float[Tensor, "t d"]
     trajectory: Trajectory
-    kept: Kept | None = None
-    """What must stay as it is."""
+    kept: KeptRegion | None = None
     rng: torch.Generator
-    """Goes on with the request's own noise; on the CPU, where every device has the same numbers."""
+    """Draws the request's further noise, on the CPU, so that it is the same for every device."""
     done_steps: int = 0
     previous: Float[Tensor, "c h w"] | None = None
-    """What the solver remembers of the last step."""
+    """Data predicted in the last step, which some solvers use."""
     noise: Float[Tensor, "c h w"] | None = None
-    """Drawn for the next step already."""
+    """Noise for the next step, if it was drawn already."""
 
 
-@dataclass
-class _Occupant:
-    start: Start
-    done_steps: int
-    noise: Float[Tensor, "c h w"] | None
-
-    @property
-    def row(self) -> Float[Tensor, " k"]:
-        return self.start.trajectory.rows[self.done_steps]
-
-    @property
-    def next_level(self) -> tuple[float, float]:
-        """Weights of data and noise in the latent after the next step."""
-        rows = self.start.trajectory.rows
-        if self.done_steps + 1 == len(rows):
-            return 1.0, 0.0
-        following = Step(*rows[self.done_steps + 1].tolist())
-        return following.alpha, following.sigma
-
-    @property
-    def needs_noise(self) -> bool:
-        return bool(self.row[Step._fields.index("next_noise")])
-
-    def draw(self) -> Float[Tensor, "c h w"]:
-        """Noise of the next step, the same when the step fails and is tried again."""
-        if self.noise is None:
-            self.noise = torch.empty(self.start.latent.shape).normal_(generator=self.start.rng)
-        return self.noise
-
-    def go_on(self) -> None:
-        self.done_steps += 1
-        self.noise = None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.done_steps == len(self.start.trajectory)
+_NO_STEP = torch.zeros(len(Step._fields))
+"""The step of an empty slot: its latents become zeros, which no other slot sees."""
 
 
 class Slots:
-    """Latents of as many images as are denoised together.
+    """The images that are denoised together, each in a slot.
 
-    Every tick is one call of the network at one shape, however many slots are taken: what a slot
-    computes depends on nothing but its own image.
+    Every tick is one call of the network at one shape, however many slots are taken, so the result
+    of a slot depends on nothing but its own image.
     """
 
     def __init__(self, denoiser: Denoiser, count: int, like: Start, device: torch.device) -> None:
-        """Make room.
+        """Allocate the slots.
 
         Args:
-            denoiser: The network.
+            denoiser: Calls the network.
             count: Number of slots.
-            like: Any image that is to come; all have the shapes of this one.
+            like: One of the images to come; all have its shapes.
             device: Where the network is.
         """
 
-        def room(tensor: Tensor) -> Tensor:
+        def zeros_like(tensor: Tensor) -> Tensor:
             return torch.zeros(count, *tensor.shape, dtype=tensor.dtype, device=device)
 
         self._denoiser = denoiser
         self._device = device
         self._occupants: list[_Occupant | None] = [None] * count
-        self._latents = room(like.latent)
-        self._previous = room(like.latent)
-        self._silence = room(like.latent)
-        self._prompts = room(like.prompt)
-        self._sources = None if like.source is None else room(like.source)
+        self._latents = zeros_like(like.latent)
+        self._previous = zeros_like(like.latent)
+        self._no_noise = zeros_like(like.latent)
+        self._prompts = zeros_like(like.prompt)
+        self._sources = None if like.source is None else zeros_like(like.source)
 
     @property
     def free(self) -> int:
-        """Slots without an image."""
+        """How many slots have no image."""
         return self._occupants.count(None)
 
     @property
     def taken(self) -> int:
-        """Slots with one."""
+        """How many slots have an image."""
         return len(self._occupants) - self.free
 
     def put(self, start: Start) -> None:
-        """Begin an image in a free slot, or go on with one that has left.
+        """Begin an image in a free slot, or go on with one that has left its slot.
 
         Raises:
             ValueError: If no slot is free.
@@ -161,7 +121,7 @@ class Slots:
         slot = self._occupants.index(None)
         self._occupants[slot] = _Occupant(start, start.done_steps, start.noise)
         self._latents[slot].copy_(start.latent, non_blocking=True)
-        # Of an image that was not finite even 0 times it would remain.
+        # Not left as it was: NaN of an earlier image would remain NaN even times 0.
         self._previous[slot] = 0 if start.previous is None else start.previous
         self._prompts[slot].copy_(start.prompt, non_blocking=True)
         if self._sources is not None and start.source is not None:
@@ -169,9 +129,9 @@ class Slots:
 
     @torch.no_grad()
     def tick(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
-        """Take every image one step on; those that are finished leave their slots.
+        """Denoise every image by one step; return those that are finished, which leave their slots.
 
-        Whatever it raises, every image is then as it was before.
+        If it raises, every image is as it was before.
         """
         columns = self._rows().T
         scales = columns[-2:]
@@ -182,12 +142,12 @@ class Slots:
             Conditions(self._prompts, self._sources, *scales),
             is_guided=any(o.start.request.guidance_scale > 1 for o in self._occupants if o),
         )
-        latents, previous = advance(step, self._latents, output, self._previous, self._noise())
-        self._latents, self._previous = self._put_back(latents), previous
-        return self._finish()
+        latents, previous = advance(step, self._latents, output, self._previous, self._draw_noise())
+        self._latents, self._previous = self._put_back_kept(latents), previous
+        return self._take_finished()
 
     def leave(self) -> list[Start]:
-        """Take all images out as they stand after the last tick that succeeded."""
+        """Take out all images, as they were after the last tick that succeeded."""
         left = [
             replace(
                 occupant.start,
@@ -211,39 +171,75 @@ class Slots:
         ]
         return to_device(torch.stack(rows), self._device)
 
-    def _noise(self) -> Float[Tensor, "s c h w"]:
+    def _draw_noise(self) -> Float[Tensor, "s c h w"]:
         drawn = {
-            slot: occupant.draw()
+            slot: occupant.draw_noise()
             for slot, occupant in enumerate(self._occupants)
             if occupant and occupant.needs_noise
         }
         if not drawn:
-            return self._silence
+            return self._no_noise
         noise = torch.zeros(self._latents.shape)
         for slot, own in drawn.items():
             noise[slot] = own
         return to_device(noise, self._device)
 
-    def _put_back(self, latents: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c h w"]:
+    def _put_back_kept(self, latents: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c h w"]:
         for slot, occupant in enumerate(self._occupants):
             if occupant and occupant.start.kept:
-                latents[slot] = occupant.start.kept.put_back(latents[slot], *occupant.next_level)
+                latents[slot] = occupant.start.kept.put_back(latents[slot], *occupant.next_weights)
         return latents
 
-    def _finish(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
+    def _take_finished(self) -> list[tuple[GenerationRequest, Float[Tensor, "c h w"]]]:
         finished = []
         for slot, occupant in enumerate(self._occupants):
             if occupant is None:
                 continue
-            occupant.go_on()
+            occupant.advance()
             if occupant.is_finished:
                 finished.append((occupant.start.request, self._latents[slot].clone()))
                 self._occupants[slot] = None
         return finished
 
 
+@dataclass
+class _Occupant:
+    start: Start
+    done_steps: int
+    noise: Float[Tensor, "c h w"] | None
+
+    @property
+    def row(self) -> Float[Tensor, " k"]:
+        return self.start.trajectory.rows[self.done_steps]
+
+    @property
+    def next_weights(self) -> tuple[float, float]:
+        rows = self.start.trajectory.rows
+        if self.done_steps + 1 == len(rows):
+            return 1.0, 0.0
+        following = Step(*rows[self.done_steps + 1].tolist())
+        return following.alpha, following.sigma
+
+    @property
+    def needs_noise(self) -> bool:
+        return bool(self.row[Step._fields.index("next_noise")])
+
+    def draw_noise(self) -> Float[Tensor, "c h w"]:
+        if self.noise is None:  # else it was drawn for this step, which failed and is tried again
+            self.noise = torch.empty(self.start.latent.shape).normal_(generator=self.start.rng)
+        return self.noise
+
+    def advance(self) -> None:
+        self.done_steps += 1
+        self.noise = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.done_steps == len(self.start.trajectory)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; a GPU's host does not wait for the copy."""
+    """Copy a tensor to a device; the host does not wait for a GPU."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,9 +1,7 @@
 """From requests to images: continuous batching of one diffusion model.
 
-Three things go on at once. One thread reads and encodes what is to start; the caller's thread
+Three things go on at once. One thread prepares and encodes what is to start; the caller's thread
 denoises, all slots in one call of the network; another thread decodes and judges what is finished.
-
-Work beside the denoising loop: a thread, and on a GPU a stream of its own.
 """
 
 import logging
@@ -18,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.config.generation import GenerationConfig
+from online_aug.data.transforms import fit_square
 from online_aug.diffusion.adapters import Adapters
 from online_aug.diffusion.compatibility import choose_attention, choose_slots
 from online_aug.diffusion.directory import kind_of, locate_vae
@@ -25,15 +24,17 @@ from online_aug.diffusion.loading import Pipeline, load_adapters, load_pipeline
 from online_aug.generation.denoiser import Denoiser, Execution, chosen_execution
 from online_aug.generation.denoising_loop import Slots, Start
 from online_aug.generation.gate import Gate, Verdict
-from online_aug.generation.inputs import Prepare, Shares, Starter, fit
-from online_aug.generation.vae import TOGETHER, Autoencoder, ScratchFile
+from online_aug.generation.inputs import Prepare, Starter, WorkTimes
+from online_aug.generation.vae import VAE_BATCH_SIZE, Autoencoder
 from online_aug.request import GenerationRequest
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 class Finished(NamedTuple):
-    """A request, its image in [0, 1] (NaN where the model made NaN), and what the gate says."""
+    """A request with its image in [0, 1] (NaN if the model made NaN) and the gate's verdict."""
 
     request: GenerationRequest
     image: Float[Tensor, "3 r r"]
@@ -41,10 +42,10 @@ class Finished(NamedTuple):
 
 
 class ImageGenerator:
-    """A loaded model and its slots.
+    """A loaded diffusion model that denoises a fixed number of images together.
 
-    `submit` takes requests in, `step` gives finished images back, in any order. An image depends on
-    its request and its starting image alone. Where memory runs out, it goes on with half the slots.
+    `submit` takes requests in, `step` returns finished images, in any order. An image depends on
+    its request and its starting image alone. If memory runs out, it goes on with half the slots.
     """
 
     def __init__(
@@ -58,22 +59,22 @@ class ImageGenerator:
 
         Args:
             pipeline: Its text encoder leaves the device.
-            slots: Images denoised together.
+            slots: How many images are denoised together.
             execution: How the network is called.
-            gate: Judges what is finished; None looks only whether it is an image at all.
+            gate: Judges finished images; None rejects only those that are blank or not finite.
         """
         device = pipeline.unet.device
         self.slots = slots
         self.fast_paths = f"{execution} calls"
-        self.time = Shares("prepare", "encode", "denoise", "decode", "judge", "idle")
+        self.times = WorkTimes("prepare", "encode", "denoise", "decode", "judge", "idle")
         self._device = device
         self._autoencoder = Autoencoder(pipeline.vae)
-        self._starter = Starter(pipeline, self._autoencoder, self.time)
+        self._starter = Starter(pipeline, self._autoencoder, self.times)
         self._denoiser = Denoiser(pipeline, self._starter.prompts[""], execution)
         self._gate = gate or Gate()
         self._running: Slots | None = None
-        self._before = Side("prepare", device, self._starter)
-        self._after = Side("complete", device, self._finish)
+        self._starting = BackgroundCalls("prepare", device, self._starter)
+        self._finishing = BackgroundCalls("complete", device, self._finish)
         self._ready: deque[Start] = deque()
         self._undecoded: list[tuple[GenerationRequest, Float[Tensor, "c h w"]]] = []
         self._in_flight = 0
@@ -88,7 +89,7 @@ class ImageGenerator:
         device: str,
         gate: Gate | None = None,
     ) -> "ImageGenerator":
-        """Load model and adapters onto a device; what kind it is, its directory tells.
+        """Load model and adapters onto a device; the model's directory tells of what kind it is.
 
         Raises:
             UserError: If the directory holds no Stable Diffusion, weights are not finite, slots do
@@ -110,21 +111,17 @@ class ImageGenerator:
 
     @property
     def in_flight(self) -> int:
-        """Requests taken in whose images have not come out."""
+        """How many requests were taken in whose images have not come out."""
         return self._in_flight
 
     @property
     def room(self) -> int:
-        """How many more requests keep everything busy; more only wait."""
-        return max(0, self.slots + 3 * TOGETHER - self._in_flight)
+        """How many more requests keep everything busy; further ones would only wait."""
+        return max(0, self.slots + 3 * VAE_BATCH_SIZE - self._in_flight)
 
-    def learn(self, prompts: Sequence[str]) -> None:
+    def embed(self, prompts: Sequence[str]) -> None:
         """Embed prompts that are to come, so that the text encoder visits the device once."""
-        self._starter.prompts.learn(prompts)
-
-    def keep_latents_in(self, folder: Path, max_bytes: float) -> None:
-        """Keep latents of sources on this disk too, up to a size, where memory is full of them."""
-        self._autoencoder.store.spill_to(ScratchFile(folder, int(max_bytes)))
+        self._starter.prompts.embed(prompts)
 
     def submit(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> None:
         """Take requests in; their preparation begins at once, in another thread.
@@ -136,14 +133,14 @@ class ImageGenerator:
         for request in requests:
             self._starter.check(request)
         self._in_flight += len(requests)
-        self._before.submit(list(requests), prepare)
+        self._starting.submit(list(requests), prepare)
 
     def step(self) -> list[Finished]:
-        """Take all slots one step on, or wait for what they need; gives what is finished by then.
+        """Denoise all slots by one step, or wait for what they need; return what is finished.
 
         Raises:
             torch.OutOfMemoryError: If one slot is too many.
-            Exception: Whatever preparing, decoding or judging raised.
+            Exception: If preparing, decoding or judging raised it.
         """
         try:
             return self._go_on()
@@ -156,28 +153,30 @@ class ImageGenerator:
     def generate(
         self, requests: Sequence[GenerationRequest], images: UInt8[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b 3 r r"]:
-        """All images of some requests, in their order.
+        """Return the images of some requests, in their order.
 
         Args:
-            requests: Of one resolution; any mix else.
-            images: What each starts from, of any size.
+            requests: Requests of one resolution.
+            images: The source of each, of any size.
         """
-        for first in range(0, len(requests), TOGETHER):
-            some = requests[first : first + TOGETHER]
-            starts = [
-                fit(image, request.resolution)
-                for request, image in zip(some, images[first:], strict=False)
-            ]
-            self.submit(some, lambda _, starts=starts: torch.stack(starts))  # type: ignore[misc]
+        for first in range(0, len(requests), VAE_BATCH_SIZE):
+            some = requests[first : first + VAE_BATCH_SIZE]
+            starts = torch.stack(
+                [
+                    fit_square(image, request.resolution)
+                    for request, image in zip(some, images[first:], strict=False)
+                ]
+            )
+            self.submit(some, lambda _, starts=starts: starts)  # type: ignore[misc]
         made: dict[GenerationRequest, Tensor] = {}
         while self._in_flight:
             made.update((one.request, one.image) for one in self.step())
         return torch.stack([made[request] for request in requests])
 
     def drop(self) -> None:
-        """Forget what is in flight; what a thread is at it finishes in vain."""
-        self._before.drop()
-        self._after.drop()
+        """Forget what is in flight; what a thread is computing is thrown away."""
+        self._starting.drop()
+        self._finishing.drop()
         self._ready.clear()
         self._undecoded.clear()
         self._running = None
@@ -186,28 +185,27 @@ class ImageGenerator:
     def close(self) -> None:
         """Forget what is in flight and end the threads."""
         self.drop()
-        self._before.close()
-        self._after.close()
-        self._autoencoder.store.close()
+        self._starting.close()
+        self._finishing.close()
 
     def _go_on(self) -> list[Finished]:
-        for starts in self._before.collect():
+        for starts in self._starting.collect():
             self._ready += starts
-        self._refill()
+        self._refill_slots()
         if self._running and self._running.taken:
-            with self.time.of("denoise"):
+            with self.times.of("denoise"):
                 self._undecoded += self._running.tick()
         else:
             self._decode(at_least=1)
-            pending: list[Future[Any]] = [*self._before.pending, *self._after.pending]
-            with self.time.of("idle"):
+            pending: list[Future[Any]] = [*self._starting.pending, *self._finishing.pending]
+            with self.times.of("idle"):
                 wait(pending, return_when=FIRST_COMPLETED)
-        self._decode(at_least=TOGETHER)
-        done = [one for group in self._after.collect() for one in group]
+        self._decode(at_least=VAE_BATCH_SIZE)
+        done = [one for group in self._finishing.collect() for one in group]
         self._in_flight -= len(done)
         return done
 
-    def _refill(self) -> None:
+    def _refill_slots(self) -> None:
         if self._running is None and self._ready:
             self._running = Slots(self._denoiser, self.slots, self._ready[0], self._device)
         while self._running and self._running.free and self._ready:
@@ -215,21 +213,22 @@ class ImageGenerator:
 
     def _decode(self, at_least: int) -> None:
         while len(self._undecoded) >= at_least:
-            group, self._undecoded = self._undecoded[:TOGETHER], self._undecoded[TOGETHER:]
-            self._after.submit(group)
+            batch = self._undecoded[:VAE_BATCH_SIZE]
+            self._undecoded = self._undecoded[VAE_BATCH_SIZE:]
+            self._finishing.submit(batch)
 
     def _finish(
-        self, group: Sequence[tuple[GenerationRequest, Float[Tensor, "c h w"]]]
+        self, batch: Sequence[tuple[GenerationRequest, Float[Tensor, "c h w"]]]
     ) -> list[Finished]:
-        requests = [request for request, _ in group]
-        with self.time.of("decode"):
-            images = self._autoencoder.decode([latent for _, latent in group])
-        with self.time.of("judge"):
+        requests = [request for request, _ in batch]
+        with self.times.of("decode"):
+            images = self._autoencoder.decode([latent for _, latent in batch])
+        with self.times.of("judge"):
             verdicts = self._gate(requests, torch.stack(images))
         return [Finished(*parts) for parts in zip(requests, images, verdicts, strict=True)]
 
     def _halve_slots(self) -> None:
-        self._denoiser.forget()
+        self._denoiser.forget_recordings()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self.slots //= 2
@@ -239,23 +238,20 @@ class ImageGenerator:
         _log.warning("out of memory: %d slots from now on", self.slots)
 
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
 class _Job(NamedTuple, Generic[T]):
     run: Callable[[], T]
     result: Future[T]
 
 
-class Side(Generic[P, T]):
-    """Calls one function again and again, in the order of submission, while its user goes on.
+class BackgroundCalls(Generic[P, T]):
+    """Calls one function in a thread, on a GPU with a stream of its own, in order of submission.
 
-    A call sees all that the user has put on the device before it was submitted, and its result is
+    A call sees all that its user has put on the device before it was submitted, and its result is
     complete when it is given out.
     """
 
     def __init__(self, name: str, device: torch.device, function: Callable[P, T]) -> None:
+        """Take the function; `name` is that of the thread."""
         self._function = function
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -267,16 +263,16 @@ class Side(Generic[P, T]):
         return [job.result for job in self._jobs]
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Begin a call or queue it."""
+        """Begin a call, or queue it behind the others."""
         run = self._on_stream(lambda: self._function(*args, **kwargs))
         self._jobs.append(_Job(run, self._thread.submit(run)))
 
     def collect(self) -> list[T]:
-        """Results that are there, in the order of submission.
+        """Return the results that are there, in the order of submission.
 
         Raises:
             torch.OutOfMemoryError: If there was no room for the next call; it is begun again.
-            Exception: Whatever the next call raised.
+            Exception: If the next call raised it.
         """
         done: list[T] = []
         while self._jobs and self._jobs[0].result.done():
@@ -290,13 +286,13 @@ class Side(Generic[P, T]):
         return done
 
     def drop(self) -> None:
-        """Forget all calls; the one that is running ends in vain."""
+        """Forget all calls; the result of the one that is running is thrown away."""
         for job in self._jobs:
             job.result.cancel()
         self._jobs.clear()
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for what has."""
+        """Drop the calls that have not begun, and wait for the one that has."""
         self.drop()
         self._thread.shutdown()
 

@@ -1,20 +1,31 @@
-"""What must not reach the cache: images that are no images, or of another class than intended.
+"""The gate: which generated images are rejected, by which rule, and the version of that rule.
 
-Whether an image shows a thing at all, by a CLIP model: the filter of Diff-Mix's code.
+Images that are not finite, black, white or flat are always rejected. On request (`gate.*`) a
+classifier judges whether an image shows its class, and a CLIP model whether it shows an object of
+the kind at all (the filter in the code of Diff-Mix, arXiv:2403.19600).
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor
+from torch import Tensor, nn
 
+from online_aug.classifier.model import build_classifier, check_name, input_statistics
+from online_aug.config import Config
+from online_aug.data.images import BadImageError
+from online_aug.data.transforms import fit_square, normalise
+from online_aug.diffusion.weights import digest_folder
 from online_aug.errors import UserError, one_line
 from online_aug.request import GenerationRequest
+from online_aug.saliency.maps import file_digest
 
 FLAT_LEVELS = 2.0
 """Standard deviation over all pixels, in grey levels of 255, below which an image is blank."""
@@ -22,28 +33,32 @@ EXTREME_LEVELS = 8.0
 """Distance of a blank image's mean from 0 or 255 within which it is called black or white."""
 NOT_FINITE = "not finite"
 """Why an image with NaN or infinity in it is rejected."""
+CLIP_QUESTIONS = ("a photo with a {} on it", "a photo without a {} on it")
+"""Diff-Mix's two prompts; the score is the probability of the first."""
+CLIP_REFERENCES = 1000
+"""Most training images that CLIP scores to set its rule."""
 Classify = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, "b k"]]
-"""Images in [0, 1] to class probabilities."""
+"""Returns the class probabilities of images in [0, 1]."""
 Score = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, " b"]]
-"""Images in [0, 1] to how well each shows what it should."""
+"""Returns how well each image in [0, 1] shows what it should."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether an image may be used, and what was measured."""
+    """Whether an image may be used, and the scores that were measured."""
 
     reason: str | None = None
-    """Why it is rejected; None if it is not."""
+    """Why the image is rejected; None if it is not."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """`probability_source` and `probability_target`, where a classifier judged; CLIP's `clip`."""
+    """`probability_source` and `probability_target` by a classifier, `clip` by CLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRule:
-    """When a classifier's opinion is enough to reject an image.
+    """When the class probabilities of an image are enough to accept it.
 
-    An image is asked for between the classes of its source and its prompt, which are one for most
-    methods, so what counts is whether the classifier sees either of them.
+    An image lies between the classes of its source and of its prompt, which are one for most
+    methods; so it counts whether the classifier sees either of them.
     """
 
     min_probability: float = 0.0
@@ -52,7 +67,7 @@ class ClassRule:
     """One of them must be among this many most probable classes (SaSPA, NeurIPS 2024, takes 10)."""
 
     def is_met(self, probabilities: Float[Tensor, " k"], classes: set[int]) -> bool:
-        """Whether an image with these class probabilities shows one of the classes."""
+        """Tell whether an image with these class probabilities shows one of the classes."""
         intended = probabilities[sorted(classes)]
         if intended.sum().item() < self.min_probability:
             return False
@@ -63,13 +78,13 @@ class ClassRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRule:
-    """A CLIP model's score, and the least that is enough."""
+    """A CLIP model's score, and the least score that is enough."""
 
     score: Score
     least: float
 
     def verdicts(self, images: Float[Tensor, "b 3 r r"]) -> list[Verdict]:
-        """One for each image."""
+        """Return a verdict for each image."""
         return [
             Verdict(reason="low CLIP score" if score < self.least else None, scores={"clip": score})
             for score in self.score(images).tolist()
@@ -78,7 +93,7 @@ class ScoreRule:
 
 @dataclass(frozen=True)
 class Gate:
-    """Judges finished images; without classifier and CLIP only whether they are images at all."""
+    """Judges finished images; without classifier and CLIP only blank ones are rejected."""
 
     classify: Classify | None = None
     rule: ClassRule = ClassRule()
@@ -88,45 +103,33 @@ class Gate:
     def __call__(
         self, requests: Sequence[GenerationRequest], images: Float[Tensor, "b 3 r r"]
     ) -> list[Verdict]:
-        """A verdict for each image in [0, 1], in order."""
+        """Return a verdict for each image in [0, 1], in order."""
         verdicts = [Verdict(reason=rejection(image)) for image in images]
-        fit = [place for place, verdict in enumerate(verdicts) if verdict.reason is None]
-        if not fit:
+        left = [place for place, verdict in enumerate(verdicts) if verdict.reason is None]
+        if not left:
             return verdicts
         opinions = []
         if self.classify is not None:
-            rows = zip(fit, self.classify(images[fit]).cpu(), strict=True)
-            opinions.append([self._judge(requests[place], row) for place, row in rows])
+            rows = zip(left, self.classify(images[left]).cpu(), strict=True)
+            opinions.append([self._judge_class(requests[place], row) for place, row in rows])
         if self.clip is not None:
-            opinions.append(self.clip.verdicts(images[fit]))
-        for place, *said in zip(fit, *opinions, strict=True):
-            verdicts[place] = _joined(said)
+            opinions.append(self.clip.verdicts(images[left]))
+        for place, *given in zip(left, *opinions, strict=True):
+            verdicts[place] = _joined(given)
         return verdicts
 
-    def _judge(self, request: GenerationRequest, row: Float[Tensor, " k"]) -> Verdict:
+    def _judge_class(self, request: GenerationRequest, row: Float[Tensor, " k"]) -> Verdict:
         source, target = request.source_label, request.target_label
-        return Verdict(
-            reason=None if self.rule.is_met(row, {source, target}) else "off-class",
-            scores={
-                "probability_source": row[source].item(),
-                "probability_target": row[target].item(),
-            },
-        )
-
-
-def _joined(verdicts: Sequence[Verdict]) -> Verdict:
-    reasons = [verdict.reason for verdict in verdicts if verdict.reason is not None]
-    scores = {name: value for verdict in verdicts for name, value in verdict.scores.items()}
-    return Verdict(reason=next(iter(reasons), None), scores=scores)
-
-
-def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
-    """An image in [0, 1] as it is stored, to the nearest level."""
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+        is_met = self.rule.is_met(row, {source, target})
+        scores = {
+            "probability_source": row[source].item(),
+            "probability_target": row[target].item(),
+        }
+        return Verdict(reason=None if is_met else "off-class", scores=scores)
 
 
 def rejection(image: Float[Tensor, "3 h w"]) -> str | None:
-    """Why an image in [0, 1] is not fit to be used, or None if it is."""
+    """Say why an image in [0, 1] is blank or not finite; None if it is neither."""
     if not image.isfinite().all():
         return NOT_FINITE
     grey = image.mean(0) * 255
@@ -138,24 +141,99 @@ def rejection(image: Float[Tensor, "3 h w"]) -> str | None:
     return "white" if mean > 255 - EXTREME_LEVELS else "flat"
 
 
-QUESTIONS = ("a photo with a {} on it", "a photo without a {} on it")
-"""Diff-Mix's two prompts; the score is the probability of the first."""
+def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    """Round an image in [0, 1] to the 8 bits in which it is stored."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _joined(verdicts: Sequence[Verdict]) -> Verdict:
+    reasons = [verdict.reason for verdict in verdicts if verdict.reason is not None]
+    scores = {name: value for verdict in verdicts for name, value in verdict.scores.items()}
+    return Verdict(reason=next(iter(reasons), None), scores=scores)
+
+
+def check_gate(config: Config, num_classes: int, device: str) -> None:
+    """Refuse a gate that cannot judge these classes, before anything is started or written.
+
+    Raises:
+        UserError: If a rule has no classifier or a classifier no rule, its name is unknown, its
+            file does not fit, or CLIP cannot be loaded or has nothing to look for.
+    """
+    gate = config.gate
+    if gate.has_rule and gate.classifier is None:
+        raise UserError(
+            "gate.classifier must be a file of weights where gate.min_probability or gate.top_k "
+            "is set, got null"
+        )
+    if gate.classifier is not None and not gate.has_rule:
+        raise UserError(
+            "gate.min_probability or gate.top_k must be set where gate.classifier is, got neither "
+            f"with {gate.classifier}"
+        )
+    if config.mixing.is_synthetic and gate.clip is not None:
+        _load_clip_score(config, device)
+    if config.mixing.is_synthetic and gate.classifier is not None:
+        _load_judge(config, num_classes)
+
+
+def build_gate(
+    config: Config,
+    num_classes: int,
+    load: Callable[[str], UInt8[Tensor, "3 h w"]],
+    digests: Sequence[str],
+    device: str,
+) -> Gate:
+    """Build the configured gate, its models on a device.
+
+    Args:
+        config: Names the models and their rules.
+        num_classes: Number of classes of the data set.
+        load: Returns the training image with a digest; CLIP scores some of them.
+        digests: Digests of the training images.
+        device: Where the images are generated.
+
+    Raises:
+        UserError: As `check_gate`.
+        BadImageError: If a training image cannot be read and `data.on_bad_image` is error.
+    """
+    gate, clip = config.gate, None
+    if gate.clip is not None:
+        score = _load_clip_score(config, device)
+        least = float(np.quantile(_reference_scores(config, score, load, digests), gate.clip_drop))
+        clip = ScoreRule(score=score, least=least)
+    if gate.classifier is None:
+        return Gate(clip=clip)
+    judge = _load_judge(config, num_classes).to(device).eval()
+    rule = ClassRule(min_probability=gate.min_probability, top_k=gate.top_k)
+    return Gate(classify_with(judge, _judge_size(config)), rule, clip)
+
+
+def classify_with(judge: nn.Module, size: int) -> Classify:
+    """Return the class probabilities by a classifier that looks at squares of `size` px."""
+    mean, std = input_statistics(judge)
+    device = next(judge.parameters()).device
+
+    def classify(images: Float[Tensor, "b 3 r r"]) -> Float[Tensor, "b k"]:
+        seen = torch.stack([fit_square(to_bytes(image), size) for image in images])
+        return F.softmax(judge(normalise(seen.to(device), mean, std)).float(), dim=1)
+
+    return classify
 
 
 def clip_score(folder: Path, thing: str, device: str) -> Score:
-    """How probable it is that an image shows a thing rather than not, by a CLIP model.
+    """Return the probability by a CLIP model that an image shows a thing rather than not.
 
     Args:
         folder: A CLIP model with its processor in transformers' format.
-        thing: Such as `bird`.
-        device: Where the model goes.
+        thing: What to look for, such as `bird`.
+        device: Where the model computes.
 
     Raises:
         UserError: If there is no such model, or some of its weights are missing.
     """
-    model, processor = _load(folder)
+    model, processor = _load_clip(folder)
     model.to(device).eval()
-    texts = [question.format(thing) for question in QUESTIONS]
+    texts = [question.format(thing) for question in CLIP_QUESTIONS]
 
     @torch.no_grad()
     def score(images: Float[Tensor, "b 3 r r"]) -> Float[Tensor, " b"]:
@@ -167,7 +245,97 @@ def clip_score(folder: Path, thing: str, device: str) -> Score:
     return score
 
 
-def _load(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
+def gate_version(config: Config, digests: Sequence[str]) -> str | None:
+    """Return the version of the configured gate, which is part of every request; None if none.
+
+    Args:
+        config: Names the models and their rules.
+        digests: Digests of the training images, on which CLIP's rule depends.
+
+    Raises:
+        UserError: If the file of the classifier's weights cannot be read.
+    """
+    versions = [_judge_version(config), _clip_version(config, digests)]
+    return " ".join(version for version in versions if version) or None
+
+
+def _judge_version(config: Config) -> str | None:
+    gate = config.gate
+    if gate.classifier is None:
+        return None
+    try:
+        digest = file_digest(gate.classifier)
+    except OSError as error:
+        raise UserError(
+            f"gate.classifier must be a file of weights, cannot read {gate.classifier}: "
+            f"{error.strerror}"
+        ) from None
+    looks_at = f"{_judge_name(config)}-{_judge_size(config)}"
+    return f"{looks_at}-{digest}-{gate.min_probability!r}-{gate.top_k}"
+
+
+def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
+    gate = config.gate
+    if gate.clip is None:
+        return None
+    rule = [config.data.metaclass, gate.clip_drop, *_references(digests)]
+    digest = hashlib.blake2b(json.dumps(rule).encode(), digest_size=8).hexdigest()
+    return f"clip-{digest_folder(gate.clip)}-{digest}"
+
+
+def _judge_name(config: Config) -> str:
+    return config.gate.name or config.classifier.name
+
+
+def _judge_size(config: Config) -> int:
+    return config.gate.image_size or config.data.image_size
+
+
+def _load_judge(config: Config, num_classes: int) -> nn.Module:
+    name = _judge_name(config)
+    if config.gate.name is not None:
+        check_name(name, "gate.name")
+    changes = {"name": name, "checkpoint": config.gate.classifier}
+    settings = config.classifier.model_copy(update=changes)
+    size = _judge_size(config)
+    return build_classifier(settings, num_classes, image_size=size, key="gate.classifier")
+
+
+def _references(digests: Sequence[str]) -> Sequence[str]:
+    return sorted(digests)[:CLIP_REFERENCES]  # the same whatever the order of the data set
+
+
+def _reference_scores(
+    config: Config,
+    score: Score,
+    load: Callable[[str], UInt8[Tensor, "3 h w"]],
+    digests: Sequence[str],
+) -> list[float]:
+    scores: list[float] = []
+    for digest in _references(digests):
+        try:
+            image = fit_square(load(digest), config.generation.resolution) / 255
+        except BadImageError:
+            if config.data.on_bad_image != "skip":
+                raise
+            continue
+        scores += score(image.unsqueeze(0)).tolist()
+    return scores
+
+
+def _load_clip_score(config: Config, device: str) -> Score:
+    if not config.data.metaclass.strip():
+        raise UserError(
+            "data.metaclass must say what CLIP is to look for where gate.clip is set, such as "
+            f"bird, got {config.data.metaclass!r}"
+        )
+    assert config.gate.clip is not None  # the callers have looked
+    return clip_score(config.gate.clip, config.data.metaclass, device)
+
+
+def _load_clip(folder: Path) -> tuple[Any, Any]:
+    from transformers import CLIPModel, CLIPProcessor  # seconds, which only CLIP is worth
+
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         if kind != "clip":

@@ -1,9 +1,4 @@
-"""From a request to its first noisy latent: prompt and source encoded once, noise drawn.
-
-Prompt embeddings: each computed once, after which the text encoder leaves the device.
-
-What the time of a process goes into.
-"""
+"""From a request to its first noisy latent: embed the prompt, encode the source, draw noise."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,118 +6,73 @@ from time import perf_counter
 from typing import TypeAlias
 
 import torch
-import torchvision.transforms.v2.functional as tvf
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.diffusion.loading import Pipeline
-from online_aug.generation.denoising_loop import Kept, Start, to_device
+from online_aug.generation.denoising_loop import KeptRegion, Start, to_device
 from online_aug.generation.solvers import Solver, Trajectory
 from online_aug.generation.vae import Autoencoder, Moments
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
 
-
-class Prompts:
-    """Embeddings of a pipeline's prompts, on its device."""
-
-    def __init__(self, pipeline: Pipeline, device: torch.device) -> None:
-        """Take the pipeline's text encoder, which rests on the CPU between prompts."""
-        self._pipeline = pipeline
-        self._device = device
-        self._known: dict[str, Float[Tensor, "t d"]] = {}
-        pipeline.text_encoder.to("cpu")
-
-    def __getitem__(self, prompt: str) -> Float[Tensor, "t d"]:
-        """The embedding of a prompt, learned now if it has to be."""
-        self.learn([prompt])
-        return self._known[prompt]
-
-    @torch.no_grad()
-    def learn(self, prompts: Iterable[str]) -> None:
-        """Compute what is not known yet, with the text encoder on the device meanwhile."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        if not new:
-            return
-        self._pipeline.text_encoder.to(self._device)
-        for prompt in new:  # one by one: in a batch the arithmetic rounds otherwise
-            self._known[prompt] = self._encode(prompt)[0]
-        self._pipeline.text_encoder.to("cpu")
-
-    def _encode(self, prompt: str) -> Float[Tensor, "1 t d"]:
-        pipeline = self._pipeline
-        if isinstance(pipeline, StableDiffusionInstructPix2PixPipeline):
-            embedding: Tensor = pipeline._encode_prompt(prompt, self._device, 1, False)
-            return embedding
-        embedding, _ = pipeline.encode_prompt(prompt, self._device, 1, False)
-        return embedding
+Prepare: TypeAlias = Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b _ r r"]]
+"""Returns the starting images of requests at their resolution: RGB, and perhaps a fourth channel
+that is above 0 where the image has to stay as it is."""
 
 
-class Shares:
-    """Seconds by what they were spent on; each kind of work is done by one thread alone."""
+class WorkTimes:
+    """Seconds and counts by kind of work; each kind is done in one thread alone."""
 
     def __init__(self, *kinds: str) -> None:
+        """Start at 0 for each kind."""
         self.seconds = dict.fromkeys(kinds, 0.0)
-        self.times = dict.fromkeys(kinds, 0)
-        """How often each was done."""
+        self.counts = dict.fromkeys(kinds, 0)
 
     @contextmanager
     def of(self, kind: str) -> Iterator[None]:
-        """Count what is done inside."""
+        """Count the time inside under a kind."""
         started = perf_counter()
         try:
             yield
         finally:
             self.seconds[kind] += perf_counter() - started
-            self.times[kind] += 1
+            self.counts[kind] += 1
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again at 0."""
         for kind in self.seconds:
-            self.seconds[kind], self.times[kind] = 0.0, 0
-
-
-Prepare: TypeAlias = Callable[[Sequence[GenerationRequest]], UInt8[Tensor, "b _ r r"]]
-"""Starting images of some requests, at their resolution; a fourth channel, where there is one, is
-above 0 where an image has to stay as it is."""
-
-
-def fit(image: UInt8[Tensor, "3 h w"], resolution: int) -> UInt8[Tensor, "3 r r"]:
-    """The image as a square of the generator's resolution, aspect ignored as Diff-Mix does."""
-    if image.shape[-2:] == (resolution, resolution):
-        return image
-    resized: Tensor = tvf.resize(image, [resolution, resolution], antialias=True)
-    return resized
+            self.seconds[kind], self.counts[kind] = 0.0, 0
 
 
 class Starter:
-    """What one pipeline starts images from; remembers prompts, sources and trajectories."""
+    """Makes the starting point of each image; remembers prompts, sources and trajectories."""
 
-    def __init__(self, pipeline: Pipeline, autoencoder: Autoencoder, time: Shares) -> None:
+    def __init__(self, pipeline: Pipeline, autoencoder: Autoencoder, times: WorkTimes) -> None:
         """Take a pipeline that is on its device.
 
         Args:
             pipeline: Its text encoder leaves the device.
-            autoencoder: Of the same pipeline.
-            time: Counts under `prepare` and `encode`.
+            autoencoder: The one of this pipeline.
+            times: Counts under `prepare` and `encode`.
         """
         self._device = pipeline.unet.device
         self._edits = isinstance(pipeline, StableDiffusionInstructPix2PixPipeline)
         self._trained_with = dict(pipeline.scheduler.config)
         self._latent_channels = int(pipeline.vae.config.latent_channels)
-        self._pixels_a_latent = int(pipeline.vae_scale_factor)
-        self._autoencoder, self._time = autoencoder, time
+        self._pixels_per_latent = int(pipeline.vae_scale_factor)
+        self._autoencoder, self._times = autoencoder, times
         self.prompts = Prompts(pipeline, self._device)
         self._trajectories: dict[tuple[str, int, float | None], Trajectory] = {}
         self._resolution: int | None = None
 
     def check(self, request: GenerationRequest) -> None:
-        """Refuse what this pipeline cannot make beside the rest.
+        """Refuse a request that this pipeline cannot make beside the others.
 
         Raises:
-            ValueError: If a request is for a pipeline of the other kind, or for an image of another
-                size than those before.
+            ValueError: If it is for a pipeline of the other kind, or for an image of another size
+                than those before.
         """
         if self._edits != (request.image_guidance_scale is not None):
             raise ValueError(
@@ -137,51 +87,48 @@ class Starter:
             )
 
     def __call__(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> list[Start]:
-        """Some images before their first step, in order."""
-        with self._time.of("prepare"):
+        """Return the images of some requests before their first step, in order."""
+        with self._times.of("prepare"):
             images = prepare(requests)
-        with self._time.of("encode"):
-            self.prompts.learn([request.prompt for request in requests])
-            moments = self._encoded(requests, images[:, :3])
+        with self._times.of("encode"):
+            self.prompts.embed([request.prompt for request in requests])
+            moments = self._encode(requests, images[:, :3])
         masks = images[:, 3:] if images.shape[1] > 3 else [None] * len(images)
-        return [self._begin(*parts) for parts in zip(requests, moments, masks, strict=True)]
+        return [self._start(*parts) for parts in zip(requests, moments, masks, strict=True)]
 
-    def _encoded(
+    def _encode(
         self, requests: Sequence[GenerationRequest], images: UInt8[Tensor, "b 3 r r"]
     ) -> list[Moments | None]:
-        """None of those whose request does not look at the source."""
-        looks = [self._edits or not self._is_from_noise(request) for request in requests]
-        encoded = iter(self._autoencoder.encode(images[torch.tensor(looks)]))
-        return [next(encoded) if is_looked_at else None for is_looked_at in looks]
+        is_used = [self._edits or not self._is_from_noise(request) for request in requests]
+        encoded = iter(self._autoencoder.encode(images[torch.tensor(is_used)]))
+        return [next(encoded) if used else None for used in is_used]
 
-    def _begin(
+    def _start(
         self,
         request: GenerationRequest,
         moments: Moments | None,
         mask: UInt8[Tensor, "1 r r"] | None,
     ) -> Start:
-        """The first noisy latent, its noise drawn in the order of diffusers' pipelines.
-
-        Image-to-image starts from a sample of the encoder's Gaussian, text-to-image and
-        InstructPix2Pix from noise alone; InstructPix2Pix reads the Gaussian's mean, unscaled.
-        """
-        rng, way = torch_rng(request.noise_seed), self._trajectory(request)
-        side = request.resolution // self._pixels_a_latent
+        # Noise is drawn in the order of diffusers' pipelines. Image-to-image starts from a sample
+        # of the encoder's Gaussian, text-to-image and InstructPix2Pix from noise alone;
+        # InstructPix2Pix reads the Gaussian's mean, unscaled.
+        rng, trajectory = torch_rng(request.noise_seed), self._trajectory(request)
+        side = request.resolution // self._pixels_per_latent
         shape, kept = (self._latent_channels, side, side), None
         if moments is None or self._edits:
-            latent = way.start_noise * torch.randn(shape, generator=rng)
+            latent = trajectory.start_noise * torch.randn(shape, generator=rng)
         else:
             clean = self._autoencoder.scaling_factor * moments.sample(rng)
             noise = torch.randn(shape, generator=rng)
-            latent = way.start_image * clean + way.start_noise * noise
+            latent = trajectory.start_image * clean + trajectory.start_noise * noise
             if mask is not None and mask.any():
-                kept = Kept.of(mask, clean, noise).on(self._device)
+                kept = KeptRegion.of(mask, clean, noise).on(self._device)
         return Start(
             request=request,
             latent=to_device(latent, self._device),
             source=to_device(moments.mean, self._device) if self._edits and moments else None,
             prompt=self.prompts[request.prompt],
-            trajectory=way,
+            trajectory=trajectory,
             rng=rng,
             kept=kept,
         )
@@ -198,3 +145,38 @@ class Starter:
 
     def _is_from_noise(self, request: GenerationRequest) -> bool:
         return self._edits or request.starts_from == "noise"
+
+
+class Prompts:
+    """Embeddings of prompts on the device; each is computed once."""
+
+    def __init__(self, pipeline: Pipeline, device: torch.device) -> None:
+        """Take a pipeline; its text encoder rests on the CPU between prompts."""
+        self._pipeline = pipeline
+        self._device = device
+        self._known: dict[str, Float[Tensor, "t d"]] = {}
+        pipeline.text_encoder.to("cpu")
+
+    def __getitem__(self, prompt: str) -> Float[Tensor, "t d"]:
+        """Return the embedding of a prompt."""
+        self.embed([prompt])
+        return self._known[prompt]
+
+    @torch.no_grad()
+    def embed(self, prompts: Iterable[str]) -> None:
+        """Compute the embeddings not yet known, with the text encoder on the device meanwhile."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        if not new:
+            return
+        self._pipeline.text_encoder.to(self._device)
+        for prompt in new:  # one by one: in a batch the arithmetic rounds otherwise
+            self._known[prompt] = self._encode(prompt)[0]
+        self._pipeline.text_encoder.to("cpu")
+
+    def _encode(self, prompt: str) -> Float[Tensor, "1 t d"]:
+        pipeline = self._pipeline
+        if isinstance(pipeline, StableDiffusionInstructPix2PixPipeline):
+            embedding: Tensor = pipeline._encode_prompt(prompt, self._device, 1, False)
+            return embedding
+        embedding, _ = pipeline.encode_prompt(prompt, self._device, 1, False)
+        return embedding

@@ -1,13 +1,9 @@
-"""Solvers of the reverse process, vectorised over slots.
-
-A solver is a table of coefficients, so one step of any mix of solvers, strengths and positions is
-the same few multiplications over all slots. Time steps and noise levels are diffusers' own:
-spacing, offset and last level are those of the model's directory.
-
-Each solver as a table over the whole trajectory, from the noise levels of diffusers' scheduler.
+"""Solvers of the reverse process as tables of coefficients, vectorised over slots.
 
 Every solver here is linear in the latent, the network's output, the data predicted one step before
-and fresh noise, so its coefficients say all of it.
+and fresh noise. So a row of coefficients describes a step, and one step of any mix of solvers,
+strengths and positions is the same few multiplications over all slots. Time steps and noise levels
+are those of diffusers' schedulers, with the settings of the model's directory.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +28,7 @@ Column: TypeAlias = Float[np.ndarray, " n"]
 
 
 class Step(NamedTuple):
-    """The columns of a table, or a row of it for each slot, shaped to multiply latents.
+    """The columns of a solver's table, or one row of it for each slot, shaped to multiply latents.
 
     Before the step `latent = alpha * data + sigma * noise`. The network reads
     `input_latent * latent` at `timestep` and gives `output`; then
@@ -57,7 +53,7 @@ class Step(NamedTuple):
 
 
 def _ddim(scheduler: Any) -> Step:
-    """DDIM (arXiv:2010.02502), equation 12 with its sigma 0."""
+    """Tabulate DDIM (arXiv:2010.02502), equation 12 with its sigma 0."""
     config, timesteps = scheduler.config, scheduler.timesteps.numpy()
     before = timesteps - config.num_train_timesteps // len(timesteps)
     kept = scheduler.alphas_cumprod.double().numpy()
@@ -76,13 +72,13 @@ def _ddim(scheduler: Any) -> Step:
 
 
 def _euler(scheduler: Any) -> Step:
-    """Euler's method on the probability flow (arXiv:2206.00364), algorithm 2 without churn."""
+    """Tabulate Euler's method on the probability flow (arXiv:2206.00364, algorithm 2, no churn)."""
     levels = scheduler.sigmas.double().numpy()
     return _euler_step(scheduler, levels[1:], np.zeros(len(levels) - 1))
 
 
 def _euler_ancestral(scheduler: Any) -> Step:
-    """Euler's method to below the next level, and noise up to it: k-diffusion's ancestral step."""
+    """Tabulate k-diffusion's ancestral step: Euler to below the next level, then noise up to it."""
     levels = scheduler.sigmas.double().numpy()
     now, after = levels[:-1], levels[1:]
     up = after * np.sqrt(now**2 - after**2) / now
@@ -90,7 +86,7 @@ def _euler_ancestral(scheduler: Any) -> Step:
 
 
 def _euler_step(scheduler: Any, down: Column, up: Column) -> Step:
-    """Latents here are data + sigma * noise, not of unit variance as the network reads them."""
+    # Latents here are data + sigma * noise; the network reads them scaled to unit variance.
     sigma = scheduler.sigmas.double().numpy()[:-1]
     scale = 1 / np.sqrt(sigma**2 + 1)
     kind = scheduler.config.prediction_type
@@ -109,7 +105,7 @@ def _euler_step(scheduler: Any, down: Column, up: Column) -> Step:
 
 
 def _dpm_solver(scheduler: Any) -> Step:
-    """DPM-Solver++(2M) (arXiv:2211.01095), algorithm 2, with diffusers' rule for the last step."""
+    """Tabulate DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), the last step as in diffusers."""
     config, timesteps = scheduler.config, scheduler.timesteps.numpy()
     levels = scheduler.sigmas.double().numpy()
     alpha = 1 / np.sqrt(levels**2 + 1)
@@ -134,7 +130,7 @@ def _dpm_solver(scheduler: Any) -> Step:
 
 
 def _lcm(scheduler: Any) -> Step:
-    """Multistep consistency sampling of latents (arXiv:2310.04378), algorithm 3."""
+    """Tabulate multistep consistency sampling of latents (arXiv:2310.04378), algorithm 3."""
     config, timesteps = scheduler.config, scheduler.timesteps.numpy()
     kept = scheduler.alphas_cumprod.double().numpy()[timesteps]
     alpha, sigma = np.sqrt(kept), np.sqrt(1 - kept)
@@ -154,10 +150,8 @@ def _lcm(scheduler: Any) -> Step:
 
 
 def _data_prediction(kind: str, alpha: Column, sigma: Column) -> tuple[Column, Column]:
-    """Weights of latent and output in the data, for latents `alpha * data + sigma * noise`.
-
-    Velocity is that of arXiv:2202.00512, appendix D.
-    """
+    # Weights of latent and output in the data, for latents `alpha * data + sigma * noise`. Velocity
+    # is that of arXiv:2202.00512, appendix D.
     if kind == "epsilon":
         return 1 / alpha, -sigma / alpha
     if kind == "v_prediction":
@@ -170,13 +164,14 @@ def _data_prediction(kind: str, alpha: Column, sigma: Column) -> tuple[Column, C
 
 
 class SolverKind(NamedTuple):
-    """A solver before it meets a model."""
+    """What defines a solver, whatever the model."""
 
     schedule: Any
-    """diffusers' class, which knows the time steps and noise levels."""
+    """diffusers' scheduler class, which knows the time steps and noise levels."""
     settings: Mapping[str, Any]
+    """Settings that override those of the model's directory."""
     table: Callable[[Any], Step]
-    """From that class, its time steps set, to the whole trajectory."""
+    """Returns the table of a whole trajectory from a scheduler whose time steps are set."""
 
 
 _UNCLIPPED = {"clip_sample": False, "thresholding": False}
@@ -190,7 +185,7 @@ SOLVERS: Mapping[str, SolverKind] = {
     "euler_ancestral": SolverKind(EulerAncestralDiscreteScheduler, {}, _euler_ancestral),
     "lcm": SolverKind(LCMScheduler, _UNCLIPPED, _lcm),
 }
-"""By the names of `generation.scheduler`."""
+"""Solvers by the names of `generation.scheduler`."""
 
 
 _TRAINING = {
@@ -206,7 +201,7 @@ _TRAINING = {
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The way of one image: its first noisy latent, then a row of `Step` for each network call."""
+    """The denoising of one image: its first noisy latent, then a row of `Step` per network call."""
 
     start_image: float
     """Weight of the source's latents in the first noisy latent."""
@@ -214,22 +209,24 @@ class Trajectory:
     rows: Float[Tensor, "n 10"]
 
     def __len__(self) -> int:
+        """Return the number of steps."""
         return len(self.rows)
 
 
 class Solver:
-    """A solver by our name on the noise schedule a model was trained with."""
+    """A solver on the noise schedule that a model was trained with."""
 
     def __init__(self, name: str, trained_with: Mapping[str, Any]) -> None:
+        """Take a name of `SOLVERS`, and the settings of the model's own scheduler."""
         self._name = name
         self._scheduler = sampling_scheduler(name, trained_with)
 
     def from_image(self, num_inference_steps: int, strength: float) -> Trajectory:
-        """From a noised source through the last `int(num_inference_steps * strength)` steps.
+        """Return the trajectory from a noised source: the last `int(steps * strength)` steps.
 
         Args:
-            num_inference_steps: Of the whole trajectory.
-            strength: In (0, 1].
+            num_inference_steps: Steps of the whole trajectory.
+            strength: Fraction of it that is run, in (0, 1].
 
         Raises:
             UserError: If this solver has no such trajectory.
@@ -239,7 +236,7 @@ class Solver:
         return self._checked(rows, rows[0][0], rows[0][1])
 
     def from_noise(self, num_inference_steps: int) -> Trajectory:
-        """From noise alone through all steps, as text-to-image and InstructPix2Pix do.
+        """Return the trajectory from noise alone, all steps, as for InstructPix2Pix.
 
         Raises:
             UserError: If this solver has no such trajectory.
@@ -252,7 +249,9 @@ class Solver:
             self._scheduler.set_timesteps(num_inference_steps)
         except ValueError as error:  # such as more steps than an LCM was distilled for
             raise UserError(f"generation.num_inference_steps does not fit: {error}") from None
-        with np.errstate(divide="ignore", invalid="ignore"):  # said below, of the executed steps
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # `_checked` looks at the steps that are run
             columns = SOLVERS[self._name].table(self._scheduler)
         return np.stack(np.broadcast_arrays(*columns), axis=1)
 
@@ -269,14 +268,14 @@ class Solver:
 
 
 def sampling_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
-    """diffusers' scheduler by our name, with the noise schedule the model was trained with.
+    """Return diffusers' scheduler for a name of `SOLVERS`, on the noise schedule of a model.
 
-    Latents have unit variance and leave [-1, 1], so a solver that clips its prediction there ruins
-    the image; clipping is therefore off whatever the model's directory says.
+    Clipping is off whatever the model's directory says: latents have unit variance and leave
+    [-1, 1], so a solver that clips its prediction there ruins the image.
     """
     kind, known = SOLVERS[name], dict(trained_with)
-    # What the directory left to the default of its own class diffusers leaves to that of the new
-    # class. That is right for how steps are spaced, and would change how noisy a time step is.
+    # If the directory leaves a setting to the default of its class, diffusers takes the default of
+    # the new class. That is right for the spacing of steps, but would change the noise levels.
     unsaid = set(known.get("_use_default_values", ())) - _TRAINING
     return kind.schedule.from_config(known | {"_use_default_values": unsaid}, **kind.settings)
 
@@ -288,14 +287,14 @@ def advance(
     previous: Float[Tensor, "s c h w"],
     noise: Float[Tensor, "s c h w"],
 ) -> tuple[Float[Tensor, "s c h w"], Float[Tensor, "s c h w"]]:
-    """Latents one step on, each by its own row, and the data predicted on the way."""
+    """Advance each latent by its own row; return the latents and the data predicted on the way."""
     data = step.data_latent * latent + step.data_output * output
     ahead = step.next_latent * latent + step.next_data * data
     return ahead + step.next_previous * previous + step.next_noise * noise, data
 
 
 def _without_history(rows: Float[np.ndarray, "n 10"]) -> Float[np.ndarray, "n 10"]:
-    """The first executed step takes the data predicted before it to be the same: first order."""
+    # For the first step that is run, the data predicted before it counts as the same: first order.
     first = Step(*rows[0])
     alone = first._replace(next_data=first.next_data + first.next_previous, next_previous=0.0)
     return np.concatenate([[alone], rows[1:]])

@@ -1,1 +1,1 @@
-"""The second process, which makes images while training runs."""
+"""The generation process, which makes images while training runs, and the trainer's hold on it."""

@@ -1,8 +1,89 @@
-"""The entry of the generation process."""
+"""The generation process: `python -m online_aug.producer RUN/config.yaml PLACEMENT`.
 
+The supervisor starts it, with the trainer at the other end of standard input and output.
+"""
+
+import logging
 import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from online_aug.producer.process import main
+from cache import CacheError, Store
+from online_aug.config.loading import load_config
+from online_aug.errors import UserError
+from online_aug.producer.messages import Failed, Placement, Status, TrainerPipe, tie_to_parent
+
+if TYPE_CHECKING:
+    from online_aug.experiment.experiment import Experiment
+
+# torch and diffusers take seconds to import. They come after this process is tied to the trainer,
+# and diffusers only if an image is left to make.
+
+_log = logging.getLogger("online_aug.producer")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Work through one plan; tell the trainer of a failure and return an exit status for it."""
+    tie_to_parent()
+    trainer = TrainerPipe()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("online_aug").setLevel(logging.INFO)
+    config_path, placement = argv
+    trainer.tell(Status(state="loading"))
+    try:
+        make_images(Path(config_path), Placement.model_validate_json(placement), trainer)
+    except (UserError, CacheError) as error:
+        trainer.tell(Failed(reason=str(error), is_final=True))
+        return 2
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        trainer.tell(Failed(reason=reason, is_final=False))
+        raise  # the traceback goes to the log
+    return 0
+
+
+def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -> None:
+    """Make the images that the cache lacks of a run's plan, until all are there or told to stop.
+
+    Raises:
+        UserError: If model or data cannot be used.
+        CacheError: If the cache cannot be used.
+    """
+    import torch
+
+    from online_aug.data.sources import load_splits
+    from online_aug.experiment.experiment import Experiment
+    from online_aug.loader.pool import open_store
+
+    torch.set_num_threads(placement.threads)
+    config = load_config(config_path)
+    experiment = Experiment(config, load_splits(config.data), placement.device)
+    store = open_store(config, experiment.splits.train)
+    _log.info("cache: images are stored as %s", store.codec)
+    if _is_complete(experiment, store):
+        trainer.tell(Status(state="finished", reused=len(experiment.plan)))
+        return
+    from online_aug.distributed.devices import sole_generator
+    from online_aug.producer.service import Service
+    from online_aug.producer.work import load_generator, share_device, work_of
+
+    with sole_generator(placement.device), closing(load_generator(experiment)) as generator:
+        sharing = share_device(generator, placement.device, placement.share)
+        work = work_of(experiment, placement.number, placement.count)
+        Service(work, store, sharing, trainer).run()
+
+
+def _is_complete(experiment: "Experiment", store: Store) -> bool:
+    if experiment.saliency.follows_classifier:
+        return False  # more will be asked for
+    from online_aug.producer.request_queue import part_of
+
+    part = part_of(experiment.plan, experiment.config.schedule)
+    status = store.status([request.key for request in part])
+    return not {"free", "claimed"} & set(status)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,4 @@
-"""The plan of an experiment worked through with no trainer to serve, and a bar that shows it.
-
-How fast images are made, with nothing kept.
-"""
+"""Making the images of a plan without a trainer: fill a cache, or measure the speed."""
 
 import time
 from collections import Counter
@@ -16,61 +13,22 @@ from online_aug.console import Tally, progress, rate
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.generation.vae import TOGETHER
+from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.loader.pool import pin
-from online_aug.producer.build import load_generator, work_of
-from online_aug.producer.process import Status
+from online_aug.producer.messages import Status
 from online_aug.producer.request_queue import part_of
-from online_aug.producer.service import Generates, Service, Work
+from online_aug.producer.service import Service
+from online_aug.producer.work import ImageEngine, Work, load_generator, work_of
 from online_aug.request import GenerationRequest
 
 
-class Nobody:
-    """Whom images are made for ahead of training: serves none, shows how far the work is."""
-
-    served = 0
-    saliency_version = None
-    class_losses = None
-
-    def __init__(self, bar: Tally, store: Store, interrupt: Interrupt) -> None:
-        """Take what to show the work on, and whose signals end it."""
-        self._bar, self._store, self._interrupt = bar, store, interrupt
-        self.status = Status(state="loading")
-
-    @property
-    def is_stopping(self) -> bool:
-        """A signal has come."""
-        return self._interrupt.received is not None
-
-    def tell(self, status: Status) -> None:
-        """Show where the work stands."""
-        self.status = status
-        done = status.generated + status.rejected + status.reused
-        self._bar.advance(done - self._bar.done, note=self._note(status))
-
-    def _note(self, status: Status) -> str:
-        doing = f"{rate(status.images_per_s)} images/s"
-        if status.state == "waiting":
-            doing = "waiting for another process"
-        parts = [doing, _rejections(status.rejected_by_reason), _size_of(self._store)]
-        return ", ".join(part for part in parts if part)
-
-
-def describe_plan(experiment: Experiment, store: Store) -> str:
-    """How much of an experiment's plan a cache has, in one line."""
-    status = Counter(_status(part_of(experiment.plan, experiment.config.schedule), store))
-    rejected = f", {status['rejected']} rejected" if status["rejected"] else ""
-    there = f"{status['present']} of the plan's {status.total()} images"
-    return f"cache {store.path}: {there}{rejected}, {_size_of(store)} in all"
-
-
 def make_missing(experiment: Experiment, store: Store, interrupt: Interrupt) -> bool:
-    """Make what a cache lacks of a plan, or as much as there is time for; False if it lacks none.
+    """Make the images of a plan that a cache lacks, until interrupted; False if it lacks none.
 
     Args:
-        experiment: Fine-tuned, its maps made.
-        store: What is there or made of the plan stays in it; other images may be evicted.
-        interrupt: Whose signals end the work; what is finished by then is stored.
+        experiment: Fine-tuned, its saliency maps made.
+        store: Images of the plan stay in it; others may be evicted.
+        interrupt: Its signals end the work; what is finished by then is stored.
 
     Raises:
         UserError: If the cache is full before the end.
@@ -85,14 +43,53 @@ def make_missing(experiment: Experiment, store: Store, interrupt: Interrupt) -> 
         closing(load_generator(experiment)) as generator,
         progress("filling", len(missing)) as bar,
     ):
-        nobody = Nobody(bar, store, interrupt)
-        Service(replace(work, plan=missing, max_ahead=None), store, generator, nobody).run()
-    if nobody.status.state == "full":
+        display = FillDisplay(bar, store, interrupt)
+        Service(replace(work, plan=missing, max_ahead=None), store, generator, display).run()
+    if display.status.state == "full":
         raise UserError(
             f"cache.path must have room for the plan, {store.path} is full after {bar.done} of "
             f"{bar.total} images; raise cache.max_gib, free disk space, or name another"
         )
     return True
+
+
+class FillDisplay:
+    """Takes the trainer's place: serves nothing, shows the progress, and stops at a signal."""
+
+    served = 0
+    saliency_version = None
+    class_losses = None
+
+    def __init__(self, bar: Tally, store: Store, interrupt: Interrupt) -> None:
+        """Take the bar to show the work on, and whose signals end it."""
+        self._bar, self._store, self._interrupt = bar, store, interrupt
+        self.status = Status(state="loading")
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal has come."""
+        return self._interrupt.received is not None
+
+    def tell(self, status: Status) -> None:
+        """Show the state of the work."""
+        self.status = status
+        done = status.generated + status.rejected + status.reused
+        self._bar.advance(done - self._bar.done, note=self._note(status))
+
+    def _note(self, status: Status) -> str:
+        doing = f"{rate(status.images_per_s)} images/s"
+        if status.state == "waiting":
+            doing = "waiting for another process"
+        parts = [doing, _rejections(status.rejected_by_reason), _size_of(self._store)]
+        return ", ".join(part for part in parts if part)
+
+
+def describe_plan(experiment: Experiment, store: Store) -> str:
+    """Say in one line how much of an experiment's plan a cache has."""
+    status = Counter(_status(part_of(experiment.plan, experiment.config.schedule), store))
+    rejected = f", {status['rejected']} rejected" if status["rejected"] else ""
+    there = f"{status['present']} of the plan's {status.total()} images"
+    return f"cache {store.path}: {there}{rejected}, {_size_of(store)} in all"
 
 
 def _status(requests: Sequence[GenerationRequest], store: Store) -> Sequence[str]:
@@ -112,51 +109,52 @@ def _size_of(store: Store) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """So many images in so many seconds."""
+    """How many images were made in how many seconds."""
 
     images: int
     seconds: float
 
     @property
     def images_per_s(self) -> float:
-        """0 where no time passed."""
+        """Images a second; 0 if no time has passed."""
         return self.images / self.seconds if self.seconds else 0.0
 
 
 def measure_speed(
     work: Work,
-    generator: Generates,
+    engine: ImageEngine,
     *,
     seconds: float,
     is_stopping: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
 ) -> Speed:
-    """Images a second once the first are finished, all slots taken all the time.
+    """Measure how fast images are made, all slots taken, from the first finished image on.
 
-    The plan is gone through in its order, and again with other noise where it is short.
+    The plan is gone through in its order, and again with other noise if it is too short. Nothing is
+    stored.
 
     Args:
-        work: Whose images are made, and forgotten.
-        generator: Makes them; what is in flight at the end is dropped.
-        seconds: How long to look, at least; always until another image is finished.
+        work: Says which images to make.
+        engine: Makes them; what is in flight at the end is dropped.
+        seconds: Least time to measure; it always goes on until another image is finished.
         is_stopping: Ends it early.
         clock: Tells seconds.
 
     Raises:
-        UserError: If none of the plan can be prepared.
+        UserError: If no request of the plan can be prepared.
     """
     waiting = _endless(_accepted(work))
     images, started, latest = 0, 0.0, 0.0
     is_warm = False
     while not is_stopping() and (not images or latest - started < seconds):
-        while generator.room >= TOGETHER:
-            generator.submit(list(islice(waiting, TOGETHER)), work.prepare)
-        if finished := len(generator.step()):
+        while engine.room >= VAE_BATCH_SIZE:
+            engine.submit(list(islice(waiting, VAE_BATCH_SIZE)), work.prepare)
+        if finished := len(engine.step()):
             latest = clock()
             images += finished if is_warm else 0
             started = started if is_warm else latest
             is_warm = True
-    generator.drop()
+    engine.drop()
     return Speed(images=images, seconds=latest - started)
 
 

@@ -18,7 +18,6 @@ later activation while they live, so it gets a copy of the model and is let go a
 """
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from online_aug.saliency.maps import scaled
-from online_aug.seeding import untouched
+from online_aug.seeding import recorded, untouched
 
 
 def grad_cam(
@@ -228,10 +227,7 @@ def _recorded_again(network: nn.Module, features: Call) -> Call:
 
 
 def _recorded(network: nn.Module, features: Call, images: Tensor) -> Call:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that are constant: the shapes
-        traced = torch.jit.trace(_Features(network, features), images, check_trace=False)
-        call: Call = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+    call: Call = torch.jit.optimize_for_inference(recorded(_Features(network, features), (images,)))
     return call
 
 

@@ -28,8 +28,8 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
 from online_aug.loader.slots import order_of
-from online_aug.producer.process import Place
-from online_aug.producer.supervisor import Fleet, Supervisor
+from online_aug.producer.messages import Placement
+from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
 from online_aug.request import ImportedImage, Servable
 
@@ -121,7 +121,7 @@ def agreed_imports(experiment: Experiment, world: World) -> list[ImportedImage]:
     return images
 
 
-def build_generators(devices: DevicePlan, folder: Path) -> Fleet:
+def build_generators(devices: DevicePlan, folder: Path) -> SupervisorGroup:
     """The generation processes of a node, each on its own device.
 
     Args:
@@ -129,13 +129,13 @@ def build_generators(devices: DevicePlan, folder: Path) -> Fleet:
         folder: Holds their `config.yaml` and gets their logs.
     """
     count = len(devices.generate)
-    return Fleet([_supervisor(devices, number, folder) for number in range(count)])
+    return SupervisorGroup([_supervisor(devices, number, folder) for number in range(count)])
 
 
 def _supervisor(devices: DevicePlan, number: int, folder: Path) -> Supervisor:
     device = devices.generate[number]
     visible, seen_as = _alone_visible(device)
-    place = Place(
+    place = Placement(
         device=seen_as,
         threads=devices.generate_threads,
         number=number,

@@ -13,7 +13,7 @@ from online_aug.console import Tally
 from online_aug.errors import UserError
 from online_aug.generation.engine import ImageGenerator
 from online_aug.producer import filling
-from online_aug.producer.process import Status
+from online_aug.producer.messages import Status
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_signal_ends_it_after_storing_what_is_finished_and_the_next_call_makes
 ):
     told = []
 
-    class Impatient(filling.Nobody):
+    class Impatient(filling.FillDisplay):
         def tell(self, status):
             super().tell(status)
             told.append(status)
@@ -98,7 +98,7 @@ def test_a_signal_ends_it_after_storing_what_is_finished_and_the_next_call_makes
 def test_what_is_rejected_is_said_with_its_reason(tmp_path):
     bar = Tally("filling", 10)
     with Store(tmp_path / "cache") as store:
-        nobody = filling.Nobody(bar, store, None)
+        nobody = filling.FillDisplay(bar, store, None)
         reasons = {"white": 2, "off-class": 1}
         nobody.tell(
             Status(

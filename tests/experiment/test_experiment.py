@@ -61,7 +61,7 @@ def test_two_processes_make_the_same_plan_from_one_configuration(experiment_of):
         {"mixing": {"synthetic_probability": 0.9, "starvation": "wait"}},
         {"method": {"gamma": 0.2}},
         {"optim": {"batch_size": 2, "lr": 0.3}},
-        {"generation": {"slots": 2, "max_ahead": 3, "latents_gib": 1}},
+        {"generation": {"slots": 2, "max_ahead": 3}},
         {"cache": {"codec": "jpeg"}},
         {"data": {"image_size": 32, "epoch_repeats": 3}},
         {"classifier": {"drop_rate": 0.1}},

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online_aug.diffusion.loading import load_img2img
-from online_aug.generation.vae import TOGETHER, Autoencoder, LatentStore, ScratchFile
+from online_aug.generation.vae import VAE_BATCH_SIZE, Autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -60,36 +60,23 @@ def test_an_image_is_encoded_once(vae, calls):
     assert torch.equal(again[3].std, first[0].std)
 
 
-@given(count=st.integers(1, 2 * TOGETHER + 1))
+@given(count=st.integers(1, 2 * VAE_BATCH_SIZE + 1))
 def test_the_networks_are_called_at_one_shape_and_the_result_does_not_depend_on_company(vae, count):
     sizes = []
     hook = vae.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     together = Autoencoder(vae).encode(pictures(9)[:count])
     alone = Autoencoder(vae).encode(pictures(9)[count - 1 : count])
     hook.remove()
-    assert set(sizes) == {TOGETHER}
+    assert set(sizes) == {VAE_BATCH_SIZE}
     torch.testing.assert_close(together[-1].mean, alone[0].mean, rtol=0, atol=1e-5)
 
 
 def test_what_is_kept_stays_below_its_limit_and_the_oldest_goes_first(vae, calls):
     one = 2 * 4 * 16 * 16 * 4
-    autoencoder, images = Autoencoder(vae, LatentStore(memory_bytes=2 * one)), pictures(3)
+    autoencoder, images = Autoencoder(vae, cache_bytes=2 * one), pictures(3)
     for place in (0, 1, 0, 2, 0, 1):
         autoencoder.encode(images[place : place + 1])
     assert len(calls["encoder"]) == 4  # 0, 1, 2 and, dropped in between, 1 again
-
-
-def test_what_memory_has_no_room_for_is_read_from_disk_and_not_encoded_again(vae, calls, tmp_path):
-    store, images = LatentStore(memory_bytes=1), pictures(3)
-    store.spill_to(ScratchFile(tmp_path, 2**20))
-    autoencoder = Autoencoder(vae, store)
-    first = [autoencoder.encode(images[place : place + 1])[0] for place in range(3)]
-    again = autoencoder.encode(images)
-    assert len(calls["encoder"]) == 3
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one.mean, other.mean)
-        assert torch.equal(one.std, other.std)
-    store.close()
 
 
 def test_nothing_is_decoded_where_there_is_nothing(vae, calls):

@@ -48,7 +48,7 @@ def test_a_shape_is_recorded_once(unet, monkeypatch):
     for count in (1, 2, 1, 2):
         recorded(*inputs(count))
     assert len(calls) == 2
-    recorded.forget()
+    recorded.forget_recordings()
     recorded(*inputs(1))
     assert len(calls) == 3
 

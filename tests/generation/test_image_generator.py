@@ -24,7 +24,6 @@ from online_aug.diffusion.directory import EMBEDDED
 from online_aug.diffusion.loading import load_img2img
 from online_aug.errors import UserError
 from online_aug.generation.engine import ImageGenerator
-from online_aug.generation.inputs import fit
 from online_aug.generation.solvers import SOLVERS
 
 PROMPTS = ["a photo of a bird", "a photo of a thin digit", "snow", "a photo of a bird"]
@@ -329,7 +328,7 @@ def test_preparation_and_decoding_are_done_in_threads_of_their_own(tiny_model):
     generator.submit(make_requests(), prepare)
     drain(generator)
     assert threads[0].startswith("prepare")
-    assert generator.time.seconds["prepare"] < generator.time.seconds["denoise"]
+    assert generator.times.seconds["prepare"] < generator.times.seconds["denoise"]
 
 
 def test_what_preparation_raises_comes_out_of_the_next_step(tiny_model):
@@ -349,15 +348,3 @@ def test_there_is_room_for_as_many_as_keep_the_slots_busy(tiny_model):
     generator.submit(make_requests(), lambda some: source_images()[: len(some)])
     assert generator.room == room - len(PROMPTS)
     generator.close()
-
-
-def test_an_image_that_fits_is_left_alone():
-    image = source_images()[0]
-    assert fit(image, 64) is image
-
-
-@pytest.mark.parametrize("shape", [(3, 40, 40), (3, 31, 97), (3, 128, 64)])
-def test_any_other_becomes_a_square_of_bytes(shape):
-    image = torch.randint(256, shape, dtype=torch.uint8)
-    assert fit(image, 64).shape == (3, 64, 64)
-    assert fit(image, 64).dtype == torch.uint8

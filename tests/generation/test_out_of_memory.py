@@ -28,9 +28,7 @@ IMAGES = torch.randint(
 
 
 def generator_of(model, slots=SLOTS):
-    return ImageGenerator.load(
-        model, None, GenerationConfig(slots=denoising_loop), "float32", "cpu"
-    )
+    return ImageGenerator.load(model, None, GenerationConfig(slots=slots), "float32", "cpu")
 
 
 class FailsAt:
@@ -55,7 +53,7 @@ def expected(tiny_model):
 
 
 STAGES = {
-    "prompts": lambda generator: (generator._starter.prompts, "learn"),
+    "prompts": lambda generator: (generator._starter.prompts, "embed"),
     "encoding": lambda generator: (generator._autoencoder, "encode"),
     "denoising": lambda generator: (generator, "_denoiser"),
     "decoding": lambda generator: (generator._autoencoder, "decode"),

@@ -31,7 +31,7 @@ def test_a_prompt_is_embedded_once(pipeline):
     calls = []
     pipeline.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = Prompts(pipeline, CPU)
-    prompts.learn(["a bird", "snow", "a bird"])
+    prompts.embed(["a bird", "snow", "a bird"])
     for prompt in ("snow", "a bird", "snow"):
         prompts[prompt]
     assert len(calls) == 2
@@ -41,6 +41,6 @@ def test_the_text_encoder_is_on_the_device_only_while_it_is_needed(pipeline, mon
     places = []
     monkeypatch.setattr(pipeline.text_encoder, "to", places.append)
     prompts = Prompts(pipeline, CPU)
-    prompts.learn(["a bird", "snow"])
+    prompts.embed(["a bird", "snow"])
     prompts["a bird"]
     assert places == ["cpu", CPU, "cpu"]

@@ -24,7 +24,7 @@ from cache.backend import index
 from online_aug.errors import UserError
 from online_aug.loader.sampler import StopWaiting, WaitFor
 from online_aug.loader.slots import Kind
-from online_aug.producer.process import Status
+from online_aug.producer.messages import Status
 from online_aug.request import Counts
 
 

@@ -4,8 +4,8 @@ from threading import Barrier
 
 import pytest
 
-from online_aug.producer.process import Status
-from online_aug.producer.supervisor import Fleet
+from online_aug.producer.messages import Status
+from online_aug.producer.supervisor import SupervisorGroup
 
 
 class Member:
@@ -33,7 +33,7 @@ class Member:
     ],
 )
 def test_the_state_is_that_of_the_busiest(states, together):
-    assert Fleet([Member(state=state) for state in states]).status.state == together
+    assert SupervisorGroup([Member(state=state) for state in states]).status.state == together
 
 
 def test_counts_speeds_and_restarts_are_summed():
@@ -41,7 +41,7 @@ def test_counts_speeds_and_restarts_are_summed():
         Member(generated=5, rejected=2, rejected_by_reason={"white": 2}, images_per_s=1.5),
         Member(generated=7, rejected=1, rejected_by_reason={"black": 1}, images_per_s=2.0),
     ]
-    fleet = Fleet(members)
+    fleet = SupervisorGroup(members)
     assert (fleet.status.generated, fleet.status.rejected, fleet.restarts) == (12, 3, 2)
     assert fleet.status.rejected_by_reason == {"white": 2, "black": 1}
     assert fleet.status.images_per_s == 3.5
@@ -59,13 +59,13 @@ def test_counts_speeds_and_restarts_are_summed():
 )
 def test_each_is_told_its_share_of_what_was_served(made, fresh, told):
     members = [Member(generated=count) for count in made]
-    Fleet(members).served(fresh)
+    SupervisorGroup(members).served(fresh)
     assert [member.asked for member in members] == [[("served", count)] for count in told]
 
 
 def test_shares_are_told_anew_when_one_turns_out_to_have_made_more():
     members = [Member(generated=4), Member()]
-    fleet = Fleet(members)
+    fleet = SupervisorGroup(members)
     fleet.served(6)
     members[1].status = Status(state="paused", generated=2)
     fleet.check()
@@ -86,7 +86,7 @@ def test_shares_are_told_anew_when_one_turns_out_to_have_made_more():
 )
 def test_all_are_asked(name, arguments):
     members = [Member(), Member()]
-    getattr(Fleet(members), name)(*arguments)
+    getattr(SupervisorGroup(members), name)(*arguments)
     assert [member.asked for member in members] == [[(name, *arguments)]] * 2
 
 
@@ -97,5 +97,5 @@ def test_all_are_stopped_at_once():
         def stop(self):
             together.wait()
 
-    Fleet([Slow(), Slow(), Slow()]).stop()
+    SupervisorGroup([Slow(), Slow(), Slow()]).stop()
     assert not together.broken

@@ -9,12 +9,13 @@ from experiment_samples import make_experiment
 from cache import Store
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
+from online_aug.data.transforms import fit_square
 from online_aug.errors import UserError
 from online_aug.experiment.images import SourceImages
 from online_aug.generation.engine import ImageGenerator
-from online_aug.generation.inputs import fit
 from online_aug.methods import DiffMix
-from online_aug.producer.process import Place, serve
+from online_aug.producer.__main__ import make_images
+from online_aug.producer.messages import Placement
 
 
 class Trainer:
@@ -41,7 +42,7 @@ def generate(experiment, folder):
     path = folder / "config.yaml"
     path.write_text(resolved_yaml(experiment.config))
     trainer = Trainer()
-    serve(path, Place(device="cpu", threads=1), trainer)
+    make_images(path, Placement(device="cpu", threads=1), trainer)
     return trainer
 
 
@@ -61,7 +62,7 @@ def test_a_stored_image_is_made_from_its_own_source(experiment_of, tmp_path):
     generate(experiment, tmp_path)
     request = experiment.plan[5]
     sources = SourceImages(experiment.splits.train, experiment.sources)
-    source = fit(sources.by_digest(request.source_digest), 64)
+    source = fit_square(sources.by_digest(request.source_digest), 64)
     generator = ImageGenerator.load(
         experiment.model, None, experiment.config.generation, experiment.dtype, "cpu"
     )
@@ -109,7 +110,7 @@ def test_it_pauses_when_far_ahead_unless_the_trainer_waits_for_each_image(
     trainer.tell = lambda status: stop_when_paused(trainer, status)
     path = tmp_path / "config.yaml"
     path.write_text(resolved_yaml(experiment.config))
-    serve(path, Place(device="cpu", threads=1), trainer)
+    make_images(path, Placement(device="cpu", threads=1), trainer)
     assert ("paused" in [status.state for status in trainer.told]) is pauses
 
 

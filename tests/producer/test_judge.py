@@ -12,10 +12,13 @@ from cache import Store
 from online_aug.classifier.model import build_classifier
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.config.training import ClassifierConfig
+from online_aug.data.transforms import fit_square
 from online_aug.errors import UserError
-from online_aug.generation.inputs import fit
-from online_aug.producer.build import build_gate, check_judge, opinion_of
-from online_aug.producer.process import Place, serve
+from online_aug.experiment.images import SourceImages
+from online_aug.generation import gate as gates
+from online_aug.generation.gate import classify_with
+from online_aug.producer.__main__ import make_images
+from online_aug.producer.messages import Placement
 
 
 def classifier_of(classes=2):
@@ -38,11 +41,20 @@ def experiment_of(tmp_path, tiny_model):
     return make
 
 
+def build_gate(experiment):
+    sources = SourceImages(experiment.splits.train, experiment.sources)
+    return gates.build_gate(experiment.config, 2, sources.by_digest, experiment.digests, "cpu")
+
+
+def check_gate(experiment):
+    gates.check_gate(experiment.config, 2, "cpu")
+
+
 def test_the_judge_s_opinion_is_that_of_the_weights_in_the_file(experiment_of, weights):
     gate = build_gate(experiment_of(classifier=weights, min_probability=0.1, image_size=32))
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     asked = [make_request(source_label=0, target_label=1)] * 2
-    expected = opinion_of(classifier_of(), 32)(image)
+    expected = classify_with(classifier_of(), 32)(image)
     found = [list(verdict.scores.values()) for verdict in gate(asked, image)]
     torch.testing.assert_close(torch.tensor(found), expected)
 
@@ -71,7 +83,7 @@ def test_the_generation_process_scores_what_it_stores(experiment_of, weights, tm
         def tell(self, status):
             self.told.append(status)
 
-    serve(path, Place(device="cpu", threads=1), Trainer())
+    make_images(path, Placement(device="cpu", threads=1), Trainer())
     with Store(experiment.config.cache.path) as store:
         records = [store.get(request.key) for request in experiment.plan]
     assert all(sum(record.scores.values()) > 0 for record in records)
@@ -82,17 +94,17 @@ def test_a_judge_of_other_classes_is_refused_by_name(experiment_of, tmp_path):
     safetensors.torch.save_file(classifier_of(classes=7).state_dict(), path)
     message = r"gate\.classifier must hold the weights of test_resnet with 2 classes"
     with pytest.raises(UserError, match=message):
-        check_judge(experiment_of(classifier=path, top_k=1))
+        check_gate(experiment_of(classifier=path, top_k=1))
 
 
 def test_a_judge_of_an_unknown_name_is_refused(experiment_of, weights):
     with pytest.raises(UserError, match=r"gate\.name must be a timm model, got 'resnet_x'"):
-        check_judge(experiment_of(classifier=weights, top_k=1, name="resnet_x"))
+        check_gate(experiment_of(classifier=weights, top_k=1, name="resnet_x"))
 
 
 def test_a_missing_file_is_refused(experiment_of, tmp_path):
     with pytest.raises(UserError, match=r"gate\.classifier must be a file of weights"):
-        check_judge(experiment_of(classifier=tmp_path / "none.safetensors", top_k=1))
+        check_gate(experiment_of(classifier=tmp_path / "none.safetensors", top_k=1))
 
 
 @pytest.mark.parametrize(
@@ -104,15 +116,18 @@ def test_a_missing_file_is_refused(experiment_of, tmp_path):
 )
 def test_a_rule_needs_a_judge_and_a_judge_a_rule(experiment_of, gate, message):
     with pytest.raises(UserError, match=message):
-        check_judge(experiment_of(**gate))
+        check_gate(experiment_of(**gate))
 
 
 def test_clip_drops_what_it_scores_below_a_part_of_the_training_images(experiment_of, tiny_clip):
     experiment = experiment_of(clip=tiny_clip, clip_drop=0.25)
-    check_judge(experiment)
+    check_gate(experiment)
     train = experiment.splits.train
     images = torch.stack(
-        [fit(torch.from_numpy(train.load(place)).permute(2, 0, 1), 64) / 255 for place in range(8)]
+        [
+            fit_square(torch.from_numpy(train.load(place)).permute(2, 0, 1), 64) / 255
+            for place in range(8)
+        ]
     )
     verdicts = build_gate(experiment)([make_request()] * 8, images)
     scores = [verdict.scores["clip"] for verdict in verdicts]
@@ -135,9 +150,9 @@ def test_clip_without_a_word_for_what_to_look_for_is_refused(tmp_path, tiny_mode
     silent = experiment.config.data.model_copy(update={"metaclass": " "})
     experiment = replace(experiment, config=experiment.config.model_copy(update={"data": silent}))
     with pytest.raises(UserError, match=r"data\.metaclass must say what CLIP is to look for"):
-        check_judge(experiment)
+        check_gate(experiment)
 
 
 def test_a_clip_that_cannot_be_loaded_is_refused_before_anything_starts(experiment_of, tmp_path):
     with pytest.raises(UserError, match=r"gate\.clip must be a directory with a CLIP model"):
-        check_judge(experiment_of(clip=tmp_path))
+        check_gate(experiment_of(clip=tmp_path))

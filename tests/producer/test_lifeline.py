@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from online_aug.producer.process import Status, Stop, read_by_trainer
+from online_aug.producer.messages import Status, Stop, read_from_generator
 
 ROOT = Path(__file__).parents[2]
 CHILD = [sys.executable, str(Path(__file__).parent / "scripts" / "child.py")]
@@ -27,14 +27,14 @@ def start(behaviour, folder, **environment):
 @pytest.fixture
 def serving(tmp_path):
     with start("serve", tmp_path) as process:
-        assert read_by_trainer(process.stdout.readline()).state == "generating"
+        assert read_from_generator(process.stdout.readline()).state == "generating"
         yield process
         process.kill()
 
 
 def test_a_stop_lets_it_finish_and_nothing_but_messages_is_on_the_pipe(serving):
     out, err = serving.communicate(Stop().model_dump_json().encode() + b"\n", PATIENCE_S)
-    assert read_by_trainer(out.splitlines()[-1]) == Status(state="finished", generated=1)
+    assert read_from_generator(out.splitlines()[-1]) == Status(state="finished", generated=1)
     assert (serving.returncode, err) == (0, b"a library says something\n")
 
 

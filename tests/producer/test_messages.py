@@ -1,14 +1,14 @@
 import pytest
 
-from online_aug.producer.process import (
+from online_aug.producer.messages import (
     ClassLosses,
     Failed,
     NewMaps,
     ServedCount,
     Status,
     Stop,
-    read_by_generator,
-    read_by_trainer,
+    read_from_generator,
+    read_from_trainer,
 )
 
 
@@ -26,7 +26,7 @@ def line_of(message):
     ],
 )
 def test_the_generator_reads_what_the_trainer_writes(message):
-    assert read_by_generator(line_of(message)) == message
+    assert read_from_trainer(line_of(message)) == message
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_generator_reads_what_the_trainer_writes(message):
     ],
 )
 def test_the_trainer_reads_what_the_generator_writes(message):
-    assert read_by_trainer(line_of(message)) == message
+    assert read_from_generator(line_of(message)) == message
 
 
 def test_a_message_is_one_line_whatever_it_says():
@@ -56,13 +56,13 @@ def test_a_message_is_one_line_whatever_it_says():
     ],
 )
 def test_what_is_no_message_is_passed_over_by_the_trainer(line):
-    assert read_by_trainer(line) is None
+    assert read_from_generator(line) is None
 
 
 @pytest.mark.parametrize("line", [b"stop\n", line_of(Status(state="paused"))])
 def test_what_is_no_message_is_an_error_to_the_generator(line):
     with pytest.raises(ValueError, match="validation error"):
-        read_by_generator(line)
+        read_from_trainer(line)
 
 
 def test_what_an_earlier_process_made_and_rejected_is_counted_in():
@@ -81,4 +81,4 @@ def test_what_an_earlier_process_made_and_rejected_is_counted_in():
 def test_a_loss_that_is_none_is_an_error_to_the_generator(loss):
     line = f'{{"type": "losses", "losses": [1.0, {loss}]}}'
     with pytest.raises(ValueError, match="validation error"):
-        read_by_generator(line.encode())
+        read_from_trainer(line.encode())

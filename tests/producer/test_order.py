@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from request_samples import CLASSES, digest_of, make_plan, make_request, make_sources
 
 from online_aug.config.generation import ScheduleConfig
-from online_aug.producer.request_queue import LEAST_SHARE, Order, Stripe, part_of, weights_by_loss
+from online_aug.producer.request_queue import (
+    LEAST_LOSS_WEIGHT,
+    RequestOrder,
+    Stripe,
+    part_of,
+    weights_by_loss,
+)
 
 PLAN = make_plan(make_sources(60), 2)
 WEIGHTS = [8.0, 4.0, 2.0, 1.0]
@@ -36,7 +42,7 @@ def even_plan(count=60):
 
 @given(st.integers(1, 200))
 def test_without_weights_it_is_the_order_of_the_plan(count):
-    assert take_all(Order(PLAN), count) == PLAN
+    assert take_all(RequestOrder(PLAN), count) == PLAN
 
 
 @given(st.integers(1, 5))
@@ -56,14 +62,14 @@ def test_the_parts_of_a_part_are_that_part(machines, devices, data):
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_the_own_part_comes_first_and_then_all_of_the_rest(weights):
     stripe = Stripe(number=1, count=3)
-    taken = take_all(Order(PLAN, stripe, weights))
+    taken = take_all(RequestOrder(PLAN, stripe, weights))
     own = [request for request in PLAN if stripe.holds(request)]
     assert set(taken[: len(own)]) == set(own)
     assert Counter(taken) == Counter(PLAN)
 
 
 def test_two_processes_begin_with_different_requests_and_end_with_the_same():
-    first, second = (take_all(Order(PLAN, Stripe(number=n, count=2))) for n in (0, 1))
+    first, second = (take_all(RequestOrder(PLAN, Stripe(number=n, count=2))) for n in (0, 1))
     assert not set(first[:20]) & set(second[:20])
     assert set(first) == set(second)
 
@@ -71,7 +77,7 @@ def test_two_processes_begin_with_different_requests_and_end_with_the_same():
 @given(st.lists(st.floats(0.1, 10), min_size=CLASSES, max_size=CLASSES), st.integers(1, 60))
 def test_classes_get_turns_in_proportion_to_their_weights(weights, count):
     taken = Counter(
-        request.target_label for request in Order(even_plan(), None, weights).take(count)
+        request.target_label for request in RequestOrder(even_plan(), None, weights).take(count)
     )
     for label, weight in enumerate(weights):
         ahead = taken[label] - count * weight / sum(weights)
@@ -83,7 +89,9 @@ def test_classes_get_turns_in_proportion_to_their_weights(weights, count):
 def test_images_get_turns_in_proportion_to_their_weights_and_others_as_weight_1(weights, count):
     plan = [of_image(number, variant) for number in range(4) for variant in range(60)]
     named = {digest_of(number): weight for number, weight in enumerate(weights)}
-    taken = Counter(request.source_digest for request in Order(plan, None, named).take(count))
+    taken = Counter(
+        request.source_digest for request in RequestOrder(plan, None, named).take(count)
+    )
     every = [*weights, 1.0]
     for number, weight in enumerate(every):
         ahead = taken[digest_of(number)] - count * weight / sum(every)
@@ -91,13 +99,13 @@ def test_images_get_turns_in_proportion_to_their_weights_and_others_as_weight_1(
 
 
 def test_images_of_one_weight_have_one_turn_each_before_any_has_two():
-    taken = take_all(Order(PLAN, None, {}))
+    taken = take_all(RequestOrder(PLAN, None, {}))
     assert taken[:60] == PLAN[:60]
     assert {request.source_digest for request in taken[60:]} == {digest_of(n) for n in range(60)}
 
 
 def test_requests_of_one_image_stay_in_the_order_of_the_plan():
-    taken = take_all(Order(PLAN, None, {digest_of(0): 7.0, digest_of(3): 0.2}))
+    taken = take_all(RequestOrder(PLAN, None, {digest_of(0): 7.0, digest_of(3): 0.2}))
     assert Counter(taken) == Counter(PLAN)
     for digest in {request.source_digest for request in PLAN}:
         expected = [request for request in PLAN if request.source_digest == digest]
@@ -105,7 +113,7 @@ def test_requests_of_one_image_stay_in_the_order_of_the_plan():
 
 
 def test_requests_of_one_class_stay_in_the_order_of_the_plan():
-    taken = take_all(Order(PLAN, None, WEIGHTS))
+    taken = take_all(RequestOrder(PLAN, None, WEIGHTS))
     for label in range(CLASSES):
         expected = [request for request in PLAN if request.target_label == label]
         assert [request for request in taken if request.target_label == label] == expected
@@ -113,13 +121,13 @@ def test_requests_of_one_class_stay_in_the_order_of_the_plan():
 
 def test_a_class_without_requests_leaves_its_turns_to_the_others():
     plan = of_class(0, 3) + of_class(3, 12)
-    labels = [request.target_label for request in take_all(Order(plan, None, WEIGHTS))]
+    labels = [request.target_label for request in take_all(RequestOrder(plan, None, WEIGHTS))]
     assert labels[:3] == [0, 0, 0]
     assert labels[3:] == [3] * 12
 
 
 def test_other_weights_count_from_then_on():
-    order = Order(even_plan(), None, WEIGHTS)
+    order = RequestOrder(even_plan(), None, WEIGHTS)
     order.take(30)
     order.reweigh(WEIGHTS[::-1])
     taken = Counter(request.target_label for request in order.take(60))
@@ -127,7 +135,7 @@ def test_other_weights_count_from_then_on():
 
 
 def test_what_is_put_back_comes_before_the_others_of_its_class():
-    order = Order(even_plan(), None, WEIGHTS)
+    order = RequestOrder(even_plan(), None, WEIGHTS)
     taken = order.take(20)
     order.put_back(taken)
     assert len(order) == len(even_plan())
@@ -137,12 +145,14 @@ def test_what_is_put_back_comes_before_the_others_of_its_class():
 
 def test_weights_for_the_order_of_the_plan_are_refused():
     with pytest.raises(ValueError, match="^weights must replace others"):
-        Order(PLAN).reweigh(WEIGHTS)
+        RequestOrder(PLAN).reweigh(WEIGHTS)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_the_order_is_the_same_each_time(weights):
-    assert take_all(Order(PLAN, None, weights)) == take_all(Order(PLAN, None, weights))
+    assert take_all(RequestOrder(PLAN, None, weights)) == take_all(
+        RequestOrder(PLAN, None, weights)
+    )
 
 
 def test_a_machine_that_helps_nobody_has_its_own_part_alone():
@@ -160,7 +170,7 @@ losses = st.none() | st.floats(0, 1e6)
 def test_weights_by_loss_are_above_0_and_every_class_gets_something(given_losses):
     weights = weights_by_loss(given_losses)
     assert len(weights) == len(given_losses)
-    assert min(weights) >= LEAST_SHARE
+    assert min(weights) >= LEAST_LOSS_WEIGHT
 
 
 @given(st.lists(st.floats(1, 1e6), min_size=2))

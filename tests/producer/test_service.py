@@ -16,7 +16,8 @@ from online_aug.errors import UserError
 from online_aug.generation.engine import Finished
 from online_aug.generation.gate import ClassRule, Gate
 from online_aug.producer import request_queue, service
-from online_aug.producer.service import Service, Work
+from online_aug.producer.service import Service
+from online_aug.producer.work import Work
 
 SLOTS = 4
 PLAN = make_plan(make_sources(24), 2)
@@ -123,7 +124,7 @@ def entry(request):
 
 @pytest.fixture(autouse=True)
 def _without_long_waits(monkeypatch):
-    monkeypatch.setattr(service, "IDLE_S", 0.002)
+    monkeypatch.setattr(service, "POLL_S", 0.002)
     monkeypatch.setattr(service, "WAIT_FOR_OTHERS_S", 0.01)
 
 
@@ -208,7 +209,7 @@ def test_a_model_that_makes_nothing_but_nan_is_one_clear_line_and_leaves_nothing
 def test_images_that_are_not_finite_between_others_end_nothing(store):
     few = frozenset(PLAN) - frozenset(PLAN[::SLOTS])
     _, trainer = serve(store, Painter(not_finite=few))
-    assert len(few) > service.SPOILT_IN_A_ROW
+    assert len(few) > service.MOST_NOT_FINITE
     assert (trainer.told[-1].state, trainer.told[-1].rejected) == ("finished", len(few))
 
 

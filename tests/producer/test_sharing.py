@@ -2,7 +2,7 @@
 
 import pytest
 
-from online_aug.producer.build import DutyCycle, share_device
+from online_aug.producer.work import DutyCycle, share_device
 
 
 class Worker:

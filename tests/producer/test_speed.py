@@ -7,7 +7,7 @@ from request_samples import make_plan, make_sources
 from online_aug.errors import UserError
 from online_aug.generation.engine import Finished
 from online_aug.producer.filling import measure_speed
-from online_aug.producer.service import Work
+from online_aug.producer.work import Work
 
 PLAN = make_plan(make_sources(6), 2)
 SLOTS = 4

@@ -239,7 +239,7 @@ def test_a_failure_that_no_restart_mends_is_an_error_at_once(supervise):
 
 def test_a_child_that_has_made_everything_may_end(supervise):
     process = supervise("finish")
-    process._process.wait(PATIENCE_S)
+    process._process._child.wait(PATIENCE_S)
     for _ in range(3):
         process.check()
         assert process.status.state == "finished"
@@ -248,7 +248,7 @@ def test_a_child_that_has_made_everything_may_end(supervise):
 
 def test_a_child_whose_cache_is_full_may_end_and_why_is_said_once(supervise, caplog):
     process = supervise("fill")
-    process._process.wait(PATIENCE_S)
+    process._process._child.wait(PATIENCE_S)
     for _ in range(3):
         process.check()
     assert (process.status.state, process.status.generated, process.restarts) == ("full", 3, 0)
@@ -257,20 +257,20 @@ def test_a_child_whose_cache_is_full_may_end_and_why_is_said_once(supervise, cap
 
 def test_last_words_are_heard_before_the_end_is_judged(supervise, monkeypatch):
     """The listener is as slow as a busy trainer makes it; the child has long ended."""
-    slow = Supervisor._listen
+    listen = supervisor._Process._listen
 
-    def listen_late(self, process):
-        process.wait()
+    def listen_late(self):
+        self._child.wait()
         time.sleep(0.3)
-        slow(self, process)
+        listen(self)
 
-    monkeypatch.setattr(Supervisor, "_listen", listen_late)
+    monkeypatch.setattr(supervisor._Process, "_listen", listen_late)
     finished = supervise("finish")
-    finished._process.wait(PATIENCE_S)
+    finished._process._child.wait(PATIENCE_S)
     finished.check()
     assert (finished.status.state, finished.restarts) == ("finished", 0)
     failed = supervise("fail for good")
-    failed._process.wait(PATIENCE_S)
+    failed._process._child.wait(PATIENCE_S)
     with pytest.raises(UserError, match="got a stone"):
         failed.check()
 
@@ -289,10 +289,10 @@ def test_after_a_restart_the_child_hears_what_was_served_of_its_own_images(super
     process = supervise("fail once")
     check_until(process, lambda: process.restarts == 1 and process.status.state == "generating")
     sent = []
-    process._write = lambda child, message: sent.append(message.fresh)
+    process._process.send = lambda message: sent.append(message.fresh)
     process.served(4)
     process.served(9)
-    del process._write
+    del process._process.send
     assert sent == [0, 4]
 
 

@@ -8,7 +8,7 @@ from request_samples import make_plan, make_sources
 
 from cache import Entry, Owner
 from online_aug.producer import request_queue
-from online_aug.producer.request_queue import Order, Stripe, Worklist
+from online_aug.producer.request_queue import RequestQueue, Stripe
 
 PLAN = make_plan(make_sources(24), 2)
 ME = Owner.current()
@@ -33,7 +33,7 @@ def take_all(items):
 
 @pytest.fixture
 def items(store):
-    return Worklist(Order(PLAN), store, ME)
+    return RequestQueue(PLAN, store, ME)
 
 
 def test_all_is_given_out_in_the_order_of_the_plan(items):
@@ -47,7 +47,7 @@ def test_what_is_given_out_is_claimed(store, items):
 
 def test_no_more_is_claimed_than_a_few_images_ahead(store, items):
     items.take(1)
-    assert len(store.claim(keys(PLAN), OTHER)) == len(PLAN) - request_queue.CLAIMED_TOGETHER
+    assert len(store.claim(keys(PLAN), OTHER)) == len(PLAN) - request_queue.CLAIM_BATCH
 
 
 def test_what_is_stored_or_rejected_is_skipped_and_only_the_stored_counts_as_reused(store, items):
@@ -102,14 +102,14 @@ def test_a_release_ends_all_claims(store, items):
 def test_leases_are_renewed_before_they_end(store, items, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(request_queue.time, "monotonic", lambda: now)
-    items = Worklist(Order(PLAN), store, ME)
+    items = RequestQueue(PLAN, store, ME)
     items.take(2)
     asked = []
     claim = store.claim
     monkeypatch.setattr(store, "claim", lambda *args: asked.extend(args[0]) or claim(*args))
     now += request_queue.LEASE_S / 2 + 1
     items.take(2)
-    assert set(asked) == set(keys(PLAN[: request_queue.CLAIMED_TOGETHER]))
+    assert set(asked) == set(keys(PLAN[: request_queue.CLAIM_BATCH]))
 
 
 def test_a_claim_that_is_anothers_by_now_is_not_given_out(store, items, monkeypatch):
@@ -122,12 +122,12 @@ def test_a_claim_that_is_anothers_by_now_is_not_given_out(store, items, monkeypa
 
 
 def test_other_weights_change_the_order_of_all_that_is_not_claimed(store):
-    items = Worklist(Order(PLAN, None, [1e6, 1.0, 1.0, 1.0]), store, ME)
+    items = RequestQueue(PLAN, store, ME, weights=[1e6, 1.0, 1.0, 1.0])
     first = items.take(2)
     items.reweigh([1.0, 1.0, 1.0, 1e6])
     rest = take_all(items)
     assert {request.target_label for request in first} == {0}
-    claimed = rest[: request_queue.CLAIMED_TOGETHER - len(first)]
+    claimed = rest[: request_queue.CLAIM_BATCH - len(first)]
     hard = [r for r in PLAN if r.target_label == 3 and r not in claimed]
     assert rest[len(claimed) : len(claimed) + len(hard)] == hard
     assert set(first + rest) == set(PLAN)
@@ -135,7 +135,7 @@ def test_other_weights_change_the_order_of_all_that_is_not_claimed(store):
 
 def test_processes_with_parts_of_their_own_meet_only_at_the_end(store):
     mine, theirs = (
-        Worklist(Order(PLAN, Stripe(number=number, count=2)), store, owner)
+        RequestQueue(PLAN, store, owner, Stripe(number=number, count=2))
         for number, owner in enumerate((ME, OTHER))
     )
     own = [request for request in PLAN if Stripe(number=0, count=2).holds(request)]

@@ -8,9 +8,8 @@ from experiment_samples import CLASS_NAMES, make_config, make_experiment
 from cache import content_digest
 from online_aug.errors import UserError
 from online_aug.experiment.contexts import target_weights
-from online_aug.generation.engine import ImageGenerator
-from online_aug.producer.build import UNREADABLE, load_generator, work_of
 from online_aug.producer.request_queue import Stripe
+from online_aug.producer.work import UNREADABLE, work_of
 
 
 @pytest.fixture
@@ -93,14 +92,3 @@ def test_a_source_that_is_lost_after_its_request_was_accepted_is_prepared_all_th
 @pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])
 def test_processes_of_one_run_divide_how_far_they_may_be_ahead(work, count, ahead):
     assert work(0, count)[0].max_ahead == ahead
-
-
-def test_latents_that_do_not_fit_into_memory_go_beside_the_cache(tmp_path, tiny_model, monkeypatch):
-    kept = []
-    monkeypatch.setattr(ImageGenerator, "keep_latents_in", lambda _, *told: kept.append(told))
-    generation = {"latents_gib": 0.5}
-    experiment = make_experiment(
-        tmp_path, tiny_model, finetune={"enabled": False}, generation=generation
-    )
-    load_generator(experiment).close()
-    assert kept == [(experiment.config.cache.path, 2**29)]

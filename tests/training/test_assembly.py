@@ -15,7 +15,7 @@ from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.loader.pool import open_store
 from online_aug.loader.slots import order_of
-from online_aug.producer.process import Place
+from online_aug.producer.messages import Placement
 from online_aug.request import Counts
 from online_aug.training import build_loader as assembly
 from online_aug.training.build_loader import build_generators, build_loader, describe_run
@@ -153,7 +153,7 @@ def test_the_generation_process_sees_its_own_device_alone(
     share = 0.25 if generate == "cuda:0" else 0.0  # training is there too
     made = []
     monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr(assembly, "Fleet", list)
+    monkeypatch.setattr(assembly, "SupervisorGroup", list)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -164,7 +164,7 @@ def test_the_generation_process_sees_its_own_device_alone(
     ((command, log, environment),) = made
     *words, place = command
     assert words == ["-m", "online_aug.producer", str(tmp_path / "config.yaml")]
-    assert Place.model_validate_json(place) == Place(device=device, threads=3, share=share)
+    assert Placement.model_validate_json(place) == Placement(device=device, threads=3, share=share)
     assert environment == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": sees}
     assert log == tmp_path / "generator.log"
 
@@ -172,11 +172,11 @@ def test_the_generation_process_sees_its_own_device_alone(
 def test_every_device_has_a_process_with_a_part_and_a_log_of_its_own(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr(assembly, "Fleet", list)
+    monkeypatch.setattr(assembly, "SupervisorGroup", list)
     devices = ("cuda:1", "cuda:2")
     plan = DevicePlan(train=("cuda:0",), generate=devices, train_threads=4, generate_threads=3)
     build_generators(plan, tmp_path)
-    places = [Place.model_validate_json(command[-1]) for command, _, _ in made]
+    places = [Placement.model_validate_json(command[-1]) for command, _, _ in made]
     assert [(place.number, place.count) for place in places] == [(0, 2), (1, 2)]
     assert [log.name for _, log, _ in made] == ["generator.log", "generator1.log"]
     assert [environment["CUDA_VISIBLE_DEVICES"] for *_, environment in made] == ["1", "2"]

@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from online_aug.producer.process import Failed, Lifeline, Status, die_with_parent
+from online_aug.producer.messages import Failed, Status, TrainerPipe, tie_to_parent
 
 
 def main(behaviour, folder):
     if behaviour == "tied to the parent":  # the kernel's signal alone, nobody reads the pipe
-        die_with_parent()
+        tie_to_parent()
         announce(folder)
         time.sleep(60)
     if behaviour == "deaf":
@@ -20,7 +20,7 @@ def main(behaviour, folder):
     if behaviour == "crash":
         announce(folder)
         sys.exit(3)
-    lifeline = Lifeline()
+    lifeline = TrainerPipe()
     announce(folder)
     BEHAVIOURS[behaviour](lifeline, folder)
 

@@ -1,0 +1,242 @@
+"""The work of one generation process: the requests of an experiment and what makes their images."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from online_aug.data.images import BadImageError
+from online_aug.data.transforms import fit_square
+from online_aug.diffusion.compatibility import MAX_SLOTS
+from online_aug.experiment.contexts import target_weights
+from online_aug.experiment.experiment import Experiment
+from online_aug.experiment.images import SourceImages
+from online_aug.generation.engine import Finished, ImageGenerator
+from online_aug.generation.gate import build_gate
+from online_aug.generation.inputs import Prepare
+from online_aug.generation.vae import VAE_BATCH_SIZE
+from online_aug.loader.back_pressure import max_ahead_of_each
+from online_aug.producer.request_queue import Stripe, Weights, part_of
+from online_aug.request import GenerationRequest
+
+UNREADABLE = "unreadable source"
+"""Why a request is rejected whose image was lost meanwhile, if `data.on_bad_image` is skip."""
+
+
+class ImageEngine(Protocol):
+    """Takes requests in and gives finished images back, in any order; see `ImageGenerator`."""
+
+    @property
+    def room(self) -> int:
+        """How many more requests keep it busy."""
+        ...
+
+    def submit(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> None:
+        """Take requests in, and the function that prepares their starting images."""
+        ...
+
+    def step(self) -> list[Finished]:
+        """Go on a little and return what is finished by then."""
+        ...
+
+    def drop(self) -> None:
+        """Forget what is not finished."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one process has to make, in which order, and what the images start from."""
+
+    plan: Sequence[GenerationRequest]
+    """Requests that are known at the start."""
+    plan_of: Callable[[str], Sequence[GenerationRequest]] | None
+    """Makes the plan by a version of the saliency maps; None if there is only the first plan."""
+    prepare: Prepare
+    """Makes the starting images of requests of one plan, at the engine's resolution."""
+    refusal: Callable[[GenerationRequest], str | None]
+    """Says why a request cannot be prepared; None if it can."""
+    max_ahead: int | None
+    """Images not yet served at which to pause; None never pauses."""
+    stripe: Stripe | None = None
+    """Part of the plan that this process begins with."""
+    weights: Weights | None = None
+    """Weights of classes or images at the start; None keeps the order of the plan."""
+    follows_losses: bool = False
+    """Whether the weights follow the classifier's losses."""
+
+
+def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
+    """Return the work of one process of an experiment.
+
+    Args:
+        experiment: Ready to be planned.
+        number: Number of this process among those of this machine, from 0; it decides its part.
+        count: How many processes this machine has.
+    """
+    config, schedule = experiment.config, experiment.config.schedule
+    sources = _Preparation(experiment)
+
+    def plan_of(version: str) -> list[GenerationRequest]:
+        return part_of(experiment.plan_of(version), schedule)
+
+    return Work(
+        plan=part_of(experiment.plan, schedule),
+        plan_of=plan_of if experiment.saliency.follows_classifier else None,
+        prepare=sources.prepare,
+        refusal=sources.refusal,
+        max_ahead=max_ahead_of_each(config, count),
+        stripe=Stripe.of(schedule).split(number, count),
+        weights=_weights(experiment),
+        follows_losses=schedule.priority == "hard",
+    )
+
+
+class _Preparation:
+    """Source images of an experiment, made into starting images by the methods of the requests."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._resolution = experiment.config.generation.resolution
+        self._sources = SourceImages(experiment.splits.train, experiment.sources)
+        # Sources of requests that are accepted are kept until they are prepared.
+        kept = _most_images_under_way(experiment.config.generation.slots)
+        self._image_of = lru_cache(kept)(self._read)
+
+    def prepare(self, requests: Sequence[GenerationRequest]) -> UInt8[Tensor, "b 4 r r"]:
+        """Return starting images; the fourth channel is above 0 where an image has to stay."""
+        images = torch.stack([self._image_of(request.source_digest) for request in requests])
+        kept = torch.zeros_like(images[:, :1])
+        for name, method in self._experiment.methods.items():
+            places = [place for place, request in enumerate(requests) if request.method == name]
+            if places:
+                some = [requests[place] for place in places]
+                context = self._experiment.context_for(some[0])  # all are of one plan
+                images[places] = method.prepare(images[places], some, context, self._image_of)
+                kept[places, 0] = method.foreground(some, context, self._resolution).byte()
+        return torch.cat([images, kept], dim=1)
+
+    def refusal(self, request: GenerationRequest) -> str | None:
+        """Say why a request cannot be prepared; None if it can."""
+        experiment = self._experiment
+        if experiment.config.data.on_bad_image == "skip" and not self._is_readable(request):
+            return UNREADABLE
+        return experiment.methods[request.method].refusal(request, experiment.context_for(request))
+
+    def _is_readable(self, request: GenerationRequest) -> bool:
+        try:
+            for digest in filter(None, [request.source_digest, request.target_digest]):
+                self._image_of(digest)
+        except BadImageError:
+            return False
+        return True
+
+    def _read(self, digest: str) -> UInt8[Tensor, "3 r r"]:
+        return fit_square(self._sources.by_digest(digest), self._resolution)
+
+
+def _most_images_under_way(slots: Literal["auto"] | int) -> int:
+    # Each request has a source and perhaps a target image.
+    return 2 * ((MAX_SLOTS if slots == "auto" else slots) + 4 * VAE_BATCH_SIZE)
+
+
+def _weights(experiment: Experiment) -> Weights | None:
+    if experiment.image_weights is not None:
+        return experiment.image_weights
+    match experiment.config.schedule.priority:
+        case "uniform":
+            return None
+        case "long_tail":
+            return target_weights(experiment.class_sizes, balance=1.0)
+        case "hard":  # until the classifier has losses
+            return [1.0] * len(experiment.class_sizes)
+
+
+def load_generator(experiment: Experiment) -> ImageGenerator:
+    """Load the experiment's model onto its device, with its gate, and embed the plan's prompts.
+
+    Raises:
+        UserError: If model, adapters or gate cannot be used.
+    """
+    config = experiment.config
+    sources = SourceImages(experiment.splits.train, experiment.sources)
+    gate = build_gate(
+        config,
+        len(experiment.splits.train.class_names),
+        sources.by_digest,
+        experiment.digests,
+        experiment.device,
+    )
+    generator = ImageGenerator.load(
+        experiment.model,
+        experiment.adapters,
+        config.generation,
+        experiment.dtype,
+        experiment.device,
+        gate,
+    )
+    generator.embed([request.prompt for request in experiment.plan])
+    return generator
+
+
+def share_device(engine: ImageEngine, device: str, share: float) -> ImageEngine:
+    """Return the engine; one that rests for `share` of the time if its device is shared."""
+    if not share:
+        return engine
+    return DutyCycle(engine, share, finish=lambda: torch.cuda.synchronize(device))
+
+
+class DutyCycle:
+    """An engine that rests after each step, so that another process has the device meanwhile.
+
+    While it rests the other process has the device alone, else they divide it, so the other keeps
+    at least `share` of its speed. Processes on one GPU take turns, and priorities of streams count
+    only within a process: only pauses reach across.
+    """
+
+    def __init__(
+        self,
+        engine: ImageEngine,
+        share: float,
+        *,
+        finish: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Take an engine that is ready.
+
+        Args:
+            engine: Does the work.
+            share: Part of the time to leave to others, in [0, 1).
+            finish: Waits until the device has done what it was given.
+            clock: Tells seconds.
+            sleep: Lets seconds pass.
+        """
+        self._engine, self._share = engine, share
+        self._finish, self._clock, self._sleep = finish, clock, sleep
+
+    @property
+    def room(self) -> int:
+        """How many more requests keep it busy."""
+        return self._engine.room
+
+    def submit(self, requests: Sequence[GenerationRequest], prepare: Prepare) -> None:
+        """Take requests in, and the function that prepares their starting images."""
+        self._engine.submit(requests, prepare)
+
+    def step(self) -> list[Finished]:
+        """Go on a little, then rest; return what is finished by then."""
+        began = self._clock()
+        finished = self._engine.step()
+        self._finish()
+        self._sleep((self._clock() - began) * self._share / (1 - self._share))
+        return finished
+
+    def drop(self) -> None:
+        """Forget what is not finished."""
+        self._engine.drop()
