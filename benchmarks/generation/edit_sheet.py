@@ -1,6 +1,6 @@
-"""Draw what an InstructPix2Pix makes of digits and birds: a row a source, a column an instruction.
+"""Draw edits by an InstructPix2Pix: a row for each digit or bird, a column for each prompt.
 
-python benchmarks/edits.py MODEL_DIRECTORY OUT.png [GUIDANCE_SCALE IMAGE_GUIDANCE_SCALE STEPS]
+python -m benchmarks.generation.edit_sheet MODEL_DIRECTORY OUT.png [PROMPT_SCALE IMAGE_SCALE STEPS]
 """
 
 import sys
@@ -22,7 +22,7 @@ SCALES = (1.5, 1.5, 20)
 
 
 def main() -> None:
-    """Edit and save."""
+    """Edit the sources and save the sheet."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     given = [float(value) for value in sys.argv[3:6]]
     scales = (*given, *SCALES[len(given) :])
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def sources() -> list[np.ndarray]:
-    """Digits of the test split and birds of the data set's species, none of them trained on."""
+    """Return digits of the test split and new birds of the data set's species."""
     rng = numpy_rng("edits")
     digits = list(digits_arrays("test")[0][[0, 1, 2, 3]])
     species = rng.permutation(list(SPECIES))
@@ -43,7 +43,7 @@ def sources() -> list[np.ndarray]:
 
 
 def row(editor: ImageGenerator, source: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-    """The source and its edits."""
+    """Return a source and its edits, side by side."""
     config = MethodConfig()
     requests = [
         request(config.template.replace("{prompt}", prompt), number, scales)
@@ -56,7 +56,7 @@ def row(editor: ImageGenerator, source: np.ndarray, scales: tuple[float, ...]) -
 
 
 def request(prompt: str, number: int, scales: tuple[float, ...]) -> GenerationRequest:
-    """What asks for one edit; only what decides pixels matters here."""
+    """Return the request of one edit; only the fields that decide pixels matter here."""
     text_scale, image_scale, steps = scales
     return GenerationRequest(
         method="diffusemix",

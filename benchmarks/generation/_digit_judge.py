@@ -1,6 +1,6 @@
 """An independent judge of generated digits: a small CNN trained on all training digits.
 
-It is used by the benchmarks alone; nothing in the package sees it.
+Only benchmarks use it; nothing in the package sees it.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ STEPS, BATCH_SIZE = 600, 64
 
 
 def train_judge(seed: int = 0) -> nn.Module:
-    """A judge in evaluation mode; about half a minute on one core."""
+    """Train a judge and return it in evaluation mode; it takes half a minute on one core."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         judge = nn.Sequential(
@@ -47,13 +47,13 @@ def train_judge(seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def classes_seen(judge: nn.Module, images: Tensor) -> Tensor:
-    """The digit the judge sees in each image, uint8 `n 3 h w`."""
+    """Return the digit the judge sees in each image, uint8 `n 3 h w`."""
     small = F.interpolate(images.float(), size=(SIDE_PX, SIDE_PX), mode="area")
     return torch.cat([judge(_prepared(part)).argmax(1) for part in small.split(256)])
 
 
 def accuracy(judge: nn.Module, split: str) -> float:
-    """Share of real digits of a split the judge gets right."""
+    """Return the share of real digits of a split that the judge gets right."""
     images, labels = _tensors(split)
     return float((classes_seen(judge, images) == labels).float().mean())
 

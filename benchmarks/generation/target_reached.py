@@ -1,9 +1,9 @@
-"""Does the generator reach the class it was asked for? A table over strengths.
+"""Measure how often the generator reaches the target class, for several strengths.
 
-    python benchmarks/drift.py configs/quickstart.yaml [key=value ...]
+    python -m benchmarks.generation.target_reached configs/quickstart.yaml [key=value ...]
 
-Translates training digits towards other classes with the experiment's fine-tuned model and asks an
-independent judge which class each result shows. For digits only: the judge knows nothing else.
+Translates training digits towards other classes with the experiment's fine-tuned model, and asks an
+independent judge which class each result shows. The judge knows digits only.
 """
 
 import sys
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from judge import accuracy, classes_seen, train_judge
 
+from benchmarks.generation._digit_judge import accuracy, classes_seen, train_judge
 from online_aug.cli.arguments import parse_command
 from online_aug.cli.main import run_main
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
+from online_aug.data.transforms import fit_square
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.engine import ImageGenerator
-from online_aug.generation.inputs import fit
 from online_aug.methods import METHODS
 from online_aug.seeding import numpy_rng
 
@@ -33,8 +33,12 @@ IMAGES_TOGETHER = 50
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print, for each strength, how often the judge sees the source and the target class."""
-    command = parse_command(argv, prog="python benchmarks/drift.py", summary="Judge the generator.")
+    """Print for each strength how often the judge sees the source and the target class."""
+    command = parse_command(
+        argv,
+        prog="python -m benchmarks.generation.target_reached",
+        summary="Judge the generator.",
+    )
     config = command.load_config()
     if config.data.source != "digits":
         raise UserError(
@@ -66,7 +70,8 @@ def _rates(experiment: Experiment, judge: torch.nn.Module) -> dict[float, tuple[
             for start in range(0, len(requests), IMAGES_TOGETHER):
                 batch = requests[start : start + IMAGES_TOGETHER]
                 sources = [
-                    fit(images.by_digest(r.source_digest), generation.resolution) for r in batch
+                    fit_square(images.by_digest(r.source_digest), generation.resolution)
+                    for r in batch
                 ]
                 made.append(generator.generate(batch, torch.stack(sources)))
                 bar.advance(len(batch))
@@ -81,7 +86,6 @@ def _rates(experiment: Experiment, judge: torch.nn.Module) -> dict[float, tuple[
 
 
 def _requests(experiment: Experiment, strength: float) -> list:
-    """Requests from random training images to random other classes, at one strength."""
     rng = numpy_rng("drift", int(strength * 1000))
     context = replace(experiment.contexts["diff_mix"], strengths=(strength,))
     method = METHODS["diff_mix"]

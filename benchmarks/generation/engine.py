@@ -1,16 +1,16 @@
-"""What continuous batching gains, beside what the same network could do at best and at worst.
+"""Measure continuous batching beside the bare network, and beside diffusers' pipelines.
 
-    python benchmarks/engine.py configs/quickstart.yaml [key=value ...]
+    python -m benchmarks.generation.engine configs/quickstart.yaml [key=value ...]
 
-All sides make images of the same requests in the order of their plan, strengths mixed, in one
-process and in turns:
+All sides make the images of the same requests in the order of the plan, with mixed strengths, in
+one process and in turns:
 
 - ours: the whole service, from reading sources to committed records;
-- bare: as many calls of U-Net, encoder and decoder at the same shapes, and nothing else, the U-Net
-  called as ours calls it, and as diffusers does;
-- one by one: a call of diffusers' pipeline an image, read and saved as a file, as the published
-  scripts do;
-- in batches: diffusers' pipeline fed with batches of one strength from as many requests ahead as
+- bare: as many calls of U-Net, encoder and decoder at the same shapes and nothing else, with the
+  U-Net called as ours calls it, and as diffusers does;
+- one by one: a call of diffusers' pipeline for each image, read from and saved to a file, as the
+  published scripts do;
+- in batches: diffusers' pipeline with batches of one strength, taken from as many requests ahead as
   ours looks, at the batch size that is fastest here.
 
 Targets: at least 0.95 of bare, 3 times one by one, 1.3 times in batches.
@@ -32,6 +32,7 @@ from online_aug.cli.arguments import parse_command
 from online_aug.cli.main import run_main
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
+from online_aug.data.transforms import fit_square
 from online_aug.diffusion.loading import load_adapters, load_img2img
 from online_aug.distributed.devices import plan_devices
 from online_aug.experiment.experiment import Experiment
@@ -39,9 +40,10 @@ from online_aug.experiment.images import SourceImages
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.denoiser import Network
 from online_aug.generation.engine import ImageGenerator
-from online_aug.generation.inputs import WorkTimes, fit
+from online_aug.generation.inputs import WorkTimes
 from online_aug.generation.vae import VAE_BATCH_SIZE
-from online_aug.producer.service import Service, Work
+from online_aug.producer.service import Service
+from online_aug.producer.work import Work
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
 
@@ -51,14 +53,14 @@ MIXED = (
     "generation.guidance_scale=7.5",
     "finetune.steps=2",
 )
-"""The plan that is measured; how well the model was fine-tuned takes no time here."""
+"""Settings of the measured plan; the quality of the fine-tuning does not change the speed."""
 IMAGES = 48
 ROUNDS = 2
 BATCH_SIZES = (4, 8, 16)
 
 
 class NoTrainer:
-    """Nobody waits for the images."""
+    """Takes the trainer's place, which nobody needs here."""
 
     served = 0
     is_stopping = False
@@ -66,16 +68,16 @@ class NoTrainer:
     class_losses = None
 
     def tell(self, status: object) -> None:
-        """Nothing to tell it to."""
+        """Ignore the status."""
 
 
 class Bench:
-    """One experiment, a model for each side, and the requests that all sides work off."""
+    """One experiment, a model for each side, and the requests of all sides."""
 
     def __init__(self, experiment: Experiment, generator: ImageGenerator) -> None:
         self.requests = experiment.plan[:IMAGES]
         self.generator = generator
-        self.shares = WorkTimes("commit")
+        self.commit_time = WorkTimes("commit")
         self._experiment = experiment
         self._sources = SourceImages(experiment.splits.train, experiment.sources)
         self._pipeline = self._stock_pipeline()
@@ -83,9 +85,9 @@ class Bench:
         self.eager = Network(self._pipeline.unet, "eager")
 
     def ours(self) -> None:
-        """The service into an empty cache."""
-        self.generator.time.reset()
-        self.shares.reset()
+        """Run the service into an empty cache."""
+        self.generator.times.reset()
+        self.commit_time.reset()
         with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
             self._count_commits(store)
             work = Work(
@@ -100,7 +102,7 @@ class Bench:
 
     @torch.no_grad()
     def bare(self, network: Network) -> None:
-        """The calls of the last `ours`, on tensors of its shapes."""
+        """Repeat the network calls of the last `ours`, on tensors of its shapes."""
         pipeline, slots = self._pipeline, self.generator.slots
         side = pipeline.unet.config.sample_size
         latents = torch.randn(2 * slots, 4, side, side)
@@ -109,7 +111,7 @@ class Bench:
         pixels = torch.randn(
             VAE_BATCH_SIZE, 3, *[self._experiment.config.generation.resolution] * 2
         )
-        for _ in range(self.generator.time.times["denoise"]):
+        for _ in range(self.generator.times.counts["denoise"]):
             network(latents, torch.full((2 * slots,), 500.0), prompts, None)
         for _ in range(len({r.source_digest for r in self.requests}) // VAE_BATCH_SIZE):
             pipeline.vae.encode(pixels)
@@ -117,14 +119,14 @@ class Bench:
             pipeline.vae.decode(latents[:VAE_BATCH_SIZE])
 
     def one_by_one(self) -> None:
-        """As the published scripts do: a file read, a call, a file written."""
+        """Work as the published scripts do: read a file, make a call, write a file."""
         with tempfile.TemporaryDirectory() as folder:
             for number, request in enumerate(self.requests):
                 image = self._call([request])[0]
                 image.save(Path(folder) / f"{number}.png")
 
     def in_batches(self, size: int) -> None:
-        """The most frequent strength among what is looked ahead to, again and again."""
+        """Make a batch of the most frequent strength among the next requests, again and again."""
         ahead = self.generator.slots + 3 * VAE_BATCH_SIZE
         waiting, rest = list(self.requests[:ahead]), list(self.requests[ahead:])
         while waiting:
@@ -147,7 +149,7 @@ class Bench:
         return images
 
     def _source(self, request: GenerationRequest) -> torch.Tensor:
-        return fit(self._sources.by_digest(request.source_digest), request.resolution)
+        return fit_square(self._sources.by_digest(request.source_digest), request.resolution)
 
     def _stock_pipeline(self) -> StableDiffusionImg2ImgPipeline:
         pipeline = load_img2img(
@@ -163,17 +165,17 @@ class Bench:
         put_many = store.put_many
 
         def counted(entries: Any) -> int:
-            with self.shares.of("commit"):
+            with self.commit_time.of("commit"):
                 return put_many(entries)
 
         store.put_many = counted  # type: ignore[method-assign]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the ratios, and what the time of ours went into."""
+    """Print the ratios, and where the time of ours went."""
     command = parse_command(
         [*argv[:1], *MIXED, *argv[1:]],
-        prog="python benchmarks/engine.py",
+        prog="python -m benchmarks.generation.engine",
         summary="Measure the generation engine beside diffusers' pipelines.",
     )
     config = command.load_config()
@@ -210,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
         ]
         speed = len(bench.requests) / statistics.median(seconds[name])
         print(f"| {name} | {speed:.2f} | {statistics.median(ratios):.2f} |")
-    _print_shares(bench, seconds["ours"][-1])
+    _print_times(bench, seconds["ours"][-1])
     bench.generator.close()
 
 
@@ -237,8 +239,8 @@ def _timed(side: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def _print_shares(bench: Bench, total: float) -> None:
-    spent = bench.generator.time.seconds | bench.shares.seconds
+def _print_times(bench: Bench, total: float) -> None:
+    spent = bench.generator.times.seconds | bench.commit_time.seconds
     print("\nof the last round of ours (threads overlap, so that the sum may be over 100 %):")
     print(", ".join(f"{kind} {seconds / total:.0%}" for kind, seconds in spent.items()))
 

@@ -1,13 +1,13 @@
-"""How fast the true architectures run on one GPU: ours beside diffusers' own pipelines.
+"""Measure Stable Diffusion's architectures on one GPU: our engine beside diffusers' pipelines.
 
-    python benchmarks/gpu.py [--device cuda:0] [--seconds 8] [--miniature]
+    python -m benchmarks.generation.gpu [--device cuda:0] [--seconds 8] [--miniature]
 
 Stable Diffusion 1.5 and InstructPix2Pix are built from their published settings with random
-weights, so nothing is downloaded; pixels are noise and take as long as any. Rates are steady
-states: no reading, no storing, strengths mixed where a row says so. TFLOP/s are those of the
-U-Net's calls, beside a product of two large matrices in the same number format. We look for half
-of the matrix product's rate, 4 times diffusers at batch 1, and 1.5 times its best batch fed in the
-order of the plan with mixed strengths. `--miniature` takes the embedded models' architecture.
+weights, so nothing is downloaded; noise takes as long as any other image. Rates are steady states
+without reading and storing; strengths are mixed if a row says so. TFLOP/s are those of the U-Net's
+calls, beside a product of two large matrices in the same number format. Targets: half the rate of
+the matrix product, 4 times diffusers at batch 1, and 1.5 times diffusers' best batch size fed in
+the order of the plan with mixed strengths. `--miniature` takes the embedded models' architecture.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from online_aug.generation.denoiser import Execution
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import sampling_scheduler
 from online_aug.producer.filling import measure_speed
-from online_aug.producer.service import Work
+from online_aug.producer.work import Work
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
 from tools.embedded_model import architecture
@@ -52,7 +52,7 @@ TERA = 1e12
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of a model."""
+    """Settings of the requests of one table row."""
 
     name: str
     steps: int
@@ -73,7 +73,7 @@ EDIT = Case("25 steps, edit", 25, (1.0,), 7.5)
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how long."""
+    """Where to measure, and how long."""
 
     device: torch.device
     seconds: float
@@ -81,11 +81,11 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """As `generation.dtype: auto` has it."""
+        """Number format that `generation.dtype: auto` takes."""
         return torch.float32 if self.device.type == "cpu" else torch.float16
 
     def pipeline(self, *, edits: bool) -> Pipeline:
-        """A model with random weights on the device."""
+        """Build a model with random weights on the device."""
         kind: Any = (
             StableDiffusionInstructPix2PixPipeline if edits else StableDiffusionImg2ImgPipeline
         )
@@ -135,7 +135,7 @@ class Bench:
         return vae, unet, CLIPTextModel(config)
 
     def tiny_autoencoder(self) -> AutoencoderTiny:
-        """With random weights, as `generation.vae: madebyollin/taesd` would load."""
+        """Build a tiny autoencoder with random weights, of the size of `madebyollin/taesd`."""
         levels = 3 if self.is_miniature else 4
         blocks = (1, *(3,) * (levels - 1))
         with self.device:
@@ -150,7 +150,7 @@ class Bench:
     def ours(
         self, pipeline: Pipeline, requests: Sequence[GenerationRequest], execution: Execution
     ) -> float:
-        """Images a second of the engine."""
+        """Return images a second of our engine."""
         generator = ImageGenerator(pipeline, 4 if self.is_miniature else 16, execution)
         image = torch.randint(256, (3, requests[0].resolution, requests[0].resolution))
         pixels = image.to(torch.uint8)
@@ -173,7 +173,7 @@ class Bench:
     def diffusers(
         self, pipeline: Pipeline, requests: Sequence[GenerationRequest], size: int
     ) -> float:
-        """Images a second of diffusers' pipeline, in batches of one strength from 28 ahead."""
+        """Return images a second of diffusers' pipeline, in batches of one strength."""
         settings = pipeline.scheduler.config
         pipeline.scheduler = sampling_scheduler(requests[0].scheduler, settings)
         batches = _batches(requests, size)
@@ -186,7 +186,7 @@ class Bench:
         return rate
 
     def matrix_tflops(self) -> float:
-        """Rate of one large product, TFLOP/s."""
+        """Return the rate of one large matrix product, TFLOP/s."""
         side = 512 if self.is_miniature else 8192
         a = torch.randn(side, side, device=self.device, dtype=self.dtype)
         seconds = self._seconds_of(lambda: a @ a)
@@ -206,7 +206,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def peak_gib(self) -> float:
-        """Since the last call of this; 0 on a CPU."""
+        """Return the peak of GPU memory since the last call; 0 on a CPU."""
         if self.device.type != "cuda":
             return 0.0
         peak = torch.cuda.max_memory_allocated(self.device) / 2**30
@@ -217,10 +217,10 @@ class Bench:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print one table a model, each row as soon as it is known."""
+    """Print one table for each model, each row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
     parser.add_argument("--miniature", action="store_true", help="the embedded architecture")
     options = parser.parse_args(argv)
     bench = Bench(torch.device(options.device), options.seconds, options.miniature)
@@ -264,7 +264,7 @@ def _rates(
         executions = ("eager", "graph", "compile")
     for attention, execution in product(attentions, executions):
         if (attention, execution) == ("xformers", "compile"):
-            continue  # its kernels are no part of what is compiled
+            continue  # xformers' kernels cannot be compiled
         try:
             choose_attention(attention, pipeline, bench.device)  # type: ignore[arg-type]
         except UserError as error:
@@ -299,7 +299,7 @@ def _requests(case: Case, resolution: int, *, edits: bool) -> list[GenerationReq
 
 
 def _batches(requests: Sequence[GenerationRequest], size: int) -> Iterator[list[GenerationRequest]]:
-    """The most frequent strength of 28 requests ahead, as many as fit into a batch, endlessly."""
+    # Endless: the most frequent strength of 28 requests ahead, as many as fit into a batch.
     coming = cycle(requests)
     waiting = list(islice(coming, 28))
     while True:
@@ -331,7 +331,6 @@ def _call(pipeline: Pipeline, batch: Sequence[GenerationRequest]) -> int:
 
 @torch.no_grad()
 def _tera_flop(pipeline: Pipeline, requests: Sequence[GenerationRequest], resolution: int) -> float:
-    """What the U-Net computes for an image, on average."""
     unet, side = pipeline.unet, resolution // pipeline.vae_scale_factor
     channels, width = unet.config.in_channels, unet.config.cross_attention_dim
     place: Any = {"device": unet.device, "dtype": unet.dtype}

@@ -1,6 +1,6 @@
-"""Draw what a model makes from pure noise: a sheet of samples, a row a prompt.
+"""Draw samples of a model from pure noise: a row for each prompt.
 
-python benchmarks/samples.py MODEL_DIRECTORY OUT.png
+python -m benchmarks.generation.sample_sheet MODEL_DIRECTORY OUT.png
 """
 
 import sys
@@ -31,7 +31,7 @@ STEPS, GUIDANCE_SCALE = 25, 2.5
 
 
 def main() -> None:
-    """Sample and save."""
+    """Sample all prompts and save the sheet."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     rows = [sample(folder, prompt) for prompt in PROMPTS]
     Image.fromarray(np.concatenate(rows, axis=0)).save(out)
@@ -39,7 +39,7 @@ def main() -> None:
 
 @torch.no_grad()
 def sample(folder: Path, prompt: str) -> np.ndarray:
-    """One row: the prompt from `COLUMNS` different noises, pure noise to the start."""
+    """Return the samples of a prompt from `COLUMNS` different noises, side by side."""
     pipeline = load_img2img(folder, "float32")
     pipeline.scheduler = sampling_scheduler("dpmsolver++", pipeline.scheduler.config)
     side = pipeline.unet.config.sample_size

@@ -1,10 +1,10 @@
-"""How fast a generation process passes over what is not its to make, beside the bare cache.
+"""Measure how fast a generation process skips requests that it need not make.
 
-python -m benchmarks.scheduling [--requests 20000] [--rounds 3]
+python -m benchmarks.generation.queue_overhead [--requests 20000] [--rounds 3]
 
-Of a plan, a third each is stored, rejected and claimed by another process. `Worklist` works it off
-in each of its orders, and `Store.status` alone looks it up, turn about. The last row includes the
-keys, which a process computes once: the others find them computed.
+A third each of a plan is stored, rejected and claimed by another process. `RequestQueue` works it
+off in each of its orders, and `Store.status` alone looks it up, in turns. The last row includes
+computing the keys, which a process does once; the other rows find them computed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks._timing import faster, in_turns
 from cache import Entry, Owner, Store
-from online_aug.producer.request_queue import LOOKED_UP_TOGETHER, Order, Stripe, Worklist
+from online_aug.producer.request_queue import LOOKUP_BATCH, RequestQueue, Stripe
 from online_aug.request import GenerationRequest
 
 CLASSES = 200
@@ -27,7 +27,7 @@ BARE = "Store.status alone"
 
 
 def digest_of(image: int) -> str:
-    """Of a source image."""
+    """Return the digest of a source image."""
     return f"{image:032x}"
 
 
@@ -40,8 +40,8 @@ ORDERS = {
 
 
 def main() -> None:
-    """Print requests a second of each side, and how that compares with the bare look-up."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print requests a second of each side, and the ratio to the bare look-up."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def request_of(number: int) -> GenerationRequest:
-    """A request like those of training."""
+    """Return a request like those of training."""
     return GenerationRequest(
         method="diff_mix",
         method_version=1,
@@ -77,7 +77,7 @@ def request_of(number: int) -> GenerationRequest:
 
 
 def fill(store: Store, plan: Sequence[GenerationRequest]) -> None:
-    """Leave nothing of the plan to do."""
+    """Store, reject or claim each request of the plan."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     store.put_many([Entry(request.to_fields(), pixels) for request in plan[::3]])
     for request in plan[1::3]:
@@ -87,16 +87,16 @@ def fill(store: Store, plan: Sequence[GenerationRequest]) -> None:
 
 
 def sides_of(store: Store, plan: Sequence[GenerationRequest]) -> dict[str, Callable[[int], object]]:
-    """What is compared, by name."""
+    """Return what is compared, by name."""
 
     def look_up(_: int) -> None:
         keys = [request.key for request in plan]
-        for first in range(0, len(keys), LOOKED_UP_TOGETHER):
-            store.status(keys[first : first + LOOKED_UP_TOGETHER])
+        for first in range(0, len(keys), LOOKUP_BATCH):
+            store.status(keys[first : first + LOOKUP_BATCH])
 
     def work_off(some: Sequence[GenerationRequest], order: str) -> None:
-        items = Worklist(Order(some, *ORDERS[order]), store, Owner.current())
-        if items.take(1):
+        queue = RequestQueue(some, store, Owner.current(), *ORDERS[order])
+        if queue.take(1):
             raise AssertionError("there must be nothing left to make")
 
     sides: dict[str, Callable[[int], object]] = {BARE: look_up}

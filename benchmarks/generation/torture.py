@@ -1,12 +1,12 @@
-"""Kills the generation process of one training run at random moments and looks at what is left.
+"""Kill the generation process of a training run again and again, and check what is left.
 
-    python benchmarks/generator_torture.py [--kills 100] [--seed 0]
+    python -m benchmarks.generation.torture [--kills 100] [--seed 0]
 
-The run waits for every image it wants, so that each death stands in its way. One life in five is
-ended while the process loads, the others a moment after an image was stored. At the end the run
-must have ended normally and have counted the restarts, all that was ever stored must still be there
-and whole, and no key may have been stored twice. Then another run's trainer is killed, whose
-generation process must be gone within 5 s. Exit status 1 if anything of this is not so.
+The run waits for every image it wants, so that each death holds it up. One process in five is
+killed while it loads, the others a moment after they have stored an image. At the end the run must
+have ended normally and have counted the restarts, everything that was ever stored must still be
+there and intact, and no key may be stored twice. Then the trainer of another run is killed, whose
+generation process must be gone within 5 s. The exit status is 1 if any of this fails.
 """
 
 import argparse
@@ -28,10 +28,10 @@ import psutil
 from cache import CacheError, Store
 from online_aug.console import progress
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIES_LOADING = 0.2
 LOADING_S, WORKING_S = 4.0, 0.3
-"""A life ends at most so long after its start, or after one of its images was stored."""
+"""A process is killed at most so long after its start, or after it has stored an image."""
 GONE_S = 5.0
 LIMIT_S = 600.0
 SETTINGS = (
@@ -45,10 +45,12 @@ SETTINGS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Torture, print the findings, and tell by the status whether they are good."""
+    """Run both tortures, print the findings and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="deaths, if the run lasts so long")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="how often to kill, if the run lasts so long"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         wrong = _torture(Path(folder), options.kills, random.Random(options.seed))
@@ -95,7 +97,6 @@ def _torture(folder: Path, kills: int, rng: random.Random) -> list[str]:
 
 
 def _orphan(folder: Path) -> list[str]:
-    """Kill a trainer and time the end of its generation process."""
     run = _train(folder, "orphaned", "generation.seed=1")
     victim = _next_generator(run)
     if victim is None:
@@ -127,8 +128,6 @@ def _train(folder: Path, name: str, *settings: str) -> "subprocess.Popen[bytes]"
 
 
 def _next_generator(run: "subprocess.Popen[bytes]") -> psutil.Process | None:
-    """The generation process once there is one, None when the run ends without another."""
-
     def look() -> psutil.Process | None:
         try:
             children = psutil.Process(run.pid).children(recursive=True)
@@ -160,7 +159,6 @@ def _wait_for(condition: Callable[[], Any], run: "subprocess.Popen[bytes]") -> A
 
 
 def _keys(cache: Path) -> list[bytes]:
-    """Of everything stored so far, in the order of the log."""
     try:
         with Store(cache, readonly=True) as store:
             return [key for _, key in store.tail()]
