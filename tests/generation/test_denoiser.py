@@ -1,26 +1,28 @@
-"""Guidance in one call of the network."""
+"""Guidance in one call of the network; plain, recorded and compiled calls."""
 
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from request_samples import make_request
 
 from online_aug.diffusion.loading import load_pipeline
-from online_aug.generation.denoiser import Conditions, Denoiser, guide
+from online_aug.generation.denoiser import Conditions, Denoiser, Network, chosen_execution, guide
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import sampling_scheduler
 from tools.embedded_model import architecture
 
 scales = st.floats(1.01, 20)
+few_examples = settings(max_examples=10)
 
 
 def predictions(count, slots=2):
     return torch.randn(count, slots, 1, 2, 2, generator=torch.Generator().manual_seed(count))
 
 
+@few_examples
 @given(scale=scales)
 def test_guidance_leads_away_from_the_empty_prompt(scale):
     with_prompt, without = predictions(2)
@@ -30,6 +32,7 @@ def test_guidance_leads_away_from_the_empty_prompt(scale):
         torch.testing.assert_close(guided.flatten()[place], n + scale * (t - n))
 
 
+@few_examples
 @given(text=scales, image=st.floats(1, 5))
 def test_an_edit_is_led_by_prompt_and_source_each_with_its_scale(text, image):
     both, source_only, nothing = predictions(3)
@@ -50,7 +53,7 @@ def test_an_image_at_scale_one_is_left_as_predicted_beside_a_guided_one(count):
 
 
 @pytest.mark.parametrize(("kind", "copies"), [("image_to_image", 2), ("instruct", 3)])
-def test_guidance_is_part_of_the_same_call(tiny_model, tiny_editor, kind, copies):
+def test_guidance_takes_more_rows_of_the_same_call(tiny_model, tiny_editor, kind, copies):
     pipeline = load_pipeline(
         tiny_model if kind == "image_to_image" else tiny_editor, "float32", kind
     )
@@ -70,6 +73,7 @@ def test_guidance_is_part_of_the_same_call(tiny_model, tiny_editor, kind, copies
     assert rows == [3 * copies, 3]
 
 
+@pytest.mark.slow
 def test_a_distilled_model_reads_its_guidance_scale_itself(tiny_model, tmp_path):
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_model, dtype=torch.float32)
     with torch.random.fork_rng():
@@ -102,3 +106,70 @@ def test_a_distilled_model_reads_its_guidance_scale_itself(tiny_model, tmp_path)
             output_type="pt",
         ).images[0]
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return architecture.new_unet().eval()
+
+
+def inputs(count):
+    rng = torch.Generator().manual_seed(count)
+    return (
+        torch.randn(count, 4, 8, 8, generator=rng),
+        torch.arange(count) * 100.0,
+        torch.randn(count, 5, 128, generator=rng),
+        None,
+    )
+
+
+def test_a_recorded_call_predicts_what_the_plain_one_does_at_every_shape_and_time(unet):
+    plain, recorded = Network(unet, "eager"), Network(unet, "graph")
+    for count in (1, 3, 1, 2, 3):  # a recording is optimised in its first calls
+        torch.testing.assert_close(recorded(*inputs(count)), plain(*inputs(count)))
+
+
+def test_a_recorded_call_reads_all_of_its_inputs(unet):
+    recorded = Network(unet, "graph")
+    latents, times, prompts, _ = inputs(2)
+    before = recorded(latents, times, prompts, None)
+    for changed in (
+        (latents + 1, times, prompts),
+        (latents, times + 300, prompts),
+        (latents, times, prompts + 1),
+    ):
+        assert (recorded(*changed, None) - before).abs().max() > 1e-4
+
+
+def test_a_shape_is_recorded_once(unet, monkeypatch):
+    calls = []
+    trace = torch.jit.trace
+    monkeypatch.setattr(torch.jit, "trace", lambda *a, **k: calls.append(a) or trace(*a, **k))
+    recorded = Network(unet, "graph")
+    for count in (1, 2, 1, 2):
+        recorded(*inputs(count))
+    assert len(calls) == 2
+    recorded.forget_recordings()
+    recorded(*inputs(1))
+    assert len(calls) == 3
+
+
+def test_compiling_hands_the_whole_network_at_static_shapes_to_torch(unet, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda m, **how: asked.append(how) or m)
+    Network(unet, "compile")(*inputs(2))
+    assert asked == [{"dynamic": False}]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "chosen"),
+    [
+        ("auto", "cpu", "graph"),
+        ("auto", "cuda", "eager"),
+        ("eager", "cpu", "eager"),
+        ("compile", "cuda", "compile"),
+        ("graph", "cuda", "graph"),
+    ],
+)
+def test_a_cpu_records_unless_told_otherwise(wanted, device, chosen):
+    assert chosen_execution(wanted, torch.device(device)) == chosen

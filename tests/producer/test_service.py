@@ -1,4 +1,4 @@
-"""The generation loop over a real cache, with a stand-in for the diffusion model."""
+"""The generation loop over a real cache, with a stand-in for the image engine."""
 
 import itertools
 import multiprocessing
@@ -25,11 +25,10 @@ FORK = multiprocessing.get_context("fork")
 
 
 class Painter:
-    """Stands for `ImageGenerator`: it takes what that takes and gives what that gives.
+    """Stands for `ImageGenerator`: it takes and returns the same, but only paints noise.
 
-    It has slots and takes in a few more than those, paints what is in the slots in one step, and
-    an image is a function of its request alone, float in [0, 1]. It only paints noise where that
-    denoises.
+    It has slots and takes in a few more requests than those, finishes what is in the slots in one
+    step, and an image is a function of its request alone, float in [0, 1].
     """
 
     def __init__(self, seconds=0.0, blank=frozenset(), not_finite=frozenset(), gate=None):
@@ -76,7 +75,7 @@ class Painter:
 
 
 class Listener:
-    """Stands for the lifeline: the trainer's two numbers, and what it is told."""
+    """Stands for the pipe to the trainer: its messages, and what it is told."""
 
     def __init__(self, on_tell=None):
         self.served, self.is_stopping, self.saliency_version = 0, False, None
@@ -91,7 +90,7 @@ class Listener:
 
     @property
     def states(self):
-        """States in the order in which they came, repetitions left out."""
+        """Return the states in the order in which they came, without repetitions."""
         return [state for state, _ in itertools.groupby(status.state for status in self.told)]
 
 
@@ -113,7 +112,7 @@ def serve(store, painter=None, trainer=None, **changes):
 
 
 def someone_else():
-    """A process of this machine that lives and is not this one."""
+    """Return another living process of this machine as an owner of claims."""
     return replace(Owner.current(), pid=1, started=0)
 
 
@@ -126,15 +125,16 @@ def entry(request):
 def _without_long_waits(monkeypatch):
     monkeypatch.setattr(service, "POLL_S", 0.002)
     monkeypatch.setattr(service, "WAIT_FOR_OTHERS_S", 0.01)
+    monkeypatch.setattr(service, "TELL_EVERY_S", 0.0)
 
 
-def test_all_of_the_plan_is_made_once(store):
+def test_each_image_of_the_plan_is_made_once(store):
     painter, _ = serve(store)
     assert Counter(painter.made) == Counter(PLAN)
     assert all(store.contains([request.key for request in PLAN]))
 
 
-def test_what_is_stored_is_the_image_in_eight_bits_under_its_request(store):
+def test_an_image_is_stored_in_eight_bits_under_its_request(store):
     serve(store)
     record = store.get(PLAN[5].key)
     painted = Painter()._paint(PLAN[5])
@@ -143,7 +143,7 @@ def test_what_is_stored_is_the_image_in_eight_bits_under_its_request(store):
     assert difference.abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_what_the_method_refuses_is_recorded_with_its_reason_and_not_generated(store):
+def test_requests_that_the_method_refuses_are_recorded_with_the_reason_and_not_generated(store):
     refused = set(PLAN[::3])
     painter, trainer = serve(
         store, refusal=lambda request: "no background" if request in refused else None
@@ -170,7 +170,7 @@ def test_the_order_of_the_plan_is_kept_whatever_the_strengths(store):
     assert painter.made == PLAN
 
 
-def test_what_is_in_the_cache_is_not_made_again(store):
+def test_images_in_the_cache_are_not_made_again(store):
     serve(store, plan=PLAN[:30])
     painter, trainer = serve(store)
     assert Counter(painter.made) == Counter(PLAN[30:])
@@ -185,7 +185,7 @@ def test_the_end_of_the_plan_is_told(store):
     assert trainer.told[-1].images_per_s > 0
 
 
-def test_images_that_are_none_are_rejected_and_not_tried_again(store):
+def test_blank_and_broken_images_are_rejected_and_not_tried_again(store):
     blank, broken = frozenset(PLAN[3:6]), frozenset(PLAN[40:42])
     _, trainer = serve(store, Painter(blank=blank, not_finite=broken))
     assert (trainer.told[-1].generated, trainer.told[-1].rejected) == (len(PLAN) - 5, 5)
@@ -195,7 +195,7 @@ def test_images_that_are_none_are_rejected_and_not_tried_again(store):
     assert serve(store)[0].made == []
 
 
-def test_a_model_that_makes_nothing_but_nan_is_one_clear_line_and_leaves_nothing(store):
+def test_a_model_that_makes_only_nan_is_an_error_line_and_leaves_nothing_behind(store):
     painter = Painter(not_finite=frozenset(PLAN))
     with pytest.raises(UserError) as caught:
         serve(store, painter)
@@ -206,7 +206,7 @@ def test_a_model_that_makes_nothing_but_nan_is_one_clear_line_and_leaves_nothing
     assert store.stats()["claims_live"] == 0
 
 
-def test_images_that_are_not_finite_between_others_end_nothing(store):
+def test_images_that_are_not_finite_between_others_do_not_end_the_work(store):
     few = frozenset(PLAN) - frozenset(PLAN[::SLOTS])
     _, trainer = serve(store, Painter(not_finite=few))
     assert len(few) > service.MOST_NOT_FINITE
@@ -220,7 +220,7 @@ def test_the_log_says_at_the_end_what_was_rejected_and_why(store, caplog):
     assert caplog.messages[-1] == f"finished: {made} images made, rejected: 1 not finite, 2 white"
 
 
-def test_what_the_gate_finds_off_class_is_not_stored_and_the_rest_carries_its_scores(store):
+def test_images_off_class_are_not_stored_and_the_others_carry_their_scores(store):
     def classify(images):
         sure = images[:, 0, 0, 0] < 0.5  # as good as any rule: some images pass and some do not
         return torch.where(sure[:, None], torch.full((4,), 0.25), torch.zeros(4))
@@ -256,7 +256,7 @@ def test_a_pause_ends_when_all_slots_have_something_to_do(store):
     assert all(len(batch) == SLOTS for batch in painter.batches)
 
 
-def test_whatever_is_told_as_generated_is_in_the_cache(store):
+def test_images_are_in_the_cache_before_they_are_told_as_generated(store):
     def compare(_, status):
         assert status.generated <= len(store)
 
@@ -264,7 +264,7 @@ def test_whatever_is_told_as_generated_is_in_the_cache(store):
     assert trainer.told[-1].generated == len(store) == len(PLAN)
 
 
-def test_in_a_pause_all_that_was_made_is_in_the_cache(store, monkeypatch):
+def test_in_a_pause_all_images_made_are_in_the_cache(store, monkeypatch):
     monkeypatch.setattr(service, "Writer", partial(Writer, max_wait_s=1e6))
 
     def look(trainer, status):
@@ -291,7 +291,7 @@ def test_images_that_another_process_stored_first_do_not_count_as_ahead(store):
     assert (trainer.told[-1].state, trainer.told[-1].generated) == ("finished", 0)
 
 
-def test_a_cache_that_fails_releases_what_could_not_be_stored(store, monkeypatch):
+def test_claims_are_released_if_images_cannot_be_stored(store, monkeypatch):
     def fail(_):
         raise CacheFullError("the disk is full")
 
@@ -301,9 +301,7 @@ def test_a_cache_that_fails_releases_what_could_not_be_stored(store, monkeypatch
     assert store.stats()["claims_live"] == 0
 
 
-def test_a_disk_so_full_that_not_even_claims_can_be_given_back_is_told_all_the_same(
-    store, monkeypatch
-):
+def test_a_disk_too_full_to_release_claims_is_told_too(store, monkeypatch):
     def fail(*_):
         raise CacheFullError("the disk is full")
 
@@ -313,7 +311,7 @@ def test_a_disk_so_full_that_not_even_claims_can_be_given_back_is_told_all_the_s
     assert (trainer.told[-1].state, trainer.told[-1].note) == ("full", "the disk is full")
 
 
-def test_without_a_limit_it_never_pauses(store):
+def test_without_a_limit_the_service_never_pauses(store):
     painter, trainer = serve(store, max_ahead=None)
     assert "paused" not in trainer.states
     assert len(painter.made) == len(PLAN)
@@ -347,7 +345,7 @@ def test_a_full_cache_ends_the_work_and_is_told(tmp_path):
         assert store.stats()["claims_live"] <= SLOTS
 
 
-def test_what_another_process_makes_is_waited_for_and_counted_as_reused(store):
+def test_images_that_another_process_makes_are_waited_for_and_counted_as_reused(store):
     theirs = PLAN[:6]
     store.claim([request.key for request in theirs], someone_else())
 
@@ -361,7 +359,7 @@ def test_what_another_process_makes_is_waited_for_and_counted_as_reused(store):
     assert trainer.told[-1].reused == 6
 
 
-def test_what_another_process_gave_up_is_made(store):
+def test_requests_that_another_process_gave_up_are_made(store):
     theirs = [request.key for request in PLAN[:6]]
     store.claim(theirs, someone_else())
 
@@ -414,7 +412,7 @@ def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
     both = FORK.Barrier(2, timeout=60)
 
     class Meeting(Painter):
-        """Paints its first batch when the other process has one to paint too."""
+        """Paints its first batch when the other process has one too."""
 
         def step(self):
             if not self.batches:
@@ -437,7 +435,7 @@ def test_two_processes_on_one_cache_make_nothing_twice(tmp_path):
     assert min(map(len, made)) > 0
 
 
-def test_what_is_hard_for_the_classifier_is_made_first_from_then_on(store):
+def test_hard_classes_are_made_first_once_losses_are_known(store):
     def hear(trainer, status):
         trainer.class_losses = (0.0, 0.0, 9.0, None)
 
@@ -450,7 +448,7 @@ def test_what_is_hard_for_the_classifier_is_made_first_from_then_on(store):
     assert len([number for number in hard if number < 36]) == len(hard)
 
 
-def test_losses_change_nothing_where_they_are_not_followed(store):
+def test_losses_change_nothing_if_they_are_not_followed(store):
     trainer = Listener()
     trainer.class_losses = (0.0, 0.0, 9.0, None)
     painter, _ = serve(store, trainer=trainer)
@@ -458,12 +456,12 @@ def test_losses_change_nothing_where_they_are_not_followed(store):
 
 
 def version_of(letter):
-    """What a plan by a newer version of the maps may look like."""
+    """Return a plan by a newer version of the saliency maps."""
     return [replace(request, saliency_version=letter) for request in PLAN[:10]]
 
 
 def by_versions(*letters):
-    """A trainer that publishes the next version when a plan is done, and at last says stop."""
+    """Return a trainer that publishes the next version when a plan is done, and then says stop."""
     left = list(letters)
 
     def hear(trainer, status):
@@ -476,7 +474,7 @@ def by_versions(*letters):
     return Listener(on_tell=hear)
 
 
-def test_without_maps_it_waits_then_makes_the_plan_of_each_version(store):
+def test_without_maps_the_service_waits_and_then_makes_the_plan_of_each_version(store):
     trainer = by_versions("a", "b")
     painter, _ = serve(store, trainer=trainer, plan=[], plan_of=version_of)
     assert Counter(painter.made) == Counter([*version_of("a"), *version_of("b")])

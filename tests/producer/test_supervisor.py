@@ -1,4 +1,4 @@
-"""Trainer and generation process as two real processes, without a model."""
+"""Trainer and generation process as two real processes, without a model; groups of stand-ins."""
 
 import json
 import logging
@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Barrier
 
 import psutil
 import pytest
 
 from online_aug.errors import UserError
 from online_aug.producer import supervisor
-from online_aug.producer.supervisor import Supervisor
+from online_aug.producer.messages import Status
+from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 
 SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,7 @@ PATIENCE_S = 30.0
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch):
-    """The package is found from its folder too; restarts do not keep a test waiting."""
+    """Let children import the package, and restart them without a wait."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(supervisor, "BACK_OFF_S", 0.01)
     monkeypatch.setattr(supervisor, "MAX_RESTARTS", 2)
@@ -31,7 +33,7 @@ def _surroundings(monkeypatch):
 
 @pytest.fixture
 def supervise(tmp_path):
-    """Make a supervisor of a child with a behaviour; its process is ended with the test."""
+    """Return a function that starts a supervised child; the child is ended with the test."""
     made = []
 
     def make(behaviour, **environment):
@@ -55,7 +57,7 @@ def eventually(condition, patience_s=PATIENCE_S):
 
 
 def child(folder, number=0):
-    """What the n-th child wrote about itself, as soon as it did."""
+    """Return what the n-th child has written about itself, as soon as it has."""
     path = folder / f"child{number}.json"
     return json.loads(eventually(lambda: path.exists() and path.read_text()))
 
@@ -68,11 +70,11 @@ def is_gone(pid):
 
 
 def check_until(process, condition):
-    """Check as the loader does with every batch, until something is true."""
+    """Check as the loader does with every batch until a condition is true, and return it."""
     return eventually(lambda: process.check() or condition())
 
 
-def test_what_the_child_tells_is_known_and_what_it_prints_goes_to_the_log(supervise, tmp_path):
+def test_messages_of_the_child_are_read_and_its_prints_go_to_the_log(supervise, tmp_path):
     process = supervise("serve")
     eventually(lambda: process.status.state == "generating")
     assert process.status.generated == 1
@@ -88,7 +90,7 @@ def test_the_child_learns_how_much_was_served(supervise):
     eventually(lambda: process.status.generated == 12)
 
 
-def test_the_child_knows_nothing_of_the_launcher(supervise, tmp_path, monkeypatch):
+def test_the_child_gets_no_variables_of_the_launcher(supervise, tmp_path, monkeypatch):
     for name in supervisor._LAUNCHER_VARIABLES:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "yes")
@@ -108,7 +110,7 @@ def test_stopping_leaves_nothing_behind(supervise, tmp_path):
     process.stop()
 
 
-def test_a_child_that_does_not_listen_is_ended_all_the_same(supervise, tmp_path, monkeypatch):
+def test_a_child_that_does_not_listen_is_ended_too(supervise, tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "STOP_TIMEOUT_S", 0.1)
     process = supervise("deaf")
     pid = child(tmp_path)["pid"]
@@ -160,29 +162,30 @@ def test_a_child_that_was_killed_is_started_again(supervise, tmp_path):
 
 
 def test_a_child_that_hangs_is_replaced(supervise, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(supervisor, "SILENT_S", 4.0)
-    monkeypatch.setattr(supervisor, "MAKE_SURE_S", 0.1)
     process = supervise("serve")
     hung = child(tmp_path)["pid"]
+    eventually(lambda: process.status.state == "generating")
+    monkeypatch.setattr(supervisor, "SILENT_S", 1.0)
+    monkeypatch.setattr(supervisor, "MAKE_SURE_S", 0.1)
     os.kill(hung, signal.SIGSTOP)
     check_until(process, lambda: (tmp_path / "child1.json").exists())
     assert is_gone(hung)
     assert process.restarts == 1
-    assert "no word for 4 s" in caplog.text
+    assert "no word for 1 s" in caplog.text
 
 
-def test_a_busy_child_is_left_alone_as_long_as_it_says_that_it_lives(supervise, monkeypatch):
-    monkeypatch.setattr(supervisor, "SILENT_S", 4.0)
-    monkeypatch.setattr(supervisor, "MAKE_SURE_S", 0.1)
+def test_a_child_that_gives_signs_of_life_is_left_alone(supervise, monkeypatch):
     process = supervise("serve")
-    until = time.monotonic() + 6.0
+    eventually(lambda: process.status.state == "generating")
+    monkeypatch.setattr(supervisor, "SILENT_S", 1.0)
+    until = time.monotonic() + 1.5
     while time.monotonic() < until:
         process.check()
         time.sleep(0.05)
     assert process.restarts == 0
 
 
-def test_after_a_sleep_of_the_whole_machine_the_child_gets_time_to_be_heard(supervise, monkeypatch):
+def test_after_a_sleep_of_the_whole_machine_the_child_is_left_alone(supervise, monkeypatch):
     process = supervise("serve")
     eventually(lambda: process.status.state == "generating")
     slept = time.monotonic() + 2 * supervisor.SILENT_S
@@ -192,19 +195,19 @@ def test_after_a_sleep_of_the_whole_machine_the_child_gets_time_to_be_heard(supe
 
 
 def test_restarts_come_at_growing_distances(supervise, tmp_path, monkeypatch):
-    monkeypatch.setattr(supervisor, "BACK_OFF_S", 0.3)
+    monkeypatch.setattr(supervisor, "BACK_OFF_S", 0.1)
     process = supervise("crash")
     check_until(process, lambda: process.restarts == 1)
     died = time.monotonic()
     check_until(process, lambda: (tmp_path / "child1.json").exists())
-    assert time.monotonic() - died >= 0.3
+    assert time.monotonic() - died >= 0.1
     check_until(process, lambda: process.restarts == 2)
     died = time.monotonic()
     check_until(process, lambda: (tmp_path / "child2.json").exists())
-    assert time.monotonic() - died >= 0.6
+    assert time.monotonic() - died >= 0.2
 
 
-def test_it_gives_up_in_words_after_too_many_restarts(supervise, tmp_path):
+def test_too_many_restarts_in_vain_end_in_an_error_line(supervise, tmp_path):
     process = supervise("fail in vain")
     with pytest.raises(UserError) as caught:
         check_until(process, lambda: False)
@@ -216,19 +219,21 @@ def test_it_gives_up_in_words_after_too_many_restarts(supervise, tmp_path):
     assert process.restarts == 2
 
 
-def test_a_child_that_made_something_is_replaced_however_often_and_all_it_made_counts(supervise):
+def test_a_child_that_made_something_is_restarted_any_number_of_times_and_all_images_count(
+    supervise,
+):
     process = supervise("fail")
     check_until(process, lambda: process.restarts > supervisor.MAX_RESTARTS + 1)
     assert process.status.generated >= 5 * process.restarts
 
 
-def test_a_crash_without_words_is_given_by_its_exit_status(supervise):
+def test_a_crash_without_a_message_is_reported_by_its_exit_status(supervise):
     process = supervise("crash")
     with pytest.raises(UserError, match="last: exit status 3; see"):
         check_until(process, lambda: False)
 
 
-def test_a_failure_that_no_restart_mends_is_an_error_at_once(supervise):
+def test_a_failure_that_no_restart_helps_is_an_error_at_once(supervise):
     process = supervise("fail for good")
     with pytest.raises(UserError) as caught:
         check_until(process, lambda: False)
@@ -255,8 +260,7 @@ def test_a_child_whose_cache_is_full_may_end_and_why_is_said_once(supervise, cap
     assert caplog.messages == ["nothing more is generated: the disk is full"]
 
 
-def test_last_words_are_heard_before_the_end_is_judged(supervise, monkeypatch):
-    """The listener is as slow as a busy trainer makes it; the child has long ended."""
+def test_the_last_messages_are_read_before_the_end_is_judged(supervise, monkeypatch):
     listen = supervisor._Process._listen
 
     def listen_late(self):
@@ -307,7 +311,7 @@ def test_a_child_hears_of_newer_maps_and_one_after_a_restart_too(supervise, tmp_
     eventually(lambda: (tmp_path / f"v1-{second}").exists())
 
 
-def test_maps_that_came_before_the_start_are_told_at_the_start(supervise, tmp_path):
+def test_maps_published_before_the_start_are_told_at_the_start(supervise, tmp_path):
     process = supervise("note maps")
     process.stop()
     process.publish("v2")
@@ -325,3 +329,96 @@ def test_a_child_hears_of_losses_and_one_after_a_restart_too(supervise, tmp_path
     check_until(process, lambda: (tmp_path / "child1.json").exists())
     second = child(tmp_path, 1)["pid"]
     eventually(lambda: (tmp_path / f"(0.5, None)-{second}").exists())
+
+
+class Member:
+    """Stands for a supervisor: it has a status and records what it is asked."""
+
+    restarts = 1
+
+    def __init__(self, **status):
+        self.status = Status(**{"state": "generating"} | status)
+        self.asked = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.asked.append((name, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("states", "together"),
+    [
+        (["paused", "generating"], "generating"),
+        (["finished", "loading"], "loading"),
+        (["finished", "waiting", "paused"], "paused"),
+        (["finished", "full"], "full"),
+        (["finished", "finished"], "finished"),
+        (["paused"], "paused"),
+    ],
+)
+def test_the_state_of_a_group_is_that_of_the_busiest(states, together):
+    assert SupervisorGroup([Member(state=state) for state in states]).status.state == together
+
+
+def test_counts_speeds_and_restarts_of_a_group_are_summed():
+    members = [
+        Member(generated=5, rejected=2, rejected_by_reason={"white": 2}, images_per_s=1.5),
+        Member(generated=7, rejected=1, rejected_by_reason={"black": 1}, images_per_s=2.0),
+    ]
+    group = SupervisorGroup(members)
+    assert (group.status.generated, group.status.rejected, group.restarts) == (12, 3, 2)
+    assert group.status.rejected_by_reason == {"white": 2, "black": 1}
+    assert group.status.images_per_s == 3.5
+
+
+@pytest.mark.parametrize(
+    ("made", "fresh", "told"),
+    [
+        ([30, 10], 20, [15, 5]),
+        ([0, 0], 0, [0, 0]),
+        ([8, 0], 3, [3, 0]),
+        ([9], 7, [7]),
+        ([0], 3, [3]),
+    ],
+)
+def test_each_member_is_told_its_share_of_the_served_images(made, fresh, told):
+    members = [Member(generated=count) for count in made]
+    SupervisorGroup(members).served(fresh)
+    assert [member.asked for member in members] == [[("served", count)] for count in told]
+
+
+def test_shares_are_told_again_when_a_member_has_made_more():
+    members = [Member(generated=4), Member()]
+    group = SupervisorGroup(members)
+    group.served(6)
+    members[1].status = Status(state="paused", generated=2)
+    group.check()
+    group.check()
+    assert members[0].asked == [("served", 6), ("check",), ("served", 4), ("check",)]
+    assert members[1].asked == [("served", 0), ("check",), ("served", 2), ("check",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("start", ()),
+        ("check", ()),
+        ("publish", ("v1",)),
+        ("publish_losses", ([0.5, None],)),
+        ("stop", ()),
+    ],
+)
+def test_a_group_passes_everything_on_to_all_members(name, arguments):
+    members = [Member(), Member()]
+    getattr(SupervisorGroup(members), name)(*arguments)
+    assert [member.asked for member in members] == [[(name, *arguments)]] * 2
+
+
+def test_all_members_are_stopped_at_once():
+    together = Barrier(3, timeout=30)
+
+    class Slow(Member):
+        def stop(self):
+            together.wait()
+
+    SupervisorGroup([Slow(), Slow(), Slow()]).stop()
+    assert not together.broken

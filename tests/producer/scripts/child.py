@@ -1,4 +1,4 @@
-"""A generation process without a model: the real pipe, and a behaviour by name."""
+"""A generation process without a model: the real pipe, and a behaviour chosen by name."""
 
 import json
 import os
@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+from online_aug.producer import messages
 from online_aug.producer.messages import Failed, Status, TrainerPipe, tie_to_parent
+
+messages.ALIVE_EVERY_S = 0.2
 
 
 def main(behaviour, folder):
@@ -20,39 +23,39 @@ def main(behaviour, folder):
     if behaviour == "crash":
         announce(folder)
         sys.exit(3)
-    lifeline = TrainerPipe()
+    pipe = TrainerPipe()
     announce(folder)
-    BEHAVIOURS[behaviour](lifeline, folder)
+    BEHAVIOURS[behaviour](pipe, folder)
 
 
 def announce(folder):
-    """Number of this process and its environment, for the test to read."""
+    """Write the id and the environment of this process for the test to read."""
     number = len(list(folder.glob("child*.json")))
     partial = folder / f"partial{number}"
     partial.write_text(json.dumps({"pid": os.getpid(), "environment": dict(os.environ)}))
     partial.rename(folder / f"child{number}.json")
 
 
-def serve(lifeline, folder):
-    lifeline.tell(Status(state="generating", generated=1))
+def serve(pipe, folder):
+    pipe.tell(Status(state="generating", generated=1))
     print("a library says something")  # noqa: T201
-    while not lifeline.is_stopping:
+    while not pipe.is_stopping:
         time.sleep(0.01)
-    lifeline.tell(Status(state="finished", generated=1))
+    pipe.tell(Status(state="finished", generated=1))
 
 
-def echo(lifeline, folder):
-    while not lifeline.is_stopping:
-        lifeline.tell(Status(state="generating", generated=lifeline.served))
+def echo(pipe, folder):
+    while not pipe.is_stopping:
+        pipe.tell(Status(state="generating", generated=pipe.served))
         time.sleep(0.01)
 
 
 def note(what):
-    """Leave a file named after what was heard and by whom."""
+    """Return a behaviour that leaves a file named after what was heard, and by which process."""
 
-    def behave(lifeline, folder):
-        while not lifeline.is_stopping:
-            heard = getattr(lifeline, what)
+    def behave(pipe, folder):
+        while not pipe.is_stopping:
+            heard = getattr(pipe, what)
             if heard is not None:
                 (folder / f"{heard}-{os.getpid()}").touch()
             time.sleep(0.01)
@@ -60,35 +63,35 @@ def note(what):
     return behave
 
 
-def finish(lifeline, folder):
-    lifeline.tell(Status(state="finished", generated=7, reused=2))
+def finish(pipe, folder):
+    pipe.tell(Status(state="finished", generated=7, reused=2))
 
 
-def fill(lifeline, folder):
-    lifeline.tell(Status(state="full", generated=3, note="the disk is full"))
+def fill(pipe, folder):
+    pipe.tell(Status(state="full", generated=3, note="the disk is full"))
 
 
-def fail_for_good(lifeline, folder):
-    lifeline.tell(Failed(reason="generation.model must be a model, got a stone", is_final=True))
+def fail_for_good(pipe, folder):
+    pipe.tell(Failed(reason="generation.model must be a model, got a stone", is_final=True))
     sys.exit(2)
 
 
-def fail(lifeline, folder):
-    lifeline.tell(Status(state="generating", generated=5, rejected=1))
-    lifeline.tell(Failed(reason="OutOfMemoryError: no room", is_final=False))
+def fail(pipe, folder):
+    pipe.tell(Status(state="generating", generated=5, rejected=1))
+    pipe.tell(Failed(reason="OutOfMemoryError: no room", is_final=False))
     sys.exit(1)
 
 
-def fail_in_vain(lifeline, folder):
-    lifeline.tell(Failed(reason="OutOfMemoryError: no room", is_final=False))
+def fail_in_vain(pipe, folder):
+    pipe.tell(Failed(reason="OutOfMemoryError: no room", is_final=False))
     sys.exit(1)
 
 
-def fail_once(lifeline, folder):
+def fail_once(pipe, folder):
     if (folder / "child1.json").exists():
-        serve(lifeline, folder)
+        serve(pipe, folder)
     else:
-        fail(lifeline, folder)
+        fail(pipe, folder)
 
 
 BEHAVIOURS = {

@@ -1,4 +1,4 @@
-"""A trainer that starts the child of a given behaviour and then only sleeps."""
+"""A trainer that starts a child of a given behaviour and then sleeps."""
 
 import os
 import sys

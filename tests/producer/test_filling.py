@@ -1,4 +1,4 @@
-"""Images a second, by a clock that the image generator moves."""
+"""The speed of an engine, by a clock that it moves."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SLOTS = 4
 
 
 class Clockwork:
-    """Stands for `ImageGenerator`: an image every second after ten seconds to warm up."""
+    """Stands for `ImageGenerator`: makes an image a second after ten seconds of warming up."""
 
     def __init__(self):
         self.now_s, self.made, self.in_flight = 0.0, [], []
@@ -58,7 +58,7 @@ def test_the_time_before_the_first_image_does_not_count():
     assert (speed.images, speed.seconds, speed.images_per_s) == (30, 30, 1)
 
 
-def test_a_plan_that_is_too_short_is_made_again_with_other_noise():
+def test_a_plan_that_is_too_short_is_repeated_with_other_noise():
     generator, _ = measure()
     assert generator.made[: len(PLAN)] == PLAN
     again = generator.made[len(PLAN) : 2 * len(PLAN)]
@@ -70,21 +70,21 @@ def test_nothing_is_left_in_flight():
     assert measure()[0].in_flight == []
 
 
-def test_what_the_method_refuses_is_left_out():
+def test_requests_that_the_method_refuses_are_skipped():
     generator, _ = measure(refusal=lambda r: "no background" if r.variant else None)
     assert {request.variant for request in generator.made} == {0}
 
 
-def test_a_plan_that_is_refused_as_a_whole_is_one_clear_line():
+def test_a_plan_without_any_accepted_request_is_an_error_line():
     with pytest.raises(UserError, match="^plan must hold .*, got none: no background$"):
         measure(refusal=lambda request: "no background")
 
 
-def test_a_stop_ends_it_with_what_is_known_by_then():
+def test_a_stop_ends_the_measurement_with_what_was_made():
     _, speed = measure(is_stopping=lambda generator: len(generator.made) == 6)
     assert (speed.images, speed.seconds) == (5, 5)
 
 
-def test_a_stop_before_the_first_image_tells_nothing():
+def test_a_stop_before_the_first_image_measures_nothing():
     _, speed = measure(is_stopping=lambda generator: generator.now_s == 3)
     assert (speed.images, speed.images_per_s) == (0, 0)

@@ -1,0 +1,184 @@
+"""The work of one process by the configuration, and an engine that shares its device."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from experiment_samples import CLASS_NAMES, make_config, make_experiment
+
+from cache import content_digest
+from online_aug.config import Config
+from online_aug.errors import UserError
+from online_aug.experiment.contexts import target_weights
+from online_aug.methods import DiffMix
+from online_aug.producer.request_queue import Stripe
+from online_aug.producer.work import UNREADABLE, DutyCycle, share_device, work_of
+
+
+@pytest.fixture
+def work(tmp_path, tiny_model):
+    def make(number=0, count=1, **schedule):
+        experiment = make_experiment(
+            tmp_path, tiny_model, finetune={"enabled": False}, schedule=schedule
+        )
+        return work_of(experiment, number, count), experiment
+
+    return make
+
+
+def test_a_process_begins_with_its_part_of_the_part_of_its_machine(work):
+    found, experiment = work(1, 2, stripe=2, stripes=3)
+    assert found.stripe == Stripe(number=2, count=3).split(1, 2)
+    assert found.plan == experiment.plan
+
+
+def test_a_machine_that_does_not_help_plans_only_its_own_part(work):
+    found, experiment = work(stripe=0, stripes=2, helps=False)
+    stripe = Stripe(number=0, count=2)
+    assert found.plan == [request for request in experiment.plan if stripe.holds(request)]
+
+
+@pytest.mark.parametrize(
+    ("priority", "weights", "follows"),
+    [
+        ("uniform", None, False),
+        ("long_tail", target_weights([4, 4], 1.0), False),
+        ("hard", [1.0, 1.0], True),
+    ],
+)
+def test_the_priority_decides_the_weights_of_the_classes(work, priority, weights, follows):
+    found, _ = work(priority=priority)
+    assert (found.weights, found.follows_losses) == (weights, follows)
+
+
+def test_a_file_decides_the_weights_of_the_images(work, tmp_path):
+    _, experiment = work()
+    path = tmp_path / "weights.json"
+    path.write_text(json.dumps({experiment.digests[0]: 3}))
+    found, _ = work(image_weights=str(path))
+    assert (found.weights, found.follows_losses) == ({experiment.digests[0]: 3.0}, False)
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "error"])
+def test_a_lost_source_is_skipped_or_named(tmp_path, tiny_model, on_bad_image):
+    base = make_config(tmp_path, tiny_model).data.model_dump(mode="json")
+    data = base | {"on_bad_image": on_bad_image}
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
+    found = work_of(experiment)
+    lost = tmp_path / "images" / "train" / CLASS_NAMES[0] / "2.png"
+    digest = content_digest(lost.read_bytes())
+    lost.unlink()
+    refused = {r.source_digest for r in found.plan if found.refusal(r) == UNREADABLE}
+    if on_bad_image == "skip":
+        assert refused == {digest}
+    else:
+        assert refused == set()
+        with pytest.raises(UserError, match=r"crow/2\.png cannot be read"):
+            found.prepare([r for r in found.plan if r.source_digest == digest])
+
+
+def test_a_source_lost_after_its_request_was_accepted_is_prepared_from_memory(tmp_path, tiny_model):
+    base = make_config(tmp_path, tiny_model).data.model_dump(mode="json")
+    data = base | {"on_bad_image": "skip"}
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False}, data=data)
+    before = work_of(experiment).prepare(experiment.plan[:4])
+    found = work_of(experiment)
+    accepted = [request for request in found.plan[:4] if found.refusal(request) is None]
+    for path in (tmp_path / "images" / "train").rglob("*.png"):
+        path.unlink()
+    assert len(accepted) == 4
+    assert (found.prepare(accepted) == before).all()
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(1, 256), (3, 86)])
+def test_processes_of_a_run_divide_how_far_they_may_run_ahead(work, count, ahead):
+    assert work(0, count)[0].max_ahead == ahead
+
+
+def test_a_process_never_pauses_for_a_trainer_that_waits_for_each_image(tmp_path, tiny_model):
+    experiment = make_experiment(
+        tmp_path, tiny_model, finetune={"enabled": False}, mixing={"starvation": "wait"}
+    )
+    assert work_of(experiment).max_ahead is None
+
+
+def test_images_of_several_methods_are_prepared_each_by_its_own(tmp_path, tiny_model, monkeypatch):
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False})
+    listed = [{"name": "diff_mix"}, {"name": "diff_aug", "weight": 2.0}]
+    config = experiment.config.model_dump(mode="json") | {"method": listed}
+    experiment = replace(experiment, config=Config.model_validate(config))
+    prepared = []
+
+    def prepare(self, images, requests, context, image_of):
+        prepared.extend((self.name, request) for request in requests)
+        return images
+
+    monkeypatch.setattr(DiffMix, "prepare", prepare)
+    work_of(experiment).prepare(experiment.plan)
+    assert {request for _, request in prepared} == set(experiment.plan)
+    assert {name for name, _ in prepared} == {"diff_mix", "diff_aug"}
+    assert all(name == request.method for name, request in prepared)
+
+
+class Worker:
+    """Stands for `ImageGenerator`: a step takes a second, and half a second more on the device."""
+
+    room = 5
+
+    def __init__(self):
+        self.now_s = self.rested_s = 0.0
+        self.asked = []
+
+    def step(self):
+        self.now_s += 1.0
+        return ["an image"]
+
+    def finish(self):
+        self.now_s += 0.5
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+        self.rested_s += seconds
+
+    def submit(self, *arguments):
+        self.asked.append(arguments)
+
+    def drop(self):
+        self.asked.append("drop")
+
+
+def shared(share):
+    worker = Worker()
+    cycle = DutyCycle(
+        worker, share, finish=worker.finish, clock=lambda: worker.now_s, sleep=worker.sleep
+    )
+    return worker, cycle
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9])
+def test_an_engine_rests_for_its_share_of_the_time(share):
+    worker, cycle = shared(share)
+    for _ in range(10):
+        assert cycle.step() == ["an image"]
+    assert worker.rested_s / worker.now_s == pytest.approx(share)
+
+
+def test_work_that_the_device_has_still_to_do_counts():
+    worker, cycle = shared(0.5)
+    cycle.step()
+    assert worker.rested_s == 1.5
+
+
+def test_everything_but_steps_goes_straight_to_the_engine():
+    worker, cycle = shared(0.5)
+    cycle.submit(["a request"], print)
+    cycle.drop()
+    assert cycle.room == 5
+    assert worker.asked == [(["a request"], print), "drop"]
+    assert worker.now_s == 0
+
+
+def test_an_engine_with_a_device_of_its_own_never_rests():
+    worker = Worker()
+    assert share_device(worker, "cpu", 0.0) is worker
+    assert isinstance(share_device(worker, "cuda:0", 0.5), DutyCycle)
