@@ -1,4 +1,4 @@
-"""Diffusers' own pipelines, which our images are held against."""
+"""Diffusers' own pipelines, with which our images are compared."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ from online_aug.generation.solvers import SOLVERS
 
 @cache
 def stock_pipeline(kind, model, vae=None):
-    """The pipeline of a directory, and what that says of its noise schedule."""
+    """Load the pipeline of a directory; return it with the settings of its scheduler."""
     pipeline = kind.from_pretrained(model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if vae is not None:
@@ -19,7 +19,7 @@ def stock_pipeline(kind, model, vae=None):
 
 
 def stock(kind, model, request, vae=None, **own):
-    """What a user of diffusers gets for the same settings."""
+    """Return the image that diffusers makes with the settings of a request."""
     pipeline, known = stock_pipeline(kind, model, vae)
     pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(known)
     return pipeline(
@@ -33,7 +33,7 @@ def stock(kind, model, request, vae=None, **own):
 
 
 def assert_same_pixels(made, expected):
-    """To 1e-3 before rounding, and to one level of 255 after it."""
+    """Compare two images to 1e-3 before rounding, and to one level of 255 after it."""
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
     levels = [(image * 255).round().int() for image in (made, expected)]
     assert (levels[0] - levels[1]).abs().max() <= 1

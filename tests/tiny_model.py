@@ -1,4 +1,4 @@
-"""A random diffusion model that loads and runs like a trained one, in a fraction of a second."""
+"""Model directories with random weights that load and run like trained ones."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ CORPUS = ["a photo of a thin digit leaning left", "a photo of a bird in the snow
 
 
 def write_tiny_model(folder, condition_channels=0):
-    """The folder, with all parts of the embedded architecture."""
+    """Write all parts of the embedded architecture into a folder and return it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = architecture.new_tokenizer(CORPUS)
@@ -34,7 +34,7 @@ def write_tiny_model(folder, condition_channels=0):
 
 
 def copy_with(model, folder, part="", **settings):
-    """A copy of a model directory, some settings of one part changed."""
+    """Copy a model directory, change settings of one part, and return the copy."""
     shutil.copytree(model, folder)
     if not settings:
         return folder
@@ -44,7 +44,7 @@ def copy_with(model, folder, part="", **settings):
 
 
 def write_tiny_vae(folder, levels=3, **changes):
-    """An `AutoencoderTiny` directory with random weights; 3 levels fit the tiny model's latents."""
+    """Write an `AutoencoderTiny` directory; 3 levels fit the tiny model's latents."""
     settings = {
         "encoder_block_out_channels": (8,) * levels,
         "decoder_block_out_channels": (8,) * levels,
@@ -58,7 +58,7 @@ def write_tiny_vae(folder, levels=3, **changes):
 
 
 def write_tiny_clip(folder):
-    """A CLIP directory with random weights that looks at 32 px."""
+    """Write a CLIP directory that looks at 32 px."""
     tower = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -81,7 +81,7 @@ def write_tiny_clip(folder):
 
 
 def write_miniature(folder, version=1):
-    """Stable Diffusion 1.x or 2.x with its blocks, names and noise schedule, in a few channels.
+    """Write Stable Diffusion 1.x or 2.x with its blocks and noise schedule, but few channels.
 
     Latents of 16 x 16, so that the middle block has more than one place to attend to.
     """

@@ -83,7 +83,7 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.teacher import check_teacher
-    from online_aug.producer.build import check_judge
+    from online_aug.producer.work import check_judge
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
