@@ -1,6 +1,6 @@
 """The denoising loop: a fixed number of slots, each with its own image at its own step.
 
-A region that has to stay as it is is put back after every step, as noisy as the rest. This is how
+A region that must not change is put back after every step, as noisy as the rest. This is how
 diffusers' inpainting pipeline works with a model that was not trained for inpainting.
 """
 
