@@ -83,13 +83,11 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.teacher import check_teacher
-    from online_aug.producer.work import check_judge
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
     experiment = Experiment(config, load_splits(config.data), devices.generator)
     check_teacher(experiment)
-    check_judge(experiment)
     experiment.check(generates=True)
     return experiment, devices
 

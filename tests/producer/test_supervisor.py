@@ -91,13 +91,13 @@ def test_the_child_learns_how_much_was_served(supervise):
 
 
 def test_the_child_gets_no_variables_of_the_launcher(supervise, tmp_path, monkeypatch):
-    for name in supervisor._LAUNCHER_VARIABLES:
+    for name in supervisor.RANK_VARIABLES:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "yes")
     supervise("serve", CUDA_VISIBLE_DEVICES="3")
     environment = child(tmp_path)["environment"]
     assert not set(environment) & {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    assert not set(environment) & set(supervisor._LAUNCHER_VARIABLES)
+    assert not set(environment) & set(supervisor.RANK_VARIABLES)
     assert (environment["KEPT"], environment["CUDA_VISIBLE_DEVICES"]) == ("yes", "3")
 
 
