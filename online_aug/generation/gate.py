@@ -194,7 +194,7 @@ def build_gate(
 
     Raises:
         UserError: As `check_gate`.
-        BadImageError: If a training image cannot be read and `data.on_bad_image` is error.
+        BadImageError: If a training image cannot be read, unless `data.on_bad_image` is skip.
     """
     gate, clip = config.gate, None
     if gate.clip is not None:
@@ -270,15 +270,15 @@ def _judge_version(config: Config) -> str | None:
             f"gate.classifier must be a file of weights, cannot read {gate.classifier}: "
             f"{error.strerror}"
         ) from None
-    looks_at = f"{_judge_name(config)}-{_judge_size(config)}"
-    return f"{looks_at}-{digest}-{gate.min_probability!r}-{gate.top_k}"
+    rule = f"{gate.min_probability!r}-{gate.top_k}"
+    return f"{_judge_name(config)}-{_judge_size(config)}-{digest}-{rule}"
 
 
 def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
     gate = config.gate
     if gate.clip is None:
         return None
-    rule = [config.data.metaclass, gate.clip_drop, *_references(digests)]
+    rule = [config.data.metaclass, gate.clip_drop, *sorted(digests)[:CLIP_REFERENCES]]
     digest = hashlib.blake2b(json.dumps(rule).encode(), digest_size=8).hexdigest()
     return f"clip-{digest_folder(gate.clip)}-{digest}"
 
@@ -297,12 +297,8 @@ def _load_judge(config: Config, num_classes: int) -> nn.Module:
         check_name(name, "gate.name")
     changes = {"name": name, "checkpoint": config.gate.classifier}
     settings = config.classifier.model_copy(update=changes)
-    size = _judge_size(config)
-    return build_classifier(settings, num_classes, image_size=size, key="gate.classifier")
-
-
-def _references(digests: Sequence[str]) -> Sequence[str]:
-    return sorted(digests)[:CLIP_REFERENCES]  # the same whatever the order of the data set
+    side = _judge_size(config)
+    return build_classifier(settings, num_classes, image_size=side, key="gate.classifier")
 
 
 def _reference_scores(
@@ -312,7 +308,7 @@ def _reference_scores(
     digests: Sequence[str],
 ) -> list[float]:
     scores: list[float] = []
-    for digest in _references(digests):
+    for digest in sorted(digests)[:CLIP_REFERENCES]:
         try:
             image = fit_square(load(digest), config.generation.resolution) / 255
         except BadImageError:
@@ -340,9 +336,8 @@ def _load_clip(folder: Path) -> tuple[Any, Any]:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         if kind != "clip":
             raise ValueError(f"its model is of type {kind}")
-        model, found = CLIPModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        asked = {"local_files_only": True, "output_loading_info": True}
+        model, found = CLIPModel.from_pretrained(folder, **asked)
         if found["missing_keys"]:
             raise ValueError(f"{len(found['missing_keys'])} of its weights are missing")
         return model, CLIPProcessor.from_pretrained(folder, local_files_only=True)
