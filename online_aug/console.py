@@ -1,31 +1,53 @@
-"""One way to show that something takes a while: a bar in a terminal, lines every 10 s elsewhere.
+"""What a person sees of a run in progress: the console, progress, figures in words.
 
-Which console there is, and whether a person watches it.
-
-Figures as a person reads them; ASCII only, so that every log and terminal can show them.
+Progress is a bar in a terminal and a line every 10 s elsewhere. Figures are ASCII only, so that
+every log and terminal can show them.
 """
 
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from typing import TypeVar
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress import Progress
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 LINE_EVERY_S = 10.0
+Item = TypeVar("Item")
+Report = Callable[[int, int], None]
+"""A function that takes how many items are done and how many there are."""
+
+
+@cache
+def open_console() -> Console:
+    """Return the console on standard output; all displays must share it to share the screen."""
+    return Console(highlight=False)
+
+
+def is_watched(console: Console, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether lines may be redrawn: in a terminal that can move its cursor, not in CI."""
+    if environment.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    has_unicode = console.encoding.lower().startswith("utf")
+    return console.is_terminal and not console.is_dumb_terminal and has_unicode
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print one line as it is, without markup or wrapping, and flush it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()
 
 
 class Tally:
-    """How far a piece of work is; `advance` is cheap enough to be called for every item."""
+    """How many of a number of items are done."""
 
     def __init__(self, title: str, total: int) -> None:
         """Start the clock."""
@@ -33,17 +55,26 @@ class Tally:
         self._started = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count items done; `note` (such as `loss 0.12`) stays beside them until the next one."""
+        """Count items as done; cheap enough to be called for every item.
+
+        Args:
+            count: Number of items.
+            note: A remark such as `loss 0.12`, shown until the next one replaces it.
+        """
         self.done += count
         self.note = note or self.note
 
+    def update(self, done: int, total: int) -> None:
+        """Set how many items are done and how many there are."""
+        self.done, self.total = done, total
+
     @property
     def elapsed_s(self) -> float:
-        """Since the work began."""
+        """Seconds since the work began."""
         return time.monotonic() - self._started
 
     def state(self) -> str:
-        """The latest note and the time left at the speed so far, as far as they are known."""
+        """Return the latest note and the time left at the speed so far, as far as known."""
         if not 0 < self.done < self.total:
             return self.note
         left = f"{duration(self.elapsed_s * (self.total - self.done) / self.done)} left"
@@ -54,17 +85,17 @@ class Tally:
 def progress(
     title: str, total: int, *, enabled: bool = True, console: Console | None = None
 ) -> Iterator[Tally]:
-    """Show how far `total` items are while the block runs; the block calls `advance`.
+    """Show how many of `total` items are done while the block runs; the block counts them.
 
-    In a terminal it is a bar with the remaining time. Elsewhere there is a first line and one every
-    10 s, whether or not anything advanced. Either way a last line says how long it took. A thread
-    does this: do not fork inside.
+    A terminal shows a bar with the remaining time. Elsewhere a line is printed at the start and
+    every 10 s, whether or not anything advanced. Either way a last line says how long it took. A
+    thread does this: do not fork inside.
 
     Args:
-        title: What is being done, such as `fine-tuning`.
+        title: The name of the work, such as `fine-tuning`.
         total: Number of items.
-        enabled: Show it; false on all ranks but the first.
-        console: Where; standard output by default.
+        enabled: False shows nothing, as on all ranks but the first.
+        console: The console to use; standard output by default.
     """
     tally = Tally(title, total)
 
@@ -76,9 +107,17 @@ def progress(
         say(f"{title}: {tally.done}/{total} in {duration(tally.elapsed_s)}")
 
 
+def counted(title: str, items: Sequence[Item]) -> Iterator[Item]:
+    """Iterate over items and show how many are done, as `progress` does."""
+    with progress(title, len(items)) as tally:
+        for item in items:
+            yield item
+            tally.advance()
+
+
 @contextmanager
 def stage(title: str, *, enabled: bool = True, console: Console | None = None) -> Iterator[None]:
-    """Show that something of unknown length goes on while the block runs, and how long it took.
+    """Show that work of unknown length goes on while the block runs, and how long it took.
 
     As `progress`, with a spinner in a terminal. A thread does this: do not fork inside.
     """
@@ -95,6 +134,15 @@ def stage(title: str, *, enabled: bool = True, console: Console | None = None) -
     with _shown(line, spinning, enabled, console) as say:
         yield
         say(f"{title}: done in {duration(clock.elapsed_s)}")
+
+
+@contextmanager
+def terminal_progress(title: str) -> Iterator[Report]:
+    """Show a bar on standard error if that is a terminal, else nothing; it goes away at the end."""
+    console = Console(stderr=True)
+    tally = Tally(title, 0)
+    with _shown(tally.state, lambda: _bar(tally), is_watched(console), console):
+        yield tally.update
 
 
 @contextmanager
@@ -153,50 +201,27 @@ def _bar(tally: Tally) -> RenderableType:
     return grid
 
 
-@cache
-def open_console() -> Console:
-    """The console on standard output, one for all: only then can displays share the screen."""
-    return Console(highlight=False)
-
-
-def is_watched(console: Console, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether lines may be redrawn: a real terminal, able to move its cursor, not a CI log."""
-    if environment.get("CI", "").lower() not in ("", "0", "false"):
-        return False
-    return console.is_terminal and not console.is_dumb_terminal and _shows_unicode(console)
-
-
-def print_line(console: Console, text: str) -> None:
-    """Print one line as it is: no markup, no wrapping, and at once also into a pipe."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.file.flush()
-
-
-def _shows_unicode(console: Console) -> bool:
-    return console.encoding.lower().startswith("utf")
-
-
 def percent(share: float) -> str:
-    """A share in [0, 1] with one decimal; a dash where it is NaN."""
+    """Write a share in [0, 1] in percent with one decimal; NaN is a dash."""
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def whole_percent(share: float) -> str:
-    """A share in [0, 1] without decimals, but never 0 % for something or 100 % for not all."""
+    """Write a share in [0, 1] in whole percent, never 0 % for some or 100 % for not all."""
     if 0 < share < 0.01:
         return "<1 %"
     return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
 def rate(per_s: float) -> str:
-    """A rate with two or three significant digits."""
+    """Write a rate with two or three significant digits."""
     if not math.isfinite(per_s):
         return "-"
     return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that matter."""
+    """Write a time in its two largest units."""
     if not math.isfinite(seconds):
         return "-"
     if seconds < 59.5:
@@ -206,20 +231,3 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest_s:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-Report = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
-
-
-@contextmanager
-def terminal_progress(description: str) -> Iterator[Report]:
-    """A bar on standard error where that is a terminal, else nothing; gone when finished."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield report

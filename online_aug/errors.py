@@ -1,19 +1,19 @@
-"""What ends a program with a worded line instead of a traceback."""
+"""Errors that end a program with a line of text instead of a traceback."""
 
 
 class UserError(ValueError):
-    """What the user gave cannot be used: says what, where and what is allowed, in one line.
+    """Input that cannot be used; the text says what, where and what is allowed. Exit status 2.
 
-    Exit status 2.
+    The text holds one line for each mistake.
     """
 
 
 class RunError(RuntimeError):
-    """What ended the run is no wrong input here, such as a rank on another node. Exit status 1."""
+    """A failure that is no wrong input here, such as a failed rank elsewhere. Exit status 1."""
 
 
 def one_line(error: Exception) -> str:
-    """What another library's error says, without line breaks; its kind where it says too little."""
+    """Return the text of another library's error on one line, with its kind if it says little."""
     words = " ".join(str(error).split())
     if not words or isinstance(error, KeyError):  # a KeyError says no more than the key
         return f"{type(error).__name__} {words}".rstrip()

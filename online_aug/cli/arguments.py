@@ -4,15 +4,15 @@ A recipe is a YAML file, or the name of one that comes with the package.
 """
 
 import argparse
-import difflib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
+from cache.text import nearest_hint
 from online_aug.config import Config
 from online_aug.config.loading import describe, json_schema, load_config
 from online_aug.errors import UserError
@@ -142,17 +142,10 @@ def find_recipe(given: str) -> Path:
     names = recipe_names()
     if given in names:
         return RECIPES / f"{given}.yaml"
-    near = nearest(path.stem, names)
-    hint = f"; did you mean {near}?" if near else ""
     raise UserError(
         "the first argument must be an existing YAML file or the name of a recipe, "
-        f"got {given}{hint}"
+        f"got {given}{nearest_hint(path.stem, names)}"
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that is most similar to `word`, or None if none is similar."""
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,12 +12,12 @@ from types import FrameType
 from typing import NoReturn
 
 from cache import CacheError
+from cache.text import nearest_hint
 from online_aug.cli.arguments import (
     COMPLETE_KEY,
     COMPLETE_RECIPE,
     Parser,
     add_arguments,
-    nearest,
     recipe_names,
 )
 from online_aug.config.loading import fields
@@ -125,8 +125,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 def _hint(word: str) -> str:
     if word in recipe_names() or word.endswith((".yaml", ".yml")):
         return f"; did you mean online-aug train {word}?"
-    near = nearest(word, COMMANDS)
-    return f"; did you mean {near}?" if near else ""
+    return nearest_hint(word, COMMANDS)
 
 
 def _parser() -> Parser:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from filelock import Timeout
 
 from online_aug.config.training import DevicesConfig
 from online_aug.errors import UserError
@@ -174,7 +175,7 @@ def sole_generator(device: str) -> Iterator[None]:
             gpu = gpu_id(device)
             try:
                 stack.enter_context(alone(lock_of_user(gpu), PATIENCE_S))
-            except BlockingIOError:
+            except Timeout:
                 raise UserError(
                     "devices.generate must be a GPU on which no other process generates, got "
                     f"{device} ({gpu}); name another, or none, or wait for the other run"

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tvf
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
+from online_aug.console import counted
 from online_aug.data.embedded import digits_arrays
 from online_aug.data.pocket_birds import Scene, Species, random_scene, random_species, render
 from online_aug.seeding import numpy_rng
@@ -70,12 +70,12 @@ def build_corpus(num_digits: int, num_birds: int, seed: int) -> Corpus:
     rng = numpy_rng("corpus", seed)
     images, masks, captions = [], [], []
     originals, _ = digits_arrays("train")
-    for number in tqdm(range(num_digits), desc="digits", unit="img"):
+    for number in counted("drawing digits", range(num_digits)):
         image = _moved(originals[number % len(originals)], rng)
         images.append(image)
         masks.append(np.zeros(image.shape[:2], np.uint8))
         captions.append([digit_caption(image, rng) for _ in range(CAPTIONS_PER_IMAGE)])
-    for _ in tqdm(range(num_birds), desc="birds", unit="img"):
+    for _ in counted("drawing birds", range(num_birds)):
         species, scene = random_species(rng), random_scene(rng)
         for made, kept in zip(render(species, scene), (images, masks), strict=True):
             kept.append(made)
@@ -91,7 +91,7 @@ def build_edits(num_digits: int, num_birds: int, seed: int) -> Corpus:
     plain = build_corpus(num_digits, num_birds, seed)
     originals = plain.images.permute(0, 2, 3, 1).numpy()
     images, sources, captions = [], [], []
-    for index, original in enumerate(tqdm(originals, desc="edits", unit="img")):
+    for index, original in counted("drawing edits", [*enumerate(originals)]):
         rng = numpy_rng("edits", seed, index)
         for prompt in rng.permutation(list(INSTRUCTIONS))[:EDITS_PER_IMAGE]:
             images.append(apply_instruction(str(prompt), original, rng))

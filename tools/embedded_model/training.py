@@ -15,9 +15,9 @@ from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from online_aug.console import counted, progress
 from online_aug.seeding import numpy_rng
 from tools.embedded_model.architecture import (
     MAX_TOKENS,
@@ -97,7 +97,7 @@ def encode(
     images = corpus.images
     if limit is not None and limit < len(images):
         images = images[torch.linspace(0, len(images) - 1, limit).long()]
-    batches = tqdm(images.split(64), desc="encode", unit="batch")
+    batches = counted("encoding", images.split(64))
     return torch.cat(
         [vae.encode(to_model(batch).to(device)).latent_dist.mean.cpu() for batch in batches]
     )
@@ -227,17 +227,20 @@ def training_steps(
     first = _resume(checkpoint, parts)
     losses: list[float] = []
     started = time.monotonic()
-    for number in (bar := tqdm(range(first, total), desc=name, initial=first, total=total)):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _warm_flat_falling(number / total)
-        step = Step(number, optimizer)
-        yield step
-        losses.append(step.loss)
-        if (number + 1) % SAVE_STEPS == 0 or number + 1 == total:
-            _log(settings.work, name, number + 1, losses, time.monotonic() - started)
-            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
-            losses, started = [], time.monotonic()
-            _save(checkpoint, parts, number + 1)
+    with progress(name, total) as bar:
+        bar.advance(first)
+        for number in range(first, total):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _warm_flat_falling(number / total)
+            step = Step(number, optimizer)
+            yield step
+            losses.append(step.loss)
+            bar.advance()
+            if (number + 1) % SAVE_STEPS == 0 or number + 1 == total:
+                _log(settings.work, name, number + 1, losses, time.monotonic() - started)
+                bar.note = f"loss {sum(losses) / len(losses):.4f}"
+                losses, started = [], time.monotonic()
+                _save(checkpoint, parts, number + 1)
 
 
 def _warm_flat_falling(share: float) -> float:
