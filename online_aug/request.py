@@ -64,6 +64,7 @@ class GenerationRequest:
     SILENT: ClassVar[Mapping[str, Scalar]] = {
         "starts_from": "image",
         "keeps_foreground": False,
+        "code_digest": None,
     }
     """Fields added later, left out of key and record at this value: older keys remain valid."""
 
@@ -71,6 +72,8 @@ class GenerationRequest:
     """Name in `METHODS`."""
     method_version: int
     """Raised when the method starts to make other pixels from the same fields."""
+    code_digest: str | None = None
+    """BLAKE2b of the file of a method that does not come with the package; None if it does."""
     source_digest: str
     """BLAKE2b of the source image's content, hexadecimal."""
     source_label: int

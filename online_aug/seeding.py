@@ -1,6 +1,7 @@
-"""Randomness as a function of what it is for: no global state, no sums of seeds.
+"""Randomness as a function of what it is for, and calls that leave no trace in global state.
 
-Using a module without leaving a trace in it.
+No global generator is used and no seeds are added up: every stream is named by what it is drawn
+for. Importing this module does not load PyTorch.
 """
 
 import hashlib
@@ -9,22 +10,28 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 def numpy_rng(*entropy: int | str) -> np.random.Generator:
-    """A generator that depends on every part of `entropy`, in order, by a digest of them all.
+    """Return a generator that depends on every part of `entropy` and on their order.
 
-    NumPy's own list of seeds would not do: to it `[3]` and `[3, 0]` are the same.
+    The parts are hashed: to NumPy's own list of seeds `[3]` and `[3, 0]` are the same.
     """
     return np.random.default_rng(_digest(entropy, 16))
 
 
 def seed_of(*entropy: int | str) -> int:
-    """A seed below 2**62 that depends on all of `entropy`; a tenth of a generator's price."""
+    """Return a seed below 2**62 that depends on every part of `entropy` and on their order.
+
+    It costs a tenth of `numpy_rng`.
+    """
     return _digest(entropy, 8) >> 2
 
 
@@ -34,14 +41,16 @@ def _digest(entropy: tuple[int | str, ...], size: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def torch_rng(seed: int) -> torch.Generator:
-    """A CPU generator: the same numbers on every machine and device."""
+def torch_rng(seed: int) -> "torch.Generator":
+    """Return a CPU generator, which draws the same numbers on every machine and device."""
+    import torch
+
     return torch.Generator("cpu").manual_seed(seed)
 
 
 @contextmanager
 def numpy_global_state(rng: np.random.Generator) -> Iterator[None]:
-    """Let a library that draws from NumPy's global state draw from `rng`; restored on exit."""
+    """Make a library that uses NumPy's global state draw from `rng`; restore the state on exit."""
     saved = np.random.get_state()  # noqa: NPY002 - timm's Mixup knows no other source
     np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002
     try:
@@ -52,10 +61,7 @@ def numpy_global_state(rng: np.random.Generator) -> Iterator[None]:
 
 @contextmanager
 def library_state(seed: int) -> Iterator[None]:
-    """Let transforms that draw from Python's, NumPy's and PyTorch's global state draw by `seed`.
-
-    All three are restored on exit.
-    """
+    """Seed the global states of Python, NumPy and PyTorch for a library; restore them on exit."""
     saved = random.getstate()
     rng = np.random.default_rng(seed)
     random.seed(int(rng.integers(2**32)))
@@ -67,11 +73,13 @@ def library_state(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def torch_global_state(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Let layers that draw from PyTorch's global state (initial weights, dropout) draw from `seed`.
+def torch_global_state(seed: int, device: "torch.device | None" = None) -> Iterator[None]:
+    """Seed PyTorch's global state for layers that draw from it, such as dropout.
 
-    The state of the CPU and of `device` is restored on exit; other devices are not touched.
+    The states of the CPU and of `device` are restored on exit; other devices are not touched.
     """
+    import torch
+
     on_gpu = device is not None and device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)
@@ -82,8 +90,8 @@ def torch_global_state(seed: int, device: torch.device | None = None) -> Iterato
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every part in evaluation mode; on exit each has the mode it had, frozen parts included."""
+def evaluation_mode(module: "nn.Module") -> Iterator[None]:
+    """Put every part into evaluation mode; on exit give each part the mode that it had."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -94,18 +102,22 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """`evaluation_mode`, without a graph, and with PyTorch's random states restored on exit.
+def untouched(module: "nn.Module", device: "torch.device") -> Iterator[None]:
+    """Evaluate without gradients; on exit restore modes and PyTorch's random states.
 
     Running statistics do not move in evaluation mode, and without a graph no gradient is written.
     """
+    import torch
+
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluation_mode(module), torch.no_grad():
         yield
 
 
-def recorded(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
+def recorded(module: "nn.Module", inputs: "tuple[Tensor, ...]") -> "torch.jit.ScriptModule":
     """Record a module's call in TorchScript at the shapes of `inputs`, with its present weights."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that are constant: the shapes
         traced = torch.jit.trace(module, inputs, check_trace=False)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 import lmdb
 import numpy as np
 import torch
-from request_samples import CLASSES, digest_of, make_context, make_plan, make_sources
+from request_samples import CLASSES, digest_of, make_part, make_plan, make_sources
 
 from cache import Entry
-from online_aug.config.mixing import MixingConfig
+from online_aug.config.training import MixingConfig
 from online_aug.experiment.images import BoundCompose
 from online_aug.loader.back_pressure import BackPressure
 from online_aug.loader.dataset import MixedDataset
@@ -18,7 +18,7 @@ from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Order, Probability
 
 IMAGES = 24
-CONTEXT = make_context()
+PART = make_part()
 PLAN = make_plan(make_sources(IMAGES), 2)
 KEYS = [request.key for request in PLAN]
 
@@ -138,7 +138,7 @@ class Setup:
             images=self.images,
             plan=list(PLAN),
             places={digest_of(index): index for index in range(IMAGES)},
-            compose=BoundCompose({"diff_mix": CONTEXT}),
+            compose=BoundCompose({"diff_mix": PART}),
             store=self.store,
             transform=self.transform,
             seed=self.order.seed,

@@ -1,85 +1,61 @@
-"""Contexts, sources and requests for tests, small and all of one recipe."""
+"""Methods, contexts, sources and requests for tests, small and all of one recipe."""
 
 import hashlib
+from dataclasses import fields
 
 import numpy as np
 from hypothesis import strategies as st
 
-from online_aug.methods import (
-    METHODS,
-    DiffuseMix,
-    DiffuseMixSettings,
-    MethodContext,
-    Part,
-    SgdMix,
-    SgdMixSettings,
-    Source,
-    plan_requests,
-)
+from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
+from online_aug.methods import make_method as method_of
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 
 CLASSES = 4
+PROMPTS = ("snowy", "mosaic", "sunset")
+INSTRUCTIONS = tuple(f"A transformed version of image into {prompt}" for prompt in PROMPTS)
+SMALL = {
+    "diffusemix": {"prompts": PROMPTS},
+    "sgd_mix": {"candidates": (3, 5), "max_union_share": 0.9},
+}
+"""Settings of methods that fit a training set of a dozen images."""
+
+
+def make_method(name="diff_mix", **settings) -> Method:
+    """A method with small settings and these."""
+    return method_of(METHODS[name].Settings(name=name, **SMALL.get(name, {}) | settings))
 
 
 def make_context(**changes):
+    """A context for any method, with maps of a dozen images and two flat fractals."""
     prompts = tuple(f"a photo of a <class_{number}> digit" for number in range(CLASSES))
-    settings = {
+    values = {
         "prompts": prompts,
-        "strengths": (0.5, 0.7, 0.9),
-        "gamma": 0.8,
+        "class_sizes": (3,) * len(changes.get("prompts", prompts)),
         "guidance_scale": 2.5,
+        "image_guidance_scale": 1.5,
         "num_inference_steps": 10,
         "scheduler": "ddim",
         "resolution": 64,
         "seed": 0,
         "generator_fingerprint": "f0",
+        "resources": [np.full((4, 4, 3), 90, np.uint8), np.full((6, 6, 3), 200, np.uint8)],
         "saliency": make_table(12),
     }
-    return MethodContext(**settings | changes)
+    return MethodContext(**values | changes)
 
 
-INSTRUCTIONS = tuple(
-    f"A transformed version of image into {word}" for word in ("snowy", "mosaic", "sunset")
-)
-
-
-def diffusemix_settings(**changes):
-    """What DiffuseMix needs beside the rest, with two flat fractals of different sizes."""
-    settings = {
-        "instructions": INSTRUCTIONS,
-        "takes_all": False,
-        "image_guidance_scale": 1.5,
-        "masks": ("left", "right", "top", "bottom"),
-        "seam": 0.0,
-        "fractal_weight": 0.2,
-        "fractals": [np.full((4, 4, 3), 90, np.uint8), np.full((6, 6, 3), 200, np.uint8)],
-    }
-    return DiffuseMixSettings(**settings | changes)
-
-
-def sgd_mix_settings(**changes):
-    """What SGD-Mix needs beside the rest and the maps."""
-    settings = {
-        "candidates": (3, 5),
-        "max_union_share": 0.9,
-        "min_source_share": 0.05,
-        "max_draws": 5,
-    }
-    return SgdMixSettings(**settings | changes)
-
-
-def context_for(method, **changes):
-    """A context with what this method asks for."""
-    settings = {DiffuseMix: diffusemix_settings, SgdMix: sgd_mix_settings}.get(type(method))
-    return make_context(settings=settings and settings(), **changes)
+def make_part(name="diff_mix", **changes):
+    """A method and its context; changes are of the settings or of the context."""
+    shared = {field.name for field in fields(MethodContext)}
+    settings = {key: value for key, value in changes.items() if key not in shared}
+    context = {key: value for key, value in changes.items() if key in shared}
+    return Part(method=make_method(name, **settings), context=make_context(**context))
 
 
 def make_plan(sources, variants, name="diff_mix", **changes):
-    """What one method asks for."""
-    method = METHODS[name]
-    part = Part(method=method, context=context_for(method, **changes))
-    return plan_requests([part], sources, variants)
+    """Every request of one method."""
+    return plan_requests([make_part(name, **changes)], sources, variants)
 
 
 def make_sources(count):
@@ -135,6 +111,7 @@ VALUES = {
     "target_digest": st.none() | _texts,
     "prompt": _texts,
     "strength": _positive,
+    "code_digest": st.none() | _texts,
     "starts_from": st.sampled_from(["image", "noise"]),
     "keeps_foreground": st.booleans(),
     "guidance_scale": _positive,
@@ -148,6 +125,6 @@ VALUES = {
     "gate_version": st.none() | _texts,
     "generator_fingerprint": _texts,
 }
-"""What each field of a request may hold."""
+"""The values that each field of a request may have."""
 
 requests = st.fixed_dictionaries(VALUES).map(lambda fields: GenerationRequest(**fields))

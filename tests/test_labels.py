@@ -1,33 +1,18 @@
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import TypeCheckError
 
-from online_aug.labels import smooth, translation_label
+from online_aug.labels import one_hot, rare_class_weights, translation_label
 
 CLASSES = 7
-pairs = st.lists(
-    st.tuples(
-        st.integers(0, CLASSES - 1),
-        st.integers(0, CLASSES - 1),
-        st.floats(2**-6, 1, width=32),
-    ),
-    min_size=1,
-    max_size=5,
-)
+classes = st.integers(0, CLASSES - 1)
+strengths = st.floats(2**-6, 1)
 gammas = st.floats(0.1, 3)
 
 
-def label(rows, gamma):
-    source, target, strength = zip(*rows, strict=True)
-    return translation_label(
-        torch.tensor(source),
-        torch.tensor(target),
-        torch.tensor(strength, dtype=torch.float32),
-        num_classes=CLASSES,
-        gamma=gamma,
-    )
+def label(source, target, strength, gamma):
+    return translation_label(source, target, strength, num_classes=CLASSES, gamma=gamma)
 
 
 @pytest.mark.parametrize(
@@ -35,73 +20,52 @@ def label(rows, gamma):
     [(0.25, 0.5, 0.5, 0.5), (0.81, 0.5, 0.1, 0.9), (0.5, 2, 0.75, 0.25), (0.7, 1, 0.3, 0.7)],
 )
 def test_labels_are_those_worked_out_by_hand(strength, gamma, of_source, of_target):
-    expected = torch.zeros(1, CLASSES)
-    expected[0, 1], expected[0, 4] = of_source, of_target
-    torch.testing.assert_close(label([(1, 4, strength)], gamma), expected, rtol=0, atol=1e-6)
+    expected = np.zeros(CLASSES)
+    expected[1], expected[4] = of_source, of_target
+    np.testing.assert_allclose(label(1, 4, strength, gamma), expected, atol=1e-6)
 
 
-@given(pairs, gammas)
-def test_rows_are_distributions_also_for_pairs_of_one_class(rows, gamma):
-    labels = label(rows, gamma)
-    assert labels.shape == (len(rows), CLASSES)
-    assert labels.dtype == torch.float32
-    assert (labels >= 0).all()
-    torch.testing.assert_close(labels.sum(1), torch.ones(len(rows)))
+@given(classes, classes, strengths, gammas)
+def test_a_label_is_a_distribution_also_if_both_classes_are_one(source, target, strength, gamma):
+    found = label(source, target, strength, gamma)
+    assert (found.shape, found.dtype) == ((CLASSES,), np.float32)
+    assert (found >= 0).all()
+    assert found.sum() == pytest.approx(1, abs=1e-6)
 
 
-@given(st.integers(0, CLASSES - 1), st.floats(2**-6, 1, width=32), gammas)
+@given(classes, strengths, gammas)
 def test_a_pair_of_one_class_is_one_hot(index, strength, gamma):
-    expected = torch.nn.functional.one_hot(torch.tensor([index]), CLASSES).float()
-    torch.testing.assert_close(label([(index, index, strength)], gamma), expected)
+    np.testing.assert_allclose(label(index, index, strength, gamma), one_hot(index, CLASSES))
 
 
-@given(st.floats(2**-6, 1, width=32), gammas)
+@given(strengths, gammas)
 def test_mass_strength_to_the_gamma_moves_to_the_target(strength, gamma):
-    row = label([(2, 5, strength)], gamma)[0]
-    assert float(row[5]) == pytest.approx(strength**gamma, abs=1e-5)
-    assert float(row[2]) == pytest.approx(1 - strength**gamma, abs=1e-5)
+    found = label(2, 5, strength, gamma)
+    assert found[5] == pytest.approx(strength**gamma, abs=1e-5)
+    assert found[2] == pytest.approx(1 - strength**gamma, abs=1e-5)
 
 
 def test_the_whole_trajectory_gives_the_target_alone():
-    assert label([(2, 5, 1.0)], 0.8)[0].tolist() == [0, 0, 0, 0, 0, 1, 0]
+    assert label(2, 5, 1.0, 0.8).tolist() == [0, 0, 0, 0, 0, 1, 0]
 
 
 @given(st.floats(0.01, 0.98), gammas)
 def test_a_stronger_translation_moves_more(strength, gamma):
-    weak, strong = label([(0, 1, strength), (0, 1, strength + 0.02)], gamma)[:, 1]
-    assert weak < strong
+    assert label(0, 1, strength, gamma)[1] < label(0, 1, strength + 0.02, gamma)[1]
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0])
 def test_gamma_must_be_positive(gamma):
     with pytest.raises(ValueError, match=f"^gamma must be positive, got {gamma}$"):
-        label([(0, 1, 0.5)], gamma)
+        label(0, 1, 0.5, gamma)
 
 
-@given(pairs, st.floats(0, 0.99))
-def test_smoothing_keeps_distributions_and_their_order(rows, smoothing):
-    labels = label(rows, 0.8)
-    smoothed = smooth(labels, smoothing)
-    torch.testing.assert_close(smoothed.sum(1), torch.ones(len(rows)))
-    assert float(smoothed.min()) >= smoothing / CLASSES - 1e-6
-    torch.testing.assert_close(
-        smoothed - smoothed.mean(1, keepdim=True),
-        (labels - labels.mean(1, keepdim=True)) * (1 - smoothing),
-    )
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_rare_classes_are_drawn_more_often(balance):
+    weights = rare_class_weights((2, 4), balance)
+    assert sum(weights) == pytest.approx(1)
+    assert weights[0] / weights[1] == pytest.approx(((4 + 1) / (2 + 1)) ** balance)
 
 
-def test_smoothing_writes_into_no_input():
-    labels = torch.eye(3)
-    smooth(labels, 0.1)
-    assert torch.equal(labels, torch.eye(3))
-
-
-def test_shapes_in_signatures_are_checked_while_testing():
-    with pytest.raises(TypeCheckError):
-        translation_label(
-            torch.tensor([0, 1]),
-            torch.tensor([1]),
-            torch.tensor([0.5]),
-            num_classes=2,
-            gamma=1.0,
-        )
+def test_without_balance_all_classes_are_drawn_alike():
+    assert rare_class_weights((2, 4), 0.0) is None

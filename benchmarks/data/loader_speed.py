@@ -29,7 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from benchmarks._timing import faster, in_turns, rate
 from cache import Entry, Store
 from online_aug.config import Config
-from online_aug.config.mixing import MixingConfig
+from online_aug.config.training import MixingConfig
 from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.settings import DataConfig
@@ -41,7 +41,7 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool
 from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Order, order_of
-from online_aug.methods import METHODS, MethodContext, Part, Source, plan_requests
+from online_aug.methods import METHODS, MethodContext, Part, Source, make_method, plan_requests
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
 
@@ -98,9 +98,9 @@ def main() -> None:
         Store(Path(folder) / "cache", codec=options.codec) as store,
     ):
         images = _write_images(Path(folder) / "images", options.images)
-        plan, context = _fill(store, images, options.resolution)
+        plan, part = _fill(store, images, options.resolution)
         loaders = {
-            f"p = {share:g}": _loader(images, store, plan, context, share, options.workers)
+            f"p = {share:g}": _loader(images, store, plan, part, share, options.workers)
             for share in (0.0, 0.5, 1.0)
         }
         folder_set = ImageFolder(
@@ -115,13 +115,13 @@ def main() -> None:
             line = f"{name}: {rate(seconds, name, served):,.0f} images/s"
             ratio = f", {faster(seconds, name, IMAGE_FOLDER):.2f} of {IMAGE_FOLDER}"
             sys.stdout.write(line + (ratio if name != IMAGE_FOLDER else "") + "\n")
-        _print_main_process(images, store, plan, context)
+        _print_main_process(images, store, plan, part)
 
 
 def _print_main_process(
-    images: ImageSet, store: Store, plan: list[GenerationRequest], context: MethodContext
+    images: ImageSet, store: Store, plan: list[GenerationRequest], part: Part
 ) -> None:
-    loader = _loader(images, store, plan, context, 0.5, workers=1)
+    loader = _loader(images, store, plan, part, 0.5, workers=1)
     next(iter(loader))  # the worker starts
     spent_s, served = _thread_time(lambda: list(loader)), len(loader) * BATCH_SIZE
     sampler_s = _thread_time(lambda: list(_sampler(images, store, plan, 0.5)))
@@ -167,30 +167,30 @@ def _picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return Image.fromarray((127.5 + total * 0.6).clip(0, 255).astype(np.uint8))
 
 
-def _fill(
-    store: Store, images: ImageSet, resolution: int
-) -> tuple[list[GenerationRequest], MethodContext]:
+def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[GenerationRequest], Part]:
     sources = [
         Source(digest=images.digest(index), label=int(label))
         for index, label in enumerate(images.labels)
     ]
     context = MethodContext(
         prompts=tuple(f"a photo of a {name}" for name in images.class_names),
-        strengths=(0.7,),
-        gamma=0.8,
+        class_sizes=tuple(np.bincount(images.labels, minlength=len(images.class_names)).tolist()),
         guidance_scale=7.5,
+        image_guidance_scale=1.5,
         num_inference_steps=25,
         scheduler="ddim",
         resolution=resolution,
         seed=0,
         generator_fingerprint="benchmark",
     )
-    plan = plan_requests([Part(method=METHODS["diff_mix"], context=context)], sources, 1)
+    settings = METHODS["diff_mix"].Settings(name="diff_mix", strength=(0.7,))
+    part = Part(method=make_method(settings), context=context)
+    plan = plan_requests([part], sources, 1)
     rng = np.random.default_rng(1)
     for request in plan:
         picture = np.asarray(_picture(rng, resolution, resolution))
         store.put_many([Entry(request.to_fields(), picture)])
-    return plan, context
+    return plan, part
 
 
 def _sampler(
@@ -214,7 +214,7 @@ def _loader(
     images: ImageSet,
     store: Store,
     plan: list[GenerationRequest],
-    context: MethodContext,
+    part: Part,
     share: float,
     workers: int,
 ) -> OnlineAugLoader:
@@ -222,7 +222,7 @@ def _loader(
         images=images,
         plan=list(plan),
         places={images.digest(index): index for index in range(len(images))},
-        compose=BoundCompose({"diff_mix": context}),
+        compose=BoundCompose({"diff_mix": part}),
         store=store,
         transform=train_transform(DATA),
         seed=0,

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from online_aug.config.generation import GenerationConfig
-from online_aug.config.methods import MethodConfig
 from online_aug.data.embedded import digits_arrays
 from online_aug.data.pocket_birds import HABITATS, SPECIES, random_scene, render
 from online_aug.generation.engine import ImageGenerator
+from online_aug.methods.diffusemix import DiffuseMixSettings
 from online_aug.request import GenerationRequest
 from online_aug.seeding import numpy_rng
 
@@ -44,7 +44,7 @@ def sources() -> list[np.ndarray]:
 
 def row(editor: ImageGenerator, source: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
     """Return a source and its edits, side by side."""
-    config = MethodConfig()
+    config = DiffuseMixSettings(name="diffusemix")
     requests = [
         request(config.template.replace("{prompt}", prompt), number, scales)
         for number, prompt in enumerate(config.prompts)

@@ -8,7 +8,6 @@ independent judge which class each result shows. The judge knows digits only.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -24,7 +23,7 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.engine import ImageGenerator
-from online_aug.methods import METHODS
+from online_aug.methods import make_method
 from online_aug.seeding import numpy_rng
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
@@ -87,8 +86,9 @@ def _rates(experiment: Experiment, judge: torch.nn.Module) -> dict[float, tuple[
 
 def _requests(experiment: Experiment, strength: float) -> list:
     rng = numpy_rng("drift", int(strength * 1000))
-    context = replace(experiment.contexts["diff_mix"], strengths=(strength,))
-    method = METHODS["diff_mix"]
+    context = experiment.contexts["diff_mix"]
+    settings = experiment.methods["diff_mix"].settings
+    method = make_method(settings.model_copy(update={"strength": (strength,)}))
     requests: list = []
     while len(requests) < IMAGES_PER_STRENGTH:
         source = experiment.sources[int(rng.integers(len(experiment.sources)))]

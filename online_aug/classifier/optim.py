@@ -99,6 +99,11 @@ def mix_batch(
     return images, torch.cat([weights.to(labels.dtype) @ labels[:paired], labels[paired:]])
 
 
+def smooth(labels: Float[Tensor, "b k"], smoothing: float) -> Float[Tensor, "b k"]:
+    """Move `smoothing` of every label's mass to the uniform distribution, smoothing in [0, 1)."""
+    return labels * (1 - smoothing) + smoothing / labels.shape[1]
+
+
 def learning_rate(
     optim: OptimConfig, step: int, *, total_steps: int, steps_per_epoch: int
 ) -> float:

@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from cache.text import nearest_hint
 from online_aug.config import Config
-from online_aug.config.loading import describe, json_schema, load_config
+from online_aug.config.loading import load_config
+from online_aug.config.schema import describe, json_schema
 from online_aug.errors import UserError
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -10,19 +10,21 @@ from online_aug.config.generation import (
     FinetuneConfig,
     GateConfig,
     GenerationConfig,
+    SaliencyConfig,
     ScheduleConfig,
 )
-from online_aug.config.methods import REPLAY_ALL, MethodConfig, Methods, SaliencyConfig
-from online_aug.config.mixing import MixingConfig
 from online_aug.config.training import (
     CacheConfig,
     ClassifierConfig,
     DevicesConfig,
+    MixingConfig,
     OptimConfig,
     RunConfig,
 )
 from online_aug.data.settings import DataConfig
+from online_aug.methods import METHODS, MethodSettings, find_method, make_method
 from online_aug.methods.fractals import FractalConfig
+from online_aug.methods.registry import DEFAULT, MethodSection
 from online_aug.settings import Section
 
 
@@ -31,8 +33,8 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
-    method: Methods = MethodConfig()
-    """One method, or a list of them with weights that share the images of a run."""
+    method: MethodSection = METHODS[DEFAULT].Settings(name=DEFAULT)
+    """One method, or a list of methods that share the images of a run by their weights."""
     mixing: MixingConfig = MixingConfig()
     generation: GenerationConfig = GenerationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -46,38 +48,32 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
 
     @property
-    def methods(self) -> tuple[MethodConfig, ...]:
-        """The configured methods, mostly one."""
+    def methods(self) -> tuple[MethodSettings, ...]:
+        """The settings of the configured methods, mostly of one."""
         return self.method if isinstance(self.method, tuple) else (self.method,)
 
     @model_validator(mode="after")
     def _methods_differ(self) -> "Config":
-        names = [method.name for method in self.methods]
+        names = [make_method(settings).name for settings in self.methods]
         if not names:
             raise ValueError("method must be a section or a list of at least 1 such, got []")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"method must list each method once, got {twice} twice")
         if len(names) > 1 and self.mixing.imported is not None:
             raise ValueError(
-                "mixing.imported must be null where method lists several: which of them labels an "
+                "mixing.imported must be null if method lists several: which of them labels an "
                 f"imported image is not known, got {self.mixing.imported}"
             )
         return self
 
     @model_validator(mode="after")
-    def _every_strength_runs_a_step(self) -> "Config":
-        steps = self.generation.num_inference_steps
-        for method in self.methods:
-            for strength in () if method.name in REPLAY_ALL else method.strength:
-                if int(steps * strength) < 1:
-                    raise ValueError(
-                        "method.strength * generation.num_inference_steps must be at least 1, "
-                        f"got {strength:g} * {steps}"
-                    )
+    def _methods_fit(self) -> "Config":
+        for settings in self.methods:
+            make_method(settings).check(self)
         return self
 
     @model_validator(mode="after")
-    def _what_is_waited_for_is_made_in_order(self) -> "Config":
+    def _wait_serves_the_plan_in_order(self) -> "Config":
         schedule = self.schedule
         if self.mixing.starvation == "wait" and schedule.priority != "uniform":
             raise ValueError(
@@ -92,29 +88,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _imported_stay(self) -> "Config":
+    def _imported_images_have_one_plan(self) -> "Config":
         follows = (self.saliency.method, self.saliency.teacher) == ("grad_cam", "classifier")
-        names = {method.name for method in self.methods}
-        if follows and "sgd_mix" in names and self.mixing.imported == "beside":
+        uses_saliency = any(find_method(settings.name).uses_saliency for settings in self.methods)
+        if follows and uses_saliency and self.mixing.imported == "beside":
             raise ValueError(
-                "mixing.imported must be null or only where saliency.teacher is the classifier in "
+                "mixing.imported must be null or only if saliency.teacher is the classifier in "
                 "training, whose plans replace one another, got beside"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _diffusemix_fits(self) -> "Config":
-        made = self.generation
-        for method in self.methods:
-            if method.name != "diffusemix":
-                continue
-            if made.guidance_scale == 1:  # diffusers would leave the image's guidance out too
-                raise ValueError("generation.guidance_scale must be above 1 for diffusemix, got 1")
-            prompts = len(method.prompts)
-            if method.prompt_choice == "all" and made.variants_per_image % prompts:
-                raise ValueError(
-                    "generation.variants_per_image must be a multiple of the number of "
-                    "method.prompts with method.prompt_choice all, "
-                    f"got {made.variants_per_image} for {prompts}"
-                )
         return self

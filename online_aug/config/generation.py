@@ -196,3 +196,20 @@ class ScheduleConfig(Section):
                 f"{self.stripes}"
             )
         return self
+
+
+class SaliencyConfig(Section):
+    """Where the foreground of an image is, for SGD-Mix."""
+
+    teacher: Literal["classifier"] | Path = "classifier"
+    """Whose gaze counts: the `classifier` being trained, or a file of weights, from the start."""
+    name: str | None = None
+    """timm name of the model in that file; null is `classifier.name`."""
+    method: Literal["grad_cam", "spectral_residual"] = "grad_cam"
+    """`grad_cam` of the image's own class, or `spectral_residual`, which needs no teacher."""
+    image_size: Pixels | None = None
+    """Side of the square the teacher looks at, px; null is `data.image_size`; larger is finer."""
+    refresh_epochs: Count = 5
+    """Epochs between two versions of the maps where the classifier being trained is the teacher."""
+    max_version_lag: Annotated[int, Field(ge=0)] = 1
+    """Images made from maps up to this many versions old are still served."""

@@ -16,12 +16,19 @@ from online_aug.diffusion.compatibility import check_attention, check_few_steps,
 from online_aug.diffusion.directory import locate_model, locate_vae
 from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint
 from online_aug.errors import UserError
-from online_aug.experiment.contexts import check_methods, instructions_of, method_contexts
+from online_aug.experiment.contexts import check_methods, shared_context
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
 from online_aug.experiment.saliency import ExperimentSaliency
 from online_aug.generation.gate import check_gate
-from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
-from online_aug.methods.fractals import FractalBank, bank_of
+from online_aug.methods import (
+    Method,
+    MethodContext,
+    Part,
+    Source,
+    make_method,
+    plan_requests,
+)
+from online_aug.methods.base import Resources
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 
@@ -45,10 +52,11 @@ class ExperimentModel:
         """The run asks for images that a generator makes or has made by its plan."""
         return self.is_synthetic and self.config.mixing.imported != "only"
 
-    @property
+    @cached_property
     def methods(self) -> dict[str, Method]:
-        """What plans, prepares and composes, by name."""
-        return {method.name: METHODS[method.name] for method in self.config.methods}
+        """The configured methods by their names in requests."""
+        made = map(make_method, self.config.methods)
+        return {method.name: method for method in made}
 
     @cached_property
     def model(self) -> Path:
@@ -132,9 +140,6 @@ class ExperimentModel:
         return fingerprint(self.model_digest, adapters, self.dtype, replaced)
 
 
-LARGEST_FRACTAL_PX = 256
-
-
 @dataclass(frozen=True)
 class Experiment(ExperimentModel):
     """One configuration with its data, before any model is loaded."""
@@ -155,10 +160,13 @@ class Experiment(ExperimentModel):
         check_gate(self.config, len(self.splits.train.class_names), self.device)
         if not self.is_synthetic:
             return
-        check_methods(self.config, follows_classifier=self.saliency.follows_classifier)
-        self.fractals  # noqa: B018 - there are some, or refused
+        check_methods(
+            self.config, self.methods, follows_classifier=self.saliency.follows_classifier
+        )
+        self.resources  # noqa: B018 - usable, or refused
         self.imports  # noqa: B018 - some fit, or refused
-        self.saliency.check_candidates(len(self.digests))
+        for method in self.methods.values() if self.is_planned else ():
+            method.check_images(len(self.digests))
         if generates:
             check_attention(self.config.generation.attention, self.device)
             check_weights(self.model, self.vae)
@@ -209,15 +217,23 @@ class Experiment(ExperimentModel):
                 "finetune.path must hold the result for these images and settings, "
                 f"{self.finetuned} is missing; run online-aug finetune first"
             )
-        prompts = tuple(concept.prompt for concept in self.concepts)
-        return method_contexts(
+        shared = shared_context(
             self.config,
-            prompts,
-            self.fingerprint,
-            self.fractals,
-            self.class_sizes,
-            self.digests,
+            prompts=tuple(concept.prompt for concept in self.concepts),
+            class_sizes=tuple(self.class_sizes),
+            generator_fingerprint=self.fingerprint,
+            digests=self.digests,
         )
+        return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The configured methods with their contexts, by name."""
+        contexts = self.contexts
+        return {
+            name: Part(method=method, context=contexts[name])
+            for name, method in self.methods.items()
+        }
 
     @property
     def class_sizes(self) -> list[int]:
@@ -226,18 +242,13 @@ class Experiment(ExperimentModel):
         return [counts[label] for label in range(len(self.splits.train.class_names))]
 
     @cached_property
-    def fractals(self) -> FractalBank | None:
-        """The pictures DiffuseMix blends in, not yet written; None for another method."""
-        if "diffusemix" not in self.methods:
-            return None
-        config, resolution = self.config.fractals, self.config.generation.resolution
-        return bank_of(config, config.side_px or min(resolution, LARGEST_FRACTAL_PX))
+    def resources(self) -> dict[str, Resources | None]:
+        """Files that methods need when images are composed, by method; not yet written.
 
-    @property
-    def instructions(self) -> dict[str, str]:
-        """DiffuseMix's prompts: what the model reads, and the configured word for it."""
-        said = (instructions_of(method) for method in self.config.methods)
-        return {prompt: word for each in said for prompt, word in each.items()}
+        Raises:
+            UserError: If some cannot be used.
+        """
+        return {name: method.resources(self.config) for name, method in self.methods.items()}
 
     @cached_property
     def plan(self) -> list[GenerationRequest]:
@@ -264,12 +275,8 @@ class Experiment(ExperimentModel):
     def plan_of(self, version: str | None) -> list[GenerationRequest]:
         """Every request made with the saliency maps of a version, in order."""
         parts = [
-            Part(
-                method=METHODS[method.name],
-                context=self._context_of(method.name, version),
-                weight=method.weight,
-            )
-            for method in self.config.methods
+            Part(method=method, context=self._context_of(name, version))
+            for name, method in self.methods.items()
         ]
         return plan_requests(parts, self.sources, self.config.generation.variants_per_image)
 

@@ -23,7 +23,7 @@ from cache import Scalar, Store
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
 from online_aug.errors import UserError
-from online_aug.methods import METHODS, MethodContext, Source
+from online_aug.methods import Method, Part, Picture, Source, make_method
 from online_aug.request import ImportedImage, Servable
 
 _REASONS_SHOWN = 3
@@ -84,7 +84,7 @@ class ImportFinder:
         source, target = self._label(request, "source"), self._label(request, "target")
         image = ImportedImage(
             key=key,
-            method=self.config.methods[0].name,  # of several none would be served
+            method=self._method.name,
             source_digest=self._digest(request, source),
             source_label=source,
             target_label=target,
@@ -95,9 +95,13 @@ class ImportFinder:
             raise _MisfitError(
                 f"its source image is not known, which mixing.policy {policy} asks for"
             )
-        if reason := METHODS[image.method].misfit(image):
+        if reason := self._method.misfit(image):
             raise _MisfitError(reason)
         return image
+
+    @cached_property
+    def _method(self) -> Method:
+        return make_method(self.config.methods[0])  # several would serve no imported images
 
     def _label(self, request: Mapping[str, Scalar], side: str) -> int:
         name, label = request.get(f"{side}_class"), request.get(f"{side}_label")
@@ -201,21 +205,21 @@ def _is_weight(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class BoundCompose:
-    """Every request's own method, with one experiment's contexts; pickles to worker processes."""
+    """Composes images by the methods of one experiment; pickles to loader processes."""
 
-    contexts: Mapping[str, MethodContext]
-    """By the name of the method."""
+    parts: Mapping[str, Part]
+    """Methods and their contexts by name."""
 
     def __call__(
         self,
-        source: Callable[[], UInt8[np.ndarray, "h w 3"]],
-        generated: UInt8[np.ndarray, "h2 w2 3"],
+        source: Callable[[], Picture],
+        generated: Picture,
         request: Servable,
         rng: np.random.Generator,
-    ) -> tuple[UInt8[np.ndarray, "h3 w3 3"], Float[Tensor, " k"]]:
-        """Image and soft label of one synthetic sample."""
-        method, context = METHODS[request.method], self.contexts[request.method]
-        return method.compose(source, generated, request, context, rng)
+    ) -> tuple[Picture, Float[np.ndarray, " k"]]:
+        """Return image and soft label of one synthetic sample."""
+        part = self.parts[request.method]
+        return part.method.compose(source, generated, request, part.context, rng)
 
 
 class SourceImages:

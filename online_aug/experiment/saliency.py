@@ -10,9 +10,8 @@ from jaxtyping import Float
 
 from cache import Store, cache_exists
 from online_aug.config import Config
-from online_aug.config.methods import MethodConfig
 from online_aug.errors import UserError
-from online_aug.methods import METHODS
+from online_aug.methods import find_method
 from online_aug.saliency import SaliencyTable
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
 
@@ -28,12 +27,8 @@ class ExperimentSaliency:
         """Planning needs to know where the foregrounds are."""
         mixing = self.config.mixing
         is_planned = mixing.is_synthetic and mixing.imported != "only"
-        return is_planned and bool(self.methods)
-
-    @property
-    def methods(self) -> list[MethodConfig]:
-        """The configured methods that ask for maps."""
-        return [m for m in self.config.methods if METHODS[m.name].uses_saliency]
+        methods = (find_method(settings.name) for settings in self.config.methods)
+        return is_planned and any(method.uses_saliency for method in methods)
 
     @property
     def weights(self) -> Path | None:
@@ -100,20 +95,6 @@ class ExperimentSaliency:
                 "start train.py once to make them"
             )
         return SaliencyTable.from_maps(version, maps)
-
-    def check_candidates(self, num_images: int) -> None:
-        """Refuse a search among more images than there are beside the source.
-
-        Raises:
-            UserError: If so.
-        """
-        others = num_images - 1
-        for method in self.methods if self.is_needed else ():
-            if method.candidates[1] > others:
-                raise UserError(
-                    f"method.candidates must be at most {others}, the other training images, "
-                    f"got {list(method.candidates)}"
-                )
 
     def _maps(self, version: str, digests: Sequence[str]) -> dict[str, Float[np.ndarray, "u v"]]:
         with Store(self.config.cache.path, readonly=True) as store:

@@ -17,16 +17,16 @@ from torch.utils.data import Dataset
 from cache import CacheError, CorruptRecordError, Record, Store
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.images import BadImageError
+from online_aug.labels import one_hot
 from online_aug.loader.slots import Kind, Slot
 from online_aug.request import Counts, Servable
 from online_aug.seeding import numpy_rng, seed_of, torch_rng
 
 _log = logging.getLogger(__name__)
 Image = UInt8[np.ndarray, "h w 3"]
+Label = Float[np.ndarray, " k"]
 Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3 s s"]]
-Compose = Callable[
-    [Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Tensor]
-]
+Compose = Callable[[Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Label]]
 """Makes a sample: source image (read only if called), generated image, request and random numbers
 to the image that is served and its soft label."""
 
@@ -91,9 +91,9 @@ class MixedDataset(Dataset[Sample]):
         # The cache gives read-only arrays, which torch does not take.
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         seed = seed_of("transform", self.seed, slot.epoch, slot.position)
-        return Sample(self.transform(pixels, torch_rng(seed)), label, kind)
+        return Sample(self.transform(pixels, torch_rng(seed)), torch.from_numpy(label), kind)
 
-    def _content(self, slot: Slot) -> tuple[Image, Tensor, Kind]:
+    def _content(self, slot: Slot) -> tuple[Image, Label, Kind]:
         if slot.number < 0 or self.compose is None:
             return *self._real(slot.index), slot.kind
         request = self.plan[slot.number]
@@ -130,7 +130,7 @@ class MixedDataset(Dataset[Sample]):
         except CacheError as error:
             _log.warning("a corrupt record stays in the cache: %s", error)
 
-    def _real(self, index: int) -> tuple[Image, Tensor]:
+    def _real(self, index: int) -> tuple[Image, Label]:
         """Return the image at `index`, or the next one that can be read if bad ones are skipped."""
         for candidate in range(index, index + len(self.images)):
             place = candidate % len(self.images)
@@ -141,9 +141,7 @@ class MixedDataset(Dataset[Sample]):
                     raise
                 _log.warning("skipped: %s", error)
                 continue
-            label = torch.zeros(len(self.images.class_names))
-            label[int(self.images.labels[place])] = 1
-            return image, label
+            return image, one_hot(int(self.images.labels[place]), len(self.images.class_names))
         raise BadImageError("no image of the training set can be read")
 
 

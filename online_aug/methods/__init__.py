@@ -1,31 +1,25 @@
-"""What to make: one file a method, each with `plan`, `prepare` and `compose`."""
+"""The augmentation methods: one file a method, with its settings; `base.py` is the contract."""
 
-from online_aug.methods.base import Method, MethodContext, Part, Source, plan_requests
-from online_aug.methods.diff_mix import DiffMix
-from online_aug.methods.diffusemix import DiffuseMix, DiffuseMixSettings
-from online_aug.methods.sgd_mix import SgdMix, SgdMixSettings
-
-METHODS: dict[str, Method] = {
-    "diff_mix": DiffMix("diff_mix"),
-    "diff_aug": DiffMix("diff_aug", targets="own"),
-    "diff_gen": DiffMix("diff_gen", targets="own", starts_from="noise"),
-    "real_guidance": DiffMix("real_guidance", targets="own", uses_finetuning=False),
-    "real_mix": DiffMix("real_mix", uses_finetuning=False),
-    "da_fusion": DiffMix("da_fusion", targets="own"),
-    "diffusemix": DiffuseMix(),
-    "sgd_mix": SgdMix(),
-}
+from online_aug.methods.base import (
+    Method,
+    MethodContext,
+    MethodSettings,
+    Part,
+    Picture,
+    Source,
+    plan_requests,
+)
+from online_aug.methods.registry import METHODS, find_method, make_method
 
 __all__ = [
     "METHODS",
-    "DiffMix",
-    "DiffuseMix",
-    "DiffuseMixSettings",
     "Method",
     "MethodContext",
+    "MethodSettings",
     "Part",
-    "SgdMix",
-    "SgdMixSettings",
+    "Picture",
     "Source",
+    "find_method",
+    "make_method",
     "plan_requests",
 ]

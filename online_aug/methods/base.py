@@ -1,132 +1,230 @@
-"""What every augmentation method provides, and what it is given.
+"""The base class of all methods, what a method is given, and the plan of a run.
 
-The plan: every request of an experiment, in the order in which they are made.
+Images are NumPy arrays here, `h w 3` in uint8, and soft labels are float32 vectors: methods are
+imported wherever a configuration is read, and PyTorch takes seconds to load.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
 
 from online_aug.request import GenerationRequest, PipelineKind, Servable
-from online_aug.saliency import SaliencyTable
 from online_aug.seeding import numpy_rng
+from online_aug.settings import Positive, Section
 
-# Of any size: with a name for a side, two pictures of one call would have to agree.
+if TYPE_CHECKING:
+    from online_aug.methods.fractals import FractalConfig
+    from online_aug.saliency import SaliencyTable
+
+# Without names for the sides: two pictures of one call may differ in size.
 Picture = UInt8[np.ndarray, "_ _ 3"]
-ImageOf = Callable[[str], UInt8[Tensor, "3 _ _"]]
-"""A training image by its digest, at the generator's resolution."""
+PictureOf = Callable[[str], Picture]
+"""Reads a training image by its digest, at the generator's resolution."""
 WITHIN_CLASS = "it lies between two classes, where the method stays within one"
-"""Why a method cannot label an image."""
+"""The reason against an imported image that a method cannot label."""
 
 
-def nowhere(count: int, side: int) -> Bool[Tensor, "b s s"]:
-    """For images without a foreground that has to stay."""
-    return torch.zeros(count, side, side, dtype=torch.bool)
+class MethodSettings(Section):
+    """The keys of `method` that every method takes."""
+
+    name: str
+    """The method: a name, or a class in a file such as `my_method.py:NextClass`, relative to the
+    working directory. Given on the command line, it takes over those keys of the file that it has
+    too."""
+    weight: Positive = 1.0
+    """If `method` lists several: this one's part of the images, in proportion to all weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A real training image as planning sees it: no pixels."""
+    """A real training image as planning sees it: without pixels."""
 
     digest: str
     label: int
 
 
+class GenerationSection(Protocol):
+    """The keys of `generation` that a method may read."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    resolution: int
+    variants_per_image: int
+
+
+class SharedSections(Protocol):
+    """The sections of a configuration that a method may read beside its own."""
+
+    @property
+    def generation(self) -> GenerationSection:
+        """How images are made."""
+
+    @property
+    def fractals(self) -> "FractalConfig":
+        """The fractal pictures."""
+
+
+class Resources(Protocol):
+    """Files that a method needs when images are composed; pickled to loader processes."""
+
+    def ensure(self) -> None:
+        """Write the files unless they are there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
-    """What all requests of one experiment share."""
+    """What all requests of one method share in one experiment."""
 
     prompts: tuple[str, ...]
     """The prompt of each class, such as `a photo of a <class_3> bird`."""
-    strengths: tuple[float, ...]
-    gamma: float
+    class_sizes: tuple[int, ...]
+    """Training images of each class."""
     guidance_scale: float
+    image_guidance_scale: float
     num_inference_steps: int
     scheduler: str
     resolution: int
+    """Side of the generated square, px."""
     seed: int
     """Seed of the plan and of the noise (`generation.seed`)."""
     generator_fingerprint: str
-    target_weights: tuple[float, ...] | None = None
-    """Chance of each class to be drawn as target, summing to 1; None draws all alike."""
     gate_version: str | None = None
-    """What judges the images' classes; None where nothing does."""
-    settings: object = None
-    """What the experiment's own method needs beside this, of that method's type."""
-    saliency: SaliencyTable | None = field(default=None, compare=False, repr=False)
-    """Where a classifier looks in every training image, for methods that ask."""
+    """Version of the gate that judges the images' classes; None if no gate does."""
+    resources: Any = None
+    """What `Method.resources` returned."""
+    saliency: "SaliencyTable | None" = field(default=None, compare=False, repr=False)
+    """The foreground of every training image, for methods that use it."""
 
     @property
     def num_classes(self) -> int:
-        """Classes of the data set."""
+        """Number of classes of the data set."""
         return len(self.prompts)
 
 
-class Method(Protocol):
-    """Plan a request, prepare what diffusion starts from, label what came out."""
+class Method(ABC):
+    """A way to augment images: plans requests, prepares what diffusion starts from, labels images.
+
+    A method is a subclass that writes `plan` and `compose`; everything else has a default.
+    """
+
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    """The keys under `method`; a subclass of `MethodSettings` with a docstring for each key."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Defaults for other sections that come with the method, such as `{"mixing": {...}}`."""
+    version: ClassVar[int] = 1
+    """Raise it if the method starts to make other pixels from the same fields of a request."""
+    pipeline: ClassVar[PipelineKind] = "image_to_image"
+    """The kind of model that makes the images."""
+    uses_saliency: ClassVar[bool] = False
+    """Whether planning reads `MethodContext.saliency`."""
+    uses_finetuning: ClassVar[bool] = True
+    """Whether the model learns the classes first; otherwise it is taken as it is."""
+    code_digest: ClassVar[str | None] = None
+    """Digest of the file that defines the method; None if it comes with this package."""
+
+    def __init__(self, settings: MethodSettings) -> None:
+        """Take the settings, which are of the class `Settings`."""
+        self.settings: Any = settings
+
+    def __reduce__(self) -> tuple[Callable[..., "Method"], tuple[dict[str, Any]]]:
+        # The class may be of a user's file, which the other process has to import first.
+        from online_aug.methods.registry import restore
+
+        return restore, (self.settings.model_dump(mode="json"),)
 
     @property
-    def version(self) -> int:
-        """Raised when the method starts to make other pixels from the same fields."""
-        ...
+    def name(self) -> str:
+        """The name in requests: for a class in a file the name of the class."""
+        return str(self.settings.name).rpartition(":")[2]
 
-    @property
-    def pipeline(self) -> PipelineKind:
-        """What kind of model makes its images."""
-        ...
+    def check(self, config: SharedSections) -> None:  # noqa: B027 - a default, not a gap
+        """Raise `ValueError` if the settings do not fit the other sections."""
 
-    @property
-    def uses_saliency(self) -> bool:
-        """Whether planning needs `MethodContext.saliency`."""
-        ...
+    def check_images(self, count: int) -> None:  # noqa: B027
+        """Raise `UserError` if the method cannot work with a training set of `count` images."""
 
-    @property
-    def uses_finetuning(self) -> bool:
-        """Whether its model learns the classes first; else it is taken as it is."""
-        ...
+    def resources(self, config: SharedSections) -> Resources | None:
+        """Find what `compose` needs beside the settings; do not write anything yet.
 
+        Raises:
+            UserError: If it cannot be used.
+        """
+        return None
+
+    @abstractmethod
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:
-        """The request of one image; a pure function of its arguments."""
-        ...
+        """Draw the request of one image: a pure function of its arguments; see `request`."""
+
+    def request(
+        self,
+        source: Source,
+        variant: int,
+        context: MethodContext,
+        rng: np.random.Generator,
+        **drawn: Any,
+    ) -> GenerationRequest:
+        """Draw the noise and complete a request; to be called by `plan`.
+
+        Args:
+            source: The image to start from.
+            variant: Number of the image among those of the source.
+            context: What the requests share.
+            rng: Chance of this request.
+            drawn: Fields that the method decides. The defaults are the source's class as target,
+                the target's prompt and strength 1.
+        """
+        target = drawn.setdefault("target_label", source.label)
+        decided = {"prompt": context.prompts[target], "strength": 1.0} | drawn
+        return GenerationRequest(
+            method=self.name,
+            method_version=self.version,
+            source_digest=source.digest,
+            source_label=source.label,
+            guidance_scale=context.guidance_scale,
+            num_inference_steps=context.num_inference_steps,
+            scheduler=context.scheduler,
+            resolution=context.resolution,
+            variant=variant,
+            noise_seed=int(rng.integers(2**63)),
+            generator_fingerprint=context.generator_fingerprint,
+            code_digest=self.code_digest,
+            **decided,
+        )
 
     def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
-        """Why no image is to be made of a request, or None where it can be prepared."""
-        ...
+        """Return the reason to make no image of a request, or None if it can be made."""
+        return None
 
     def prepare(
         self,
-        images: UInt8[Tensor, "b 3 h w"],
+        images: UInt8[np.ndarray, "b h w 3"],
         requests: Sequence[GenerationRequest],
         context: MethodContext,
-        image_of: ImageOf,
-    ) -> UInt8[Tensor, "b 3 h w"]:
-        """What the diffusion model starts from; writes into no input.
+        image_of: PictureOf,
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Return the images that diffusion starts from; write into no input.
 
         Args:
-            images: The sources, at the generator's resolution.
-            requests: One for each image, none of them refused.
-            context: What they share.
+            images: The source images, at the generator's resolution.
+            requests: The request of each image; none of them was refused.
+            context: What the requests share.
             image_of: Reads another training image.
         """
-        ...
-
-    def misfit(self, image: Servable) -> str | None:
-        """Why an image that another program made cannot be composed, or None where it can."""
-        ...
+        return images
 
     def foreground(
         self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
-    ) -> Bool[Tensor, "b s s"]:
-        """Where the starting images, `side` px large, have to stay as they are."""
-        ...
+    ) -> Bool[np.ndarray, "b s s"]:
+        """Mark the pixels of the starting images, `side` px large, that have to stay."""
+        return np.zeros((len(requests), side, side), np.bool_)
 
+    @abstractmethod
     def compose(
         self,
         source: Callable[[], Picture],
@@ -134,17 +232,26 @@ class Method(Protocol):
         request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
-    ) -> tuple[Picture, Float[Tensor, " k"]]:
-        """The image the classifier sees and its soft label; cheap, writes into no input.
+    ) -> tuple[Picture, Float[np.ndarray, " k"]]:
+        """Return the image that the classifier sees and its soft label.
+
+        It runs in a loader process for every sample: it has to be cheap, and writes into no input.
 
         Args:
-            source: Reads the request's source image, for a method that needs its pixels.
-            generated: What the cache holds for the request.
-            request: What was asked for.
-            context: What the experiment's requests share.
-            rng: Chance of this reading: seed, epoch and position of the sample.
+            source: Reads the source image, for a method that needs its pixels.
+            generated: The image that the cache holds for the request.
+            request: The request of that image.
+            context: What the requests share.
+            rng: Chance of this sample: depends on seed, epoch and position.
         """
-        ...
+
+    def misfit(self, image: Servable) -> str | None:
+        """Return the reason why an imported image cannot be composed, or None if it can."""
+        return None
+
+    def caption(self, request: GenerationRequest) -> str | None:
+        """Return the word for an image in galleries, or None if it is the target class."""
+        return None
 
     def stages(
         self,
@@ -152,39 +259,58 @@ class Method(Protocol):
         generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
-        image_of: ImageOf,
+        image_of: PictureOf,
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
-        """All pictures of `prepare` and `compose` by name, from the source to what is served."""
-        ...
+        """Return the pictures of `prepare` and `compose` by name, from the source to the result."""
+        final, _ = self.compose(lambda: source, generated, request, context, rng)
+        stages = {"source": source, "generated": generated}
+        return stages if final is generated else {**stages, "final": final}
+
+
+def within_class(image: Servable) -> str | None:
+    """Return the reason against an image that lies between two classes, or None."""
+    return None if image.source_label == image.target_label else WITHIN_CLASS
+
+
+def draw_strength(strengths: Sequence[float], rng: np.random.Generator) -> float:
+    """Draw one of the configured strengths."""
+    return float(strengths[int(rng.integers(len(strengths)))])
+
+
+def check_strengths(strengths: Sequence[float], num_inference_steps: int) -> None:
+    """Raise `ValueError` if a strength is so small that no denoising step would be run."""
+    for strength in strengths:
+        if int(num_inference_steps * strength) < 1:
+            raise ValueError(
+                "method.strength * generation.num_inference_steps must be at least 1, "
+                f"got {strength:g} * {num_inference_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of the methods that share a plan."""
+    """One of the methods that share a plan, with its context."""
 
     method: Method
     context: MethodContext
-    weight: float = 1.0
-    """Its share of the requests, in proportion to all weights."""
 
 
 def plan_requests(
     parts: Sequence[Part], sources: Sequence[Source], variants_per_image: int
 ) -> list[GenerationRequest]:
-    """All requests, variant by variant, each time through all sources in a new random order.
+    """List all requests of a run, in the order in which images are made.
 
-    A request depends on the experiment's seed, the source image and the variant number; on the
-    context's saliency table where the method looks at other images, on its target weights where
-    they are given. So a source that is in two data sets, cuts or runs asks for the same image in
-    each, unless a background has to be found for it or a class by its size. Copies of one image in
-    a set share their requests. Of several methods chance chooses one for each request, which is
-    then what that method alone would ask for.
+    Each variant goes once through all sources, in a random order of its own. A request depends on
+    the seed, the source image and the variant number, and on the saliency table and the class sizes
+    if the method uses them. So an image that is in two data sets or runs asks for the same there.
+    Copies of an image in one data set share their requests. If there are several methods, one is
+    drawn for each request by its weight; the request is the one which that method would plan alone.
 
     Args:
-        parts: At least one; all contexts have one seed.
+        parts: At least one; all contexts have the same seed.
         sources: Training images.
-        variants_per_image: Requests for each.
+        variants_per_image: Requests for each image.
     """
     unique = list({source.digest: source for source in sources}.values())
     seed = parts[0].context.seed
@@ -192,13 +318,13 @@ def plan_requests(
     for variant in range(variants_per_image):
         order = numpy_rng("order", seed, variant).permutation(len(unique))
         for source in (unique[position] for position in order):
-            part = _chosen(parts, numpy_rng("method", seed, variant, source.digest))
+            part = _draw_part(parts, numpy_rng("method", seed, variant, source.digest))
             rng = numpy_rng("plan", seed, variant, source.digest)
             request = part.method.plan(source, variant, part.context, rng)
             requests.append(replace(request, gate_version=part.context.gate_version))
     return requests
 
 
-def _chosen(parts: Sequence[Part], rng: np.random.Generator) -> Part:
-    weights = np.array([part.weight for part in parts])
+def _draw_part(parts: Sequence[Part], rng: np.random.Generator) -> Part:
+    weights = np.array([part.method.settings.weight for part in parts])
     return parts[int(rng.choice(len(parts), p=weights / weights.sum()))]

@@ -1,83 +1,62 @@
-"""Diff-Mix (arXiv:2403.19600) and the baselines of its paper: one engine, different fields."""
+"""Diff-Mix (arXiv:2403.19600) and the baselines of its paper: image-to-image translation."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from jaxtyping import Float
 
-from online_aug.labels import translation_label
-from online_aug.methods.base import WITHIN_CLASS, ImageOf, MethodContext, Picture, Source, nowhere
-from online_aug.request import GenerationRequest, Servable, StartsFrom
+from online_aug.labels import one_hot, rare_class_weights, translation_label
+from online_aug.methods.base import (
+    Method,
+    MethodContext,
+    MethodSettings,
+    Picture,
+    SharedSections,
+    Source,
+    check_strengths,
+    draw_strength,
+    within_class,
+)
+from online_aug.request import GenerationRequest, Servable
+from online_aug.settings import Fraction, Positive, Strengths
 
 
-@dataclass(frozen=True)
-class DiffMix:
-    """Image-to-image translation with the prompt of the target class, labelled in between."""
+class TranslationSettings(MethodSettings):
+    """The keys of image-to-image translation."""
 
-    name: str
-    targets: Literal["any", "own"] = "any"
-    """Any class, the source's included as in the paper's code; or the source's."""
-    starts_from: StartsFrom = "image"
-    """Noise alone is text-to-image: nothing of the source is left but its class."""
-    uses_finetuning: bool = True
-    version: ClassVar[int] = 1
-    pipeline: ClassVar[Literal["image_to_image"]] = "image_to_image"
-    uses_saliency: ClassVar[bool] = False
+    strength: Strengths = (0.5, 0.7, 0.9)
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
+
+
+class DiffMixSettings(TranslationSettings):
+    """The keys of translation towards another class."""
+
+    target_balance: Fraction = 0.0
+    """A class of n images is drawn as target in proportion to 1 / (n + 1)^x: 0 draws all classes
+    alike, 1 is Diff-Mix's for long tails."""
+    gamma: Positive = 0.8
+    """Exponent of the soft label `(1 - s^gamma) y_source + s^gamma y_target`, above 0."""
+
+
+class DiffMix(Method):
+    """Translate towards any class, the own one included; the label lies in between."""
+
+    Settings = DiffMixSettings
+    settings: DiffMixSettings
+
+    def check(self, config: SharedSections) -> None:
+        """Raise `ValueError` if a strength would run no step."""
+        check_strengths(self.settings.strength, config.generation.num_inference_steps)
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:
         """Draw target class, strength and noise."""
-        target = int(rng.choice(context.num_classes, p=context.target_weights))
-        strength = float(context.strengths[int(rng.integers(len(context.strengths)))])
-        if self.targets == "own":
-            target = source.label
-        return GenerationRequest(
-            method=self.name,
-            method_version=self.version,
-            source_digest=source.digest,
-            source_label=source.label,
-            target_label=target,
-            prompt=context.prompts[target],
-            strength=1.0 if self.starts_from == "noise" else strength,
-            starts_from=self.starts_from,
-            guidance_scale=context.guidance_scale,
-            num_inference_steps=context.num_inference_steps,
-            scheduler=context.scheduler,
-            resolution=context.resolution,
-            variant=variant,
-            noise_seed=int(rng.integers(2**63)),
-            generator_fingerprint=context.generator_fingerprint,
-        )
-
-    def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
-        """Nothing is refused."""
-        return None
-
-    def prepare(
-        self,
-        images: UInt8[Tensor, "b 3 h w"],
-        requests: Sequence[GenerationRequest],
-        context: MethodContext,
-        image_of: ImageOf,
-    ) -> UInt8[Tensor, "b 3 h w"]:
-        """The source images as they are."""
-        return images
-
-    def misfit(self, image: Servable) -> str | None:
-        """What stays within a class takes no image between two."""
-        fits = self.targets == "any" or image.source_label == image.target_label
-        return None if fits else WITHIN_CLASS
-
-    def foreground(
-        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
-    ) -> Bool[Tensor, "b s s"]:
-        """Nowhere."""
-        return nowhere(len(requests), side)
+        weights = rare_class_weights(context.class_sizes, self.settings.target_balance)
+        target = int(rng.choice(context.num_classes, p=weights))
+        strength = draw_strength(self.settings.strength, rng)
+        return self.request(source, variant, context, rng, target_label=target, strength=strength)
 
     def compose(
         self,
@@ -86,25 +65,93 @@ class DiffMix:
         request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
-    ) -> tuple[Picture, Float[Tensor, " k"]]:
-        """The generated image with Diff-Mix's soft label."""
-        label = translation_label(
-            torch.tensor([request.source_label]),
-            torch.tensor([request.target_label]),
-            torch.tensor([request.strength]),
+    ) -> tuple[Picture, Float[np.ndarray, " k"]]:
+        """Return the generated image with a label between source and target."""
+        return generated, translation_label(
+            request.source_label,
+            request.target_label,
+            request.strength,
             num_classes=context.num_classes,
-            gamma=context.gamma,
+            gamma=self.settings.gamma,
         )
-        return generated, label[0]
 
-    def stages(
+
+class RealMix(DiffMix):
+    """Diff-Mix by a model that was not fine-tuned."""
+
+    uses_finetuning: ClassVar[bool] = False
+
+
+class DiffAug(Method):
+    """Translate within the own class."""
+
+    Settings: ClassVar[type[MethodSettings]] = TranslationSettings
+    settings: TranslationSettings
+
+    def check(self, config: SharedSections) -> None:
+        """Raise `ValueError` if a strength would run no step."""
+        check_strengths(self.settings.strength, config.generation.num_inference_steps)
+
+    def plan(
+        self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
+    ) -> GenerationRequest:
+        """Draw strength and noise."""
+        rng.choice(context.num_classes)  # Diff-Mix's draw, so that strength and noise are its own
+        strength = draw_strength(self.settings.strength, rng)
+        return self.request(source, variant, context, rng, strength=strength)
+
+    def misfit(self, image: Servable) -> str | None:
+        """Return the reason against an image between two classes."""
+        return within_class(image)
+
+    def compose(
         self,
-        source: Picture,
+        source: Callable[[], Picture],
         generated: Picture,
-        request: GenerationRequest,
+        request: Servable,
         context: MethodContext,
-        image_of: ImageOf,
         rng: np.random.Generator,
-    ) -> Mapping[str, Picture]:
-        """Source and generated image, which is what the classifier sees."""
-        return {"source": source, "generated": generated}
+    ) -> tuple[Picture, Float[np.ndarray, " k"]]:
+        """Return the generated image with the label of its class."""
+        return generated, one_hot(request.source_label, context.num_classes)
+
+
+class RealGuidance(DiffAug):
+    """Diff-Aug by a model that was not fine-tuned."""
+
+    uses_finetuning: ClassVar[bool] = False
+
+
+class DiffGen(DiffAug):
+    """Draw images of the own class from noise, by all of the trajectory."""
+
+    Settings = MethodSettings
+
+    def check(self, config: SharedSections) -> None:
+        """Accept everything: there is no strength."""
+
+    def plan(
+        self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
+    ) -> GenerationRequest:
+        """Draw noise."""
+        rng.choice(context.num_classes)  # Diff-Mix's draws of class and strength, see DiffAug
+        rng.integers(len(TranslationSettings.model_fields["strength"].default))
+        return self.request(source, variant, context, rng, starts_from="noise")
+
+
+class DaFusionSettings(TranslationSettings):
+    """The keys of DA-Fusion."""
+
+    strength: Strengths = (1.0, 0.75, 0.5, 0.25)
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
+
+
+class DaFusion(DiffAug):
+    """Translate within the own class with DA-Fusion's defaults (arXiv:2302.07944)."""
+
+    Settings = DaFusionSettings
+    presets: ClassVar = {
+        "mixing": {"policy": "local", "synthetic_probability": 0.5},
+        "generation": {"variants_per_image": 10},
+        "finetune": {"mode": "textual_inversion"},
+    }

@@ -1,112 +1,118 @@
 """DiffuseMix (arXiv:2405.14881): part of an image edited by an instruction, and a fractal over all.
 
-Only the edit is generated and cached. Mask and fractal are drawn when it is read, so one generated
-image gives every mask with every fractal.
-
-DiffuseMix's masks: which part of an image stays real.
+Only the edit is generated and cached. Mask and fractal are drawn when the image is served, so one
+generated image gives every mask with every fractal.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from pydantic import Field
 
-from online_aug.methods.base import WITHIN_CLASS, ImageOf, MethodContext, Picture, Source, nowhere
-from online_aug.request import GenerationRequest, Servable
+from online_aug.labels import one_hot
+from online_aug.methods.base import (
+    Method,
+    MethodContext,
+    MethodSettings,
+    Picture,
+    PictureOf,
+    SharedSections,
+    Source,
+    within_class,
+)
+from online_aug.methods.fractals import FractalBank, bank_of
+from online_aug.request import GenerationRequest, PipelineKind, Servable
+from online_aug.settings import Exponent, Fraction, Text
+
+LARGEST_FRACTAL_PX = 256
+"""Side of the kept fractals unless `fractals.side_px` is given, if images are larger."""
+Mask = Literal["left", "right", "top", "bottom", "centre", "rim"]
+
+
+class DiffuseMixSettings(MethodSettings):
+    """The keys of DiffuseMix."""
+
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1)] = (
+        "autumn",
+        "snowy",
+        "watercolor art",
+        "sunset",
+        "rainbow",
+        "aurora",
+        "mosaic",
+        "ukiyo-e",
+        "a sketch with crayon",
+    )
+    """The instructions; the default is the paper's nine."""
+    template: Annotated[str, Field(pattern=r"\{prompt\}")] = (
+        "A transformed version of image into {prompt}"
+    )
+    """The text that the model reads; `{prompt}` alone is the released code's."""
+    prompt_choice: Literal["random", "all"] = "random"
+    """A random prompt for each image (paper), or each in turn (released code)."""
+    masks: Annotated[tuple[Mask, ...], Field(min_length=1)] = ("left", "right", "top", "bottom")
+    """The part that stays real, one drawn each time; `centre` and `rim` are GenMix's."""
+    seam: Fraction = 0.0
+    """Width of the blend at the border, fraction of the image; 0 is hard (paper)."""
+    fractal_weight: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.2
+    """Share of the fractal in the final image, the paper's lambda."""
 
 
 class Pictures(Protocol):
-    """Pictures by number, such as a bank that is read where it is used."""
+    """Pictures by number, such as a bank of fractals."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of pictures."""
         ...
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """One picture, `h w 3`, uint8."""
+        """Return one picture, `h w 3`, uint8."""
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffuseMixSettings:
-    """What DiffuseMix needs to know beside what all methods share."""
+class DiffuseMix(Method):
+    """Edit the whole image by an instruction; blend the edit, the source and a fractal."""
 
-    instructions: tuple[str, ...]
-    """Prompts as the model reads them, the template applied."""
-    takes_all: bool
-    """Each source with every instruction in turn (released code), or with random ones (paper)."""
-    image_guidance_scale: float
-    masks: tuple[str, ...]
-    seam: float
-    """Width of the seam, fraction of the image; 0 is hard (paper)."""
-    fractal_weight: float
-    """The paper's lambda, [0, 1)."""
-    fractals: Pictures
-
-
-class DiffuseMix:
-    """An edit of the whole image, blended with the source when it is read."""
-
-    version: ClassVar[int] = 1
-    pipeline: ClassVar[Literal["instruct"]] = "instruct"
-    uses_saliency: ClassVar[bool] = False
+    Settings = DiffuseMixSettings
+    settings: DiffuseMixSettings
+    pipeline: ClassVar[PipelineKind] = "instruct"
     uses_finetuning: ClassVar[bool] = False
+
+    def check(self, config: SharedSections) -> None:
+        """Raise `ValueError` if guidance is off, or the prompts do not come up equally often."""
+        generation, prompts = config.generation, len(self.settings.prompts)
+        if generation.guidance_scale == 1:  # diffusers would leave the image's guidance out too
+            raise ValueError("generation.guidance_scale must be above 1 for diffusemix, got 1")
+        if self.settings.prompt_choice == "all" and generation.variants_per_image % prompts:
+            raise ValueError(
+                "generation.variants_per_image must be a multiple of the number of "
+                "method.prompts with method.prompt_choice all, "
+                f"got {generation.variants_per_image} for {prompts}"
+            )
+
+    def resources(self, config: SharedSections) -> FractalBank:
+        """Find the fractals to blend in."""
+        side = config.fractals.side_px or min(config.generation.resolution, LARGEST_FRACTAL_PX)
+        return bank_of(config.fractals, side)
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:
         """Draw instruction and noise; the class stays."""
-        settings = _settings(context)
-        drawn = int(rng.integers(len(settings.instructions)))
-        chosen = variant % len(settings.instructions) if settings.takes_all else drawn
-        return GenerationRequest(
-            method="diffusemix",
-            method_version=self.version,
-            source_digest=source.digest,
-            source_label=source.label,
-            target_label=source.label,
-            prompt=settings.instructions[chosen],
-            strength=1.0,
-            guidance_scale=context.guidance_scale,
-            image_guidance_scale=settings.image_guidance_scale,
-            num_inference_steps=context.num_inference_steps,
-            scheduler=context.scheduler,
-            resolution=context.resolution,
-            variant=variant,
-            noise_seed=int(rng.integers(2**63)),
-            generator_fingerprint=context.generator_fingerprint,
+        prompts = self.settings.prompts
+        drawn = int(rng.integers(len(prompts)))
+        chosen = variant % len(prompts) if self.settings.prompt_choice == "all" else drawn
+        return self.request(
+            source,
+            variant,
+            context,
+            rng,
+            prompt=self._instruction(prompts[chosen]),
+            image_guidance_scale=context.image_guidance_scale,
         )
-
-    def refusal(self, request: GenerationRequest, context: MethodContext) -> None:
-        """None: every image can be edited."""
-
-    def prepare(
-        self,
-        images: UInt8[Tensor, "b 3 h w"],
-        requests: Sequence[GenerationRequest],
-        context: MethodContext,
-        image_of: ImageOf,
-    ) -> UInt8[Tensor, "b 3 h w"]:
-        """The source images as they are."""
-        return images
-
-    def misfit(self, image: Servable) -> str | None:
-        """An edit is blended with its source, which has to be known, and keeps the class."""
-        if image.source_digest is None:
-            return "its source image is not known, which diffusemix blends it with"
-        return None if image.source_label == image.target_label else WITHIN_CLASS
-
-    def foreground(
-        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
-    ) -> Bool[Tensor, "b s s"]:
-        """Nowhere."""
-        return nowhere(len(requests), side)
 
     def compose(
         self,
@@ -115,11 +121,21 @@ class DiffuseMix:
         request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
-    ) -> tuple[Picture, Float[Tensor, " k"]]:
-        """Part source, part edit, a fractal over both; at the source's size, with its label."""
-        final = _blended(source(), generated, _settings(context), rng)["final"]
-        label = F.one_hot(torch.tensor(request.source_label), context.num_classes).float()
-        return final, label
+    ) -> tuple[Picture, Float[np.ndarray, " k"]]:
+        """Blend source, edit and fractal at the source's size; the label is the source's."""
+        final = self._blend(source(), generated, context.resources, rng)["final"]
+        return final, one_hot(request.source_label, context.num_classes)
+
+    def misfit(self, image: Servable) -> str | None:
+        """Return the reason against an image whose source is not known or of another class."""
+        if image.source_digest is None:
+            return "its source image is not known, which diffusemix blends it with"
+        return within_class(image)
+
+    def caption(self, request: GenerationRequest) -> str | None:
+        """Return the configured word of the instruction."""
+        words = {self._instruction(prompt): prompt for prompt in self.settings.prompts}
+        return words.get(request.prompt)
 
     def stages(
         self,
@@ -127,36 +143,34 @@ class DiffuseMix:
         generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
-        image_of: ImageOf,
+        image_of: PictureOf,
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
-        """The pictures of the paper's figure 3: source, edit, mask, fractal, result."""
-        return _blended(source, generated, _settings(context), rng)
+        """Return the pictures of the paper's figure 3: source, edit, mask, fractal, result."""
+        return self._blend(source, generated, context.resources, rng)
 
+    def _instruction(self, prompt: str) -> str:
+        return self.settings.template.replace("{prompt}", prompt)
 
-def _blended(
-    source: Picture, generated: Picture, settings: DiffuseMixSettings, rng: np.random.Generator
-) -> dict[str, Picture]:
-    height, width = source.shape[:2]
-    mask = settings.masks[int(rng.integers(len(settings.masks)))]
-    fractal = settings.fractals[int(rng.integers(len(settings.fractals)))]
-    share = source_share(mask, height, width, seam=settings.seam)[..., None]
-    edit, pattern = _resized(generated, height, width), _resized(fractal, height, width)
-    weight = np.float32(settings.fractal_weight)
-    hybrid = share * source + (1 - share) * edit
-    final = (1 - weight) * hybrid + weight * pattern
-    return {
-        "source": source,
-        "generated": edit,
-        "mask": np.repeat(_rounded(share * 255), 3, axis=2),
-        "fractal": pattern,
-        "final": _rounded(final),
-    }
-
-
-def _settings(context: MethodContext) -> DiffuseMixSettings:
-    assert isinstance(context.settings, DiffuseMixSettings)  # the experiment fills it in
-    return context.settings
+    def _blend(
+        self, source: Picture, generated: Picture, fractals: Pictures, rng: np.random.Generator
+    ) -> dict[str, Picture]:
+        settings = self.settings
+        height, width = source.shape[:2]
+        mask = settings.masks[int(rng.integers(len(settings.masks)))]
+        fractal = fractals[int(rng.integers(len(fractals)))]
+        share = source_share(mask, height, width, seam=settings.seam)[..., None]
+        edit, pattern = _resized(generated, height, width), _resized(fractal, height, width)
+        weight = np.float32(settings.fractal_weight)
+        hybrid = share * source + (1 - share) * edit
+        final = (1 - weight) * hybrid + weight * pattern
+        return {
+            "source": source,
+            "generated": edit,
+            "mask": np.repeat(_rounded(share * 255), 3, axis=2),
+            "fractal": pattern,
+            "final": _rounded(final),
+        }
 
 
 def _resized(image: Picture, height: int, width: int) -> Picture:
@@ -167,23 +181,19 @@ def _resized(image: Picture, height: int, width: int) -> Picture:
 
 
 def _rounded(values: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
-    """To the nearest byte: cutting off would darken every image by half a level."""
+    # To the nearest byte: cutting off would darken every image by half a level.
     return np.asarray(values + 0.5).astype(np.uint8)
 
 
-Inside = Float[np.ndarray, "h w"]
-"""How far each pixel lies inside the real part, in sides of the image; negative outside of it."""
-
-
 def source_share(mask: str, height: int, width: int, *, seam: float) -> Float[np.ndarray, "h w"]:
-    """Share of the source in every pixel of one mask, in [0, 1].
+    """Return the share of the source in every pixel, in [0, 1].
 
     Args:
-        mask: Name in `MASKS`: where the source is.
-        height: Of the image, px.
-        width: Of the image, px.
-        seam: Width of the change from source to generated image as a fraction of the image across
-            it; 0 makes every pixel the one or the other.
+        mask: Name in `MASKS`: the part that shows the source.
+        height: Height of the image, px.
+        width: Width of the image, px.
+        seam: Width of the transition from source to generated image as a fraction of the image; 0
+            makes every pixel the one or the other.
     """
     y = (np.arange(height)[:, None] + 0.5) / height
     x = (np.arange(width)[None, :] + 0.5) / width
@@ -194,7 +204,7 @@ def source_share(mask: str, height: int, width: int, *, seam: float) -> Float[np
 
 
 def _centre(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A disc, an ellipse where the image is not square, of half the image's area."""
+    # A disc (an ellipse if the image is not square) of half of the image's area.
     return np.asarray(np.sqrt(1 / (2 * np.pi)) - np.hypot(y - 0.5, x - 0.5))
 
 
@@ -206,4 +216,7 @@ MASKS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "centre": _centre,
     "rim": lambda y, x: -_centre(y, x),
 }
-"""Four halves (DiffuseMix), a disc and what is around it (GenMix, arXiv:2412.02366)."""
+"""Signed distance of a place (y, x) from the border of the real part, in sides of the image.
+
+Four halves (DiffuseMix), a disc and what is around it (GenMix, arXiv:2412.02366).
+"""

@@ -1,52 +1,87 @@
 """SGD-Mix (arXiv:2505.11813): the source's foreground on another image's background, refined."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from pydantic import model_validator
 
-from online_aug.methods.base import WITHIN_CLASS, ImageOf, MethodContext, Picture, Source, nowhere
+from online_aug.errors import UserError
+from online_aug.labels import one_hot
+from online_aug.methods.base import (
+    Method,
+    MethodContext,
+    MethodSettings,
+    Picture,
+    PictureOf,
+    SharedSections,
+    Source,
+    check_strengths,
+    draw_strength,
+    within_class,
+)
 from online_aug.request import GenerationRequest, Servable
-from online_aug.saliency import SaliencyTable, otsu_masks
+from online_aug.settings import Count, Fraction, Strength, Strengths
+
+if TYPE_CHECKING:
+    from online_aug.saliency import SaliencyTable
 
 SOURCE_TOO_SMALL = "saliency: source mask too small"
 UNION_TOO_LARGE = "saliency: union mask too large"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SgdMixSettings:
-    """What SGD-Mix needs to know beside what all methods share."""
+class SgdMixSettings(MethodSettings):
+    """The keys of SGD-Mix."""
 
-    candidates: tuple[int, int]
-    """Fewest and most images among which a background is looked for."""
-    max_union_share: float
-    """Share of the image that both foregrounds together may cover."""
-    min_source_share: float
+    strength: Strengths = (0.5, 0.7, 0.9)
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
+    candidates: tuple[Count, Count] = (30, 50)
+    """Fewest and most images among which a background is looked for (the paper's N)."""
+    max_union_share: Strength = 0.7
+    """Share of the image that both foregrounds may cover, (0, 1]; 1 allows all of it."""
+    min_source_share: Fraction = 0.05
     """Share of the image that the source's foreground must cover."""
-    max_draws: int
-    """How often candidates are drawn until a background fits."""
     keeps_foreground: bool = False
-    """Only what is not the source's foreground is drawn anew."""
+    """Put the source's foreground back after every step of the refinement, so that only the rest is
+    drawn anew; the paper's refinement draws all of it."""
+    max_draws: Count = 5
+    """How often candidates are drawn until both foregrounds leave enough background."""
+
+    @model_validator(mode="after")
+    def _fewest_come_first(self) -> "SgdMixSettings":
+        if self.candidates[0] > self.candidates[1]:
+            raise ValueError(
+                f"method.candidates must be fewest then most, got {list(self.candidates)}"
+            )
+        return self
 
 
-class SgdMix:
-    """Mixing by saliency, then image-to-image translation with the prompt of the source's class.
+class SgdMix(Method):
+    """Put the foreground on the background of another image, then translate within the class.
 
     Of N random images the one becomes the background whose saliency map is nearest to the
-    source's: its foreground then lies where the source's does, and is covered by it. Both Otsu
-    masks together keep the source's pixels. The paper leaves open whether the background may come
-    from the source's class; here it may, since the label does not depend on it.
+    source's: its foreground then lies where the source's does, and is covered by it. The union of
+    both Otsu masks keeps the source's pixels. The paper does not say whether the background may
+    come from the source's class; here it may, since the label does not depend on it.
     """
 
-    version: ClassVar[int] = 1
-    pipeline: ClassVar[Literal["image_to_image"]] = "image_to_image"
+    Settings = SgdMixSettings
+    settings: SgdMixSettings
     uses_saliency: ClassVar[bool] = True
-    uses_finetuning: ClassVar[bool] = True
+
+    def check(self, config: SharedSections) -> None:
+        """Raise `ValueError` if a strength would run no step."""
+        check_strengths(self.settings.strength, config.generation.num_inference_steps)
+
+    def check_images(self, count: int) -> None:
+        """Raise `UserError` if more candidates are asked for than there are other images."""
+        if self.settings.candidates[1] > count - 1:
+            raise UserError(
+                f"method.candidates must be at most {count - 1}, the other training images, "
+                f"got {list(self.settings.candidates)}"
+            )
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
@@ -57,64 +92,65 @@ class SgdMix:
             ValueError: If the context has no saliency table, or the source is not in it.
         """
         table = _table(context)
-        strength = float(context.strengths[int(rng.integers(len(context.strengths)))])
-        noise_seed = int(rng.integers(2**63))
-        background = _background(table, table.place(source.digest), context, rng)
-        return GenerationRequest(
-            method="sgd_mix",
-            method_version=self.version,
-            source_digest=source.digest,
-            source_label=source.label,
-            target_label=source.label,
-            target_digest=table.digests[background],
-            prompt=context.prompts[source.label],
-            strength=strength,
-            guidance_scale=context.guidance_scale,
-            num_inference_steps=context.num_inference_steps,
-            scheduler=context.scheduler,
-            resolution=context.resolution,
-            variant=variant,
-            noise_seed=noise_seed,
-            keeps_foreground=_settings(context).keeps_foreground,
+        request = self.request(
+            source,
+            variant,
+            context,
+            rng,
+            strength=draw_strength(self.settings.strength, rng),
+            keeps_foreground=self.settings.keeps_foreground,
             saliency_version=table.version,
-            generator_fingerprint=context.generator_fingerprint,
         )
+        background = self._draw_background(table, table.place(source.digest), rng)
+        return replace(request, target_digest=table.digests[background])
+
+    def _draw_background(
+        self, table: "SaliencyTable", source: int, rng: np.random.Generator
+    ) -> int:
+        """Return the nearest of some candidates, drawn again while too little of it is left."""
+        fewest, most = self.settings.candidates
+        for _ in range(self.settings.max_draws):
+            count = int(rng.integers(fewest, most + 1))
+            drawn = rng.choice(len(table) - 1, count, replace=False, shuffle=False)
+            background = table.nearest(source, drawn + (drawn >= source))  # never the source itself
+            if table.union_share(source, background) <= self.settings.max_union_share:
+                break
+        return background
 
     def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
-        """The paper's break conditions: no foreground was found, or no background is left."""
+        """Return the paper's break conditions: no foreground was found, or no background left."""
         table = _table(context)
         source, background = (table.place(digest) for digest in _digests(request))
-        if table.source_share(source) < _settings(context).min_source_share:
+        if table.source_share(source) < self.settings.min_source_share:
             return SOURCE_TOO_SMALL
-        if table.union_share(source, background) > _settings(context).max_union_share:
+        if table.union_share(source, background) > self.settings.max_union_share:
             return UNION_TOO_LARGE
         return None
 
     def prepare(
         self,
-        images: UInt8[Tensor, "b 3 h w"],
+        images: UInt8[np.ndarray, "b h w 3"],
         requests: Sequence[GenerationRequest],
         context: MethodContext,
-        image_of: ImageOf,
-    ) -> UInt8[Tensor, "b 3 h w"]:
-        """The source where either mask is, the background elsewhere."""
-        masks = union_masks(requests, _table(context), images.shape[-1])
-        backgrounds = torch.stack([image_of(_digests(request)[1]) for request in requests])
-        return torch.where(masks.unsqueeze(1), images, backgrounds)
-
-    def misfit(self, image: Servable) -> str | None:
-        """The label is the source's alone."""
-        return None if image.source_label == image.target_label else WITHIN_CLASS
+        image_of: PictureOf,
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Mix: the source under either mask, the background elsewhere."""
+        masks = union_masks(requests, _table(context), images.shape[1])
+        backgrounds = np.stack([image_of(_digests(request)[1]) for request in requests])
+        return np.where(masks[..., None], images, backgrounds)
 
     def foreground(
         self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
-    ) -> Bool[Tensor, "b s s"]:
-        """The source's own mask; what covers the background's foreground may be drawn anew."""
+    ) -> Bool[np.ndarray, "b s s"]:
+        """Mark the source's own mask if it is to be kept.
+
+        Source pixels that only cover the background's foreground may be drawn anew.
+        """
         if not any(request.keeps_foreground for request in requests):
-            return nowhere(len(requests), side)
-        kept = torch.tensor([request.keeps_foreground for request in requests])
-        sources = [request.source_digest for request in requests]
-        return otsu_masks(_table(context).large_maps(sources, side)) & kept[:, None, None]
+            return super().foreground(requests, context, side)
+        kept = np.array([request.keeps_foreground for request in requests])
+        masks = _masks([request.source_digest for request in requests], _table(context), side)
+        return np.asarray(masks & kept[:, None, None])
 
     def compose(
         self,
@@ -123,10 +159,13 @@ class SgdMix:
         request: Servable,
         context: MethodContext,
         rng: np.random.Generator,
-    ) -> tuple[Picture, Float[Tensor, " k"]]:
-        """The generated image with the source's label."""
-        label = F.one_hot(torch.tensor(request.source_label), context.num_classes)
-        return generated, label.float()
+    ) -> tuple[Picture, Float[np.ndarray, " k"]]:
+        """Return the generated image with the source's label."""
+        return generated, one_hot(request.source_label, context.num_classes)
+
+    def misfit(self, image: Servable) -> str | None:
+        """Return the reason against an image between two classes."""
+        return within_class(image)
 
     def stages(
         self,
@@ -134,55 +173,41 @@ class SgdMix:
         generated: Picture,
         request: GenerationRequest,
         context: MethodContext,
-        image_of: ImageOf,
+        image_of: PictureOf,
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
-        """Where the source is looked at, what is kept of it, the background, and their mix."""
+        """Return source, saliency map, union mask, background, their mix, and the result."""
         start, table = image_of(request.source_digest), _table(context)
-        side = start.shape[-1]
-        saliency = table.large_maps([request.source_digest], side)
+        side = start.shape[0]
+        saliency = table.large_maps([request.source_digest], side).numpy()
         mask = union_masks([request], table, side)
-        mixed = self.prepare(start.unsqueeze(0), [request], context, image_of)
+        mixed = self.prepare(start[None], [request], context, image_of)
         return {
             "source": source,
-            "saliency": _picture((saliency * 255).to(torch.uint8).expand(3, -1, -1)),
-            "mask": _picture((mask * 255).to(torch.uint8).expand(3, -1, -1)),
-            "target": _picture(image_of(_digests(request)[1])),
-            "mixed": _picture(mixed[0]),
+            "saliency": _grey((saliency[0] * 255).astype(np.uint8)),
+            "mask": _grey(mask[0].astype(np.uint8) * 255),
+            "target": image_of(_digests(request)[1]),
+            "mixed": mixed[0],
             "generated": generated,
         }
 
 
 def union_masks(
-    requests: Sequence[GenerationRequest], table: SaliencyTable, side: int
-) -> Bool[Tensor, "b s s"]:
-    """Where the source or the background shows its own foreground."""
+    requests: Sequence[GenerationRequest], table: "SaliencyTable", side: int
+) -> Bool[np.ndarray, "b s s"]:
+    """Mark the pixels at which the source or the background shows its own foreground."""
     pairs = [digest for request in requests for digest in _digests(request)]
-    masks = otsu_masks(table.large_maps(pairs, side))
-    return masks[0::2] | masks[1::2]
+    masks = _masks(pairs, table, side)
+    return np.asarray(masks[0::2] | masks[1::2])
 
 
-def _background(
-    table: SaliencyTable, source: int, context: MethodContext, rng: np.random.Generator
-) -> int:
-    """The nearest of some candidates; drawn again while the masks leave too little of it."""
-    settings = _settings(context)
-    fewest, most = settings.candidates
-    for _ in range(settings.max_draws):
-        count = int(rng.integers(fewest, most + 1))
-        drawn = rng.choice(len(table) - 1, count, replace=False, shuffle=False)
-        background = table.nearest(source, drawn + (drawn >= source))  # never the source itself
-        if table.union_share(source, background) <= settings.max_union_share:
-            break
-    return background
+def _masks(digests: Sequence[str], table: "SaliencyTable", side: int) -> Bool[np.ndarray, "b s s"]:
+    from online_aug.saliency import otsu_masks  # torch: slow to import
+
+    return np.asarray(otsu_masks(table.large_maps(digests, side)).numpy())
 
 
-def _settings(context: MethodContext) -> SgdMixSettings:
-    assert isinstance(context.settings, SgdMixSettings)  # the experiment fills it in
-    return context.settings
-
-
-def _table(context: MethodContext) -> SaliencyTable:
+def _table(context: MethodContext) -> "SaliencyTable":
     if context.saliency is None:
         raise ValueError("context.saliency must be a table for sgd_mix, got None")
     return context.saliency
@@ -194,5 +219,5 @@ def _digests(request: GenerationRequest) -> tuple[str, str]:
     return request.source_digest, request.target_digest
 
 
-def _picture(image: UInt8[Tensor, "3 h w"]) -> Picture:
-    return image.permute(1, 2, 0).contiguous().numpy()
+def _grey(values: UInt8[np.ndarray, "h w"]) -> Picture:
+    return np.repeat(values[..., None], 3, axis=2)

@@ -13,14 +13,15 @@ from torch import Tensor
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square
 from online_aug.diffusion.compatibility import MAX_SLOTS
-from online_aug.experiment.contexts import target_weights
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.generation.engine import Finished, ImageGenerator
 from online_aug.generation.gate import build_gate
 from online_aug.generation.inputs import Prepare
 from online_aug.generation.vae import VAE_BATCH_SIZE
+from online_aug.labels import rare_class_weights
 from online_aug.loader.back_pressure import max_ahead_of_each
+from online_aug.methods import Picture
 from online_aug.producer.request_queue import Stripe, Weights, part_of
 from online_aug.request import GenerationRequest
 
@@ -117,9 +118,15 @@ class _Preparation:
             if places:
                 some = [requests[place] for place in places]
                 context = self._experiment.context_for(some[0])  # all are of one plan
-                images[places] = method.prepare(images[places], some, context, self._image_of)
-                kept[places, 0] = method.foreground(some, context, self._resolution).byte()
+                pictures = images[places].permute(0, 2, 3, 1).numpy()
+                started = method.prepare(pictures, some, context, self._picture_of)
+                images[places] = torch.from_numpy(started).permute(0, 3, 1, 2)
+                stays = method.foreground(some, context, self._resolution)
+                kept[places, 0] = torch.from_numpy(stays).byte()
         return torch.cat([images, kept], dim=1)
+
+    def _picture_of(self, digest: str) -> Picture:
+        return self._image_of(digest).permute(1, 2, 0).numpy()
 
     def refusal(self, request: GenerationRequest) -> str | None:
         """Say why a request cannot be prepared; None if it can."""
@@ -152,7 +159,7 @@ def _weights(experiment: Experiment) -> Weights | None:
         case "uniform":
             return None
         case "long_tail":
-            return target_weights(experiment.class_sizes, balance=1.0)
+            return rare_class_weights(tuple(experiment.class_sizes), balance=1.0)
         case "hard":  # until the classifier has losses
             return [1.0] * len(experiment.class_sizes)
 

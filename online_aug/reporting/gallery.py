@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from cache import CacheError, Store
 from cache.contact_sheet import FAINT, INK, LINE, PAPER, font, png_file, scaled, shortened
@@ -20,8 +19,7 @@ from online_aug.data.transforms import fit_square
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.files import write_atomically
-from online_aug.methods import METHODS
-from online_aug.methods.base import Picture
+from online_aug.methods import Picture
 from online_aug.request import GenerationRequest, Servable
 from online_aug.seeding import numpy_rng
 
@@ -222,7 +220,7 @@ def draw_run_gallery(
     """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
     rows = gallery_rows(experiment, plan, store, ROWS)
     if rows:
-        names = " and ".join(method.name for method in experiment.config.methods)
+        names = " and ".join(experiment.methods)
         draw_gallery(rows, path, title=f"{names} on {experiment.config.data.source}")
 
 
@@ -257,10 +255,11 @@ def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow 
     except (CacheError, BadImageError):
         return None
     names = experiment.splits.train.class_names
-    shares = {names[k]: float(label[k]) for k in label.argsort(descending=True) if label[k] > 0}
+    order = np.argsort(-label, kind="stable")
+    shares = {names[k]: float(label[k]) for k in order if label[k] > 0}
     target = names[request.target_label]
     if isinstance(request, GenerationRequest):
-        target = experiment.instructions.get(request.prompt, target)
+        target = experiment.methods[request.method].caption(request) or target
     return GalleryRow(
         pictures=pictures,
         source_name=names[request.source_label],
@@ -273,22 +272,23 @@ def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow 
 
 def _composed(
     experiment: Experiment, request: Servable, generated: Picture
-) -> tuple[Mapping[str, Picture], Float[Tensor, " k"]]:
+) -> tuple[Mapping[str, Picture], Float[np.ndarray, " k"]]:
     images = SourceImages(experiment.splits.train, experiment.sources)
-    method, context = METHODS[request.method], experiment.contexts[request.method]
+    part = experiment.parts[request.method]
     rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
 
     def source() -> Picture:
         assert request.source_digest is not None  # else nothing asks for it
         return images.by_digest(request.source_digest).permute(1, 2, 0).numpy()
 
-    _, label = method.compose(source, generated, request, context, same)
+    _, label = part.method.compose(source, generated, request, part.context, same)
     if not isinstance(request, GenerationRequest):
         known = {} if request.source_digest is None else {"source": source()}
         return known | {"generated": generated}, label
 
-    def image_of(digest: str) -> UInt8[Tensor, "3 r r"]:
-        return fit_square(images.by_digest(digest), request.resolution)
+    def image_of(digest: str) -> Picture:
+        square = fit_square(images.by_digest(digest), request.resolution)
+        return square.permute(1, 2, 0).numpy()
 
     context = experiment.context_for(request)
-    return method.stages(source(), generated, request, context, image_of, rng), label
+    return part.method.stages(source(), generated, request, context, image_of, rng), label

@@ -61,8 +61,9 @@ def build_loader(
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
 
-    if experiment.is_synthetic and experiment.fractals:
-        experiment.fractals.ensure()
+    for needed in experiment.resources.values() if experiment.is_synthetic else ():
+        if needed is not None:
+            needed.ensure()
     served: list[Servable] = [*experiment.plan, *agreed_imports(experiment, world)]
     pool = pool_of(experiment, store, served, world)
     pressure = BackPressure(pool, generator, limiter_of(config))
@@ -73,7 +74,7 @@ def build_loader(
         images=experiment.splits.train,
         plan=served,
         places=experiment.places if experiment.is_synthetic else {},
-        compose=BoundCompose(experiment.contexts) if experiment.is_synthetic else None,
+        compose=BoundCompose(experiment.parts) if experiment.is_synthetic else None,
         store=store,
         transform=train_transform(config.data),
         seed=config.run.seed,

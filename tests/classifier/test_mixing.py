@@ -3,8 +3,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
-from online_aug.classifier.optim import mix_batch
+from online_aug.classifier.optim import mix_batch, smooth
 from online_aug.config.training import OptimConfig
 
 MIXUP, CUTMIX = OptimConfig(mixup=0.4), OptimConfig(cutmix=1.0)
@@ -79,3 +80,26 @@ def test_mixing_leaves_the_global_state_of_numpy_alone(optim):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     mixed(torch.eye(4), optim, seed=0)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+@given(smoothing=st.floats(0, 0.99), seed=st.integers(0, 2**32 - 1))
+def test_smoothing_keeps_distributions_and_their_order(smoothing, seed):
+    labels = torch.rand(3, 7, generator=torch.Generator().manual_seed(seed)).softmax(1)
+    smoothed = smooth(labels, smoothing)
+    torch.testing.assert_close(smoothed.sum(1), torch.ones(3))
+    assert float(smoothed.min()) >= smoothing / 7 - 1e-6
+    torch.testing.assert_close(
+        smoothed - smoothed.mean(1, keepdim=True),
+        (labels - labels.mean(1, keepdim=True)) * (1 - smoothing),
+    )
+
+
+def test_smoothing_writes_into_no_input():
+    labels = torch.eye(3)
+    smooth(labels, 0.1)
+    assert torch.equal(labels, torch.eye(3))
+
+
+def test_shapes_in_signatures_are_checked_while_testing():
+    with pytest.raises(TypeCheckError):
+        smooth(torch.zeros(3), 0.1)

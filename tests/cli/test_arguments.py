@@ -6,7 +6,7 @@ from cache import CacheError
 from online_aug.cli.arguments import parse_command
 from online_aug.cli.main import run_main
 from online_aug.cli.train import SWITCHES
-from online_aug.config.loading import fields
+from online_aug.config.schema import fields
 from online_aug.errors import UserError
 
 

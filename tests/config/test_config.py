@@ -10,18 +10,11 @@ from hypothesis import strategies as st
 
 from cache.codecs import CODECS
 from online_aug.config import Config
-from online_aug.config.loading import (
-    allowed,
-    config_digest,
-    describe,
-    fields,
-    load_config,
-    resolved_yaml,
-    shown,
-)
-from online_aug.config.methods import PRESETS
+from online_aug.config.loading import config_digest, load_config, resolved_yaml
+from online_aug.config.schema import allowed, describe, fields, methods_with, shown
 from online_aug.config.training import CacheConfig
 from online_aug.errors import UserError
+from online_aug.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +43,12 @@ def kinds(field):
 
 def fields_of_kind(kind):
     return [dotted for dotted, field in fields().items() if kind in kinds(field)]
+
+
+def taking(dotted):
+    """Overrides that name a method which takes this key, if it is one of `method`."""
+    section, key = dotted.split(".")
+    return [f"method.name={methods_with(key)[0]}"] if section == "method" else []
 
 
 def value_of(config, dotted):
@@ -85,8 +84,8 @@ def test_the_file_and_the_command_line_beat_a_method_s_presets(tmp_path):
 
 
 def test_presets_set_known_keys_to_other_values_than_the_defaults():
-    for sections in PRESETS.values():
-        for section, keys in sections.items():
+    for method in METHODS.values():
+        for section, keys in method.presets.items():
             plain = Config().model_dump(mode="json")[section]
             assert all(plain[key] != value for key, value in keys.items())
 
@@ -114,7 +113,7 @@ def test_a_list_of_methods_survives_the_resolved_yaml(tmp_path, empty):
 
 def test_of_several_methods_a_preset_sets_the_method_s_own_keys_alone(empty):
     config = load_config(empty, ["method=[{name: da_fusion}, {name: diff_mix}]"])
-    assert [len(method.strength) for method in config.methods] == [4, 3]
+    assert [len(settings.strength) for settings in config.methods] == [4, 3]
     assert config.mixing == Config().mixing
     assert config.finetune == Config().finetune
 
@@ -126,7 +125,10 @@ def test_of_several_methods_a_preset_sets_the_method_s_own_keys_alone(empty):
         ("[3]", "method[0] must be a section, a mapping of its keys, got 3"),
         ("[{}, {gamma: -1}]", "method[1].gamma must be a number > 0, got -1"),
         ("[{}, {gama: 1}]", "method[1].gama is no known key, got 1; did you mean method.gamma?"),
-        ("[{candidates: [5, 3]}]", "method.candidates must be fewest then most, got [5, 3]"),
+        (
+            "[{name: sgd_mix, candidates: [5, 3]}]",
+            "method.candidates must be fewest then most, got [5, 3]",
+        ),
         ("[{strength: 0.01}]", "method.strength * generation.num_inference_steps must be at least"),
         ("[{name: sgd_mix}, {name: sgd_mix}]", "method must list each method once, got sgd_mix"),
     ],
@@ -139,7 +141,7 @@ def test_a_mistake_in_a_list_of_methods_says_where_it_is(empty, value, line):
 def test_imported_images_are_refused_beside_several_methods(empty):
     overrides = ["method=[{name: diff_mix}, {name: diff_aug}]", "mixing.imported=only"]
     (line,) = error_lines(empty, *overrides)
-    assert line.startswith("mixing.imported must be null where method lists several")
+    assert line.startswith("mixing.imported must be null if method lists several")
 
 
 def test_of_two_overrides_of_one_key_the_last_holds(empty):
@@ -291,7 +293,7 @@ def test_a_consistency_model_has_no_more_steps_than_it_was_distilled_for(empty):
 
 def test_imports_cannot_stand_beside_plans_that_replace_one_another(empty):
     (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside")
-    assert line.startswith("mixing.imported must be null or only where saliency.teacher is")
+    assert line.startswith("mixing.imported must be null or only if saliency.teacher is")
     load_config(empty, ["method.name=sgd_mix", "mixing.imported=only"])
 
 
@@ -325,32 +327,33 @@ def test_every_float_takes_an_exponent_without_a_dot(empty, dotted):
     # PyYAML reads these as text; one of the two is in the range of each of our floats.
     text = "1e1" if dotted.endswith("guidance_scale") else "5e-1"
     assert isinstance(yaml.safe_load(text), str)
-    found = value_of(load_config(empty, [f"{dotted}={text}"]), dotted)
+    found = value_of(load_config(empty, [*taking(dotted), f"{dotted}={text}"]), dotted)
     assert found in (float(text), (float(text),))
 
 
 @pytest.mark.parametrize("dotted", fields_of_kind("number"))
 def test_every_float_takes_a_whole_number_or_says_its_range(empty, dotted):
     if "< 1," in f"{allowed(fields()[dotted])},":
-        assert error_lines(empty, f"{dotted}=1")[0].endswith("got 1")
+        assert error_lines(empty, *taking(dotted), f"{dotted}=1")[0].endswith("got 1")
     else:
-        assert value_of(load_config(empty, [f"{dotted}=1"]), dotted) in (1.0, (1.0,))
+        found = value_of(load_config(empty, [*taking(dotted), f"{dotted}=1"]), dotted)
+        assert found in (1.0, (1.0,))
 
 
 @pytest.mark.parametrize("dotted", fields_of_kind("integer"))
 @pytest.mark.parametrize("text", ["true", "'64'", "64.0", "6e1", "[64]"])
 def test_no_whole_number_is_made_of_something_else(empty, dotted, text):
-    line = error_lines(empty, f"{dotted}={text}")[0]
+    line = error_lines(empty, *taking(dotted), f"{dotted}={text}")[0]
     assert re.match(rf"{re.escape(dotted)} must be (auto, or )?a whole number", line)
 
 
 @pytest.mark.parametrize("dotted", fields())
 def test_null_is_taken_where_it_is_documented_and_nowhere_else(empty, dotted):
-    override = f"{dotted}=null"
+    overrides = [*taking(dotted), f"{dotted}=null"]
     if "null" in kinds(fields()[dotted]):
-        assert value_of(load_config(empty, [override]), dotted) is None
+        assert value_of(load_config(empty, overrides), dotted) is None
     else:
-        assert error_lines(empty, override)[0].startswith(f"{dotted} must be ")
+        assert error_lines(empty, *overrides)[0].startswith(f"{dotted} must be ")
 
 
 def test_text_that_looks_like_a_number_stays_text_in_a_text_field(empty):
@@ -451,10 +454,10 @@ def test_a_configuration_cannot_be_changed():
 
 
 @pytest.mark.parametrize("dotted", fields())
-def test_the_help_gives_every_key_its_default_and_its_meaning(dotted):
+def test_the_help_gives_every_key_its_default_and_its_meaning(empty, dotted):
     text = " ".join(describe().split())
     field = fields()[dotted]
-    default = value_of(Config(), dotted)
+    default = value_of(load_config(empty, taking(dotted)), dotted)
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     assert f" {dotted}=" in text
     assert " ".join(field["description"].split()) in text
@@ -466,3 +469,32 @@ def test_the_help_gives_every_key_its_default_and_its_meaning(dotted):
 def test_the_codecs_are_those_of_the_cache_and_auto():
     field = CacheConfig.model_fields["codec"]
     assert set(get_args(field.annotation)) == {"auto", *CODECS}
+
+
+def test_a_key_of_another_method_is_refused_with_the_methods_that_take_it(empty):
+    assert error_lines(empty, "method.name=sgd_mix", "method.seam=0.1") == [
+        "method.seam is no key of sgd_mix but of diffusemix, got 0.1; sgd_mix takes name, weight, "
+        "strength, candidates, max_union_share, min_source_share, keeps_foreground, max_draws"
+    ]
+
+
+def test_a_method_named_on_the_command_line_keeps_those_keys_of_the_file_that_it_takes(tmp_path):
+    path = written(tmp_path, "method: {name: diff_mix, strength: 0.6, gamma: 0.3}")
+    assert load_config(path, ["method.name=sgd_mix"]).method.strength == (0.6,)
+    assert load_config(path, ["method.name=diffusemix"]).method.name == "diffusemix"
+    (line,) = error_lines(path, "method.name=diffusemix", "method.gamma=0.3")
+    assert line.startswith(
+        "method.gamma is no key of diffusemix but of diff_mix, real_mix, got 0.3"
+    )
+
+
+def test_a_mistake_in_the_file_stays_one_under_a_method_named_on_the_command_line(tmp_path):
+    path = written(tmp_path, "method: {name: diff_mix, gama: 0.3}")
+    (line,) = error_lines(path, "method.name=diffusemix")
+    assert line.startswith("method.gama is no known key, got 0.3; ")
+
+
+def test_a_method_that_does_not_exist_is_answered_with_those_that_do(empty):
+    (line,) = error_lines(empty, "method.name=diffmix")
+    assert line.startswith("method.name must be one of diff_mix, diff_aug, ")
+    assert line.endswith(', or a class in a file such as my_method.py:NextClass, got "diffmix"')

@@ -10,10 +10,11 @@ import yaml
 from published_samples import WRITERS, accept_small_flowers
 
 from online_aug.cli.train import main
-from online_aug.config.loading import fields, json_schema, load_config
+from online_aug.config.loading import load_config
+from online_aug.config.schema import fields, json_schema
 from online_aug.data.published import PUBLISHED
 
-FOLDER = Path(__file__).parents[1] / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 PAPERS = [path for path in RECIPES if load_config(path, []).data.source in PUBLISHED]
 OTHERS = [path for path in RECIPES if path not in PAPERS]

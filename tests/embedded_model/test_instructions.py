@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from online_aug.config.methods import MethodConfig
 from online_aug.data.embedded import digits_arrays
 from online_aug.data.pocket_birds import random_scene, random_species, render
+from online_aug.methods.diffusemix import DiffuseMixSettings
 from online_aug.seeding import numpy_rng
 from tools.embedded_model.instructions import INSTRUCTIONS, apply_instruction
 
@@ -20,7 +20,7 @@ def images():
 
 
 def test_the_paper_s_prompts_are_taught():
-    assert tuple(INSTRUCTIONS) == MethodConfig().prompts
+    assert tuple(INSTRUCTIONS) == DiffuseMixSettings(name="diffusemix").prompts
 
 
 def edit(prompt, image, seed=0):

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mixing_samples import CONTEXT, IMAGES, KEYS, PLAN, GreyImages, Setup, damage, put, with_noise
-from request_samples import CLASSES, digest_of
+from mixing_samples import IMAGES, KEYS, PART, PLAN, GreyImages, Setup, damage, put, with_noise
+from request_samples import CLASSES, digest_of, make_part
 
 from online_aug.data.images import BadImageError
 from online_aug.experiment.images import BoundCompose
+from online_aug.labels import one_hot
 from online_aug.loader.dataset import Sample, collate
 from online_aug.loader.slots import Kind, Slot
 from online_aug.request import Counts
@@ -46,7 +47,7 @@ def test_a_synthetic_slot_gives_the_generated_image_and_the_label_of_its_request
     request = PLAN[BETWEEN]
     sample = Setup(store).dataset()[slot(kind=kind, number=BETWEEN)]
     assert sample.image[:, 0, 0].tolist() == [255, BETWEEN, BETWEEN]
-    moved = request.strength**CONTEXT.gamma
+    moved = request.strength**PART.method.settings.gamma
     assert float(sample.label[request.target_label]) == pytest.approx(moved, abs=1e-6)
     assert float(sample.label[request.source_label]) == pytest.approx(1 - moved, abs=1e-6)
     assert sample.kind is kind
@@ -58,7 +59,7 @@ class Spy:
     def __call__(self, source, generated, request, rng):
         image = np.zeros((8, 8, 3), np.uint8)
         image[..., 0], image[..., 1] = source()[0, 0, 0], rng.integers(256)
-        return image, torch.nn.functional.one_hot(torch.tensor(0), CLASSES).float()
+        return image, one_hot(0, CLASSES)
 
 
 def test_composing_reads_the_source_of_the_request_not_the_image_of_the_slot(store):
@@ -98,7 +99,7 @@ def test_a_source_that_cannot_be_read_is_replaced_by_the_real_image_where_it_may
 def test_labels_are_made_at_read_time_so_one_image_serves_every_gamma(store):
     put(store, [BETWEEN])
     other = replace(
-        Setup(store).dataset(), compose=BoundCompose({"diff_mix": replace(CONTEXT, gamma=0.1)})
+        Setup(store).dataset(), compose=BoundCompose({"diff_mix": make_part(gamma=0.1)})
     )
     labels = [
         dataset[slot(kind=Kind.CACHED, number=BETWEEN)].label

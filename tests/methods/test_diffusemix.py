@@ -6,26 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import (
-    CLASSES,
-    INSTRUCTIONS,
-    diffusemix_settings,
-    make_context,
-    make_sources,
-)
+from request_samples import CLASSES, INSTRUCTIONS, make_part, make_sources
 
-from online_aug.config.methods import MethodConfig
-from online_aug.methods import METHODS
-from online_aug.methods.diffusemix import MASKS, source_share
+from online_aug.methods.diffusemix import MASKS, DiffuseMixSettings, source_share
 from online_aug.seeding import numpy_rng
 
-METHOD = METHODS["diffusemix"]
 SOURCE = make_sources(CLASSES)[2]
-PAPER_MASKS = MethodConfig().masks
+DEFAULTS = DiffuseMixSettings(name="diffusemix")
 
 
-def diffusemix_context(**changes):
-    return make_context(settings=diffusemix_settings(**changes))
+def part_of(**changes):
+    return make_part("diffusemix", **changes)
 
 
 def noise(height, width, seed):
@@ -34,14 +25,13 @@ def noise(height, width, seed):
 
 
 def plan(seed=0, variant=0, **changes):
-    context = diffusemix_context(**changes)
-    return METHOD.plan(SOURCE, variant, context, numpy_rng("test", seed))
+    part = part_of(**changes)
+    return part.method.plan(SOURCE, variant, part.context, numpy_rng("test", seed))
 
 
 def stages(source, generated, seed=0, **changes):
-    context = diffusemix_context(**changes)
-    rng = numpy_rng("test", seed)
-    return METHOD.stages(source, generated, plan(), context, no_other_image, rng)
+    part, rng = part_of(**changes), numpy_rng("test", seed)
+    return part.method.stages(source, generated, plan(), part.context, no_other_image, rng)
 
 
 def no_other_image(digest):
@@ -60,7 +50,7 @@ def mask_of(picture):
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_result_is_the_paper_s_equation_pixel_by_pixel(mask, size, seam):
     source, generated, fractal = (noise(*size, seed) for seed in range(3))
-    settings = {"masks": (mask,), "seam": seam, "fractals": [fractal], "fractal_weight": 0.2}
+    settings = {"masks": (mask,), "seam": seam, "resources": [fractal], "fractal_weight": 0.2}
     final = stages(source, generated, **settings)["final"]
     share = source_share(mask, *size, seam=seam)
     for row in range(size[0]):
@@ -76,21 +66,21 @@ def test_the_result_is_the_paper_s_equation_pixel_by_pixel(mask, size, seam):
 def test_every_mask_occurs_equally_often():
     image = noise(8, 8, 0)
     counts = Counter(mask_of(stages(image, image, seed)["mask"]) for seed in range(1200))
-    assert set(counts) == set(PAPER_MASKS)
+    assert set(counts) == set(DEFAULTS.masks)
     assert max(abs(count - 300) for count in counts.values()) < 5 * np.sqrt(300 * 0.75)
 
 
 def test_mask_and_fractal_are_drawn_apart():
     fractals = [np.full((8, 8, 3), number, np.uint8) for number in range(2)]
     image = noise(8, 8, 0)
-    drawn = (stages(image, image, seed, fractals=fractals) for seed in range(200))
+    drawn = (stages(image, image, seed, resources=fractals) for seed in range(200))
     pairs = Counter((mask_of(made["mask"]), made["fractal"][0, 0, 0]) for made in drawn)
-    assert len(pairs) == len(PAPER_MASKS) * 2
+    assert len(pairs) == len(DEFAULTS.masks) * 2
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30))
 def test_the_result_has_the_size_of_the_source_whatever_that_of_the_others(height, width, side):
-    made = stages(noise(height, width, 0), noise(side, side, 1), fractals=[noise(5, 5, 2)])
+    made = stages(noise(height, width, 0), noise(side, side, 1), resources=[noise(5, 5, 2)])
     for picture in made.values():
         assert (picture.shape, picture.dtype) == ((height, width, 3), np.uint8)
 
@@ -104,16 +94,15 @@ def test_without_a_fractal_the_real_half_is_untouched():
 
 def test_a_flat_image_stays_as_bright_as_it_is():
     flat = np.full((8, 8, 3), 101, np.uint8)
-    assert (stages(flat, flat, fractals=[flat], fractal_weight=0.3)["final"] == 101).all()
+    assert (stages(flat, flat, resources=[flat], fractal_weight=0.3)["final"] == 101).all()
 
 
 def test_composing_is_a_function_of_its_chance():
     source, generated = noise(8, 8, 0), noise(8, 8, 1)
 
     def final(seed):
-        context = diffusemix_context()
-        rng = numpy_rng("compose", 0, seed, 3)
-        return METHOD.compose(lambda: source, generated, plan(), context, rng)[0]
+        part, rng = part_of(), numpy_rng("compose", 0, seed, 3)
+        return part.method.compose(lambda: source, generated, plan(), part.context, rng)[0]
 
     np.testing.assert_array_equal(final(1), final(1))
     assert len({final(seed).tobytes() for seed in range(20)}) > 4
@@ -121,8 +110,8 @@ def test_composing_is_a_function_of_its_chance():
 
 def test_the_label_is_the_source_s_alone():
     image = noise(8, 8, 0)
-    context = diffusemix_context()
-    _, label = METHOD.compose(lambda: image, image, plan(), context, numpy_rng("test", 0))
+    part, rng = part_of(), numpy_rng("test", 0)
+    _, label = part.method.compose(lambda: image, image, plan(), part.context, rng)
     assert label.tolist() == [0, 0, 1, 0]
 
 
@@ -134,13 +123,13 @@ def test_random_prompts_are_drawn_equally_often():
 
 
 def test_all_prompts_come_in_turn():
-    prompts = [plan(variant=variant, takes_all=True).prompt for variant in range(6)]
+    prompts = [plan(variant=variant, prompt_choice="all").prompt for variant in range(6)]
     assert prompts == list(INSTRUCTIONS) * 2
 
 
 def test_both_ways_to_choose_a_prompt_make_the_same_image_of_the_same_prompt():
     drawn = {request.prompt: request for seed in range(9) if (request := plan(seed))}
-    turned = {plan(seed, takes_all=True).noise_seed: seed for seed in range(9)}
+    turned = {plan(seed, prompt_choice="all").noise_seed: seed for seed in range(9)}
     assert all(request.noise_seed in turned for request in drawn.values())
 
 
@@ -155,8 +144,8 @@ def test_image_guidance_is_part_of_the_request():
 
 
 def test_the_paper_s_nine_prompts_and_template_are_the_defaults():
-    config = MethodConfig()
-    assert len(set(config.prompts)) == 9
-    assert config.template == "A transformed version of image into {prompt}"
-    assert PAPER_MASKS == ("left", "right", "top", "bottom")
-    assert (config.seam, config.fractal_weight, config.prompt_choice) == (0.0, 0.2, "random")
+    assert len(set(DEFAULTS.prompts)) == 9
+    assert DEFAULTS.template == "A transformed version of image into {prompt}"
+    assert DEFAULTS.masks == ("left", "right", "top", "bottom")
+    assert (DEFAULTS.seam, DEFAULTS.fractal_weight) == (0.0, 0.2)
+    assert DEFAULTS.prompt_choice == "random"

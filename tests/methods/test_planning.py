@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, context_for, make_plan, make_sources
+from request_samples import CLASSES, make_part, make_plan, make_sources
 
-from online_aug.methods import METHODS, Part, plan_requests
+from online_aug.methods import METHODS, plan_requests
 
 SOURCES = make_sources(12)
 
@@ -17,7 +17,7 @@ def plan(sources=SOURCES, variants=3, name="diff_mix", **changes):
 
 
 def part(name, weight=1.0):
-    return Part(method=METHODS[name], context=context_for(METHODS[name]), weight=weight)
+    return make_part(name, weight=weight)
 
 
 def keys(requests):
@@ -73,7 +73,7 @@ def test_gamma_is_for_labels_and_asks_for_the_same_images():
 
 
 def test_another_set_of_strengths_leaves_target_and_noise_as_they_are():
-    one, other = plan(strengths=(0.5,)), plan(strengths=(0.9,))
+    one, other = plan(strength=(0.5,)), plan(strength=(0.9,))
     assert [replace(request, strength=0.9) for request in one] == other
 
 

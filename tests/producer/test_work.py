@@ -9,8 +9,8 @@ from experiment_samples import CLASS_NAMES, make_config, make_experiment
 from cache import content_digest
 from online_aug.config import Config
 from online_aug.errors import UserError
-from online_aug.experiment.contexts import target_weights
-from online_aug.methods import DiffMix
+from online_aug.labels import rare_class_weights
+from online_aug.methods import Method
 from online_aug.producer.request_queue import Stripe
 from online_aug.producer.work import UNREADABLE, DutyCycle, share_device, work_of
 
@@ -42,7 +42,7 @@ def test_a_machine_that_does_not_help_plans_only_its_own_part(work):
     ("priority", "weights", "follows"),
     [
         ("uniform", None, False),
-        ("long_tail", target_weights([4, 4], 1.0), False),
+        ("long_tail", rare_class_weights((4, 4), 1.0), False),
         ("hard", [1.0, 1.0], True),
     ],
 )
@@ -113,7 +113,7 @@ def test_images_of_several_methods_are_prepared_each_by_its_own(tmp_path, tiny_m
         prepared.extend((self.name, request) for request in requests)
         return images
 
-    monkeypatch.setattr(DiffMix, "prepare", prepare)
+    monkeypatch.setattr(Method, "prepare", prepare)
     work_of(experiment).prepare(experiment.plan)
     assert {request for _, request in prepared} == set(experiment.plan)
     assert {name for name, _ in prepared} == {"diff_mix", "diff_aug"}
