@@ -2,6 +2,7 @@ import pickle
 from dataclasses import fields, replace
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from request_samples import VALUES, make_request, requests
