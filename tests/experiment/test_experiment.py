@@ -35,6 +35,7 @@ def experiment_of(tmp_path, tiny_model):
 def with_section(experiment_of, sections):
     """An experiment with some values changed and the rest of each section as it was."""
     base = experiment_of().config.model_dump(mode="json")
+    base["method"] = {}  # its other keys are of its method
     return experiment_of(**{name: base[name] | values for name, values in sections.items()})
 
 
