@@ -1,5 +1,8 @@
-"""Caches and folders that the tests of exporting, importing and merging share."""
+"""Records, image files and checks for tests of the cache's commands and exchange formats."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from cache import Entry, Store
 
 
 def bird(variant: int) -> Entry:
-    """A translated image whose request has every type of field."""
+    """Return a translated image whose request has every type of field."""
     rng = np.random.default_rng(variant)
     request = {
         "method": "diff_mix",
@@ -29,7 +32,7 @@ def bird(variant: int) -> Entry:
 
 
 def contents(path: Path) -> dict[bytes, tuple[Any, ...]]:
-    """Everything of every record but its place and codec, by key."""
+    """Return request, scores, time and pixels of every record by key."""
     found = {}
     with Store(path, readonly=True) as store:
         for _, key in store.tail():
@@ -41,17 +44,36 @@ def contents(path: Path) -> dict[bytes, tuple[Any, ...]]:
 
 
 def write_image(path: Path, seed: int = 0, mode: str = "RGB", **options: Any) -> np.ndarray:
-    """A noise image in a file; returns its pixels as they were drawn."""
+    """Write a noise image to a file and return its pixels before they were encoded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     PIL.Image.fromarray(image).convert(mode).save(path, **options)
     return image
 
 
+def file_sizes(folder: Path) -> dict[Path, int]:
+    """Return the size of every file and folder, but for LMDB's lock file.
+
+    That one grows when it is opened, and holds no data.
+    """
+    return {path: path.stat().st_size for path in folder.rglob("*") if path.name != "lock.mdb"}
+
+
 def assert_refused(result: tuple[int, str, str], message: str) -> None:
-    """The command said why in one line and did nothing else."""
+    """Check that a command ended with status 2, gave the reason in one line and printed no more."""
     status, out, err = result
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+@contextmanager
+def file_size_limit(size_bytes: int) -> Iterator[None]:
+    """Let the kernel refuse to grow a file beyond a size, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,6 +1,7 @@
 """WebDataset shards: tar files in which an image, its JSON and its class share a name."""
 
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -102,7 +103,7 @@ def _shards(root: Path) -> list[Path]:
 
 
 def _parts(file: BufferedReader) -> Iterator[_Part]:
-    bounded = _BoundedHeaders(file)
+    bounded, file_bytes = _BoundedHeaders(file), os.fstat(file.fileno()).st_size
     try:
         with tarfile.open(
             fileobj=cast("BinaryIO", bounded),  # a stream is only read
@@ -111,6 +112,8 @@ def _parts(file: BufferedReader) -> Iterator[_Part]:
             encoding="utf-8",
         ) as tar:
             while (member := tar.next()) is not None:
+                if tar.offset > file_bytes:  # tarfile would read on for as long as a header says
+                    raise CacheError("shard must be a whole tar file: unexpected end of data")
                 bounded.end = tar.offset + _MAX_HEADER_BYTES
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
                 if _suffix(member.name) in _MEMBER_LIMITS:

@@ -4,8 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_samples import large
+from exchange_samples import bird
 
 from cache import Entry, Store
+from cache.__main__ import main
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -36,3 +40,28 @@ def filled(tmp_path: Path) -> Path:
     with Store(tmp_path / "cache", codec="raw") as store:
         store.put_many(large(8))
     return store.path
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    """The directory of a cache of 24 translated images of classes 0 to 3: PNG, JPEG and raw."""
+    path = tmp_path / "birds"
+    for number, codec in enumerate(("png", "jpeg", "raw")):
+        with Store(path, codec=codec, durability="process") as store:
+            store.put_many([bird(variant) for variant in range(8 * number, 8 * number + 8)])
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process; returns exit status, standard output and error."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run_command

@@ -1,17 +1,14 @@
-"""Each bad input: one clear line, exit status 2, nothing changed."""
+"""Every bad input ends in one clear line and exit status 2, and changes nothing."""
 
-import resource
-import subprocess
 import sys
-from pathlib import Path
 
 import lmdb
 import pytest
-from exchange_samples import assert_refused, contents, write_image
+from exchange_samples import assert_refused, contents, file_size_limit, file_sizes, write_image
 
 from cache import Store
+from cache.__main__ import COMMANDS
 
-ROOT = Path(__file__).parents[3]
 READING = [
     ("stats",),
     ("verify",),
@@ -20,69 +17,69 @@ READING = [
     ("export", "{out}"),
     ("merge", "--into", "{out}"),
 ]
+EXPORTS = ["folder", "diff-mix", "webdataset", "parquet"]
 
 
-def listing(folder):
-    # LMDB's lock file grows when it is opened; it holds no data.
-    found = {path: path.stat().st_size for path in folder.rglob("*")}
-    return {path: size for path, size in found.items() if path.name != "lock.mdb"}
+def skip_without_package(format):
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
 
 
-def refuses(run, tmp_path, path, arguments, message):
-    before = listing(tmp_path)
+def assert_changes_nothing(run, tmp_path, path, arguments, message):
+    before = file_sizes(tmp_path)
     command, *rest = (argument.format(out=tmp_path / "out") for argument in arguments)
     assert_refused(run(command, path, *rest), message)
-    assert listing(tmp_path) == before
+    assert file_sizes(tmp_path) == before
 
 
 @pytest.mark.parametrize("arguments", READING)
-def test_a_path_that_is_no_cache(arguments, tmp_path, run):
+def test_a_path_that_is_no_cache_is_refused(arguments, tmp_path, run):
     (tmp_path / "folder").mkdir()
+    message = "cache path must be a directory with a cache"
     for name in ("folder", "none"):
-        refuses(
-            run, tmp_path, tmp_path / name, arguments, "cache path must be a directory with a cache"
-        )
+        assert_changes_nothing(run, tmp_path, tmp_path / name, arguments, message)
 
 
 @pytest.mark.parametrize("arguments", READING)
-def test_another_programs_lmdb(arguments, tmp_path, run):
+def test_another_programs_lmdb_is_refused(arguments, tmp_path, run):
     with lmdb.open(str(tmp_path / "foreign"), max_dbs=2) as env, env.begin(write=True) as txn:
         txn.put(b"a", b"b")
     message = "cache path must hold a cache, got "
-    refuses(run, tmp_path, tmp_path / "foreign", arguments, message)
+    assert_changes_nothing(run, tmp_path, tmp_path / "foreign", arguments, message)
 
 
 @pytest.mark.parametrize("arguments", READING)
-def test_a_newer_schema(arguments, birds, tmp_path, run):
+def test_a_newer_schema_is_refused(arguments, birds, tmp_path, run):
     with lmdb.open(str(birds), max_dbs=20) as env:
         meta = env.open_db(b"meta", create=False)
         with env.begin(write=True) as txn:
             txn.put(b"n:schema", (99).to_bytes(8, "big"), db=meta)
-    refuses(run, tmp_path, birds, arguments, "99")
+    assert_changes_nothing(run, tmp_path, birds, arguments, "99")
 
 
 @pytest.mark.parametrize(
     "arguments", [("show",), ("export", "{out}"), ("merge", "--into", "{out}")]
 )
-def test_an_empty_cache(arguments, tmp_path, run):
+def test_an_empty_cache_has_nothing_to_show_or_carry(arguments, tmp_path, run):
     with Store(tmp_path / "empty") as store:
         store.open()
-    refuses(run, tmp_path, tmp_path / "empty", arguments, "there must be a record to")
+    message = "there must be a record to"
+    assert_changes_nothing(run, tmp_path, tmp_path / "empty", arguments, message)
 
 
-@pytest.mark.parametrize("format", ["folder", "diff-mix", "webdataset", "parquet"])
-def test_exporting_over_what_is_there(format, birds, tmp_path, run):
-    pytest.importorskip("pyarrow") if format == "parquet" else None
+@pytest.mark.parametrize("format", EXPORTS)
+def test_an_export_replaces_no_other_files_even_with_force(format, birds, tmp_path, run):
+    skip_without_package(format)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
-    before = listing(tmp_path)
+    before = file_sizes(tmp_path)
     arguments = ("export", birds, tmp_path / "out", "--format", format)
     assert_refused(run(*arguments), "target must not exist")
     assert_refused(run(*arguments, "--force"), "target must be")
-    assert listing(tmp_path) == before
+    assert file_sizes(tmp_path) == before
 
 
-def test_force_replaces_an_earlier_export_and_only_that(birds, tmp_path, run):
+def test_force_replaces_an_earlier_export_and_nothing_else(birds, tmp_path, run):
     run("export", birds, tmp_path / "out")
     assert run("export", birds, tmp_path / "out", "--format", "webdataset", "--force")[0] == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -92,63 +89,52 @@ def test_force_replaces_an_earlier_export_and_only_that(birds, tmp_path, run):
 
 def test_an_export_that_fails_keeps_the_earlier_one(birds, tmp_path, run, monkeypatch):
     run("export", birds, tmp_path / "out")
-    before = listing(tmp_path)
-    monkeypatch.setattr("cache.exchange.folder_formats.as_file", lambda stored: (".png" * 100, b""))
+    before = file_sizes(tmp_path)
+    too_long = ".png" * 100
+    monkeypatch.setattr("cache.exchange.folder_formats.as_file", lambda record: (too_long, b""))
     assert_refused(run("export", birds, tmp_path / "out", "--force"), "target must be writable")
-    assert listing(tmp_path) == before
+    assert file_sizes(tmp_path) == before
 
 
-def test_a_target_in_no_folder(birds, tmp_path, run):
-    refuses(run, tmp_path, birds, ("export", "{out}/deep/er"), "No such file or directory")
+def test_an_interrupted_export_leaves_nothing(birds, tmp_path, run, monkeypatch):
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cache.exchange.folder_formats.as_file", interrupt)
+    before = file_sizes(tmp_path)
+    assert run("export", birds, tmp_path / "out") == (130, "", "interrupted\n")
+    assert file_sizes(tmp_path) == before
 
 
-@pytest.mark.parametrize("format", ["folder", "diff-mix", "webdataset", "parquet"])
-def test_a_full_disk(format, birds, tmp_path):
-    """The kernel refuses to let a file grow, as a full disk does; run in a process of its own."""
-    pytest.importorskip("pyarrow") if format == "parquet" else None
-    before = listing(tmp_path)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "cache",
-            "export",
-            str(birds),
-            str(tmp_path / "out"),
-            "--format",
-            format,
-        ],
-        cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert_refused((done.returncode, done.stdout, done.stderr), "room for all")
-    assert listing(tmp_path) == before
+def test_a_target_whose_folder_is_missing_is_refused(birds, tmp_path, run):
+    arguments = ("export", "{out}/deep/er")
+    assert_changes_nothing(run, tmp_path, birds, arguments, "No such file or directory")
 
 
-def test_a_full_disk_under_the_target_of_an_import(birds, tmp_path, run):
+@pytest.mark.parametrize("format", EXPORTS)
+def test_an_export_to_a_full_disk_leaves_nothing(format, birds, tmp_path, run):
+    skip_without_package(format)
+    before = file_sizes(tmp_path)
+    with file_size_limit(100):
+        result = run("export", birds, tmp_path / "out", "--format", format)
+    assert_refused(result, "room for all")
+    assert file_sizes(tmp_path) == before
+
+
+def test_an_import_to_a_full_disk_leaves_nothing(birds, tmp_path, run):
     run("export", birds, tmp_path / "out")
-    done = subprocess.run(
-        [sys.executable, "-m", "cache", "import", str(tmp_path / "c"), str(tmp_path / "out")],
-        cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert_refused((done.returncode, done.stdout, done.stderr), "disk is full")
+    with file_size_limit(30_000):
+        result = run("import", tmp_path / "c", tmp_path / "out")
+    assert_refused(result, "disk is full")
     assert not (tmp_path / "c").exists()
 
 
-def test_parquet_without_pyarrow(birds, tmp_path, run, monkeypatch):
+def test_parquet_without_pyarrow_is_refused(birds, tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     arguments = ("export", "{out}", "--format", "parquet")
-    refuses(
-        run, tmp_path, birds, arguments, "format parquet needs the package pyarrow; pip install"
-    )
+    message = "format parquet needs the package pyarrow; pip install"
+    assert_changes_nothing(run, tmp_path, birds, arguments, message)
 
 
 @pytest.mark.parametrize(
@@ -170,30 +156,18 @@ def test_parquet_without_pyarrow(birds, tmp_path, run, monkeypatch):
         (("merge", "{birds}"), "the following arguments are required: --into"),
     ],
 )
-def test_other_bad_input(arguments, message, birds, tmp_path, run):
+def test_bad_arguments_change_nothing(arguments, message, birds, tmp_path, run):
     write_image(tmp_path / "photos/a/x.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("one\n")
     names = ("c", "none", "empty", "file", "photos", "birds")
     places = {name: tmp_path / name for name in names}
-    before = listing(tmp_path)
+    before = file_sizes(tmp_path)
     assert_refused(run(*(argument.format(**places) for argument in arguments)), message)
-    assert listing(tmp_path) == before
-
-
-def test_an_interrupted_export_leaves_nothing(birds, tmp_path, run, monkeypatch):
-    def interrupt(stored):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("cache.exchange.folder_formats.as_file", interrupt)
-    before = listing(tmp_path)
-    assert run("export", birds, tmp_path / "out") == (130, "", "interrupted\n")
-    assert listing(tmp_path) == before
+    assert file_sizes(tmp_path) == before
 
 
 def test_every_command_has_examples(run):
-    from cache.__main__ import COMMANDS
-
     for command in COMMANDS:
         status, out, _ = run(command.name, "--help")
         assert status == 0

@@ -1,23 +1,28 @@
-"""Files from elsewhere are data: nothing gets out of a folder, nothing breaks the import."""
+"""Nothing in a foreign file can lead out of its folder, fill the memory or break an import."""
 
 import csv
 import io
 import json
 import os
+import struct
 import tarfile
+import tracemalloc
+import zlib
+from contextlib import contextmanager
 
 import pytest
 from exchange_samples import assert_refused, bird, contents, write_image
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import CacheError, Store
+from cache import CacheError, CorruptRecordError, Store
 from cache.exchange.image_files import pixels_of
 from cache.exchange.metadata import ClassNames, safe_name
 
 HOSTILE = ["../../up", "/etc", "..", ".", "", "a/b", "a\\b", "\x00", "con", "x" * 300, "a\nb", "~"]
 
 
+@settings(max_examples=40)
 @given(st.text() | st.sampled_from(HOSTILE))
 def test_a_safe_name_is_one_plain_name(name):
     safe = safe_name(name)
@@ -28,6 +33,7 @@ def test_a_safe_name_is_one_plain_name(name):
     assert not safe.startswith(".")
 
 
+@settings(max_examples=40)
 @given(st.lists(st.text() | st.sampled_from(["a", "A", "a ", "a/", "a_", "a-1"]), max_size=8))
 def test_classes_never_share_a_folder(names):
     classes = ClassNames(names)
@@ -49,8 +55,8 @@ def test_hostile_class_names_cannot_leave_the_target(format, birds, tmp_path, ru
     assert contents(tmp_path / "back") == contents(birds)
 
 
-def exported(birds, tmp_path, run, edit):
-    """Import of an exported folder whose table was edited by `edit(row)`."""
+def problems_after(edit, birds, tmp_path, run):
+    """Export, change all rows but the first by `edit(row)`, import, and return the problems."""
     run("export", birds, tmp_path / "o")
     table = tmp_path / "o/metadata.csv"
     with table.open(newline="") as file:
@@ -69,7 +75,7 @@ def exported(birds, tmp_path, run, edit):
 def test_no_path_of_a_table_leads_out_of_its_folder(path, birds, tmp_path, run):
     write_image(tmp_path / "secret.png")
     name = path.format(root=tmp_path)
-    (problem,) = exported(birds, tmp_path, run, lambda row: {"file_name": name})
+    (problem,) = problems_after(lambda row: {"file_name": name}, birds, tmp_path, run)
     assert problem.startswith("path must stay inside the folder")
 
 
@@ -98,7 +104,7 @@ def test_no_path_of_a_table_leads_out_of_its_folder(path, birds, tmp_path, run):
     ],
 )
 def test_a_bad_row_costs_its_own_image_only(change, message, birds, tmp_path, run):
-    problems = exported(birds, tmp_path, run, lambda row: change)
+    problems = problems_after(lambda row: change, birds, tmp_path, run)
     assert all(message in problem for problem in problems)
 
 
@@ -114,7 +120,7 @@ def test_links_and_pipes_are_not_followed(tmp_path, run):
     assert {problem["name"] for problem in report["problems"]} == {"a/link.png", "a/pipe.png"}
 
 
-def test_members_of_a_shard_that_are_no_files_are_named(tmp_path, run):
+def test_members_of_a_shard_that_are_no_plain_files_are_left_out_and_named(tmp_path, run):
     write_image(tmp_path / "x.png", 1)
     image = (tmp_path / "x.png").read_bytes()
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
@@ -135,7 +141,7 @@ def test_members_of_a_shard_that_are_no_files_are_named(tmp_path, run):
     assert sorted(tmp_path.parent.parent.glob("*")) == before
 
 
-def test_a_shard_cut_off_gives_what_came_before(birds, tmp_path, run):
+def test_a_shard_that_is_cut_off_gives_the_records_before_the_cut(birds, tmp_path, run):
     run("export", birds, tmp_path / "o", "--format", "webdataset")
     shard = tmp_path / "o/shard-000000.tar"
     shard.write_bytes(shard.read_bytes()[:20_000])
@@ -143,13 +149,72 @@ def test_a_shard_cut_off_gives_what_came_before(birds, tmp_path, run):
     report = json.loads(out)
     assert status == 1
     assert 0 < report["done"] < 24
+    (problem,) = report["problems"]
+    assert problem["name"] == "shard-000000.tar"
+    assert problem["problem"].startswith("shard must be a whole tar file: ")
     assert contents(tmp_path / "c").items() <= contents(birds).items()
 
 
-def test_a_picture_larger_than_it_may_be_is_refused_before_it_is_unpacked(tmp_path, run):
-    import struct
-    import zlib
+def test_a_broken_header_within_a_shard_is_not_taken_for_its_end(birds, tmp_path, run):
+    run("export", birds, tmp_path / "o", "--format", "webdataset")
+    shard = tmp_path / "o/shard-000000.tar"
+    content = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as tar:
+        content[tar.getmembers()[12].offset] ^= 1  # the name no longer has its checksum
+    shard.write_bytes(content)
+    status, out, _ = run("import", tmp_path / "c", tmp_path / "o", "--json")
+    report = json.loads(out)
+    assert status == 1
+    assert 0 < report["done"] < 5
+    assert report["problems"][-1]["problem"] == "shard must be a whole tar file: bad checksum"
 
+
+def pax_member(records, content=b""):
+    """Return a tar whose one member has an extended header with the given content."""
+    extended, member = tarfile.TarInfo("long"), tarfile.TarInfo("x.png")
+    extended.type, extended.size, member.size = tarfile.XHDTYPE, len(records), len(content)
+    blocks = [extended.tobuf(tarfile.USTAR_FORMAT), records, member.tobuf(tarfile.USTAR_FORMAT)]
+    return b"".join(block + bytes(-len(block) % 512) for block in (*blocks, content))
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        (pax_member(b"%d path=%s\n" % (2**23 + 14, b"a" * 2**23)), "headers of at most 1048576"),
+        (pax_member(b"")[:512] * 1500, "shard must be a whole tar file: "),
+        (
+            pax_member(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", b"9999999\n" * 3 * 10**5),
+            "headers of at most 1048576",
+        ),
+        (
+            pax_member(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", b"1\n0\n99999999999\n"),
+            "member must be a plain file",
+        ),
+        (pax_member(b"20 size=99999999999\n"), "unexpected end of data"),
+        (pax_member(b"11 size=-5\n"), "image must decode"),
+    ],
+    ids=["long name", "nested headers", "sparse map", "sparse file", "large", "negative size"],
+)
+def test_no_header_of_a_shard_fills_the_memory(shard, message, tmp_path, run):
+    (tmp_path / "s.tar").write_bytes(shard + bytes(1024))
+    with bounded_memory(2**24):
+        result = run("import", tmp_path / "c", tmp_path / "s.tar")
+    assert_refused(result, message)
+    assert not (tmp_path / "c").exists()
+
+
+@contextmanager
+def bounded_memory(most_bytes):
+    """Fail if Python's objects grow by more than that at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, run):
     def chunk(kind, body):
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -177,7 +242,7 @@ def test_a_picture_larger_than_it_may_be_is_refused_before_it_is_unpacked(tmp_pa
         b"VP8 " + bytes(4) + b"\x10\0\0\x9d\x01\x2a" + b"\xff\x3f" * 2,
     ],
 )
-def test_a_webp_larger_than_it_may_be_is_refused_before_pillow_opens_it(chunk, monkeypatch):
+def test_a_webp_of_too_many_pixels_is_refused_before_pillow_opens_it(chunk, monkeypatch):
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(CacheError, match="image sides must be 1 to 8192 px, got 16"):
         pixels_of(b"RIFF" + bytes(4) + b"WEBP" + chunk + bytes(8))
@@ -195,7 +260,7 @@ def test_a_broken_image_is_never_stored(tmp_path, run):
     assert run("verify", tmp_path / "c")[0] == 0
 
 
-def test_where_nothing_can_be_read_no_cache_is_made(tmp_path, run):
+def test_an_import_without_a_readable_image_makes_no_cache(tmp_path, run):
     (tmp_path / "p/a").mkdir(parents=True)
     (tmp_path / "p/a/text.png").write_text("hello")
     assert_refused(run("import", tmp_path / "c", tmp_path / "p"), "a/text.png: image must decode")
@@ -215,8 +280,6 @@ def test_a_record_that_cannot_be_read_is_left_out_and_named(birds, tmp_path, run
     real = Store.inspect
 
     def inspect(store, wanted):
-        from cache import CorruptRecordError
-
         if wanted == key:
             raise CorruptRecordError("record is corrupt: test")
         return real(store, wanted)
@@ -231,6 +294,6 @@ def test_a_record_that_cannot_be_read_is_left_out_and_named(birds, tmp_path, run
         assert key.hex() in json.loads(out)["problems"][0]["name"]
 
 
-def test_bird_is_made_of_every_type():
+def test_the_sample_request_has_every_type_of_field():
     types = {type(value) for value in bird(0).request.values()}
     assert types == {str, int, float, bool, type(None)}

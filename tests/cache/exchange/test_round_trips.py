@@ -1,3 +1,5 @@
+"""An exported cache, imported again, has the same records; the files are what others read."""
+
 import csv
 import json
 import tarfile
@@ -154,7 +156,7 @@ def test_parquet_holds_the_metadata(birds, tmp_path, run):
     assert rows[2]["target_class"] == "robin"
 
 
-def test_an_import_is_done_once(birds, tmp_path, run):
+def test_importing_again_adds_nothing(birds, tmp_path, run):
     run("export", birds, tmp_path / "out")
     run("import", tmp_path / "back", tmp_path / "out")
     status, out, _ = run("import", tmp_path / "back", tmp_path / "out", "--json")
@@ -173,7 +175,7 @@ def test_an_import_is_done_once(birds, tmp_path, run):
         (("--method", "diff_mix", "--limit", 5), lambda request: request["variant"] < 5),
     ],
 )
-def test_only_what_is_asked_for_is_exported(options, matches, birds, tmp_path, run):
+def test_only_the_selected_records_are_exported(options, matches, birds, tmp_path, run):
     run("export", birds, tmp_path / "out", *options)
     run("import", tmp_path / "back", tmp_path / "out")
     expected = {k: v for k, v in contents(birds).items() if matches(v[0])}
@@ -202,5 +204,5 @@ def test_a_request_with_extreme_values_keeps_its_key(tmp_path, run):
         assert contents(tmp_path / f"b{format}") == contents(tmp_path / "a")
 
 
-def test_content_digest_is_the_documented_one():
+def test_the_digest_of_an_image_file_is_the_documented_one():
     assert content_digest(b"") == "cae66941d9efbd404e4d88758ea67670"

@@ -1,3 +1,5 @@
+"""A merge adds what the target lacks, in order, and can be done again."""
+
 import json
 import os
 import signal
@@ -68,7 +70,7 @@ def key_of(variant):
 
 
 def beside(path):
-    """Rejections, service counts by key and maps of two sources."""
+    """Return rejections and service counts by key, and the saliency maps of two sources."""
     with Store(path, readonly=True) as store, store._environment.transaction() as (txn, tables):
         rows = [row for _, row in index.walk_log(txn, tables) if row.served]
         rejected = dict(txn.cursor(tables.rejected))
@@ -78,7 +80,7 @@ def beside(path):
 
 @pytest.fixture
 def annotated(two):
-    """Both with rejections, service counts and saliency maps, some of them of the same."""
+    """The two caches with rejections, service counts and saliency maps, some for the same key."""
     for path, rejected, served, maps in (
         (two[0], {30: "blank", 31: "blank", 12: "nan"}, {6: 1, 7: 5}, {"one": b"first"}),
         (two[1], {31: "nan", 3: "nan"}, {6: 4, 7: 2, 15: 1}, {"one": b"second", "two": b"two"}),
@@ -127,7 +129,7 @@ def test_a_map_that_is_broken_is_left_out_and_named(annotated, tmp_path, run):
 
 
 @pytest.mark.parametrize("command", ["merge", "import"])
-def test_what_meets_a_limit_on_the_way_keeps_what_it_brought(
+def test_a_limit_met_on_the_way_keeps_the_batches_before_it(
     command, two, tmp_path, run, monkeypatch
 ):
     monkeypatch.setattr("cache.exchange.records._BATCH_RECORDS", 4)

@@ -1,4 +1,7 @@
+"""`evict`, `compact` and `verify`: what goes, what stays, what is found."""
+
 import json
+import os
 
 import lmdb
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 from exchange_samples import assert_refused, bird, contents
 
 from cache import Entry, Owner, Store, request_key
+from cache.backend import opening
 
 
 def recipes(path):
@@ -41,7 +45,7 @@ def test_a_cache_is_brought_down_to_a_size(birds, run):
         assert 23 in variants(birds)
 
 
-def test_what_was_served_goes_first_when_asked_for(birds, run):
+def test_served_records_go_first_when_asked_for(birds, run):
     served = [request_key(bird(variant).request) for variant in (7, 22)]
     with Store(birds) as store:
         store.note_served(served * 3)
@@ -49,20 +53,20 @@ def test_what_was_served_goes_first_when_asked_for(birds, run):
     assert sorted(set(range(24)) - set(variants(birds))) == [7, 22]
 
 
-def test_one_recipe_can_be_let_go(two_recipes, run):
+def test_one_recipe_can_be_evicted(two_recipes, run):
     run("evict", two_recipes, "--recipe", recipes(two_recipes)["demo"][:8])
     assert len(contents(two_recipes)) == 24
     assert set(recipes(two_recipes)) == {"diff_mix"}
 
 
-def test_one_record_can_be_let_go(birds, run):
+def test_one_record_can_be_evicted(birds, run):
     key = request_key(bird(5).request)
     run("evict", birds, "--key", key.hex()[:10])
     assert key not in contents(birds)
     assert len(contents(birds)) == 23
 
 
-def test_what_is_pinned_stays(birds, run):
+def test_pinned_records_stay(birds, run):
     key = request_key(bird(0).request)
     with Store(birds) as store:
         store.pin([key], Owner.current())
@@ -119,6 +123,33 @@ def test_repair_drops_what_is_broken_and_nothing_else(birds, run):
     assert run("verify", birds)[0] == 0
     before.pop(key)
     assert contents(birds) == before
+
+
+def test_a_damaged_page_is_found_although_the_file_looks_untouched(birds, run):
+    file = birds / "data.mdb"
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[2 * 4096 :] = bytes(len(content) - 2 * 4096)  # all but the pages that name the roots
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for options in ((), ("--repair",)):
+        result = run("verify", birds, *options)
+        assert_refused(result, "is damaged: ")
+        assert "put back a copy of data.mdb, or delete the cache" in result[2]
+    assert file.read_bytes() == content
+
+
+def test_a_file_that_is_not_lmdb_s_is_refused_and_stays_as_it_is(tmp_path, run):
+    (tmp_path / "data.mdb").write_bytes(b"OARC" * 5000)
+    assert_refused(run("verify", tmp_path, "--repair"), "must hold a cache")
+    assert (tmp_path / "data.mdb").read_bytes() == b"OARC" * 5000
+
+
+def test_verify_examines_the_pages_of_a_copy_once(birds, run, monkeypatch):
+    (birds / "sound").unlink()
+    examined, examine = [], opening._examine
+    monkeypatch.setattr(opening, "_examine", lambda path: (examined.append(path), examine(path))[1])
+    assert run("verify", birds)[0] == 0
+    assert examined == [birds]
 
 
 @pytest.mark.parametrize(

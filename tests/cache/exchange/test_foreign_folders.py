@@ -1,7 +1,9 @@
-"""Folders as the papers' scripts leave them, and plain ones."""
+"""Images of other programs get requests from their folders, names and tables."""
 
 import csv
+import io
 import json
+import tarfile
 
 import numpy as np
 import PIL.Image
@@ -17,7 +19,7 @@ def requests(path):
 
 @pytest.fixture
 def diff_mix(tmp_path):
-    """What sample_mp.py writes, before it has written meta.csv."""
+    """A folder of Diff-Mix's sample_mp.py before it has written meta.csv."""
     root = tmp_path / "shot1_diff-mix_fixed_0.7"
     write_image(root / "data/Black_Tern/Red-eyed_Vireo-000000-0.7.png", 1)
     write_image(root / "data/Red-eyed_Vireo/Red-eyed_Vireo-000001-0.9.png", 2)
@@ -120,9 +122,6 @@ def test_any_kind_of_image_becomes_rgb(mode, tmp_path, run):
 
 
 def test_shards_of_others_give_their_class(tmp_path, run):
-    import io
-    import tarfile
-
     write_image(tmp_path / "x.png", 1)
     image = (tmp_path / "x.png").read_bytes()
     folder = tmp_path / "shards"

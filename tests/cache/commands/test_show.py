@@ -1,3 +1,5 @@
+"""`show`: the PNG holds the images that were asked for."""
+
 import json
 
 import numpy as np
@@ -16,7 +18,7 @@ def pixels(path):
 
 
 def holds(sheet, image):
-    """Whether the pixels of a small image, each enlarged to a square, stand in the sheet."""
+    """Return whether the sheet has the small image, each of its pixels enlarged to a square."""
     factor = -(-160 // max(image.shape[:2]))
     wanted = image.repeat(factor, 0).repeat(factor, 1)
     height, width = wanted.shape[:2]
@@ -30,7 +32,7 @@ def holds(sheet, image):
 
 @pytest.fixture
 def with_source(tmp_path):
-    """A cache with one record whose source lies in a folder."""
+    """A cache with one record, the pixels of its source, and the record's entry."""
     source = write_image(tmp_path / "train/wren/x.png", 7)
     digest = content_digest((tmp_path / "train/wren/x.png").read_bytes())
     entry = Entry(bird(1).request | {"source_digest": digest}, bird(1).image, bird(1).scores)
@@ -88,7 +90,7 @@ def test_large_and_odd_images_fit_on_a_sheet(tmp_path, run):
     assert max(pixels(tmp_path / "s.png").shape) < 3000
 
 
-def test_words_name_method_classes_and_what_was_set():
+def test_a_caption_names_method_classes_and_settings():
     request = {
         "method": "diff_mix",
         "source_label": 1,
@@ -119,7 +121,7 @@ def test_words_name_method_classes_and_what_was_set():
         (("--limit", 0), "there must be a record to show"),
     ],
 )
-def test_what_cannot_be_shown_is_one_line(arguments, message, birds, tmp_path, run):
+def test_a_request_that_cannot_be_shown_is_refused(arguments, message, birds, tmp_path, run):
     result = run("show", birds, *arguments, "--out", tmp_path / "s.png")
     assert_refused(result, message)
     assert not (tmp_path / "s.png").exists()
