@@ -161,6 +161,7 @@ def test_one_bad_source_stops_a_merge_before_it_begins(two, tmp_path, run):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_a_whole_cache_and_is_finished_by_the_next(tmp_path, run):
     image = np.zeros((64, 64, 3), np.uint8)
     with Store(tmp_path / "a", codec="raw") as store:
