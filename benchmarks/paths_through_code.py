@@ -56,7 +56,7 @@ WAYS = {
         last=("deepspeed/runtime/engine.py", "step"),
     ),
     "request": Way(
-        command=("-m", "online_aug.cli.fill", "configs/quickstart.yaml", *SMALL),
+        command=("-m", "online_aug", "fill", "configs/quickstart.yaml", *SMALL),
         target=30,
         first=("online_aug/methods/", "plan"),
         last=("cache/store.py", "put_many"),
@@ -175,6 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.report:
         run_traced(options.ways[0], options.report)
+        raise SystemExit(f"{options.ways[0]} ended before its last call")
     for name in options.ways or WAYS:
         found = files_met(name)
         print(f"{name}: {len(found)} files, at most {WAYS[name].target} wanted")
