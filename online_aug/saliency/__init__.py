@@ -1,9 +1,8 @@
-"""Where a classifier looks: Grad-CAM, spectral residual, Otsu masks."""
+"""Saliency: maps of where a classifier looks (Grad-CAM) or what stands out, and Otsu masks."""
 
 from online_aug.saliency.grad_cam import grad_cam, quick_copy
 from online_aug.saliency.maps import (
     SaliencyTable,
-    follow,
     otsu_masks,
     otsu_thresholds,
     scaled,
@@ -13,7 +12,6 @@ from online_aug.saliency.maps import (
 
 __all__ = [
     "SaliencyTable",
-    "follow",
     "grad_cam",
     "otsu_masks",
     "otsu_thresholds",

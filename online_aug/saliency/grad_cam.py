@@ -1,20 +1,10 @@
-"""Grad-CAM (arXiv:1610.02391) at the price of little more than a forward pass.
+"""Grad-CAM (arXiv:1610.02391) for little more than the price of a forward pass.
 
-The gradient is needed at the last feature map only. Where a head pools that map, a backward pass
+The gradient is only needed at the last feature map. If a head pools that map, a backward pass
 through the head alone gives it: behind an average pool and a linear layer it is the class's row of
-weights, the closed form known as CAM. In a vision transformer it starts at the last block's first
-norm, behind which attention still moves what patches hold to the class token.
-
-A classifier's copy that looks at many batches in half the time on a CPU.
-
-It is only looked through, never trained. So linear layers may go through oneDNN, which on some CPUs
-is twice as fast as the MKL that PyTorch calls, and a network of convolutions may be recorded, with
-its batch norms folded into them and its features in the memory layout that oneDNN prefers.
-
-pytorch_grad_cam as it is: the general path, and what the fast one is measured against.
-
-Its objects put the model into evaluation mode, overwrite its gradients, and keep a copy of every
-later activation while they live, so it gets a copy of the model and is let go after each batch.
+weights, the closed form known as CAM. In a vision transformer it starts at the first norm of the
+last block, behind which attention still moves information from the patches to the class token. Any
+other network goes through pytorch_grad_cam, which is also the reference in the tests.
 """
 
 import copy
@@ -30,23 +20,26 @@ from torch import Tensor, nn
 from online_aug.saliency.maps import scaled
 from online_aug.seeding import recorded, untouched
 
+Call = Callable[[Tensor], Tensor]
+
 
 def grad_cam(
     classifier: nn.Module, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
 ) -> Float[Tensor, "b u v"]:
-    """Where each image speaks for its class: maps from 0 to 1 at the size of the feature map.
+    """Return maps in [0, 1] of where each image speaks for its class, at feature map resolution.
 
-    (A network that is neither a convolutional one of timm nor a ViT goes through pytorch_grad_cam,
-    in full, and its maps have the size of the images.)
-
-    Equal to `pytorch_grad_cam` at the classifier's last feature map (`layer4[-1]` of a ResNet,
-    `blocks[-1].norm1` of a ViT) before it is enlarged; `upscaled` does that. Mode, gradients,
-    buffers and random states of the classifier stay what they were, also on an error.
+    Equal to pytorch_grad_cam at the classifier's last feature map (`layer4[-1]` of a ResNet,
+    `blocks[-1].norm1` of a ViT) before it is enlarged; `upscaled` does that. If the network is
+    neither a CNN of timm nor a ViT, pytorch_grad_cam itself makes maps of the images' size. Mode,
+    gradients, buffers and random states of the classifier are restored, also on an error.
 
     Args:
-        classifier: A timm model, or any module with a convolution in it; on the images' device.
-        images: Normalised for the classifier.
-        labels: The class whose evidence is shown, such as the image's own.
+        classifier: timm model, or any module with a convolution; on the images' device.
+        images: Images normalised for the classifier.
+        labels: Class whose evidence is shown for each image, usually its own.
+
+    Raises:
+        ValueError: If the classifier has no feature map.
     """
     if _is_vision_transformer(classifier):
         with untouched(classifier, images.device):
@@ -57,12 +50,12 @@ def grad_cam(
 
 
 def pools_features(classifier: nn.Module) -> bool:
-    """It has a body and a head, as the models of timm do."""
+    """Return whether a classifier has a body and a head, as timm's models do."""
     return hasattr(classifier, "forward_features") and hasattr(classifier, "forward_head")
 
 
-class _Taken(NamedTuple):
-    """One layer's output and the gradient of the classes' logits there."""
+class _Activation(NamedTuple):
+    """The output of one layer and the gradient of the chosen logits there."""
 
     features: Float[Tensor, "b c u v"]
     gradients: Float[Tensor, "b c u v"]
@@ -77,8 +70,7 @@ def _weighted(
 
 def _at_pooled_features(
     classifier: Any, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
-) -> _Taken | None:
-    """At what the head pools; None where the classifier has no such map."""
+) -> _Activation | None:
     if not pools_features(classifier):
         return None
     features = classifier.forward_features(images)
@@ -88,8 +80,8 @@ def _at_pooled_features(
         leaf = features.detach().requires_grad_()
         gradients = _gradient(classifier.forward_head(leaf), labels, leaf)
     if getattr(classifier, "output_fmt", "NCHW") == "NHWC":
-        return _Taken(features.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2))
-    return _Taken(features, gradients)
+        return _Activation(features.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2))
+    return _Activation(features, gradients)
 
 
 def _is_vision_transformer(classifier: Any) -> bool:
@@ -100,11 +92,11 @@ def _is_vision_transformer(classifier: Any) -> bool:
 
 def _at_last_block(
     classifier: Any, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
-) -> _Taken:
+) -> _Activation:
     leaves = []
 
     def start_graph(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # until `untouched` ends
+        torch.set_grad_enabled(True)  # `untouched` restores it
         leaves.append(output.detach().requires_grad_())
         return leaves[-1]
 
@@ -117,7 +109,7 @@ def _at_last_block(
     height, width = classifier.patch_embed.dynamic_feat_size(images.shape[2:])
     tokens = (leaf.detach(), _gradient(logits, labels, leaf))
     patches = (part[:, -height * width :] for part in tokens)  # behind class and register tokens
-    return _Taken(*(part.transpose(1, 2).unflatten(2, (height, width)) for part in patches))
+    return _Activation(*(part.transpose(1, 2).unflatten(2, (height, width)) for part in patches))
 
 
 def _gradient(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"], leaf: Tensor) -> Tensor:
@@ -128,15 +120,12 @@ def _gradient(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"], leaf: Ten
 def _by_library(
     classifier: nn.Module, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
 ) -> Float[Tensor, "b u v"]:
-    """Any other network, by pytorch_grad_cam on a copy, which it leaves changed."""
-
     with torch.random.fork_rng([images.device] if images.is_cuda else []), torch.enable_grad():
-        copy = spare_copy(classifier)
-        return library_grad_cam(copy, images, labels, _last_map(copy, images))
+        spare = spare_copy(classifier)
+        return library_grad_cam(spare, images, labels, _last_map(spare, images))
 
 
 def _last_map(classifier: nn.Module, images: Float[Tensor, "b 3 h w"]) -> nn.Module:
-    """The part whose output is the last one with height and width."""
     found: list[nn.Module] = []
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
@@ -157,14 +146,42 @@ def _last_map(classifier: nn.Module, images: Float[Tensor, "b 3 h w"]) -> nn.Mod
     return found[-1]
 
 
-Call = Callable[[Tensor], Tensor]
+def spare_copy(classifier: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode whose parameters all require gradients."""
+    return copy.deepcopy(classifier).eval().requires_grad_()
+
+
+def library_grad_cam(
+    classifier: nn.Module,
+    images: Float[Tensor, "b 3 h w"],
+    labels: Int[Tensor, " b"],
+    layer: nn.Module,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "b h w"]:
+    """Return the maps of pytorch_grad_cam, in [0, 1] at the size of the images.
+
+    The library puts the model into evaluation mode, overwrites its gradients and keeps copies of
+    activations while its object lives, so give it a `spare_copy`.
+
+    Args:
+        classifier: Classifier, which is left changed.
+        images: Images normalised for the classifier.
+        labels: Class of each image.
+        layer: Part of the classifier whose output is used.
+        reshape: Converts that output to `b c u v` if it has another shape.
+    """
+    targets = [ClassifierOutputTarget(int(label)) for label in labels]
+    with GradCAM(classifier, [layer], reshape_transform=reshape) as cam:
+        maps = cam(images, targets=targets)
+    return torch.from_numpy(maps).to(images.device)
 
 
 def quick_copy(classifier: nn.Module) -> nn.Module:
-    """A frozen copy in evaluation mode, for `grad_cam` alone; its maps are the same to 1e-4.
+    """Return a frozen copy that `grad_cam` runs through in half the time on a CPU.
 
-    A network that is not on a CPU, or no model of timm with a linear layer as its head, comes back
-    as it is.
+    Its maps differ by at most 1e-4. Linear layers go through oneDNN, on some CPUs twice as fast as
+    MKL; a network of convolutions is traced with batch norms folded in, in oneDNN's memory layout.
+    A network on another device, or without a linear head as in timm, is returned as it is.
     """
     on_cpu = all(value.device.type == "cpu" for value in classifier.parameters())
     if not on_cpu or not pools_features(classifier):
@@ -178,7 +195,7 @@ def quick_copy(classifier: nn.Module) -> nn.Module:
         for linear in linears:
             vars(linear)["forward"] = _packed(linear)
     else:
-        vars(quick)["forward_features"] = _recorded_again(quick, quick.forward_features)
+        vars(quick)["forward_features"] = _traced_on_second_call(quick, quick.forward_features)
     return quick  # type: ignore[no-any-return]
 
 
@@ -194,7 +211,7 @@ def _packed(linear: nn.Linear) -> Call:
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer by oneDNN, with the gradient of what goes in: a ViT's last block needs it."""
+    """Linear layer by oneDNN, with the gradient of its input, which a ViT's last block needs."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -212,27 +229,26 @@ def _product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def _recorded_again(network: nn.Module, features: Call) -> Call:
-    """`features`, recorded at a shape that comes again: recording costs as much as a call."""
+def _traced_on_second_call(network: nn.Module, features: Call) -> Call:
     calls: dict[torch.Size, Call] = {}
 
     def call(images: Tensor) -> Tensor:
         known = calls.get(images.shape)
         calls[images.shape] = known or features
-        if known is features:
-            calls[images.shape] = _recorded(network, features, images)
+        if known is features:  # the shape comes again; tracing costs as much as a call
+            calls[images.shape] = _traced(network, features, images)
         return calls[images.shape](images)
 
     return call
 
 
-def _recorded(network: nn.Module, features: Call, images: Tensor) -> Call:
+def _traced(network: nn.Module, features: Call, images: Tensor) -> Call:
     call: Call = torch.jit.optimize_for_inference(recorded(_Features(network, features), (images,)))
     return call
 
 
 class _Features(nn.Module):
-    """What recording wants: a module of its own, with the network's weights."""
+    """Module that `torch.jit.trace` can trace: the body of a network with its weights."""
 
     def __init__(self, network: nn.Module, features: Call) -> None:
         super().__init__()
@@ -241,30 +257,3 @@ class _Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self._features(images)
-
-
-def spare_copy(classifier: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose parameters all take gradients, as the library needs."""
-    return copy.deepcopy(classifier).eval().requires_grad_()
-
-
-def library_grad_cam(
-    classifier: nn.Module,
-    images: Float[Tensor, "b 3 h w"],
-    labels: Int[Tensor, " b"],
-    layer: nn.Module,
-    reshape: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, "b h w"]:
-    """The library's maps, from 0 to 1, at the size of the images.
-
-    Args:
-        classifier: Is left changed.
-        images: Normalised for the classifier.
-        labels: The class of each image.
-        layer: The part of the classifier whose output is looked at.
-        reshape: From that output to `b c u v` where it has another shape.
-    """
-    targets = [ClassifierOutputTarget(int(label)) for label in labels]
-    with GradCAM(classifier, [layer], reshape_transform=reshape) as cam:
-        maps = cam(images, targets=targets)
-    return torch.from_numpy(maps).to(images.device)

@@ -1,4 +1,4 @@
-import math
+"""Saliency maps: their range, their size, and the spectral residual."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.data.transforms import warp
-from online_aug.saliency import follow, scaled, spectral_residual, upscaled
+from online_aug.saliency import scaled, spectral_residual, upscaled
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -16,12 +15,8 @@ def random_maps(seed, count=2, side=7):
     return torch.rand(count, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def theta(rows, count=2):
-    return torch.tensor(rows).expand(count, 2, 3)
-
-
 @given(seeds)
-def test_scaled_maps_go_from_0_to_1_and_keep_their_order(seed):
+def test_scaled_maps_span_0_to_1_and_keep_their_order(seed):
     maps = random_maps(seed) * 5 - 2
     result = scaled(maps)
     assert result.amin((1, 2)).tolist() == [0, 0]
@@ -29,46 +24,18 @@ def test_scaled_maps_go_from_0_to_1_and_keep_their_order(seed):
     assert torch.equal(result.flatten(1).argsort(), maps.flatten(1).argsort())
 
 
-def test_a_flat_map_is_all_zero():
+def test_a_flat_map_becomes_zero():
     assert not scaled(torch.full((1, 3, 3), 0.4)).any()
 
 
-@given(seeds)
-def test_the_map_of_a_flipped_image_is_the_flipped_map(seed):
-    maps = random_maps(seed)
-    moved = follow(maps, theta([[-1.0, 0, 0], [0, 1, 0]]), (7, 7))
-    torch.testing.assert_close(moved, maps.flip(2))
-
-
-@given(seeds, st.integers(0, 32), st.integers(0, 32), st.integers(8, 32), st.integers(8, 32))
-def test_the_map_of_a_crop_is_the_crop_of_the_map(seed, left, top, width, height):
-    maps, side = random_maps(seed), 64
-    large = torch.nn.functional.interpolate(maps[:, None], (side, side), mode="bilinear")[:, 0]
-    x, y = (left + width / 2) / side * 2 - 1, (top + height / 2) / side * 2 - 1
-    rows = [[width / side, 0, x], [0, height / side, y]]
-    moved = follow(maps, theta(rows), (height, width))
-    expected = large[:, top : top + height, left : left + width]
-    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
-
-
-@given(seeds, st.floats(-3, 3), st.floats(0.5, 2))
-def test_a_map_moves_as_the_training_transform_moves_the_image(seed, angle, zoom):
-    values = (random_maps(seed, count=1, side=9) * 255).round()
-    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-    rows = torch.tensor([[cos, sin, 0.1], [-sin, cos, -0.2]])
-    image = warp(values.to(torch.uint8).expand(3, -1, -1), rows)
-    moved = follow(values, rows[None], (9, 9))
-    torch.testing.assert_close(moved[0], image[0].float(), rtol=0, atol=0.51)
-
-
-def test_an_enlarged_map_goes_from_0_to_1_again():
+def test_an_enlarged_map_spans_0_to_1():
     large = upscaled(random_maps(0), (31, 17))
     assert large.shape == (2, 31, 17)
     assert large.amax((1, 2)).tolist() == pytest.approx([1, 1])
 
 
 def by_hand(image):
-    """Spectral residual of one grey image of 64 px, pixel by pixel."""
+    """Compute the spectral residual of one grey image of 64 px, pixel by pixel."""
     spectrum = np.fft.fft2(image)
     amplitude = np.log(np.abs(spectrum))
     padded = np.pad(amplitude, 1, mode="edge")
@@ -84,14 +51,14 @@ def by_hand(image):
     return (blurred - blurred.min()) / (blurred.max() - blurred.min())
 
 
-def test_spectral_residual_is_what_the_paper_says():
+def test_the_spectral_residual_is_the_paper_s():
     grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     images = torch.from_numpy(np.tile(grey, (1, 3, 1, 1)))
     found = spectral_residual(images)[0].numpy()
     np.testing.assert_allclose(found, by_hand(grey / 255.0), atol=2e-3)
 
 
-def test_a_thing_on_a_quiet_ground_stands_out():
+def test_an_object_on_a_plain_background_stands_out():
     image = np.random.default_rng(0).integers(90, 110, (64, 64), dtype=np.uint8)
     image[40:48, 10:18] = 250
     images = torch.from_numpy(np.tile(image, (1, 3, 1, 1)))

@@ -1,3 +1,5 @@
+"""Otsu thresholds and masks against scikit-image and OpenCV."""
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ sides = st.integers(1, 40)
 
 
 def random_maps(seed, height, width, count=3):
-    """Two humps of random place, width and size, or few values, as maps have them."""
+    """Return maps with two modes of random position, width and size, or with few values."""
     rng = np.random.default_rng(seed)
     low = rng.normal(rng.random(), 0.1, (count, height, width))
     high = rng.normal(1 + rng.random(), 0.3, (count, height, width))
@@ -36,9 +38,9 @@ def test_masks_are_those_of_scikit_image(seed, height, width):
 
 
 @given(seeds)
-def test_masks_of_byte_images_are_those_of_opencv_but_for_the_level_of_the_cut(seed):
-    # OpenCV leaves the level at which it cuts out of the mask; scikit-image cuts in the middle of a
-    # bin, which is 255/256 of a level wide, so that above 127 the level itself is in.
+def test_masks_of_byte_images_are_those_of_opencv_except_at_the_threshold_itself(seed):
+    # OpenCV excludes the threshold level from the mask; scikit-image cuts in the middle of a bin of
+    # 255/256 of a level, so that above 127 the level itself is included.
     maps = (random_maps(seed, 24, 24) * 80).clamp(0, 255).round()
     maps[:, 0, 0], maps[:, 0, 1] = 0, 255
     for mask, each in zip(otsu_masks(maps), maps, strict=True):
@@ -50,20 +52,20 @@ def test_masks_of_byte_images_are_those_of_opencv_but_for_the_level_of_the_cut(s
 
 
 @given(seeds)
-def test_a_map_is_cut_alike_whatever_is_beside_it(seed):
+def test_a_threshold_does_not_depend_on_the_batch(seed):
     maps = random_maps(seed, 9, 7)
     alone = torch.cat([otsu_thresholds(each[None]) for each in maps])
     assert torch.equal(otsu_thresholds(maps), alone)
 
 
 @given(seeds, st.sampled_from([2.0, 0.25]))
-def test_masks_do_not_depend_on_the_unit(seed, factor):
+def test_masks_do_not_depend_on_the_scale_of_the_map(seed, factor):
     maps = random_maps(seed, 9, 7)
     assert torch.equal(otsu_masks(maps * factor), otsu_masks(maps))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
-def test_nothing_of_a_flat_map_is_in_its_mask(value):
+def test_a_flat_map_has_an_empty_mask(value):
     maps = torch.full((2, 5, 6), value)
     torch.testing.assert_close(otsu_thresholds(maps), maps[:, 0, 0].double())
     assert not otsu_masks(maps).any()

@@ -1,3 +1,5 @@
+"""Grad-CAM maps equal those of pytorch_grad_cam and leave the classifier as it was."""
+
 import copy
 
 import numpy as np
@@ -14,7 +16,7 @@ CLASSES = 5
 
 
 class Plain(nn.Sequential):
-    """No timm model: neither `forward_features` nor `blocks`."""
+    """A network without timm's `forward_features` and `blocks`."""
 
     def __init__(self):
         conv = nn.Conv2d(3, 8, 3, stride=4)
@@ -39,7 +41,7 @@ def patches_of(model):
 
 
 def late_class(model):
-    """CaiT adds the class token behind these blocks: all tokens are patches."""
+    """Reshape the tokens of CaiT, which are all patches: the class token is added later."""
     return lambda tokens: tokens.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16))
 
 
@@ -81,17 +83,17 @@ def test_maps_are_those_of_pytorch_grad_cam(case, batch):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_behind_an_average_pool_and_a_linear_layer_a_map_is_the_closed_form_cam(batch):
+def test_the_map_before_an_average_pool_and_a_linear_layer_is_the_closed_form_cam(batch):
     model = build("test_resnet")
     images, labels = batch
     with torch.no_grad():
         features = model.forward_features(images)
     cam = torch.einsum("bchw,bc->bhw", features, model.fc.weight[labels]).clamp(min=0).detach()
-    # The term that keeps a flat map finite weighs a little more on a gradient's mean over pixels.
+    # The epsilon of a flat map weighs a little more on the mean of a gradient over pixels.
     torch.testing.assert_close(grad_cam(model, images, labels), scaled(cam), rtol=0, atol=1e-4)
 
 
-def test_channels_in_the_last_place_are_understood(batch):
+def test_feature_maps_with_channels_last_are_understood(batch):
     model = build("swin_tiny_patch4_window7_224", img_size=SIDE, depths=(1, 1, 1, 1), window_size=2)
     images, labels = batch
     maps = grad_cam(model, images, labels)
@@ -114,7 +116,7 @@ def test_a_map_does_not_depend_on_its_batch(name, batch):
 
 
 def state_of(model):
-    """All that could change: values, gradients, modes, hooks, and the random states."""
+    """Return everything that could change: values, gradients, modes, hooks, random states."""
     return {
         "values": {name: value.clone() for name, value in model.state_dict().items()},
         "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
@@ -128,7 +130,7 @@ def state_of(model):
 
 
 def prepared(name):
-    """A model in the middle of training, partly frozen, with dropout and gradients."""
+    """Return a model in the middle of training, partly frozen, with dropout and gradients."""
     options = {"img_size": SIDE} if "vit" in name else {}
     model = build(name, **options) if name == "plain" else build(name, drop_rate=0.3, **options)
     model.train()
@@ -149,7 +151,7 @@ def test_the_classifier_and_all_random_states_stay_as_they_were(name, batch):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_they_do_so_after_an_error_too(name, batch):
+def test_the_classifier_and_all_random_states_are_restored_after_an_error(name, batch):
     model = prepared(name)
     before = state_of(model)
     images, labels = batch
@@ -159,7 +161,7 @@ def test_they_do_so_after_an_error_too(name, batch):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_training_goes_on_as_if_no_map_had_been_made(name, batch):
+def test_making_maps_does_not_change_training(name, batch):
     model = prepared(name)
     other = copy.deepcopy(model)
     losses = []
@@ -176,7 +178,7 @@ def test_training_goes_on_as_if_no_map_had_been_made(name, batch):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_it_works_without_a_graph_and_on_frozen_parameters(name, batch):
+def test_maps_are_made_under_no_grad_and_with_frozen_parameters(name, batch):
     model = build(name, **({"img_size": SIDE} if "vit" in name else {}))
     expected = grad_cam(model, *batch)
     model.requires_grad_(False)
@@ -184,7 +186,7 @@ def test_it_works_without_a_graph_and_on_frozen_parameters(name, batch):
         torch.testing.assert_close(grad_cam(model, *batch), expected, rtol=0, atol=0)
 
 
-def test_a_network_without_any_feature_map_is_refused(batch):
+def test_a_network_without_a_feature_map_is_refused(batch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
     with pytest.raises(ValueError, match="classifier must have a feature map, Sequential has no"):
         grad_cam(model, *batch)
