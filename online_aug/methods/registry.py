@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -103,13 +104,14 @@ def _class_in_file(name: str, path: Path, class_name: str) -> tuple[Any, bytes]:
             f"{getattr(error, 'strerror', None) or error}"
         ) from None
     module = _import_code(name, path, code)
-    if not hasattr(module, class_name):
+    found = getattr(module, class_name, None)
+    if found is None or getattr(found, "__module__", None) != module.__name__:
         classes = [key for key, value in vars(module).items() if _is_own_method(value, module)]
         raise UserError(
             f"method.name must name a class in {path}, which has {_listed(classes) or 'none'}, "
             f"got {name}"
         )
-    return getattr(module, class_name), code
+    return found, code
 
 
 def _import_code(name: str, path: Path, code: bytes) -> ModuleType:
@@ -153,7 +155,8 @@ def _usable(name: str, found: Any, code: bytes) -> type[Method]:
         )
     if found.__name__ in METHODS and ":" in name:
         raise UserError(f"method.name must name a class with a name of its own, got {name}")
-    found.code_digest = _digest(code)
+    if found not in METHODS.values():
+        found.code_digest = _digest(code)
     return found
 
 
@@ -166,12 +169,11 @@ def _import_error(name: str, error: BaseException) -> UserError:
 
 
 def _place_of(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if isinstance(error, SyntaxError) or trace is None:  # its text says where
+    if isinstance(error, SyntaxError):  # its text says where
         return ""
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    frames = extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if Path(frame.filename).is_file()), None)
+    return "" if place is None else f" ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _is_own_method(value: Any, module: ModuleType) -> bool:
