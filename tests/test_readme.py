@@ -1,23 +1,22 @@
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from readme_example import README, blocks, write_example
 from request_samples import make_context
 
 from cache.__main__ import main as cache_main
-from online_aug.cli.arguments import parse_command
-from online_aug.methods.base import Source
+from online_aug.cli.arguments import RECIPES, parse_command
+from online_aug.config.loading import load_config
+from online_aug.methods import Source, make_method
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [text for name, text in found if name == language]
 
 
 def commands():
@@ -88,14 +87,28 @@ def test_the_files_of_the_map_exist():
             folder = ROOT / "online_aug"
 
 
-def test_the_method_of_thirty_lines_plans_and_labels():
-    (source,) = blocks("python")
-    assert len(source.splitlines()) <= 30
-    names = {"__name__": "readme"}
-    exec(compile(source, "README.md", "exec"), names)
-    (method,) = names["METHODS"].values()
-    context = make_context(prompts=("a", "b", "c"), strengths=(0.5,))
-    request = method.plan(Source(digest="d", label=2), 0, context, np.random.default_rng(0))
+@pytest.mark.slow
+def test_the_method_of_the_readme_runs_in_an_empty_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "online_aug", "train", "quickstart", *write_example(tmp_path)]
+        + ["--dry-run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "requests   " in done.stdout
+
+
+def test_the_method_of_the_readme_plans_and_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = write_example(tmp_path)
+    (settings,) = load_config(RECIPES / "quickstart.yaml", words).methods
+    method, context = make_method(settings), make_context(prompts=("a", "b", "c", "d", "e"))
+    rng = np.random.default_rng(0)
+    request = method.plan(Source(digest="d", label=4), 0, context, rng)
     image = np.zeros((8, 8, 3), np.uint8)
-    _, label = method.compose(lambda: image, image, request, context, np.random.default_rng(0))
-    assert (request.prompt, request.strength, label.tolist()) == ("a", 1.0, [1.0, 0.0, 0.0])
+    _, label = method.compose(lambda: image, image, request, context, rng)
+    assert (request.prompt, request.strength, label.tolist()) == ("b", 1.0, [0, 1, 0, 0, 0])

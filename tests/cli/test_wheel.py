@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from readme_example import write_example
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +103,9 @@ def test_a_recipe_is_found_by_its_name_and_trains(call, tmp_path):
     top1 = json.loads((folder / "summary.json").read_text())["top1"]
     assert json.loads(judged.stdout)["top1"] == pytest.approx(top1)
     assert not {path.name for path in (tmp_path / "empty").iterdir()} - {"runs", "data"}
+
+
+def test_the_method_of_the_readme_runs_in_an_empty_folder(call, tmp_path):
+    done = call("train", "quickstart", *write_example(tmp_path / "empty"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "requests   " in done.stdout
