@@ -1,7 +1,7 @@
 """A durable store of generated images under the digest of the request that decided their pixels.
 
 It knows nothing of diffusion or training, and needs NumPy, LMDB and Pillow only: no torch, no
-pickle. `docs/CACHE.md` describes the format.
+pickle. `docs/CACHE_FORMAT.md` describes the format.
 """
 
 from cache.backend.claims import Owner, Status

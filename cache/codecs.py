@@ -22,7 +22,7 @@ MAX_SIDE_PX = 8192
 MAX_IMAGE_BYTES = 2**28
 """Largest encoded image. Limits what a forged header can make a reader allocate."""
 DEFAULT_CODEC = "webp_lossless"
-"""The smallest and fastest lossless codec; `docs/CACHE.md` compares them."""
+"""The smallest and fastest lossless codec; `docs/RESULTS.md` compares them."""
 
 _CHANNELS = 3
 _SLACK_BYTES = 2**16

@@ -1,7 +1,7 @@
 """Keys of requests: named scalars are encoded in one canonical way and digested.
 
 Also says what the indexes and counters of a cache need to know of a request: its recipe, its source
-and its classes. `docs/CACHE.md` gives the encoding byte by byte, with test vectors.
+and its classes. `docs/CACHE_FORMAT.md` gives the encoding byte by byte, with test vectors.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""The subcommands of `python -m cache`."""
+"""The subcommands of `python -m cache`, one module for what a person wants to do."""

@@ -1,1 +1,1 @@
-"""The cache's images in other formats, out and in: files from elsewhere are data, never trusted."""
+"""Other formats: export records to files, import files and merge caches."""

@@ -1,4 +1,4 @@
-"""The bytes on disk are those that `docs/CACHE.md` promises to other programs."""
+"""The bytes on disk are those that `docs/CACHE_FORMAT.md` promises to other programs."""
 
 import re
 import struct
@@ -15,7 +15,7 @@ from cache.codecs import CODECS
 from cache.keys import index_terms
 from cache.record import Draft
 
-TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE.md").read_text())
+TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE_FORMAT.md").read_text())
 REQUEST = {"method": "diff_mix", "resolution": 64, "source_digest": "ab", "variant": 0}
 ENTRY = Entry(REQUEST, np.arange(12, dtype=np.uint8).reshape(2, 2, 3), {"confidence": 0.5})
 TERMS = index_terms(REQUEST)

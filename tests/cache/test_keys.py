@@ -44,7 +44,7 @@ def test_keys_follow_the_published_vectors(fields, encoded, digest):
 
 
 def test_the_document_states_the_vectors():
-    text = (Path(__file__).parents[2] / "docs/CACHE.md").read_text().replace("\n", "")
+    text = (Path(__file__).parents[2] / "docs/CACHE_FORMAT.md").read_text().replace("\n", "")
     for _, encoded, digest in VECTORS:
         assert encoded in text.replace(" ", "")
         assert digest in text
