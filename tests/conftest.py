@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, reproducible Hypothesis, no deadline, Ctrl-C obeyed."""
+"""Settings and fixtures of all tests: one thread, reproducible Hypothesis, Ctrl-C obeyed."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-# A shell lets what it starts in the background ignore Ctrl-C, and so all that tests start.
+# A shell makes what it starts in the background ignore Ctrl-C, and all its children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("suite")
@@ -52,7 +52,7 @@ def tiny_vae(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def miniature_of(tmp_path_factory):
-    """Returns a directory like Stable Diffusion 1.x (noise) or 2.x (velocity), random weights."""
+    """Return a random model like Stable Diffusion 1.x (noise) or 2.x (velocity), by version."""
     from tiny_model import write_miniature
 
     @cache
@@ -73,7 +73,7 @@ def embedded_root(tmp_path_factory):
 
 @pytest.fixture
 def store(tmp_path):
-    """An open cache of its own."""
+    """An open cache that no other test uses."""
     from cache import Store
 
     with Store(tmp_path / "cache").open() as opened:
@@ -82,7 +82,7 @@ def store(tmp_path):
 
 @pytest.fixture(scope="session")
 def world():
-    """A world of one rank for all tests of a process: DeepSpeed starts only once."""
+    """A world of one rank, one for all tests of a process because DeepSpeed starts only once."""
     from online_aug.distributed.world import start_distributed
 
     return start_distributed("cpu")

@@ -72,6 +72,7 @@ def test_an_image_from_a_caption_has_no_condition():
     assert sum(lesson.clean[:, 0, 0, 0] <= 2) == 5  # the corpus' two digits, a quarter of the batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "kind"),
     [

@@ -11,6 +11,8 @@ import pytest
 import torch
 from cache_samples import FORK, exit_status
 from experiment_samples import make_experiment
+from safetensors.torch import load_file, save_file
+from tiny_model import copy_with
 
 from online_aug.diffusion.adapters import CONCEPTS_FILE
 from online_aug.errors import UserError
@@ -99,6 +101,18 @@ def test_a_second_process_takes_over_from_one_that_was_killed(experiment, fakes)
         lock.close()  # as the kernel does it
         second.result(30)
     assert fakes == [folder]
+
+
+def test_a_spoilt_model_is_refused_before_it_is_fine_tuned(tmp_path, tiny_model):
+    model = copy_with(tiny_model, tmp_path / "model")
+    (path,) = (model / "unet").glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["conv_out.bias"].fill_(float("nan"))
+    save_file(tensors, path)
+    experiment = make_experiment(tmp_path, model)
+    with pytest.raises(UserError, match=r"^generation\.model must have finite weights"):
+        ensure_finetuned(experiment)
+    assert not experiment.is_ready
 
 
 def test_a_failure_leaves_no_result(experiment, monkeypatch):
