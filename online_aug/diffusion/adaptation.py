@@ -33,12 +33,10 @@ LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 
 _AMPERE = (8, 0)
 _PREDICTIONS = ("epsilon", "v_prediction")
-_DECIDES_NOTHING = {
+DECIDES_NOTHING = {
     *("enabled", "path", "gradient_checkpointing", "checkpoint_steps", "validation_steps")
 }
 """Settings of `finetune` that leave the result as it is."""
-_FIRST_KEYS = {"steps", "batch_size", "lr", "token_lr", "schedule", "rank", "seed"}
-"""Later keys count where they are set, so that older results keep their folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +126,15 @@ def finetuned_folder(
 ) -> Path:
     """Return the folder of the result for these images and settings, named by their digest.
 
+    Settings count also at their defaults: if a default changes, earlier results are not taken.
+
     Args:
         config: Decides the training, and names the folder of all results.
         model_digest: Digest of the base model.
         examples: Digest and label of every training image, in any order.
         settings: Everything else that decides the result: resolution, prompts, flips.
     """
-    decides = config.model_dump(mode="json", exclude=_DECIDES_NOTHING)
-    defaults = FinetuneConfig().model_dump(mode="json")
-    decides = {k: v for k, v in decides.items() if k in _FIRST_KEYS or v != defaults[k]}
+    decides = config.model_dump(mode="json", exclude=DECIDES_NOTHING)
     digest = hashlib.blake2b(digest_size=12)
     digest.update(repr([model_digest, sorted(decides.items()), list(settings)]).encode())
     digest.update(repr(sorted(examples)).encode())
