@@ -5,8 +5,9 @@ import torch
 from experiment_samples import make_experiment
 from safetensors.torch import load_file
 
+from online_aug.cli import finetune
 from online_aug.config.loading import resolved_yaml
-from online_aug.finetuning import loop, run
+from online_aug.finetuning import loop
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def pair(tmp_path_factory, tiny_model):
         )
         path = folder / f"{name}.yaml"
         path.write_text(resolved_yaml(experiment.config))
-        run.main([str(path), f"devices.generate={devices}"])
+        finetune.main([str(path), f"devices.generate={devices}"])
         recipes.append(experiment)
     return recipes
 
