@@ -1,6 +1,6 @@
-"""Who computes where: the plan that is printed before anything starts.
+"""The device plan of a node: which devices train, which generate; one generator a GPU.
 
-One generator a GPU: two at once would halve each other's speed and may not fit.
+Two generation processes on one GPU would halve each other's speed and may not fit.
 """
 
 import os
@@ -18,33 +18,33 @@ from online_aug.files import alone, lock_of_user
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlan:
-    """Training devices, one rank each, and generating devices, one process each."""
+    """The training devices, one rank each, and the generating devices, one process each."""
 
     train: tuple[str, ...]
-    """Empty where images are made ahead of training."""
+    """Empty if images are made ahead of training."""
     generate: tuple[str, ...]
-    """Empty where the cache only is served."""
+    """Empty if only the cache is served."""
     train_threads: int
-    """CPU threads of each rank."""
+    """Number of CPU threads of each rank."""
     generate_threads: int
-    """CPU threads of each generation process."""
+    """Number of CPU threads of each generation process."""
     share: float = 0.0
-    """What training keeps of the speed of a GPU that is shared."""
+    """Share of a shared GPU's speed that training keeps, [0, 1)."""
 
     @property
     def generator(self) -> str:
-        """The device that images are planned for, whether they are made now or were before."""
+        """The device that the plan names in its requests, even if nothing is generated now."""
         return (self.generate or self.train)[0]
 
     @property
     def finetune(self) -> tuple[str, ...]:
-        """What the generator learns the classes on before all else begins: every GPU of the run."""
+        """The devices that fine-tune the generator before training: every GPU of the run."""
         if self.generator == "cpu":
             return self.generate or ("cpu",)
         return tuple(dict.fromkeys(d for d in (*self.generate, *self.train) if d != "cpu"))
 
     def is_shared(self, device: str) -> bool:
-        """Whether a GPU both trains and generates."""
+        """Return whether a device is a GPU that both trains and generates."""
         return device != "cpu" and device in self.train and device in self.generate
 
     def __str__(self) -> str:
@@ -69,18 +69,18 @@ def plan_devices(
     trains: bool = True,
     ranks: int | None = None,
 ) -> DevicePlan:
-    """The plan for this node.
+    """Plan the devices of this node.
 
-    `auto`: two or more GPUs, the last one generates; one GPU is shared; without a GPU both sides
-    run on the CPU and divide the cores. Where nothing is generated, all GPUs train; where nothing
-    is trained, the generator has all cores.
+    `auto`: of two or more GPUs the last one generates; a single GPU is shared; without a GPU
+    training and generation divide the cores of the CPU. If nothing is generated, all GPUs train;
+    if nothing is trained, the generator has all cores.
 
     Args:
-        devices: What the person asks for.
-        cores: Of this machine; counted if None.
-        generates: False where the run serves the cache only, whatever `devices.generate` says.
-        trains: False where images are made and nothing else.
-        ranks: Of this node, where a launcher has decided that already: rank n trains on GPU n, or
+        devices: The section of the configuration.
+        cores: Number of cores of this machine; None counts them.
+        generates: False if the run only serves the cache, whatever `devices.generate` says.
+        trains: False if images are made and nothing is trained.
+        ranks: Number of ranks that a launcher has started on this node: rank n trains on GPU n, or
             all on the CPU.
 
     Raises:
@@ -106,10 +106,10 @@ def plan_devices(
 
 
 def check_unused(devices: Sequence[str]) -> None:
-    """Refuse devices on which another run generates, before anything is started.
+    """Refuse devices on which another run generates.
 
     Raises:
-        UserError: If there is one.
+        UserError: If another run generates on one of them.
     """
     for device in devices:
         with sole_generator(device):
@@ -160,12 +160,12 @@ def _checked(key: str, name: str, gpus: list[str]) -> str:
 
 
 PATIENCE_S = 10.0
-"""A generator whose trainer was killed ends within 5 s, and the GPU is free again."""
+"""How long to wait for a GPU; a generator whose trainer was killed ends within 5 s."""
 
 
 @contextmanager
 def sole_generator(device: str) -> Iterator[None]:
-    """Hold a device for generation among the processes of this user; a CPU is anyone's.
+    """Keep other processes of this user from generating on a GPU; a CPU may have several.
 
     Raises:
         UserError: If another process generates on this GPU and does not end soon.
@@ -184,5 +184,5 @@ def sole_generator(device: str) -> Iterator[None]:
 
 
 def gpu_id(device: str) -> str:
-    """Of the GPU itself, whatever it is called in this process."""
+    """Return the hardware id of a GPU, which does not depend on how this process numbers GPUs."""
     return str(torch.cuda.get_device_properties(device).uuid)

@@ -1,7 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next step, not in the middle of one.
-
-Linux's ways to leave no process behind: die with the parent, adopt and end what is left over.
-"""
+"""How processes end: at the next step after a signal, with their parent, leaving none behind."""
 
 import ctypes
 import os
@@ -15,25 +12,25 @@ _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Notes the first SIGINT or SIGTERM while it is entered; a second Ctrl-C acts at once.
+    """A note of the first SIGINT or SIGTERM, so that a loop can stop at the next step.
 
-    Main thread only. Processes forked meanwhile, such as loader workers, end on SIGTERM as usual
-    and leave Ctrl-C, which a terminal sends to all, to their parent.
+    Main thread only. A second Ctrl-C raises `KeyboardInterrupt`. Processes forked meanwhile, such
+    as loader workers, end on SIGTERM as usual and ignore Ctrl-C, which a terminal sends to all.
     """
 
     def __init__(self) -> None:
-        """Watch nothing yet."""
+        """Note nothing before it is entered."""
         self.received: signal.Signals | None = None
         self._owner = os.getpid()
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     @property
     def exit_status(self) -> int:
-        """What the process should exit with: 128 plus the signal, 0 without one."""
+        """The exit status: 128 plus the signal, 0 if there was none."""
         return 128 + self.received if self.received is not None else 0
 
     def __enter__(self) -> Self:
-        """Start to watch."""
+        """Start to note signals."""
         self._owner = os.getpid()
         self._before = {number: signal.signal(number, self._note) for number in _WATCHED}
         return self
@@ -44,7 +41,7 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Handle signals as before."""
+        """Restore the handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -69,20 +66,20 @@ _GRACE_S = 5.0
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel to send this process a signal when its parent ends, however that happens.
+    """Make the kernel send this process a signal when its parent ends, however it ends.
 
-    The parent's thread that started this process counts as the parent.
+    The kernel means the thread of the parent that started this process.
     """
     _prctl(_SET_PARENT_DEATH_SIGNAL, number)
 
 
 def adopt_orphans(is_adopting: bool) -> None:
-    """Become, or stop being, the parent of every descendant whose own parent dies."""
+    """Start or stop being the parent of every descendant whose own parent dies."""
     _prctl(_SET_CHILD_SUBREAPER, int(is_adopting))
 
 
 def end_descendants(spared: set[int]) -> None:
-    """Kill every descendant and wait, except the children with the ids in `spared` and theirs."""
+    """Kill all descendants and wait, but spare these children and their descendants."""
     while left := _descendants(spared):
         for process in left:
             try:

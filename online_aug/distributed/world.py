@@ -1,7 +1,4 @@
-"""The ranks of a run: DeepSpeed started without a compiler, and what ranks tell one another.
-
-One rank fails, all end: each node says the first error, and says it once.
-"""
+"""The ranks of a run: starting DeepSpeed, exchanging small messages, failing together."""
 
 import hashlib
 import os
@@ -23,59 +20,59 @@ from online_aug.errors import RunError, UserError, one_line
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks."""
+    """The place of this process among the ranks."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     control: Any = None
-    """Group for small host-side messages, which never wait for a GPU; None for a single rank."""
+    """The process group for small messages on the host; None for a single rank."""
     local_ranks: tuple[int, ...] = ()
-    """Of every rank, its number on its own node; empty where all are on one node."""
+    """The local rank of every rank; empty if all are on one node."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes what is written once."""
+        """Whether this rank writes what is written once in a run."""
         return self.rank == 0
 
     @property
     def is_first_of_node(self) -> bool:
-        """Whether this rank owns what a node has once: the generation processes, the cache."""
+        """Whether this rank owns what each node has once: generation processes and cache."""
         return self.local_rank == 0
 
     @property
     def nodes_by_rank(self) -> tuple[int, ...]:
-        """Number of every rank's node: a machine, or one of several launchers on a machine."""
+        """The node of every rank; two launchers on one machine are two nodes."""
         if not self.local_ranks:
             return (0,) * self.world_size
         return tuple(nodes - 1 for nodes in accumulate(n == 0 for n in self.local_ranks))
 
     @property
     def nodes(self) -> int:
-        """How many nodes there are."""
+        """Number of nodes."""
         return self.nodes_by_rank[-1] + 1
 
     @property
     def node(self) -> int:
-        """Number of this rank's node, from 0."""
+        """The node of this rank, from 0."""
         return self.nodes_by_rank[self.rank]
 
     @property
     def local_world_size(self) -> int:
-        """Ranks of this node."""
+        """Number of ranks of this node."""
         return self.nodes_by_rank.count(self.node)
 
 
 def single(device: str) -> World:
-    """A process that has no other ranks beside it."""
+    """Return the world of a process without other ranks."""
     return World(0, 1, 0, torch.device(device))
 
 
 def rank_device(devices: Sequence[str]) -> str:
-    """The device of this process among the planned training devices.
+    """Return the device of this process among the planned training devices.
 
-    Under a launcher that is not ours the ranks are the launcher's: rank n of a node has GPU n.
+    Under a launcher that is not ours, local rank n has GPU n as the launcher numbers them.
     """
     me = identify()
     if not me.is_launched or me.is_ours:
@@ -84,17 +81,17 @@ def rank_device(devices: Sequence[str]) -> str:
 
 
 def start_distributed(device: str) -> World:
-    """Start DeepSpeed in this rank, once a process, before anything else imports it.
+    """Start DeepSpeed in this rank; once a process, before anything else imports it.
 
-    Under a launcher the rank joins the others; without one it is a world of its own and opens no
-    port. None of DeepSpeed's own operators is compiled: there may be no compiler, and a first
-    compilation that is killed leaves a lock on which every later run waits.
+    Under a launcher the rank joins the others; without one it is alone and opens no port. None of
+    DeepSpeed's own operators is compiled: there may be no compiler, and a first compilation that
+    is killed leaves a lock on which every later run waits.
 
     Args:
         device: `cpu`, or `cuda` with an index as this process sees its GPUs.
 
     Raises:
-        UserError: If a launcher set only some of its variables, or did not number the ranks node
+        UserError: If the launcher set only some of its variables, or did not number the ranks node
             by node.
     """
     place = torch.device(device)
@@ -118,12 +115,12 @@ def start_distributed(device: str) -> World:
 
 
 def barrier(world: World) -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     agree(world, 0)
 
 
 def agree(world: World, value: int) -> int:
-    """The largest of what the ranks bring: the same answer everywhere, such as "stop now"."""
+    """Return on all ranks the largest value that any of them passes, such as a signal number."""
     if world.world_size == 1:
         return value
     largest = torch.tensor([value])
@@ -132,7 +129,7 @@ def agree(world: World, value: int) -> int:
 
 
 def sum_gradients(world: World, parameters: Sequence[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks, each of which has one for every parameter."""
+    """Replace every gradient by its sum over all ranks; every rank must have the same ones."""
     if world.world_size == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -144,7 +141,7 @@ def sum_gradients(world: World, parameters: Sequence[nn.Parameter]) -> None:
 
 
 def total(world: World, values: Sequence[float]) -> list[float]:
-    """Each figure summed over the ranks, in double precision."""
+    """Return the sum over the ranks of each value, in double precision."""
     sums = torch.tensor(values, dtype=torch.float64)
     if world.world_size > 1:
         dist.all_reduce(sums, group=world.control)
@@ -152,7 +149,7 @@ def total(world: World, values: Sequence[float]) -> list[float]:
 
 
 def is_same_everywhere(world: World, values: Iterable[bytes]) -> bool:
-    """Whether all ranks bring the same bytes in the same order; the same answer everywhere."""
+    """Return whether all ranks pass the same bytes in the same order; equal on all ranks."""
     digest = hashlib.blake2b(digest_size=6)
     for value in values:
         digest.update(value)
@@ -161,7 +158,7 @@ def is_same_everywhere(world: World, values: Iterable[bytes]) -> bool:
 
 
 def share(world: World, content: bytes) -> bytes:
-    """What the first rank brings, on all ranks."""
+    """Return on all ranks the content that the first rank passes."""
     if world.world_size == 1:
         return content
     size = torch.tensor([len(content)])
@@ -174,14 +171,14 @@ def share(world: World, content: bytes) -> bytes:
 
 
 def end_distributed() -> None:
-    """Leave the group; this process trains no more."""
+    """Leave the process group; this process cannot train afterwards."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def set_environment(**values: str) -> Iterator[None]:
-    """Set variables for libraries that read nothing else, and take them back for our children."""
+    """Set environment variables while the block runs: libraries read them, children must not."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -207,8 +204,8 @@ def _local_ranks(local_rank: int, control: Any) -> tuple[int, ...]:
 
 
 def _refuse_to_compile() -> None:
-    # DeepSpeed builds an operator only if this table, made on first use by running compilers, calls
-    # it compatible. Set beforehand, it is neither made nor says yes to anything.
+    # DeepSpeed builds an operator only if this table calls it compatible. The table is made on first
+    # use by running compilers; an empty one set beforehand avoids that.
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
@@ -226,17 +223,17 @@ def _start_group(device: torch.device, me: Identity) -> None:
 
 
 FAILURE_FILE = ".failure"
-"""In the run directory, which all nodes share: which rank failed first, and why."""
+"""The file of the run directory, which all nodes share, with the first rank to fail and why."""
 _FROM_OTHERS = ("gloo", "NCCL", "onnection", "Broken pipe")
-"""Words in what torch says when another rank is gone."""
+"""Words in torch's errors when another rank is gone."""
 
 
 @contextmanager
 def failing_together(world: World, run_directory: Path) -> Iterator[None]:
-    """Note why this rank fails; where another one did, fail with its reason.
+    """Note why this rank fails; if another failed first, fail with its reason.
 
-    All ranks enter it. A rank that lost another waits for its launcher first, which ends it without
-    a word if the one that failed is on the same node.
+    All ranks must enter it. A rank that lost another waits first: if the other one is on the same
+    node, their launcher ends this rank before it says anything, so each node reports once.
 
     Raises:
         RunError: If another rank ended early.
@@ -267,7 +264,9 @@ def _note(place: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:  # another rank was first, or nothing can be written: it is said here at least
+    except (
+        OSError
+    ):  # another rank was first, or nothing can be written: the error is still shown here
         return
 
 
