@@ -204,8 +204,8 @@ def _local_ranks(local_rank: int, control: Any) -> tuple[int, ...]:
 
 
 def _refuse_to_compile() -> None:
-    # DeepSpeed builds an operator only if this table calls it compatible. The table is made on first
-    # use by running compilers; an empty one set beforehand avoids that.
+    # DeepSpeed builds an operator only if this table calls it compatible. It makes the table on
+    # first use by running compilers; an empty one set beforehand avoids that.
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}

@@ -1,8 +1,6 @@
-"""The live panel: where training is, what the batches are made of, what the generator does.
+"""What the live report says, as tables for a terminal and as plain lines for a log.
 
-One row or line for every epoch that is over.
-
-The last thing a run prints.
+First one moment of training, then a finished epoch, then the summary at the end of a run.
 """
 
 from collections.abc import Mapping
@@ -21,23 +19,28 @@ from online_aug.reporting.metrics import EpochMetrics, Summary
 from online_aug.request import Counts
 
 MIX_COLOURS = {"real": "blue", "fresh": "green", "cached": "cyan", "starved": "yellow"}
-
 BAR_CELLS = 24
+WORST_CLASSES = 5
+COLUMN_WIDTHS = {
+    "epoch": 7, "loss": 7, "val top1": 9, "images/s": 9, "real": 6, "fresh": 6, "cached": 7,
+    "starved": 8, "made": 6, "made/s": 7, "cache": 8,
+}  # fmt: skip
+"""Columns of the table of epochs and their widths in characters, 80 in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorView:
-    """What the training process knows about the generation process."""
+    """The state of the generation process as the training process knows it."""
 
     state: str
     """A word or two, such as `starting`, `generating`, `paused`, `restarting`."""
     images_per_s: float
     generated: int
-    """Images made in this run so far."""
+    """Number of images made in this run so far."""
     cache_entries: int
     cache_bytes: int
     samples_per_insert: float = 0.0
-    """Times an image has been served on average."""
+    """How often a generated image has been served on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,58 +48,62 @@ class Now:
     """One moment of training."""
 
     epoch: int
-    """From 0."""
+    """The current epoch, from 0."""
     total_epochs: int
     step_in_epoch: int
-    """Steps of this epoch that are done."""
+    """Number of steps of this epoch that are done."""
     steps_per_epoch: int
     loss: float
     images_per_s: float | None
     left_s: float | None
     served: Counts
-    """Since the start of the epoch."""
+    """How slots were filled since the start of the epoch."""
     generator: GeneratorView | None
+
+    def parts(self) -> dict[str, list[str]]:
+        """Return the texts of this moment, under the head of their row in the panel."""
+        is_over = self.step_in_epoch >= self.steps_per_epoch
+        speed = "-" if self.images_per_s is None else f"{rate(self.images_per_s)} images/s"
+        left = [] if self.left_s is None else [f"{duration(self.left_s)} left"]
+        view = self.generator
+        return {
+            "training": [
+                f"epoch {self.epoch + 1}/{self.total_epochs}",
+                f"step {self.step_in_epoch}/{self.steps_per_epoch}",
+                "evaluating" if is_over else f"loss {self.loss:.3f}",
+            ],
+            "speed": [speed, *left, *([f"each image served {_times(view)}"] if view else [])],
+            "batches": [mix_text(self.served).plain],
+            "generator": ["off"] if view is None else _generator_parts(view),
+        }
 
 
 def draw_panel(now: Now) -> RenderableType:
-    """An empty line and four lines, always as many so that nothing jumps, 80 characters wide."""
+    """Draw an empty line and four lines of 80 characters; their number never changes."""
+    parts = now.parts()
     grid = Table.grid(padding=(0, 1))
     grid.add_column(style="bold", no_wrap=True, min_width=10)
     grid.add_column(no_wrap=True, width=BAR_CELLS)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_row("")
-    grid.add_row("training", _steps_bar(now), _steps_text(now))
-    beside = "  ".join(filter(None, [_left_text(now), _reuse_text(now)]))
-    grid.add_row("speed", Text(speed_text(now)), Text(beside, "dim"))
+    grid.add_row("training", _steps_bar(now), Text("  ".join(parts["training"])))
+    speed, *beside = parts["speed"]
+    grid.add_row("speed", Text(speed), Text("  ".join(beside), "dim"))
     grid.add_row("batches", mix_bar(now.served, BAR_CELLS), mix_text(now.served))
-    grid.add_row("generator", *_generator_texts(now.generator))
+    state, *made = parts["generator"]
+    grid.add_row("generator", Text(state, "" if now.generator else "dim"), Text(", ".join(made)))
     return grid
 
 
 def panel_line(now: Now) -> str:
-    """The same in one plain line, for logs."""
-    parts = [
-        f"epoch {now.epoch + 1}/{now.total_epochs}",
-        f"step {now.step_in_epoch}/{now.steps_per_epoch}",
-        f"loss {now.loss:.3f}",
-        speed_text(now),
-        mix_text(now.served).plain,
-    ]
-    if now.generator is not None:
-        parts.append(
-            f"generator: {', '.join(text.plain for text in _generator_texts(now.generator))}"
-        )
-        parts.append(_reuse_text(now))
-    return ", ".join([*parts, *([_left_text(now)] if now.left_s is not None else [])])
-
-
-def speed_text(now: Now) -> str:
-    """How many images a second are trained on."""
-    return "-" if now.images_per_s is None else f"{rate(now.images_per_s)} images/s"
+    """Return the texts of the panel as one plain line."""
+    parts = now.parts()
+    first, *made = parts.pop("generator")
+    return ", ".join([*sum(parts.values(), []), f"generator {first}", *made])
 
 
 def mix_text(served: Counts) -> Text:
-    """The four shares with their names, in the colours of the bar."""
+    """Write the four shares with their names, in the colours of the bar."""
     text = Text(no_wrap=True)
     for name, share in shares(served).items():
         text.append("  " if text else "").append(
@@ -106,7 +113,7 @@ def mix_text(served: Counts) -> Text:
 
 
 def mix_bar(served: Counts, cells: int) -> Text:
-    """The four shares as one bar of exactly `cells` characters; dim while nothing was served."""
+    """Draw the four shares as one bar of exactly `cells` characters; grey if nothing was served."""
     bar, drawn, reached = Text(no_wrap=True), 0, 0.0
     for name, share in shares(served).items():
         reached += share
@@ -114,6 +121,18 @@ def mix_bar(served: Counts, cells: int) -> Text:
         bar.append("━" * (until - drawn), MIX_COLOURS[name])
         drawn = until
     return bar.append("━" * (cells - drawn), "bright_black")
+
+
+def shares(served: Counts) -> dict[str, float]:
+    """Return the share of slots filled in each of the four ways, in [0, 1]; 0 without slots."""
+    counts = {
+        "real": served.real,
+        "fresh": served.fresh,
+        "cached": served.cached,
+        "starved": served.starved,
+    }
+    total = sum(counts.values())
+    return {name: count / total if total else 0.0 for name, count in counts.items()}
 
 
 def _steps_bar(now: Now) -> ProgressBar:
@@ -126,61 +145,38 @@ def _steps_bar(now: Now) -> ProgressBar:
     )
 
 
-def _steps_text(now: Now) -> Text:
-    is_over = now.step_in_epoch >= now.steps_per_epoch
-    end = "evaluating" if is_over else f"loss {now.loss:.3f}"
-    return Text(
-        f"epoch {now.epoch + 1}/{now.total_epochs}  "
-        f"step {now.step_in_epoch}/{now.steps_per_epoch}  {end}"
-    )
+def _times(view: GeneratorView) -> str:
+    return f"{view.samples_per_insert:.1f} times"
 
 
-def _left_text(now: Now) -> str:
-    return "" if now.left_s is None else f"{duration(now.left_s)} left"
-
-
-def _reuse_text(now: Now) -> str:
-    view = now.generator
-    return "" if view is None else f"each image served {view.samples_per_insert:.1f} times"
-
-
-def _generator_texts(view: GeneratorView | None) -> tuple[Text, Text]:
-    if view is None:
-        return Text("off", "dim"), Text()
-    kept = f"cache {view.cache_entries:,} images, {byte_size(view.cache_bytes)}"
-    return (
-        Text(f"{view.state}, {rate(view.images_per_s)}/s"),
-        Text(f"{view.generated:,} made, {kept}"),
-    )
-
-
-WIDTHS = {
-    "epoch": 7, "loss": 7, "val top1": 9, "images/s": 9, "real": 6, "fresh": 6, "cached": 7,
-    "starved": 8, "made": 6, "made/s": 7, "cache": 8,
-}  # fmt: skip
-
-"""Columns and their widths in characters, 80 in all."""
+def _generator_parts(view: GeneratorView) -> list[str]:
+    return [
+        f"{view.state}, {rate(view.images_per_s)}/s",
+        f"{view.generated:,} made",
+        f"cache {view.cache_entries:,} images",
+        byte_size(view.cache_bytes),
+    ]
 
 
 def epoch_heads() -> Text:
-    """The heads of the columns of `epoch_row`."""
+    """Write the heads of the columns of `epoch_row`."""
     heads = Text(no_wrap=True, overflow="crop", style="bold")
-    for name, width in WIDTHS.items():
+    for name, width in COLUMN_WIDTHS.items():
         heads.append(f"{name:>{width}}", MIX_COLOURS.get(name))
     return heads
 
 
 def epoch_row(metrics: EpochMetrics, total_epochs: int, *, is_best: bool) -> Text:
-    """One epoch as a row of fixed columns; the best validation so far stands out."""
+    """Write one epoch as a row of fixed columns; the best validation so far stands out."""
     styles = {**MIX_COLOURS, "val top1": "bold green" if is_best else ""}
     row = Text(no_wrap=True, overflow="crop")
     for name, value in _cells(metrics, total_epochs).items():
-        row.append(f"{value:>{WIDTHS[name]}}", styles.get(name))
+        row.append(f"{value:>{COLUMN_WIDTHS[name]}}", styles.get(name))
     return row
 
 
 def epoch_line(metrics: EpochMetrics, total_epochs: int) -> str:
-    """One epoch as a line that explains itself, for logs."""
+    """Return one epoch as a plain line that explains itself."""
     cells = _cells(metrics, total_epochs)
     return (
         f"epoch {cells['epoch']}: loss {cells['loss']}, val top1 {cells['val top1']}, "
@@ -204,11 +200,8 @@ def _cells(metrics: EpochMetrics, total_epochs: int) -> dict[str, str]:
     }
 
 
-WORST_CLASSES = 5
-
-
 def print_summary(summary: Summary, run_dir: Path, console: Console) -> None:
-    """Print what came out, what it was made of, how long it took and where it lies."""
+    """Print the accuracy of a finished run, what it was trained on, its duration and its folder."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -261,15 +254,3 @@ def _listed(shares: Mapping[str, float]) -> str:
     return ", ".join(
         f"{name}: {whole_percent(share).replace(' ', '')}" for name, share in shares.items()
     )
-
-
-def shares(served: Counts) -> dict[str, float]:
-    """The four ways a slot is filled as shares of all slots, in [0, 1]; all 0 without slots."""
-    counts = {
-        "real": served.real,
-        "fresh": served.fresh,
-        "cached": served.cached,
-        "starved": served.starved,
-    }
-    total = sum(counts.values())
-    return {name: count / total if total else 0.0 for name, count in counts.items()}
