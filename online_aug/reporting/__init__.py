@@ -1,1 +1,1 @@
-"""What a person sees during and after a run, and what the run directory keeps."""
+"""What a person sees during and after a run, and the files of the run directory."""

@@ -1,7 +1,4 @@
-"""The gallery: what was made from what, and with which label it is trained on.
-
-The run's gallery: some of the generated images beside what they were made from.
-"""
+"""The gallery of a run: generated images beside their sources, with strength and soft label."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ from online_aug.request import GenerationRequest, Servable
 from online_aug.seeding import numpy_rng
 
 SMALLEST_PX, LARGEST_PX = 96, 192
-"""Sides between which a picture is shown; smaller ones grow by a whole factor, pixels kept."""
+"""Smallest and largest side of an image; smaller ones grow by a whole factor, pixel by pixel."""
 
 TRACK = "#eef0f4"
 SOURCE_COLOUR, TARGET_COLOUR, OTHER_COLOUR = "#4c78a8", "#f28e2b", "#a5abb8"
@@ -38,28 +35,28 @@ BAR_HEIGHT, BAR_PITCH, LABEL_BARS = 14, 25, 4
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """What became of one source image."""
+    """One generated image with its stages."""
 
     pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]
-    """Every stage by name, from the source to what the classifier sees."""
+    """The image at every stage by name, from the source to what the classifier sees."""
     source_name: str
-    """Class of the source image."""
+    """The class of the source image."""
     target_name: str
-    """Class, or instruction, of the prompt."""
+    """The class, or the instruction, of the prompt."""
     strength: float
     soft_label: Mapping[str, float]
-    """Mass of each class; classes without any may be left out."""
+    """The mass of each class; classes without mass may be left out."""
     method: str | None = None
-    """What made it, where a run has several."""
+    """The method, if the run has several."""
 
 
 def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
-    """Write a PNG with a row for each generated image: its stages, target, strength, label.
+    """Draw a PNG with a row for each generated image: stages, target, strength, soft label.
 
-    Tiny pictures are enlarged without smoothing, so that every pixel stays what it was.
+    Small images are enlarged without smoothing, so that every pixel keeps its value.
 
     Raises:
-        ValueError: If `rows` is empty.
+        ValueError: If there are no rows.
     """
     if not rows:
         raise ValueError("rows must hold at least one generated image, got none")
@@ -217,7 +214,7 @@ ROWS = 16
 def draw_run_gallery(
     experiment: Experiment, plan: Sequence[Servable], store: Store, path: Path
 ) -> None:
-    """Draw up to `ROWS` images of the plan that are in the cache, spread over the strengths."""
+    """Draw up to `ROWS` cached images of the plan; write nothing if there are none."""
     rows = gallery_rows(experiment, plan, store, ROWS)
     if rows:
         names = " and ".join(experiment.methods)
@@ -227,7 +224,7 @@ def draw_run_gallery(
 def gallery_rows(
     experiment: Experiment, plan: Sequence[Servable], store: Store, count: int
 ) -> list[GalleryRow]:
-    """Stages, target, strength and soft label of some records, of each method as many."""
+    """Choose cached images of the plan, equally many of each method, and order them by strength."""
     keys = [request.key for request in plan]
     made = [r for r, there in zip(plan, store.contains(keys), strict=True) if there]
     drawn = [made[place] for place in numpy_rng("gallery").permutation(len(made))]
@@ -246,7 +243,6 @@ def _by_turns(requests: Sequence[Servable], methods: Iterable[str]) -> list[Serv
 
 
 def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow | None:
-    """One row, composed by chance; None where record or source cannot be read any more."""
     try:
         record = store.get(request.key)
         if record is None:

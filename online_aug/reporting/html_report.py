@@ -1,4 +1,4 @@
-"""`report.html`: one run on one page, with nothing to load from elsewhere."""
+"""`report.html`: one run on one page that loads nothing from elsewhere."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ Curves = dict[str, list[float]]
 
 
 def write_report(directory: Path, summary: Summary, gallery: Path) -> None:
-    """Write the page of a finished run from its metrics, gallery and configuration."""
+    """Write the page of a finished run from its metrics, configuration and gallery, if any."""
     metrics = read_metrics(directory)
     parts = [
         f"<h1>{escape(directory.name)}</h1>",
@@ -94,7 +94,6 @@ def _charts(metrics: Sequence[EpochMetrics]) -> dict[str, Curves]:
 
 
 def _figure(title: str, curves: Curves) -> str:
-    """One chart as SVG: epochs to the right, the largest and smallest value named."""
     values = [value for curve in curves.values() for value in curve if value == value]
     if not values:
         return ""

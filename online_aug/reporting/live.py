@@ -1,7 +1,4 @@
-"""What a person sees while training runs: a row an epoch, and below them what happens now.
-
-How fast training is and how long it still takes, from what was seen so far.
-"""
+"""The live report of a training run: a row for each epoch, and below them the current moment."""
 
 import time
 from collections import deque
@@ -33,10 +30,10 @@ HEADS_EVERY_ROWS = 25
 
 
 class LiveReport:
-    """Shows a run in a terminal, or in plain lines where nobody watches; a context manager.
+    """A report of the run, as a panel in a terminal and as plain lines elsewhere.
 
-    It has no thread, because loader workers may be forked while it is open: what is on screen
-    changes when one of its methods is called. What other code prints appears above the panel.
+    A context manager. It has no thread, because loader workers may be forked while it is open: the
+    screen changes only when one of its methods is called. Other output appears above the panel.
     """
 
     def __init__(
@@ -48,14 +45,14 @@ class LiveReport:
         ranks: int = 1,
         console: Console | None = None,
     ) -> None:
-        """Show nothing yet.
+        """Show nothing before it is entered.
 
         Args:
-            total_epochs: Of the whole run, those before a resume included.
-            steps_per_epoch: Optimizer steps.
-            enabled: True on the first rank only; elsewhere nothing is shown.
+            total_epochs: Number of epochs of the whole run, including those before a resume.
+            steps_per_epoch: Number of optimizer steps.
+            enabled: False shows nothing, as on all ranks but the first.
             ranks: Number of ranks that train as fast as this one; multiplies the speed shown.
-            console: Where; standard output by default.
+            console: The console to use; standard output by default.
         """
         self._total_epochs, self._steps_per_epoch, self._ranks = (
             total_epochs,
@@ -70,7 +67,7 @@ class LiveReport:
         self._best = float("-inf")
 
     def __enter__(self) -> Self:
-        """Take the screen."""
+        """Start the panel if a terminal is watched."""
         if self._console is not None and is_watched(self._console):
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
@@ -84,13 +81,13 @@ class LiveReport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the screen back, whatever happened; rows and messages stay."""
+        """Remove the panel, also after an error; rows and messages stay."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def message(self, text: str) -> None:
-        """Show one line that stays, such as `generator: ready in 4.1 s`."""
+        """Print one line that stays, such as `generator: ready in 4.1 s`."""
         if self._console is not None:
             print_line(self._console, text)
 
@@ -102,14 +99,15 @@ class LiveReport:
         served: Counts,
         generator: GeneratorView | None,
     ) -> None:
-        """Show where training is; call it after every step, most calls only look at the clock.
+        """Show the current step; call it after every step, most calls only look at the clock.
 
         Args:
-            epoch: From 0.
-            step_in_epoch: Steps of this epoch that are done, from 1.
-            loss: Of this step; a tensor is only read (and its device waited for) when it is shown.
-            served: By this rank since the start of this epoch.
-            generator: None where no generation process runs.
+            epoch: The epoch, from 0.
+            step_in_epoch: Number of steps of this epoch that are done, from 1.
+            loss: The loss of this step; a tensor is read only when it is shown, because reading it
+                waits for its device.
+            served: How this rank filled its slots since the start of the epoch.
+            generator: The generation process; None if there is none.
         """
         now_s = time.monotonic()
         is_last = step_in_epoch == self._steps_per_epoch
@@ -137,7 +135,7 @@ class LiveReport:
         )
 
     def epoch(self, metrics: EpochMetrics) -> None:
-        """Show a finished epoch; it stays on the screen."""
+        """Print a finished epoch; its row stays."""
         if self._console is None:
             return
         is_best, self._best = metrics.val_top1 > self._best, max(metrics.val_top1, self._best)
@@ -160,13 +158,13 @@ WINDOW_S = 5.0
 
 
 class Pace:
-    """Speed over the last seconds, and time left at the mean speed, pauses between epochs included.
+    """The speed over the last seconds, and the time left at the mean speed of the whole run.
 
-    Knows no clock: every reading brings its own time in seconds.
+    The mean includes the pauses between epochs. Every reading brings its own time.
     """
 
     def __init__(self, total_steps: int) -> None:
-        """Wait for the first reading."""
+        """Know neither speed nor time left before the second reading."""
         self._total_steps = total_steps
         self._first: tuple[float, int] | None = None
         self._recent: deque[tuple[float, int]] = deque()
@@ -178,10 +176,10 @@ class Pace:
         """Take a reading.
 
         Args:
-            now_s: Of a clock that never goes back.
-            epoch: A new one starts the image count again.
-            steps: Since the start of the run.
-            images: Since the start of the epoch.
+            now_s: The time of a clock that never goes back.
+            epoch: The epoch; a new one starts the count of images again.
+            steps: Number of steps since the start of the run.
+            images: Number of images since the start of the epoch.
         """
         if epoch != self._epoch:
             self._epoch = epoch

@@ -1,4 +1,4 @@
-"""The figures of a run: one record an epoch, one at the end."""
+"""The figures of a run: one record for each epoch, and one summary at the end."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,45 +33,45 @@ TENSORBOARD_TAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """One line of `metrics.jsonl`; counts are of this epoch over all ranks."""
+    """One line of `metrics.jsonl`; counts are those of this epoch over all ranks."""
 
     epoch: int
-    """From 0."""
+    """The epoch, from 0."""
     step: int
-    """Optimizer steps since the start of the run."""
+    """Number of optimizer steps since the start of the run."""
     train_loss: float
-    """Mean over the epoch."""
+    """Mean training loss over the epoch."""
     val_top1: float
-    """Share of the validation split recognised, [0, 1]."""
+    """Accuracy on the validation split, [0, 1]."""
     val_top5: float
-    """Share of it whose class is among the five likeliest, [0, 1]."""
+    """Share of the validation split whose class is among the five likeliest, [0, 1]."""
     val_worst_group: float | None
-    """Share recognised of the group that is recognised least; null without groups."""
+    """Accuracy on the group with the lowest one; null without groups."""
     lr: float
     """Learning rate of the last step."""
     images_per_s: float
-    """Trained on, all ranks together."""
+    """Number of images trained on in a second, over all ranks."""
     loader_wait_s: float
-    """Time the first rank waited for a batch."""
+    """Seconds that the first rank waited for batches."""
     served_real: int
     served_fresh: int
     served_cached: int
     starved: int
-    """Slots planned synthetic that got the real image; not counted in `served_real`."""
+    """Number of slots planned synthetic that got the real image; not part of `served_real`."""
     samples_per_insert: float
-    """Times a generated image was served on average since the start of the run."""
+    """How often a generated image was served on average since the start of the run."""
     generated: int
-    """Images made during this epoch."""
+    """Number of images made during this epoch."""
     generated_per_s: float
     rejected: int
-    """Images made and refused by the gate during this epoch."""
+    """Number of images that the gate refused during this epoch."""
     cache_entries: int
-    """Images in the cache at the end of the epoch, whoever made them."""
+    """Number of images in the cache at the end of the epoch, including those of other runs."""
     cache_bytes: int
 
     @property
     def served(self) -> Counts:
-        """How the slots of this epoch were filled, over all ranks."""
+        """How the slots of this epoch were filled."""
         return Counts(
             real=self.served_real,
             fresh=self.served_fresh,
@@ -82,59 +82,59 @@ class EpochMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What `summary.json` says about a finished run; counts are of the whole run, all ranks."""
+    """The content of `summary.json`; counts are those of the whole run over all ranks."""
 
     top1: float
-    """Share of the test split recognised after the last epoch, [0, 1]."""
+    """Accuracy on the test split after the last epoch, [0, 1]."""
     top1_best_val: float
-    """The same after the epoch that was best on the validation split."""
+    """Accuracy on the test split after the epoch that was best on the validation split."""
     best_val_epoch: int
-    """From 0."""
+    """The epoch that was best on the validation split, from 0."""
     per_class: Mapping[str, float]
     """Accuracy of each class on the test split after the last epoch, by class name."""
     top5: float
     """Share of the test split whose class is among the five likeliest after the last epoch."""
     per_group: Mapping[str, float] = field(default_factory=dict)
-    """Accuracy of each group of the test split, by name; empty where it comes without."""
+    """Accuracy of each group of the test split, by name; empty without groups."""
     worst_group: float | None = None
-    """The smallest of these; null without groups."""
+    """The lowest accuracy of a group; null without groups."""
     per_shots: Mapping[str, float] = field(default_factory=dict)
-    """Long tail: accuracy on classes with few, medium and many training images."""
+    """Accuracy on classes with few, medium and many training images; empty without a long tail."""
     epochs: int
     wall_s: float
     first_step_s: float
-    """From the classifier being built to the end of the first optimizer step."""
+    """Seconds from building the classifier to the end of the first optimizer step."""
     served_real: int
     served_fresh: int
     served_cached: int
     starved: int
     samples_per_insert: float
-    """Times a generated image was served on average."""
+    """How often a generated image was served on average."""
     generated: int
-    """Images this run made; what was in the making when a launch was stopped is not counted."""
+    """Number of images that this run made; unfinished ones of a stopped launch do not count."""
     rejected: int = 0
-    """Images the method refused to make, or that did not pass the gate."""
+    """Number of images that the method refused to make or that did not pass the gate."""
     reused: int
-    """Images this run asked for that the cache already held."""
+    """Number of images of the plan that the cache already held."""
     generator_restarts: int
     config_digest: str
 
     @property
     def parts(self) -> dict[str, Mapping[str, float]]:
-        """Accuracy by other parts of the test split than its classes, under the parts' name."""
+        """Accuracies by groups and by number of training images, as far as there are any."""
         found = {"groups": self.per_group, "training images": self.per_shots}
         return {title: shares for title, shares in found.items() if shares}
 
     @property
     def made_text(self) -> str:
-        """Images made, reused and rejected, in words."""
+        """The number of images made, reused and rejected, in words."""
         tried = self.generated + self.rejected
         share = f" ({self.rejected / tried:.1%})" if self.rejected else ""
         return f"{self.generated:,} made, {self.reused:,} reused, {self.rejected:,} rejected{share}"
 
     @property
     def served(self) -> Counts:
-        """How the slots of the run were filled, over all ranks."""
+        """How the slots of the whole run were filled."""
         return Counts(
             real=self.served_real,
             fresh=self.served_fresh,
@@ -144,10 +144,10 @@ class Summary:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events of a run directory; for the first rank only."""
+    """The writer of `metrics.jsonl` and of TensorBoard events; for the first rank only."""
 
     def __init__(self, folder: Path, *, from_epoch: int) -> None:
-        """Keep what was logged before `from_epoch` (the epoch about to run) and drop the rest."""
+        """Open the logs of a run and drop the epochs from `from_epoch` on, which runs next."""
         self._folder = folder
         kept = [line for line in _logged(folder) if line.epoch < from_epoch]
         write_atomically(folder / METRICS_FILE, "".join(to_json(line) + "\n" for line in kept))
@@ -156,7 +156,7 @@ class MetricsLog:
         self._events: Any = None
 
     def append(self, metrics: EpochMetrics) -> None:
-        """Log one epoch; it is in the file when this returns."""
+        """Log one epoch and flush it."""
         self._file.write(to_json(metrics) + "\n")
         self._file.flush()
         events = self._open_events()
@@ -167,30 +167,30 @@ class MetricsLog:
         events.flush()
 
     def close(self) -> None:
-        """Close both logs; they stay readable."""
+        """Close both logs."""
         self._file.close()
         if self._events is not None:
             self._events.close()
 
     def _open_events(self) -> Any:
         if self._events is None:
-            # Seconds to import: after the first epoch, not before the first step.
+            # Importing takes seconds: this is after the first epoch, not before the first step.
             from torch.utils.tensorboard import SummaryWriter
 
-            # TensorBoard hides what an earlier launch logged from this step on.
+            # TensorBoard hides events of an earlier launch from this step on.
             folder = str(self._folder / "tensorboard")
             self._events = SummaryWriter(folder, purge_step=self._first_step)
         return self._events
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:
-    """The epochs logged in a run directory, in order.
+    """Read the logged epochs of a run directory, in order.
 
-    A last line without its newline was cut by a crash and is left out.
+    A last line without a newline was cut by a crash and is left out.
 
     Raises:
         FileNotFoundError: If there is no log.
-        UserError: If a line is no record of this version.
+        UserError: If a line is not a record of this version.
     """
     path = folder / METRICS_FILE
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")

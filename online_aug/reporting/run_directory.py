@@ -1,8 +1,6 @@
-"""The run directory: who may write into it, and what stands in it from the first second on.
+"""The run directory: its name, the check that it is free or holds the same run, its files.
 
-What a run was made with: versions, revision, machine; nothing that names the machine.
-
-Where a run lies; the one rule that training and the commands that come after it share.
+`environment.json` says what a run was made with (versions, revision, GPUs); it names no machine.
 """
 
 import json
@@ -36,11 +34,16 @@ MAY_DIFFER = frozenset(
         "schedule.stripe", "schedule.stripes",
     }
 )  # fmt: skip
-"""Keys that say how far, where or how fast, not what is computed: a run resumes under others."""
+"""Keys that do not change what is computed: a run may be resumed with other values."""
+
+
+def run_folder(run: RunConfig, config_path: Path) -> Path:
+    """Return the run directory: `run.name`, or the recipe's name and seed, under `run.dir`."""
+    return run.dir / (run.name or f"{config_path.stem}-seed{run.seed}")
 
 
 def check_room(path: Path, resolved_yaml: str, resume: bool) -> None:
-    """Refuse a run directory that `prepare` would refuse; writes nothing.
+    """Refuse a run directory that `prepare` would refuse; write nothing.
 
     Raises:
         UserError: If it holds something else or, with `resume`, another run.
@@ -60,40 +63,20 @@ def check_room(path: Path, resolved_yaml: str, resume: bool) -> None:
         _check_same_run(path, resolved_yaml)
 
 
-def check_same_sequence(path: Path, resolved_yaml: str) -> None:
-    """Refuse a configuration under which the images of the run in `path` would be others.
-
-    Classifier and optimizer may be others: what is served does not depend on them.
-
-    Raises:
-        UserError: If `path` is no run, or it differs in what decides the images; names the keys.
-    """
-    file = path / CONFIG_FILE
-    if not file.is_file():
-        raise UserError(f"run.replay must be the directory of a run, {path} has no {CONFIG_FILE}")
-    old, new = _flat(file, file.read_text(errors="replace")), _flat(file, resolved_yaml)
-    differ = [key for key in _differing(old, new) if not _is_of_training(key)]
-    if differ:
-        raise UserError(
-            f"run.replay must be a run of the same images, {path} differs in "
-            f"{_named(differ, old, new)}: set these as they are there"
-        )
-
-
 def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path | None:
-    """Make `path` the directory of this run, with `config.yaml` and `environment.json` in it.
+    """Make the run directory with `config.yaml` and `environment.json`.
 
     A directory of the same run is kept and its two files are renewed; earlier launches stay listed
-    in `environment.json`. With `resume` false a run that lies there is moved aside first.
+    in `environment.json`. Without `resume` an older run in that place is moved aside first.
 
     Args:
         path: The run directory; its parents are made.
         resolved_yaml: The whole configuration, defaults included.
-        digest: Of the configuration, for the record.
-        resume: Go on with the run that lies there.
+        digest: The digest of the configuration, for the record.
+        resume: Whether to go on with the run in that place.
 
     Returns:
-        Where the older run was moved, None if there was none to move.
+        The new place of the older run, or None if nothing was moved.
 
     Raises:
         UserError: If the directory holds another run or something else, or cannot be written.
@@ -112,21 +95,41 @@ def prepare(path: Path, resolved_yaml: str, digest: str, resume: bool) -> Path |
     return moved
 
 
+def check_same_sequence(path: Path, resolved_yaml: str) -> None:
+    """Refuse a configuration that would not serve the same images as the run in `path`.
+
+    Classifier and optimizer may differ: the images served do not depend on them.
+
+    Raises:
+        UserError: If `path` is not a run, or keys that decide the images differ.
+    """
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"run.replay must be the directory of a run, {path} has no {CONFIG_FILE}")
+    old, new = _flat(file, file.read_text(errors="replace")), _flat(file, resolved_yaml)
+    differ = [key for key in _differing(old, new) if not _is_of_training(key)]
+    if differ:
+        raise UserError(
+            f"run.replay must be a run of the same images, {path} differs in "
+            f"{_named(differ, old, new)}: set these as they are there"
+        )
+
+
 def is_finished(path: Path, epochs: int) -> bool:
-    """Whether the run in `path` has its summary and all epochs it is now asked for."""
+    """Return whether the run in `path` has a summary and at least so many epochs."""
     return (path / SUMMARY_FILE).exists() and read_summary(path).epochs >= epochs
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write `summary.json` into the run directory `path`; from then on the run is finished."""
+    """Write `summary.json` into the run directory; from then on the run is finished."""
     write_atomically(path / SUMMARY_FILE, to_json(summary, indent=2) + "\n")
 
 
 def read_summary(path: Path) -> Summary:
-    """The summary of the finished run in `path`.
+    """Read the summary of the finished run in `path`.
 
     Raises:
-        UserError: If the run is not finished or another version wrote it.
+        UserError: If the run is not finished, or another version wrote the summary.
     """
     file = path / SUMMARY_FILE
     if not file.exists():
@@ -159,7 +162,6 @@ def _check_same_run(path: Path, resolved_yaml: str) -> None:
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys whose values differ and must not."""
     keys = sorted(old.keys() | new.keys())
     return [key for key in keys if key not in MAY_DIFFER and old.get(key) != new.get(key)]
 
@@ -231,7 +233,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """The content of `environment.json`; takes well under a second and touches no GPU."""
+    """Return the content of `environment.json`; takes under a second and touches no GPU."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,
@@ -245,9 +247,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_revision(file: Path) -> str | None:
-    """The commit `file` belongs to, with `-dirty` where tracked files differ from it.
+    """Return the commit of a tracked file, with `-dirty` if tracked files differ from it.
 
-    None where the file is not tracked: an installed package may lie inside another's work tree.
+    None if the file is not tracked: an installed package may lie in the work tree of another.
     """
     if _output("git", "-C", str(file.parent), "ls-files", "--error-unmatch", file.name) is None:
         return None
@@ -256,9 +258,9 @@ def git_revision(file: Path) -> str | None:
 
 
 def gpu_names() -> list[str]:
-    """The names of this machine's NVIDIA GPUs, also those hidden from this process.
+    """Return the names of this machine's NVIDIA GPUs, including those hidden from this process.
 
-    Asked of the driver's own tool: CUDA, once initialised here, would keep memory on a device and
+    The driver's own tool is asked: CUDA, once initialised here, would keep memory on a device and
     could not be used in a forked process.
     """
     names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
@@ -280,8 +282,3 @@ def _output(*command: str) -> str | None:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip()
-
-
-def run_folder(run: RunConfig, config_path: Path) -> Path:
-    """The run directory: `run.name`, or the YAML file's name and the seed, under `run.dir`."""
-    return run.dir / (run.name or f"{config_path.stem}-seed{run.seed}")
