@@ -1,8 +1,8 @@
-"""The denoising loop, with a stand-in for the network."""
+"""The denoising loop with a stand-in for the network."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from request_samples import make_request
 
@@ -15,9 +15,9 @@ SHAPE = (4, 2, 2)
 
 
 class Shrinks:
-    """Stands for `Denoiser`: takes and gives what that does, for each slot by itself.
+    """Stands for `Denoiser`: takes and returns the same, each slot by itself.
 
-    It notes the shape of every call and whether guidance was asked for.
+    It records the shape of every call and whether guidance was asked for.
     """
 
     def __init__(self):
@@ -46,7 +46,7 @@ def make_slots(count=3, network=None):
 
 
 def run(slots, starts):
-    """All finished latents by request; a free slot is taken at once, in order."""
+    """Return all finished latents by request; a free slot is taken at once, in order."""
     waiting, done = list(starts), {}
     while waiting or slots.taken:
         while waiting and slots.free:
@@ -55,11 +55,13 @@ def run(slots, starts):
     return done
 
 
+few_examples = settings(max_examples=15)
 strengths = st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.7, 1.0]), min_size=1, max_size=12)
 
 
+@few_examples
 @given(strengths=strengths, count=st.integers(1, 5))
-def test_every_image_is_run_for_its_own_number_of_steps(strengths, count):
+def test_every_image_runs_for_its_own_number_of_steps(strengths, count):
     network = Shrinks()
     starts = [start(n, strength) for n, strength in enumerate(strengths)]
     done = run(make_slots(count, network), starts)
@@ -68,6 +70,7 @@ def test_every_image_is_run_for_its_own_number_of_steps(strengths, count):
     assert sum(steps) / count <= len(network.calls) <= sum(steps)
 
 
+@few_examples
 @given(strengths=strengths, count=st.integers(1, 5))
 def test_the_network_is_called_at_one_shape_however_many_slots_are_taken(strengths, count):
     network = Shrinks()
@@ -75,6 +78,7 @@ def test_the_network_is_called_at_one_shape_however_many_slots_are_taken(strengt
     assert {shape for shape, _ in network.calls} == {(count, *SHAPE)}
 
 
+@few_examples
 @given(
     strengths=strengths,
     solvers=st.lists(
@@ -106,7 +110,7 @@ def test_a_slot_is_free_again_in_the_tick_that_finishes_its_image():
     assert slots.free == 1
 
 
-def test_what_is_not_finite_stays_in_its_slot_and_leaves_with_its_image():
+def test_nan_stays_in_its_slot_and_leaves_with_its_image():
     spoiled = start(0, 0.5, latent=torch.full(SHAPE, float("nan")))
     later, beside = start(1, scheduler="dpmsolver++"), start(2)
     done = run(make_slots(2), [spoiled, beside, later])
@@ -115,7 +119,7 @@ def test_what_is_not_finite_stays_in_its_slot_and_leaves_with_its_image():
     assert done[later.request].isfinite().all()
 
 
-def test_guidance_is_computed_only_where_some_image_in_the_slots_asks_for_it():
+def test_guidance_is_computed_only_if_an_image_in_the_slots_asks_for_it():
     network = Shrinks()
     plain = [start(n, 0.3, guidance_scale=1.0) for n in range(2)]
     run(make_slots(2, network), plain)
@@ -124,7 +128,7 @@ def test_guidance_is_computed_only_where_some_image_in_the_slots_asks_for_it():
     assert [is_guided for _, is_guided in network.calls[3:]] == [True, False, False]
 
 
-def test_no_image_is_put_where_all_slots_are_taken():
+def test_no_image_can_be_put_if_all_slots_are_taken():
     slots = make_slots(1)
     slots.put(start(0))
     with pytest.raises(ValueError, match="^slots must have a free one, got none$"):

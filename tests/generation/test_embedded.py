@@ -1,4 +1,4 @@
-"""The diffusion models that come with the package."""
+"""The diffusion models that come with the package, with stock diffusers."""
 
 import json
 
@@ -22,7 +22,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def pipelines():
-    """Both, as stock diffusers loads them."""
+    """Load both as stock diffusers does."""
     loaded = {
         kind: PIPELINES[kind].from_pretrained(folder, local_files_only=True)
         for kind, folder in EMBEDDED.items()
@@ -37,6 +37,7 @@ def test_the_configuration_s_default_is_an_embedded_model_of_the_wanted_kind(kin
     assert kind_of(EMBEDDED[kind]) == kind
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_it_and_makes_an_image(kind, pipelines):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     own = {"strength": 0.75} if kind == "image_to_image" else {"image_guidance_scale": 1.5}
@@ -47,7 +48,8 @@ def test_stock_diffusers_loads_it_and_makes_an_image(kind, pipelines):
     assert made.images.isfinite().all()
 
 
-def test_it_draws_something_from_pure_noise(pipelines):
+@pytest.mark.slow
+def test_the_model_draws_something_from_pure_noise(pipelines):
     image = torch.zeros(1, 3, 64, 64)
     rng = torch.Generator().manual_seed(0)
     made = pipelines["image_to_image"](
@@ -61,17 +63,17 @@ def test_it_draws_something_from_pure_noise(pipelines):
     assert float(made.images.std()) > 0.05
 
 
-def test_it_takes_at_most_eight_megabytes(kind):
+def test_each_model_takes_at_most_eight_megabytes(kind):
     files = (path for path in EMBEDDED[kind].rglob("*") if path.is_file())
     assert sum(path.stat().st_size for path in files) <= 8e6
 
 
-def test_its_weights_are_safetensors(kind):
+def test_the_weights_are_safetensors(kind):
     files = list(EMBEDDED[kind].rglob("*"))
     assert [path for path in files if path.suffix == ".safetensors"]
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt"}]
 
 
-def test_its_scheduler_does_not_clip_latents(kind):
+def test_the_scheduler_does_not_clip_latents(kind):
     path = EMBEDDED[kind] / "scheduler" / "scheduler_config.json"
     assert json.loads(path.read_text())["clip_sample"] is False

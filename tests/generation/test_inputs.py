@@ -1,4 +1,4 @@
-"""Prompt embeddings."""
+"""Embeddings of prompts; how the starting point is drawn is tested with the engine."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from online_aug.generation.inputs import Prompts
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["image_to_image", "instruct"])
+@pytest.fixture(scope="module", params=["image_to_image", "instruct"])
 def pipeline(request, tiny_model, tiny_editor):
     folder = tiny_model if request.param == "image_to_image" else tiny_editor
     return load_pipeline(folder, "float32", request.param)
 
 
-def test_an_embedding_is_what_the_text_encoder_gives(pipeline):
+def test_an_embedding_is_that_of_the_text_encoder(pipeline):
     tokens = pipeline.tokenizer(
         "a bird",
         padding="max_length",
@@ -29,11 +29,12 @@ def test_an_embedding_is_what_the_text_encoder_gives(pipeline):
 
 def test_a_prompt_is_embedded_once(pipeline):
     calls = []
-    pipeline.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = pipeline.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = Prompts(pipeline, CPU)
     prompts.embed(["a bird", "snow", "a bird"])
     for prompt in ("snow", "a bird", "snow"):
         prompts[prompt]
+    hook.remove()
     assert len(calls) == 2
 
 

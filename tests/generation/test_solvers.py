@@ -1,10 +1,10 @@
-"""Tables of coefficients, held against the steps of diffusers' own schedulers."""
+"""Tables of coefficients, compared with the steps of diffusers' own schedulers."""
 
 from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_aug.config.generation import GenerationConfig
@@ -14,6 +14,7 @@ from online_aug.generation.solvers import SOLVERS, Solver, Step, advance, sampli
 PREDICTIONS = ["epsilon", "v_prediction"]
 SHAPE = (1, 4, 4, 4)
 
+few_examples = settings(max_examples=15)
 schedules = st.fixed_dictionaries(
     {
         "prediction_type": st.sampled_from(PREDICTIONS),
@@ -29,17 +30,17 @@ schedules = st.fixed_dictionaries(
         "lower_order_final": st.booleans(),
     },
 )
-"""What a model's directory may say; a solver reads of it what it knows."""
+"""Settings that a model's directory may have; each solver reads those it knows."""
 
 
 def trained_with(**settings):
-    """A noise schedule as Stable Diffusion's, some of it changed."""
+    """Return a noise schedule like Stable Diffusion's with some settings changed."""
     known = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
     return known | {"beta_schedule": "scaled_linear", "prediction_type": "epsilon"} | settings
 
 
 def network(latents, timestep):
-    """Stands for a U-Net: any smooth function of its inputs will do to compare solvers."""
+    """Stand for a U-Net: any smooth function of its inputs will do to compare solvers."""
     time = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1, 1, 1, 1) / 1000
     return torch.sin(2 * latents + time) * (1 - time / 2) + 0.3 * latents
 
@@ -49,7 +50,7 @@ def noises(count):
 
 
 def theirs(name, settings, steps, strength, source):
-    """diffusers' scheduler in the loop of its image-to-image pipeline."""
+    """Run diffusers' scheduler in the loop of its image-to-image pipeline."""
     scheduler = sampling_scheduler(name, settings)
     scheduler.set_timesteps(steps)
     first = steps - min(int(steps * strength), steps)
@@ -79,9 +80,10 @@ def ours(name, settings, steps, strength, source):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@given(settings=schedules, steps=st.integers(2, 30), strength=st.sampled_from([0.5, 0.71, 1.0]))
-def test_a_trajectory_is_the_one_of_diffusers_scheduler(name, settings, steps, strength):
-    settings = trained_with(**settings)
+@few_examples
+@given(changes=schedules, steps=st.integers(2, 30), strength=st.sampled_from([0.5, 0.71, 1.0]))
+def test_a_trajectory_is_the_one_of_diffusers_scheduler(name, changes, steps, strength):
+    settings = trained_with(**changes)
     source = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     expected = theirs(name, settings, steps, strength, source)
     made = ours(name, settings, steps, strength, source)
@@ -89,12 +91,15 @@ def test_a_trajectory_is_the_one_of_diffusers_scheduler(name, settings, steps, s
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@few_examples
 @given(
     spacing=st.sampled_from(["trailing", "linspace"]),
     steps=st.integers(2, 30),
     strength=st.sampled_from([0.5, 0.71, 1.0]),
 )
-def test_a_schedule_that_ends_in_noise_alone_is_followed_too(name, spacing, steps, strength):
+def test_a_trajectory_from_zero_terminal_snr_is_the_one_of_diffusers_scheduler(
+    name, spacing, steps, strength
+):
     settings = trained_with(
         rescale_betas_zero_snr=True, timestep_spacing=spacing, prediction_type="v_prediction"
     )
@@ -105,6 +110,7 @@ def test_a_schedule_that_ends_in_noise_alone_is_followed_too(name, spacing, step
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@few_examples
 @given(steps=st.integers(1, 50), hundredths=st.integers(1, 100))
 def test_as_many_steps_are_run_as_diffusers_runs(name, steps, hundredths):
     executed = int(steps * (hundredths / 100))
@@ -124,6 +130,7 @@ def test_from_noise_all_steps_are_run_and_the_source_has_no_weight(name, spacing
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@few_examples
 @given(steps=st.integers(2, 30))
 def test_the_first_step_asks_for_no_history_whatever_the_strength(name, steps):
     for strength in (0.5, 1.0):
@@ -132,7 +139,7 @@ def test_the_first_step_asks_for_no_history_whatever_the_strength(name, steps):
 
 
 @pytest.mark.parametrize("name", ["ddim", "lcm"])
-def test_noise_cannot_be_read_from_noise_alone(name):
+def test_a_solver_that_cannot_start_from_noise_alone_is_refused(name):
     settings = trained_with(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     solver = Solver(name, settings)
     with pytest.raises(UserError, match=rf"^generation\.scheduler must be .* got '{name}'$"):
@@ -140,7 +147,7 @@ def test_noise_cannot_be_read_from_noise_alone(name):
     assert solver.from_image(50, 0.9).rows.isfinite().all()
 
 
-def test_more_steps_than_an_lcm_has_are_one_clear_line():
+def test_more_steps_than_an_lcm_has_are_an_error_line():
     with pytest.raises(UserError, match=r"^generation\.num_inference_steps does not fit: ") as bad:
         Solver("lcm", trained_with()).from_noise(51)
     assert "\n" not in str(bad.value)
@@ -152,7 +159,7 @@ def test_a_model_that_predicts_something_else_is_refused(name):
         Solver(name, trained_with(prediction_type="flow")).from_noise(4)
 
 
-def test_slots_of_different_solvers_and_positions_advance_as_if_each_were_alone():
+def test_slots_with_different_solvers_advance_as_if_each_were_alone():
     ways = [Solver(name, trained_with()).from_image(12, 0.7) for name in SOLVERS]
     rows = torch.stack([way.rows[place] for place, way in enumerate(ways)])
     together = Step(*rows.T[..., None, None, None])

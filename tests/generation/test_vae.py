@@ -1,8 +1,8 @@
-"""Latents: what a VAE says, once an image, in batches of one shape."""
+"""Latents of images, encoded once and in batches of one shape."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_aug.diffusion.loading import load_img2img
@@ -16,7 +16,7 @@ def vae(tiny_model):
 
 @pytest.fixture
 def calls(vae):
-    """Batch sizes the encoder and the decoder were called with."""
+    """Record the batch sizes with which the encoder and the decoder are called."""
     sizes = {"encoder": [], "decoder": []}
     hooks = [
         getattr(vae, part).register_forward_pre_hook(
@@ -60,8 +60,9 @@ def test_an_image_is_encoded_once(vae, calls):
     assert torch.equal(again[3].std, first[0].std)
 
 
+@settings(max_examples=6)
 @given(count=st.integers(1, 2 * VAE_BATCH_SIZE + 1))
-def test_the_networks_are_called_at_one_shape_and_the_result_does_not_depend_on_company(vae, count):
+def test_the_encoder_is_called_at_one_shape_so_the_result_does_not_depend_on_the_batch(vae, count):
     sizes = []
     hook = vae.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     together = Autoencoder(vae).encode(pictures(9)[:count])
@@ -71,7 +72,7 @@ def test_the_networks_are_called_at_one_shape_and_the_result_does_not_depend_on_
     torch.testing.assert_close(together[-1].mean, alone[0].mean, rtol=0, atol=1e-5)
 
 
-def test_what_is_kept_stays_below_its_limit_and_the_oldest_goes_first(vae, calls):
+def test_the_latents_used_longest_ago_are_dropped_first(vae, calls):
     one = 2 * 4 * 16 * 16 * 4
     autoencoder, images = Autoencoder(vae, cache_bytes=2 * one), pictures(3)
     for place in (0, 1, 0, 2, 0, 1):
@@ -79,6 +80,6 @@ def test_what_is_kept_stays_below_its_limit_and_the_oldest_goes_first(vae, calls
     assert len(calls["encoder"]) == 4  # 0, 1, 2 and, dropped in between, 1 again
 
 
-def test_nothing_is_decoded_where_there_is_nothing(vae, calls):
+def test_without_latents_the_decoder_is_not_called(vae, calls):
     assert Autoencoder(vae).decode([]) == []
     assert calls["decoder"] == []
