@@ -16,6 +16,7 @@ from cache.keys import (
     canonical_bytes,
     content_digest,
     decode_fields,
+    label_of,
     recipe_of,
     request_key,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "canonical_bytes",
     "content_digest",
     "decode_fields",
+    "label_of",
     "recipe_of",
     "request_key",
 ]

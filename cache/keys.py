@@ -236,6 +236,13 @@ class IndexTerms:
     """Names of the counters that it is counted in, such as `method/diff_mix`."""
 
 
+def label_of(request: Mapping[str, Scalar], side: str) -> int | None:
+    """Return the label of the `source` or `target` class, None if the request has none."""
+    label = request.get(f"{side}_label")
+    is_label = isinstance(label, int) and not isinstance(label, bool) and label >= 0
+    return int(label) if is_label and label is not None else None
+
+
 def index_terms(
     request: Mapping[str, Scalar], encoded: Mapping[str, bytes] | None = None
 ) -> IndexTerms:

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from cache.errors import CacheError, CorruptRecordError
 from cache.exchange.folder_formats import DiffMixWriter, FolderWriter, LeftOutError
-from cache.exchange.metadata import ClassNames, label_of, to_row
+from cache.exchange.metadata import ClassNames, to_row
 from cache.exchange.records import Report, Unreadable
 from cache.exchange.webdataset import WebDatasetWriter
+from cache.keys import label_of
 from cache.record import Record
 
 _ROWS_PER_GROUP = 10_000

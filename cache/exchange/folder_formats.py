@@ -23,12 +23,11 @@ from cache.exchange.metadata import (
     TableWriter,
     column_names,
     from_row,
-    label_of,
     read_class_names,
     read_table,
     to_row,
 )
-from cache.keys import Scalar, content_digest
+from cache.keys import Scalar, content_digest, label_of
 from cache.record import Record
 
 FoundImage: TypeAlias = tuple[str, Callable[[], Record]]

@@ -59,13 +59,6 @@ def from_row(row: Mapping[str, Any]) -> Description:
     )
 
 
-def label_of(request: Mapping[str, Scalar], side: str) -> int | None:
-    """Return the label of the `source` or `target` class, None if the request has none."""
-    label = request.get(f"{side}_label")
-    is_label = isinstance(label, int) and not isinstance(label, bool) and label >= 0
-    return int(label) if is_label and label is not None else None
-
-
 class TableWriter:
     """A CSV file with a header row, written row by row."""
 

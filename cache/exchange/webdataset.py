@@ -20,8 +20,8 @@ from cache.exchange.image_files import (
     from_file,
     open_regular,
 )
-from cache.exchange.metadata import ClassNames, from_row, label_of, to_row
-from cache.keys import Scalar
+from cache.exchange.metadata import ClassNames, from_row, to_row
+from cache.keys import Scalar, label_of
 from cache.record import Record
 
 RECORDS_PER_SHARD = 1000

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cache import Scalar, Store
+from cache import Scalar, Store, label_of
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
 from online_aug.errors import UserError
@@ -104,14 +104,13 @@ class ImportFinder:
         return make_method(self.config.methods[0])  # several would serve no imported images
 
     def _label(self, request: Mapping[str, Scalar], side: str) -> int:
-        name, label = request.get(f"{side}_class"), request.get(f"{side}_label")
+        name, label = request.get(f"{side}_class"), label_of(request, side)
         if isinstance(name, str):
             if _loose(name) not in self._labels:
                 raise _MisfitError(f"the data set has no class {name[:80]!r}")
             return self._labels[_loose(name)]
-        is_label = isinstance(label, int) and not isinstance(label, bool)
-        if is_label and label is not None and 0 <= int(label) < len(self.train.class_names):
-            return int(label)
+        if label is not None and label < len(self.train.class_names):
+            return label
         raise _MisfitError(f"its {side} class is not known")
 
     def _digest(self, request: Mapping[str, Scalar], label: int) -> str | None:
