@@ -84,7 +84,7 @@ def test_a_signal_ends_it_after_storing_what_is_finished_and_the_next_call_makes
                 os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling, "Nobody", Impatient)
+        patch.setattr(filling, "FillDisplay", Impatient)
         status, lines = call()
     assert status == 128 + number
     assert lines[-1] == "interrupted: the same command goes on"
