@@ -57,7 +57,9 @@ def new_generator(model, slots=3):
 @cache
 def generator_of(model):
     """Return one generator of a model for all tests that leave it as it was."""
-    return ImageGenerator.load(model, None, GenerationConfig(slots=3), "float32", "cpu")
+    return ImageGenerator.load(
+        model, None, GenerationConfig(slots=3, resolution=64), "float32", "cpu"
+    )
 
 
 @pytest.fixture
