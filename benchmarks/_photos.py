@@ -1,4 +1,4 @@
-"""Pictures for the cache's benchmarks that need no download: photos and drawn birds."""
+"""Images for benchmarks that need no download: photos and drawn birds."""
 
 import tempfile
 from functools import cache
@@ -14,7 +14,7 @@ _CROPS = 3
 
 
 def photo_squares(side: int) -> list[Pixels]:
-    """Fifteen squares, three of each photo, made `side` px large by Lanczos."""
+    """Return fifteen squares, three of each photo, scaled to `side` px with Lanczos."""
     squares = []
     for photo in _photos():
         short, long = min(photo.size), max(photo.size)
@@ -28,7 +28,7 @@ def photo_squares(side: int) -> list[Pixels]:
 
 
 def bird_squares(count: int) -> list[Pixels]:
-    """The first of the embedded `pocket_birds`, drawn at 64 px."""
+    """Return some of the embedded `pocket_birds`, drawn at 64 px."""
     from online_aug.data.embedded import write_embedded
 
     with tempfile.TemporaryDirectory() as folder:

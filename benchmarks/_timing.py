@@ -1,7 +1,7 @@
-"""Times of several sides, taken in turns, so that what else the machine does meets all of them.
+"""Time several sides in turns, so that the load of other programs meets all of them alike.
 
-Time is what passes less what the thread stands in line for a core, which the kernel counts: it
-holds computing and waiting for the disk or for locks, but not the load that others make.
+The time that the thread waits for a core, which the kernel counts, is left out. Computing and
+waiting for the disk or for locks count.
 """
 
 import time
@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import median
 
 _SCHEDULING = Path("/proc/thread-self/schedstat")
-"""Time on a core, time in line for one, and how often: ns."""
+"""Time on a core, time of waiting for one, both in ns, and how often."""
 
 Side = Callable[[int], object]
-"""Does its work once; the number says which repetition it is."""
+"""A function that does its work once; its argument is the number of the repetition."""
 
 
 def in_turns(sides: Mapping[str, Side], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every repetition of every side, one uncounted repetition first."""
+    """Return the seconds of every repetition of every side, after one that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(-1, repetitions):
         for name, side in sides.items():
@@ -29,17 +29,17 @@ def in_turns(sides: Mapping[str, Side], repetitions: int) -> dict[str, list[floa
 
 
 def clock_s() -> float:
-    """A clock that stands still while the calling thread is ready but has no core, s."""
+    """Return the time in s on a clock that stops while the calling thread waits for a core."""
     in_line_ns = int(_SCHEDULING.read_text().split()[1])
     return time.perf_counter() - in_line_ns / 1e9
 
 
 def faster(seconds: Mapping[str, list[float]], name: str, other: str) -> float:
-    """How many times as fast `name` was as `other`: the median over the turns."""
+    """Return how many times as fast `name` was as `other`, the median over the turns."""
     pairs = zip(seconds[name], seconds[other], strict=True)
     return median(theirs / ours for ours, theirs in pairs)
 
 
 def rate(seconds: Mapping[str, list[float]], name: str, items: int) -> float:
-    """Items a second, median over the turns."""
+    """Return the items a second, the median over the turns."""
     return items / median(seconds[name])

@@ -1,4 +1,4 @@
-"""The same encoded pictures in a cache and in what it is compared with."""
+"""Write the same encoded photos to a cache, to bare LMDB and to folders."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +19,8 @@ _LARGEST_PX = 512
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A few hundred pictures of one size, encoded once; record n shows one of them."""
+class EncodedPhotos:
+    """Photos of one size, encoded once; record n holds one of them."""
 
     images: Sequence[Pixels]
     encoded: Sequence[bytes]
@@ -33,42 +33,42 @@ class Pictures:
 
     @property
     def mean_bytes(self) -> float:
-        """Mean size when encoded."""
+        """Mean encoded size, bytes."""
         return float(np.mean([len(data) for data in self.encoded]))
 
     def data(self, number: int) -> bytes:
-        """The encoded picture of record `number`."""
+        """Return the encoded photo of record `number`."""
         return self.encoded[number % len(self.encoded)]
 
     def entries(self, start: int, stop: int) -> list[Entry]:
-        """Entries `start` to `stop`, each with a request of its own."""
+        """Return entries `start` to `stop`, each with a request of its own."""
         images = self.images
         return [Entry(fields(n), images[n % len(images)]) for n in range(start, stop)]
 
     def decode(self, data: bytes) -> Pixels:
-        """What the cache's own decoder makes of it."""
+        """Decode a photo as the cache does."""
         return self.codec.decode(data, self.side, self.side)
 
     @cached_property
     def ready(self) -> Codec:
-        """The codec, except that it looks up instead of encoding."""
+        """The codec with a look-up in the place of encoding."""
         known = {id(image): data for image, data in zip(self.images, self.encoded, strict=True)}
         return replace(self.codec, encode=lambda image: known[id(image)])
 
 
-def pictures_of(codec_name: str, target_bytes: int) -> Pictures:
-    """Photos at the multiple of 8 px at which they take about `target_bytes` each."""
+def encode_photos(codec_name: str, target_bytes: int) -> EncodedPhotos:
+    """Return photos scaled to the multiple of 8 px at which they take about `target_bytes`."""
     codec = codec_named(codec_name)
     for side in range(16, _LARGEST_PX + 1, 8):
         squares = photo_squares(side)
         if np.mean([len(codec.encode(square)) for square in squares]) >= target_bytes:
             break
     rolled = [np.roll(square, 5 * n, 1) for square in squares for n in range(_ROLLS)]
-    return Pictures(rolled, [codec.encode(image) for image in rolled], codec)
+    return EncodedPhotos(rolled, [codec.encode(image) for image in rolled], codec)
 
 
 def fields(number: int) -> dict[str, None | int | float | str]:
-    """A request like those of training, which only `variant` tells from the others."""
+    """Return a request like those of training; requests differ in `variant`."""
     return {
         "method": "diff_mix",
         "method_version": 1,
@@ -91,50 +91,50 @@ def fields(number: int) -> dict[str, None | int | float | str]:
 
 
 def key_of(number: int) -> bytes:
-    """The key of record `number`."""
+    """Return the key of record `number`."""
     return request_key(fields(number))
 
 
-def store_for(pictures: Pictures, path: Path, *, encodes: bool = False) -> Store:
-    """A store that writes the pictures, encoding them anew or not."""
-    store = Store(path, codec=pictures.codec.name)
+def store_for(photos: EncodedPhotos, path: Path, *, encodes: bool = False) -> Store:
+    """Return a store for the photos, which encodes them again or not."""
+    store = Store(path, codec=photos.codec.name)
     if not encodes:
-        store._codec = pictures.ready
+        store._codec = photos.ready
     return store
 
 
-def fill_store(pictures: Pictures, path: Path, records: int) -> None:
-    """A cache of so many records."""
-    with store_for(pictures, path) as store:
+def fill_store(photos: EncodedPhotos, path: Path, records: int) -> None:
+    """Fill a cache with so many records."""
+    with store_for(photos, path) as store:
         for start, stop in _parts(records, 1000):
-            store.put_many(pictures.entries(start, stop))
+            store.put_many(photos.entries(start, stop))
 
 
 def open_bare(path: Path) -> lmdb.Environment:
-    """LMDB without us, with the flags and sizes that the cache uses."""
+    """Open LMDB itself with the flags and sizes that the cache uses."""
     path.mkdir(parents=True, exist_ok=True)
     return lmdb.open(str(path), map_size=2**40, max_readers=2048, lib_version=0)
 
 
-def fill_bare(pictures: Pictures, path: Path, records: int) -> None:
-    """The encoded pictures alone, under the same keys."""
+def fill_bare(photos: EncodedPhotos, path: Path, records: int) -> None:
+    """Fill bare LMDB with the encoded photos under the same keys."""
     with open_bare(path) as environment:
         for start, stop in _parts(records, 1000):
             with environment.begin(write=True) as txn:
                 for number in range(start, stop):
-                    txn.put(key_of(number), pictures.data(number))
+                    txn.put(key_of(number), photos.data(number))
 
 
-def fill_folders(pictures: Pictures, path: Path, records: int) -> None:
-    """Image files in class folders."""
+def fill_folders(photos: EncodedPhotos, path: Path, records: int) -> None:
+    """Write the photos as image files in class folders."""
     for label in range(CLASSES):
         (path / f"class_{label:03}").mkdir(parents=True)
     for number in range(records):
-        file_of(path, number).write_bytes(pictures.data(number))
+        file_of(path, number).write_bytes(photos.data(number))
 
 
 def file_of(path: Path, number: int) -> Path:
-    """Where `fill_folders` put record `number`; Pillow goes by the content, not by the name."""
+    """Return the path of record `number` in class folders; its suffix says no format."""
     return path / f"class_{number % CLASSES:03}" / f"{number:07}.img"
 
 

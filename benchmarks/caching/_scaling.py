@@ -1,4 +1,4 @@
-"""What must not depend on the number of records, and what of that is LMDB's own."""
+"""Measure how the cost of operations grows with the records, and how much of it is LMDB's."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,13 @@ CALLS = 64
 
 Look: TypeAlias = Callable[[int], object]
 Turns: TypeAlias = dict[int, list[bytes]]
-"""Keys by repetition, made before the clock starts."""
+"""Keys of each repetition, computed before the clock starts."""
 
 
 def compare(bench: "Bench") -> None:
-    """Cost in the cache over that in one of ten thousand; the same of LMDB without us."""
+    """Print the cost of operations over that in a cache of ten thousand, and for bare LMDB."""
     small = bench.folder / "small"
-    fill_store(bench.pictures, small, min(BASE_RECORDS, bench.records))
+    fill_store(bench.photos, small, min(BASE_RECORDS, bench.records))
     print(
         f"\n| cost | of that at {BASE_RECORDS:,} records | cache | other |\n|---|---|---|---|",
         flush=True,
@@ -93,7 +93,7 @@ def _draw_anew(store: Store, repetition: int) -> None:
 
 
 def _walk_indexes(store: Store) -> None:
-    """Bring into memory what a cache in use has there: the pages that lead to records."""
+    """Read the pages that lead to records, which a cache in use has in memory."""
     with store._environment.transaction() as (txn, tables):
         for table in tables:
             with txn.cursor(table) as cursor:
@@ -116,7 +116,7 @@ def _by_turn(bench: "Bench", keys: Callable[["Bench", int], list[bytes]]) -> Tur
 
 @contextmanager
 def _bare(table: bytes, keys: Turns, path: Path) -> Iterator[Look]:
-    """Finds keys as they are, one short transaction each, with every page of the table mapped."""
+    """Yield a function that finds keys in bare LMDB, a transaction each, all pages in memory."""
     with lmdb.open(
         str(path), map_size=2**40, max_dbs=16, readonly=True, lock=False, lib_version=0
     ) as environment:
@@ -137,4 +137,4 @@ _BARE_LOOKS = (
     ("a key of `contains`", b"records", _keys),
     ("an entry of `sample`", b"members", _ordinals),
 )
-"""The look-ups that the cache's own calls are made of."""
+"""The look-ups that the cache's operations consist of."""

@@ -1,4 +1,4 @@
-"""Processes on one cache: how much memory a reader takes, and whether writers hold readers up."""
+"""Measure the memory of a reading process, and how long writers make readers wait."""
 
 import multiprocessing
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._timing import clock_s
-from benchmarks.caching._records import COMMIT, Pictures, key_of, pictures_of, store_for
+from benchmarks.caching._records import COMMIT, EncodedPhotos, encode_photos, key_of, store_for
 from cache import Store
 
 READERS, WRITERS = 8, 2
@@ -18,22 +18,22 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 def print_memory(path: Path, records: int) -> None:
-    """Memory of a reading process that is no page cache, before and after it has read."""
+    """Print the private memory of a reading process before and after it has read."""
     before, after = _in_child(_read_and_weigh, path, records)
     print(f"\n| memory of a reader, MiB | |\n|---|---|\n| imports alone | {before:.0f} |")
     print(f"| after {READS:,} random reads of {records:,} | {after:.0f} |", flush=True)
 
 
-def print_sharing(pictures: Pictures, path: Path) -> None:
-    """The longest a reader was held up, with writers at work and without.
+def print_sharing(photos: EncodedPhotos, path: Path) -> None:
+    """Print the longest wait of a reader, with writers at work and without.
 
-    Of each read's time is taken off what the process computed or stood in line for a core, so what
-    is left is waiting for another process or for the disk.
+    A wait is the time of a read without computing and without waiting for a core: waiting for
+    another process or for the disk.
     """
     print(f"\n| {READERS} readers for {SECONDS:g} s | reads | written | longest wait, ms | |")
     print("|---|---|---|---|---|")
     for writers in (0, WRITERS):
-        reads, waits, walls, written = _together(pictures, path, writers)
+        reads, waits, walls, written = _together(photos, path, writers)
         print(
             f"| and {writers} writers | {reads:,} | {written:,} | {1000 * waits:.1f} "
             f"| {1000 * walls:.1f} with the wait for a core |",
@@ -41,10 +41,10 @@ def print_sharing(pictures: Pictures, path: Path) -> None:
         )
 
 
-def _together(pictures: Pictures, path: Path, writers: int) -> tuple[int, float, float, int]:
+def _together(photos: EncodedPhotos, path: Path, writers: int) -> tuple[int, float, float, int]:
     with Store(path, readonly=True) as store:
         records = len(store)
-    arguments = (pictures.codec.name, int(pictures.mean_bytes))
+    arguments = (photos.codec.name, int(photos.mean_bytes))
     gate = _SPAWN.Barrier(READERS + writers)
     jobs = [_start(_read, path, records, gate) for _ in range(READERS)]
     jobs += [_start(_write, path, records * (n + 2), gate, *arguments) for n in range(writers)]
@@ -78,14 +78,14 @@ def _read(sender: Connection, path: Path, records: int, gate) -> None:
 
 
 def _write(sender: Connection, path: Path, start: int, gate, codec: str, size: int) -> None:
-    pictures = pictures_of(codec, size)
+    photos = encode_photos(codec, size)
     written = 0
-    with store_for(pictures, path).open() as store:
+    with store_for(photos, path).open() as store:
         gate.wait()
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             first = start + written
-            written += store.put_many(pictures.entries(first, first + COMMIT))
+            written += store.put_many(photos.entries(first, first + COMMIT))
     sender.send(written)
 
 
@@ -101,7 +101,7 @@ def _read_and_weigh(sender: Connection, path: Path, records: int) -> None:
 
 
 def _own_mib() -> float:
-    """Resident memory that no file stands behind."""
+    """Return the resident memory that is not backed by a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))]
     return sum(kib) / 1024

@@ -1,4 +1,4 @@
-"""What each codec of the cache costs: bytes, encoding, decoding, loss; the table of the docs.
+"""Measure bytes, speed and loss of each codec of the cache, as in `docs/RESULTS.md`.
 
     python -m benchmarks.caching.codecs [--quick]
 
@@ -21,8 +21,8 @@ SIDES = (64, 256, 512)
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="What each codec of the cache costs.")
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description="Measure what each codec of the cache costs.")
     parser.add_argument("--quick", action="store_true", help="one repetition")
     repetitions = 1 if parser.parse_args().quick else REPETITIONS
     contents = {f"photos, {side} px": photo_squares(side) for side in SIDES}
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def rows_of(images: Sequence[Pixels], repetitions: int) -> list[str]:
-    """A line for each codec."""
+    """Return a row for each codec."""
     encoded = {name: [codec.encode(image) for image in images] for name, codec in CODECS.items()}
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(repetitions):
@@ -54,7 +54,7 @@ def rows_of(images: Sequence[Pixels], repetitions: int) -> list[str]:
 
 
 def timed(call: Callable[..., object], arguments: Sequence[tuple]) -> float:
-    """Processor time of a call, s, over at least a tenth of a second."""
+    """Return the processor time of a call in s, measured over at least 0.1 s."""
     calls, started = 0, time.process_time()
     while time.process_time() - started < 0.1:
         for some in arguments:
@@ -64,7 +64,7 @@ def timed(call: Callable[..., object], arguments: Sequence[tuple]) -> float:
 
 
 def loss(codec: Codec, images: Sequence[Pixels], encoded: Sequence[bytes]) -> str:
-    """Mean peak signal-to-noise ratio of the images, `none` where nothing was lost."""
+    """Return the mean peak signal-to-noise ratio in dB, `none` if the codec is lossless."""
     if codec.is_lossless:
         return "none"
     pairs = zip(images, encoded, strict=True)

@@ -1,11 +1,11 @@
-"""What comes of a cache when one of its bytes is another? A table over every byte of a small one.
+"""Change every byte of a small cache in turn and print what becomes of the cache.
 
     python -m benchmarks.caching.flips [--stride 1] [--first 0] [--seed 0] [--jobs 2]
 
-Flips bits of one byte of the data file, reads everything, writes on, reads everything again, puts
-the file back and goes on to the next byte. Good ends are a byte that does not matter, a cache that
-is refused when it is opened, and records that are found to be broken. A wrong image, a death, a
-hang, an error without words and a loss that `verify` does not see are bad ones: exit status 1.
+Flips bits of one byte of the data file, reads everything, writes more, reads everything again, and
+restores the file. Good outcomes are a byte that does not matter, a cache that is refused when it is
+opened, and records that are found to be broken. Bad ones are a wrong image, a death, a hang, an
+error without words and a loss that `verify` does not find: exit status 1.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from online_aug.console import progress
 HANG_S = 120
 PAGE_BYTES = 4096
 LATER = 1000
-"""First variant of what is written to a cache with a flipped byte."""
+"""First variant of the records written to a cache with a flipped byte."""
 BAD = ("wrong image", "killed", "hung", "error without words", "loss that verify does not see")
 Flip: TypeAlias = tuple[int, int]
-"""Which byte, and which of its bits."""
+"""The number of a byte and the bits of it to flip."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print how often each end was met and where the bad ones were; 1 if there was one."""
+    """Print how often each outcome was seen and where the bad ones were; 1 if there was one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.caching.flips", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--stride", type=int, default=1, help="flip every so manyth byte")
+    parser.add_argument("--stride", type=int, default=1, help="flip every nth byte")
     parser.add_argument("--first", type=int, default=0, help="the first byte to flip")
     parser.add_argument("--seed", type=int, default=0, help="draws the bits that are flipped")
     parser.add_argument("--jobs", type=int, default=1, help="processes that flip at once")
@@ -113,7 +113,7 @@ def _all_ends(whole: bytes, flips: list[Flip], folder: Path, jobs: int) -> dict[
 
 
 def _ends(whole: bytes, flips: list[Flip], path: Path) -> Iterator[tuple[int, str]]:
-    """One process after another, each until a flip kills it or hangs."""
+    # One process after another, each until a flip kills it or makes it hang.
     path.mkdir()
     done = 0
     while done < len(flips):

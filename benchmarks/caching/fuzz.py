@@ -1,4 +1,4 @@
-"""Feed random and mutated bytes to all that decodes what a cache holds or imports.
+"""Feed random and mutated bytes to every decoder of a cache or of an import.
 
     python -m benchmarks.caching.fuzz [stored|imported] [--count 100000] [--seed 0]
 
@@ -155,7 +155,7 @@ SAMPLES = [
 
 
 def readers(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], int]]]:
-    """For image files, tables and shards: whole examples, and what reads one and counts images."""
+    """Return whole examples of image files, tables and shards, and a reader that counts images."""
     exported = {name: _exported(folder, name) for name in ("folder", "webdataset")}
     table = (exported["folder"] / "metadata.csv").read_bytes()
     shard = next(exported["webdataset"].glob("*.tar")).read_bytes()
@@ -170,7 +170,7 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], int]
 def fuzz(
     seeds: list[bytes], read: Callable[[bytes], int], count: int, rng: np.random.Generator
 ) -> Counter[str]:
-    """What became of `count` inputs; an exception that is no CacheError gets out."""
+    """Count what became of `count` inputs; an exception other than `CacheError` gets out."""
     outcomes: Counter[str] = Counter()
     for content in _inputs(seeds, count, rng):
         try:

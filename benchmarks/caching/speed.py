@@ -1,10 +1,10 @@
-"""What the cache costs over bare LMDB, how it scales, and how it compares with other stores.
+"""Compare the cache with bare LMDB and other stores, and small caches with large ones.
 
     python -m benchmarks.caching.speed [--records 10000] [--bytes 20000] [--quick] [--folder FOLDER]
 
 Writes the same encoded photos everywhere, takes the sides in turns and prints ratios with their
-rates. WebDataset and MosaicML Streaming take part where they are installed. The folder should be
-on the disk that a cache would be on; it needs records x bytes x 2.3 of space and is left empty.
+rates. WebDataset and MosaicML Streaming take part if they are installed. Choose a folder on the
+disk that a cache would be on; it needs records x bytes x 2.3 of space and is left empty.
 """
 
 import argparse
@@ -19,29 +19,29 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._timing import Side, faster, in_turns, rate
-from benchmarks.caching import _rivals, _scaling, _sharing
+from benchmarks.caching import _other_stores, _scaling, _sharing
 from benchmarks.caching._records import (
     COMMIT,
-    Pictures,
+    EncodedPhotos,
+    encode_photos,
     fill_bare,
     fill_store,
     key_of,
     open_bare,
-    pictures_of,
     store_for,
 )
 from cache import Store
 from cache.codecs import CODECS, DEFAULT_CODEC
 
 READS = 200
-SECTIONS = ("get", "put", "scaling", "rivals", "codecs", "memory", "sharing")
+SECTIONS = ("get", "put", "scaling", "others", "codecs", "memory", "sharing")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, and where."""
+    """The photos, the number of records and the folder of a measurement."""
 
-    pictures: Pictures
+    photos: EncodedPhotos
     records: int
     repetitions: int
     folder: Path
@@ -52,37 +52,37 @@ class Bench:
         return self.folder / "store"
 
     def draw(self, repetition: int, count: int = READS) -> list[int]:
-        """Random record numbers, the same for every side of a repetition."""
+        """Return random record numbers, the same for every side of a repetition."""
         rng = np.random.default_rng([7, repetition + 1])
         return [int(number) for number in rng.integers(0, self.records, count)]
 
     def keys(self, repetition: int, count: int = READS) -> list[bytes]:
-        """The keys of those records."""
+        """Return the keys of those records."""
         return [key_of(number) for number in self.draw(repetition, count)]
 
 
 def main() -> None:
-    """Measure the sections that were asked for and print a table for each."""
+    """Measure the chosen sections and print a table for each."""
     chosen = _arguments()
-    pictures = pictures_of(chosen.codec, chosen.bytes)
+    photos = encode_photos(chosen.codec, chosen.bytes)
     with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="cache-speed-") as folder:
         repetitions = 5 if chosen.quick else 41
-        bench = Bench(pictures, chosen.records, repetitions, Path(folder))
+        bench = Bench(photos, chosen.records, repetitions, Path(folder))
         print(
-            f"{bench.records:,} records of {pictures.mean_bytes:,.0f} bytes: photos of "
-            f"{pictures.side} px as {pictures.codec.name}; {len(os.sched_getaffinity(0))} cores\n"
+            f"{bench.records:,} records of {photos.mean_bytes:,.0f} bytes: photos of "
+            f"{photos.side} px as {photos.codec.name}; {len(os.sched_getaffinity(0))} cores\n"
         )
-        fill_store(pictures, bench.store, bench.records)
+        fill_store(photos, bench.store, bench.records)
         for name in chosen.sections:
             _SECTIONS[name](bench)
 
 
 def compare_get(bench: Bench) -> None:
-    """`get` against a bare `get` and the same decoder."""
+    """Compare `get` with a bare `get` and the same decoder."""
     path = bench.folder / "bare"
-    fill_bare(bench.pictures, path, bench.records)
+    fill_bare(bench.photos, path, bench.records)
     keys = {repetition: bench.keys(repetition) for repetition in range(-1, bench.repetitions)}
-    decode = bench.pictures.decode
+    decode = bench.photos.decode
     with Store(bench.store, readonly=True) as store, open_bare(path) as environment:
 
         def bare(use: Callable[[bytes], object], key: bytes) -> None:
@@ -106,19 +106,19 @@ def compare_get(bench: Bench) -> None:
 
 
 def compare_put(bench: Bench) -> None:
-    """`put_many` against bare writes of as many bytes in a commit."""
+    """Compare `put_many` with bare writes of as many bytes in a commit."""
     _table(f"writes, {COMMIT} in a commit", "of bare LMDB")
     for name, encodes in (("encoding on both sides", True), ("already encoded", False)):
         _row(name, _writes(bench, encodes), "put", "bare", COMMIT)
 
 
 def _writes(bench: Bench, encodes: bool) -> dict[str, list[float]]:
-    entries = {n: bench.pictures.entries(*_batch(n)) for n in range(-1, bench.repetitions)}
+    entries = {n: bench.photos.entries(*_batch(n)) for n in range(-1, bench.repetitions)}
     ours, theirs = bench.folder / "ours", bench.folder / "theirs"
-    with store_for(bench.pictures, ours, encodes=encodes) as store, open_bare(theirs) as bare:
+    with store_for(bench.photos, ours, encodes=encodes) as store, open_bare(theirs) as bare:
 
         def put_bare(repetition: int) -> None:
-            values = [_encoded(bench.pictures, n, encodes) for n in range(*_batch(repetition))]
+            values = [_encoded(bench.photos, n, encodes) for n in range(*_batch(repetition))]
             with bare.begin(write=True) as txn:
                 for value in values:
                     txn.put(os.urandom(32), value)
@@ -134,10 +134,10 @@ def _batch(repetition: int) -> tuple[int, int]:
     return (repetition + 1) * COMMIT, (repetition + 2) * COMMIT
 
 
-def _encoded(pictures: Pictures, number: int, encodes: bool) -> bytes:
+def _encoded(photos: EncodedPhotos, number: int, encodes: bool) -> bytes:
     if not encodes:
-        return pictures.data(number)
-    return pictures.codec.encode(pictures.images[number % len(pictures.images)])
+        return photos.data(number)
+    return photos.codec.encode(photos.images[number % len(photos.images)])
 
 
 def _table(what: str, ratio: str) -> None:
@@ -164,10 +164,10 @@ _SECTIONS: dict[str, Callable[[Bench], None]] = {
     "get": compare_get,
     "put": compare_put,
     "scaling": _scaling.compare,
-    "rivals": _rivals.compare,
-    "codecs": _rivals.compare_codecs,
+    "others": _other_stores.compare,
+    "codecs": _other_stores.compare_codecs,
     "memory": lambda bench: _sharing.print_memory(bench.store, bench.records),
-    "sharing": lambda bench: _sharing.print_sharing(bench.pictures, bench.store),
+    "sharing": lambda bench: _sharing.print_sharing(bench.photos, bench.store),
 }
 
 

@@ -1,4 +1,4 @@
-"""Kills writers and readers of one cache at random moments and looks at what is left.
+"""Kill writers and readers of one cache at random moments and check what is left.
 
     python -m benchmarks.caching.torture [--kills 200] [--writers 2] [--readers 2] [--seed 0]
 
@@ -27,27 +27,27 @@ from cache.backend.directory import NOTE
 
 HANG_S = 120.0
 MAX_DELAY_S = 0.03
-"""A victim lives on for at most so long after a sign of life."""
+"""Longest time a victim lives on after a sign of life."""
 BATCH = 8
 VARIANTS = 10_000
-"""Of each writer."""
+"""How many variants each writer has for itself."""
 
 
 @dataclass
 class Worker:
-    """A process that can be killed, and what it has said."""
+    """A process to kill, and what it has reported."""
 
     number: int
     role: str
     process: BaseProcess
     receiver: Connection
     claimed: list[int] = field(default_factory=list)
-    """Claimed and not yet stored, by its own account."""
+    """Variants it has claimed and not yet stored, as far as it has reported."""
 
 
 @dataclass
 class Findings:
-    """What the torture has shown."""
+    """The results of all kills so far."""
 
     kills: dict[str, int] = field(default_factory=lambda: {"writer": 0, "reader": 0})
     promised: set[int] = field(default_factory=set)
@@ -57,11 +57,11 @@ class Findings:
     claims_stuck: int = 0
     wrong: list[str] = field(default_factory=list)
     longest_silence_s: float = 0.0
-    """Until a living process gave a sign."""
+    """Longest wait for a sign of a living process, s."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what was done and found; 1 if anything was lost, wrong, stuck or hung."""
+    """Print the results; 1 if anything was lost, wrong, stuck or hung."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.caching.torture", description=__doc__
     )
@@ -133,7 +133,7 @@ def _start(path: Path, number: int, role: str) -> Worker:
 
 
 def _listen(worker: Worker, findings: Findings) -> None:
-    """Wait for a sign of life, and hear all that was said so far."""
+    # Wait for a sign of life, and take all reports so far.
     waited = time.monotonic()
     if not worker.receiver.poll(HANG_S):
         raise TimeoutError(f"{worker.role} {worker.number} gave no sign for {HANG_S:.0f} s")

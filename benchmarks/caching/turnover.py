@@ -1,4 +1,4 @@
-"""How large the cache's file gets while eviction turns its content over and over.
+"""Measure how large a cache's file gets while eviction replaces its content again and again.
 
     python -m benchmarks.caching.turnover [--records 20000] [--bytes 20000] [--turnovers 5]
 
@@ -24,7 +24,7 @@ _GIB = 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one measurement; status 1 where the file outgrew its payload."""
+    """Run one measurement; 1 if the file outgrew its records."""
     options = _parser().parse_args(arguments)
     rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -1,4 +1,4 @@
-"""Other ways to keep images, set up as their users set them up, read beside the cache."""
+"""Read image files, WebDataset shards and MosaicML Streaming beside the cache."""
 
 import io
 import shutil
@@ -25,11 +25,11 @@ SHARD_BYTES = 2**26
 READS = 200
 FEWER = 10_000
 _FILES: dict[str, dict[str, int]] = {"PNG": {}, "JPEG": {"quality": 95}}
-"""Kinds of image files and what Pillow is told besides, as scripts that generate images do."""
+"""Formats of image files and Pillow's options, as scripts that generate images use them."""
 
 
 def compare(bench: "Bench") -> None:
-    """A row for each rival and order of reading; the data of one is deleted before the next."""
+    """Print a row for each other store and order of reading; one at a time is on the disk."""
     print("\n| images a second, decoded | cache over it | cache | other |\n|---|---|---|---|")
     for package, name, prepare in (
         (None, "the same files in class folders, PIL", _folders),
@@ -40,27 +40,27 @@ def compare(bench: "Bench") -> None:
         if package and not find_spec(package):
             print(f"| {name} | not installed: `pip install {_PIP[package]}` | | |", flush=True)
             continue
-        path = bench.folder / "rival"
+        path = bench.folder / "other"
         for order, side in prepare(bench, path).items():
             _print_row(bench, name, order, side)
         shutil.rmtree(path)
 
 
 def compare_codecs(bench: "Bench") -> None:
-    """Random reads of a cache of every codec over image files of the same photos, opened by PIL."""
+    """Print how fast a cache of each codec is read, against image files opened by Pillow."""
     records = min(bench.records, FEWER)
     print(f"\n| {records:,} images, random | KiB | cache | {' | '.join(_FILES)} |")
     print(f"|---|---|---|{'---|' * len(_FILES)}", flush=True)
     files = {kind: bench.folder / f"files-{kind}" for kind in _FILES}
     for kind, path in files.items():
-        encoded = [_as_file(image, kind) for image in bench.pictures.images]
-        fill_folders(replace(bench.pictures, encoded=encoded), path, records)
+        encoded = [_as_file(image, kind) for image in bench.photos.images]
+        fill_folders(replace(bench.photos, encoded=encoded), path, records)
     for codec in CODECS.values():
-        encoded = [codec.encode(image) for image in bench.pictures.images]
-        pictures = replace(bench.pictures, encoded=encoded, codec=codec)
+        encoded = [codec.encode(image) for image in bench.photos.images]
+        photos = replace(bench.photos, encoded=encoded, codec=codec)
         path = bench.folder / "codec"
-        fill_store(pictures, path, records)
-        _print_codec(replace(bench, pictures=pictures, records=records), path, files)
+        fill_store(photos, path, records)
+        _print_codec(replace(bench, photos=photos, records=records), path, files)
         shutil.rmtree(path)
     for path in files.values():
         shutil.rmtree(path)
@@ -75,8 +75,8 @@ def _print_codec(bench: "Bench", path: Path, files: Mapping[str, Path]) -> None:
             sides[kind] = lambda n, folder=folder: _read_files(folder, bench.draw(n, READS))
         seconds = in_turns(sides, bench.repetitions)
     ratios = " | ".join(f"{faster(seconds, 'cache', kind):.2f}" for kind in files)
-    size, mine = bench.pictures.mean_bytes / 2**10, rate(seconds, "cache", READS)
-    print(f"| `{bench.pictures.codec.name}` | {size:.1f} | {mine:,.0f}/s | {ratios} |", flush=True)
+    size, mine = bench.photos.mean_bytes / 2**10, rate(seconds, "cache", READS)
+    print(f"| `{bench.photos.codec.name}` | {size:.1f} | {mine:,.0f}/s | {ratios} |", flush=True)
 
 
 def _read_files(path: Path, numbers: list[int]) -> None:
@@ -110,7 +110,7 @@ def _log(store: Store) -> Iterator[tuple[int, bytes]]:
 
 
 def _folders(bench: "Bench", path: Path) -> dict[str, Side]:
-    fill_folders(bench.pictures, path, bench.records)
+    fill_folders(bench.photos, path, bench.records)
 
     read = partial(_read_files, path)
 
@@ -124,9 +124,9 @@ def _folders(bench: "Bench", path: Path) -> dict[str, Side]:
 
 
 def _png_folders(bench: "Bench", path: Path) -> dict[str, Side]:
-    """The pictures as scripts that generate images commonly save them."""
-    files = [_as_file(image, "PNG") for image in bench.pictures.images]
-    return _folders(replace(bench, pictures=replace(bench.pictures, encoded=files)), path)
+    """Prepare PNG files, which scripts that generate images commonly write."""
+    files = [_as_file(image, "PNG") for image in bench.photos.images]
+    return _folders(replace(bench, photos=replace(bench.photos, encoded=files)), path)
 
 
 def _as_file(image: Pixels, kind: str) -> bytes:
@@ -142,7 +142,7 @@ def _webdataset(bench: "Bench", path: Path) -> dict[str, Side]:
     pattern = str(path / "%06d.tar")
     with webdataset.ShardWriter(pattern, maxsize=SHARD_BYTES, verbose=0) as writer:
         for number in range(bench.records):
-            data = bench.pictures.data(number)
+            data = bench.photos.data(number)
             writer.write({"__key__": f"{number:07}", "img": data, "cls": number % CLASSES})
     shards = sorted(map(str, path.glob("*.tar")))
 
@@ -170,7 +170,7 @@ def _streaming(bench: "Bench", path: Path) -> dict[str, Side]:
     columns = {"image": "bytes", "label": "int"}
     with MDSWriter(out=str(path), columns=columns, size_limit=SHARD_BYTES) as writer:
         for number in range(bench.records):
-            writer.write({"image": bench.pictures.data(number), "label": number % CLASSES})
+            writer.write({"image": bench.photos.data(number), "label": number % CLASSES})
     ordered = StreamingDataset(local=str(path), shuffle=False, batch_size=1)
 
     def read(numbers: list[int]) -> None:
@@ -190,14 +190,14 @@ def _decoded(data: bytes) -> Pixels:
 
 
 class _Endless:
-    """Reads on where the last call stopped, and from the start again at the end."""
+    """Goes on where the last call stopped, and starts again at the end."""
 
     def __init__(self, start: Callable[[], Iterator[object]]) -> None:
         self._start = start
         self._running: Iterator[object] = iter(())
 
     def take(self, count: int) -> None:
-        """Go through the next `count` items."""
+        """Take the next `count` items."""
         left = count
         while left := left - sum(1 for _ in islice(self._running, left)):
             self._running = self._start()
