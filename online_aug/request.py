@@ -1,4 +1,4 @@
-"""What crosses a border between planning, generating, storing and serving."""
+"""The records that planning, generation, the cache and the loader exchange."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ StartsFrom = Literal["image", "noise"]
 
 
 class Servable(Protocol):
-    """What it takes to serve a generated image, whoever made it."""
+    """A generated image as serving sees it, whoever made it."""
 
     @property
     def key(self) -> bytes:
@@ -21,11 +21,11 @@ class Servable(Protocol):
 
     @property
     def method(self) -> str:
-        """Name in `METHODS` of what composes and labels it."""
+        """Name of the method that composes and labels it."""
 
     @property
     def source_digest(self) -> str | None:
-        """Digest of the source image; None where it is not known."""
+        """Digest of the source image; None if it is not known."""
 
     @property
     def source_label(self) -> int:
@@ -42,7 +42,7 @@ class Servable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedImage:
-    """An image that another program made, as far as serving it needs to know; see `Servable`."""
+    """An image that another program made; see `Servable`."""
 
     key: bytes
     method: str
@@ -69,7 +69,7 @@ class GenerationRequest:
     """Fields added later, left out of key and record at this value: older keys remain valid."""
 
     method: str
-    """Name in `METHODS`."""
+    """Name of the method; of a class in a file the name of the class."""
     method_version: int
     """Raised when the method starts to make other pixels from the same fields."""
     code_digest: str | None = None
@@ -79,14 +79,14 @@ class GenerationRequest:
     source_label: int
     target_label: int
     target_digest: str | None = None
-    """Digest of the second (background) image where the method mixes two."""
+    """Digest of the second (background) image if the method mixes two."""
     prompt: str
     strength: float
     """Fraction of the diffusion trajectory replayed, in (0, 1]."""
     starts_from: StartsFrom = "image"
-    """The noised source, or noise alone: the source then says no more than the class."""
+    """Start of the trajectory: the noised source, or noise alone, so that only its class counts."""
     keeps_foreground: bool = False
-    """What the method calls foreground is put back, as noisy as the rest, after every step."""
+    """Whether the foreground is put back after every step, as noisy as the rest."""
     guidance_scale: float
     image_guidance_scale: float | None = None
     num_inference_steps: int
@@ -95,28 +95,28 @@ class GenerationRequest:
     resolution: int
     """Side of the generated square, px."""
     variant: int
-    """Which of the images made from this source, from 0."""
+    """Number of the image among those of its source, from 0."""
     noise_seed: int
     saliency_version: str | None = None
     gate_version: str | None = None
-    """What judged the class of the image, and by which rule; None where nothing did."""
+    """Judges of the image and their rules; None if nothing judges."""
     generator_fingerprint: str
     """Digest of base weights, adapters, dtype and version of the engine."""
 
     @cached_property
     def key(self) -> bytes:
-        """The cache key: 32 bytes, BLAKE2b of the canonical encoding of all fields."""
+        """The cache key: 32 bytes, BLAKE2b of the canonical encoding of the fields."""
         return request_key(self.to_fields())
 
     def to_fields(self) -> dict[str, Scalar]:
-        """The request as the flat mapping the cache stores and digests."""
+        """Return the request as the flat mapping that the cache stores and digests."""
         values = [(field.name, getattr(self, field.name)) for field in fields(self)]
         silent = self.SILENT.items()
         return {name: value for name, value in values if (name, value) not in silent}
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Scalar]) -> "GenerationRequest":
-        """The request that a cache record carries.
+        """Return the request that a cache record carries.
 
         Raises:
             ValueError: If fields are missing or unknown: the record was made by another version.

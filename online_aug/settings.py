@@ -1,9 +1,9 @@
-"""The kinds of values a configuration holds: what a YAML file may say, and in which range."""
+"""The types that keys of a configuration have: ranges, and the forms that YAML may give them."""
 
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -37,7 +37,7 @@ def _as_tuple(value: Any) -> Any:
 Exponent = BeforeValidator(_exponent)
 
 DeepSpeedSettings = BeforeValidator(_from_json_file, json_schema_input_type=dict[str, Any] | Path)
-"""A mapping, or the file it is read from; the resolved configuration holds what it said."""
+"""A mapping, or a JSON file with one; the resolved configuration holds the mapping."""
 
 Fraction = Annotated[float, Field(ge=0, le=1), Exponent]
 NotNegative = Annotated[float, Field(ge=0), Exponent]
@@ -46,7 +46,6 @@ Strength = Annotated[float, Field(gt=0, le=1), Exponent]
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=16, le=4096)]
 Text = Annotated[str, Field(pattern=r"\S")]
-Mask = Literal["left", "right", "top", "bottom", "centre", "rim"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 _Strengths = Annotated[tuple[Strength, ...], Field(min_length=1)]
@@ -58,7 +57,7 @@ Devices = Annotated[_Devices, BeforeValidator(_as_tuple, json_schema_input_type=
 
 
 class Section(BaseModel):
-    """One part of the configuration; unknown keys are refused, values never change."""
+    """A section of the configuration: refuses unknown keys, never changes."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True

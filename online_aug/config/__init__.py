@@ -1,7 +1,7 @@
-"""The configuration: frozen, strict, and the only home of a default.
+"""The configuration: frozen, strict, and the only place of a default.
 
-Every field states its meaning, unit and range; `--help`, the JSON schema beside the YAML files and
-the error messages are made from these statements.
+Every key has a docstring with its meaning, unit and range; `--help`, the JSON schema and the error
+lines are made from them. The keys of a method are in the file of the method.
 """
 
 from pydantic import model_validator
@@ -29,7 +29,7 @@ from online_aug.settings import Section
 
 
 class Config(Section):
-    """A whole run."""
+    """All sections of a run."""
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()

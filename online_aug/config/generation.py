@@ -1,11 +1,4 @@
-"""The part of the configuration that says how the generator learns the classes.
-
-The part of the configuration that says which generated images are fit to be used.
-
-The part of the configuration that says how images are made.
-
-The part of the configuration that says in which order images are made.
-"""
+"""The sections that say how images are made: generator, order, fine-tuning, foregrounds, gate."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,50 +20,50 @@ class FinetuneConfig(Section):
     """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
 
     enabled: bool = True
-    """Fine-tune before training where no result is found; `diffusemix`, `real_guidance` and
-    `real_mix` take their model as it is."""
+    """Fine-tune before training if no result is found; `diffusemix`, `real_guidance` and `real_mix`
+    take their model as it is."""
     path: Path = Path("runs/finetuned")
-    """Folder of results, one sub-folder for each fingerprint; or a file or folder of adapters made
-    elsewhere, used instead: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""
+    """Folder of results, with a sub-folder for each fingerprint; or a file or folder of adapters
+    made elsewhere: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""
     mode: Literal["joint", "textual_inversion", "staged", "lora"] = "joint"
-    """What is learned: class tokens and LoRA at once (`joint`, Diff-Mix), tokens only
-    (`textual_inversion`, DA-Fusion), tokens and then LoRA (`staged`), or LoRA alone, the prompts
-    then hold the class names (`lora`)."""
+    """Learn class tokens and LoRA at once (`joint`, Diff-Mix), tokens only (`textual_inversion`,
+    DA-Fusion), tokens and then LoRA (`staged`), or LoRA alone with the class names in the prompts
+    (`lora`)."""
     per_class: bool = False
-    """Learn the tokens in a run for each class (DA-Fusion) instead of one for all (Diff-Mix);
-    with `textual_inversion` and `staged` only, for all classes share one LoRA."""
+    """Learn the tokens of each class in a run of its own (DA-Fusion) instead of all in one
+    (Diff-Mix); only with `textual_inversion` and `staged`, since all classes share one LoRA."""
     steps: Count = 2000
-    """Optimizer steps; of `staged` those of the LoRA, with `per_class` those of each class."""
+    """Optimizer steps: of the LoRA with `staged`, of each class with `per_class`."""
     token_steps: Count | None = None
     """Optimizer steps of the tokens in `staged`; null takes `steps`."""
     batch_size: Count = 8
-    """Images a step, over all devices together: every GPU of the run learns its part of it."""
+    """Images in a step, over all devices together; every GPU of the run computes its part."""
     class_balance: Fraction = 0.0
-    """An image of a class of n is drawn in proportion to 1 / n^x: 0 draws all images alike, 1 all
-    classes alike (Diff-Mix's weighted sampler for long tails)."""
+    """Draw an image of a class of n images in proportion to 1 / n^x: 0 draws all images alike, 1
+    all classes alike (Diff-Mix's sampler for long tails)."""
     lr: Positive = 5e-5
     """Learning rate of the LoRA weights."""
     token_lr: Positive = 5e-4
     """Learning rate of the class tokens."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Both learning rates over the steps: as they are (Diff-Mix), or falling to 0."""
+    """Keep both learning rates constant (Diff-Mix), or let them fall to 0."""
     rank: Count = 10
     """Rank of the LoRA matrices."""
     min_snr_gamma: Positive | None = None
     """Weigh noise levels by Min-SNR (arXiv:2303.09556, which takes 5); null weighs all alike, as
     Diff-Mix and DA-Fusion do."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the frozen model; what is learned stays float32. `float16` scales the loss
+    """Number format of the frozen model; learned weights stay float32. `float16` scales the loss
     and needs a GPU."""
     gradient_checkpointing: bool = False
-    """Compute activations twice in place of keeping them: less memory, the same result."""
+    """Compute activations twice instead of keeping them: less memory, the same result."""
     seed: Seed = 0
     """Seed of the order, noise and initial LoRA weights."""
     checkpoint_steps: Count = 200
-    """Steps between two states from which an interrupted fine-tuning goes on."""
+    """Steps between two checkpoints, from which an interrupted fine-tuning resumes."""
     validation_steps: Count | None = None
-    """Steps between two sheets of what the model draws by now, `validation/` beside the result;
-    null draws none."""
+    """Steps between two contact sheets of images by the model so far, in `validation/` beside the
+    result; null draws none."""
 
     @model_validator(mode="after")
     def _classes_share_one_lora(self) -> "FinetuneConfig":
@@ -83,32 +76,32 @@ class FinetuneConfig(Section):
 
 
 class GateConfig(Section):
-    """Which generated images are used; black, white, flat and not finite ones never are."""
+    """Rules for generated images; black, white, flat and not finite ones are never used."""
 
     classifier: Path | None = None
-    """Weights of a classifier trained on real images, which judges the class; null judges none."""
+    """Weights of a classifier, trained on real images, that judges the class; null judges none."""
     name: str | None = None
     """timm name of the model in that file; null is `classifier.name`."""
     image_size: Pixels | None = None
-    """Side of the square it looks at, px; null is `data.image_size`."""
+    """Side of the square that it sees, px; null is `data.image_size`."""
     min_probability: Fraction = 0.0
-    """Least probability of the classes in the label together (source, target); 0 is no limit."""
+    """Least probability of source and target class together; 0 is no limit."""
     top_k: Count | None = None
-    """One class of the label must be among this many most probable; null is no limit; SaSPA: 10."""
+    """Source or target class must be among this many most probable; null is no limit; SaSPA: 10."""
     clip: Path | None = None
-    """Directory of a CLIP model in transformers' format, which is asked whether an image shows a
-    `data.metaclass` at all (Diff-Mix's filter); null asks none."""
+    """Directory of a CLIP model in transformers' format, which judges whether an image shows a
+    `data.metaclass` at all (Diff-Mix's filter); null judges none."""
     clip_drop: Fraction = 0.1
-    """Images are dropped that CLIP scores below this part of up to 1,000 training images."""
+    """Reject images with a lower CLIP score than this share of up to 1,000 training images."""
 
     @property
     def has_rule(self) -> bool:
-        """A class is asked for."""
+        """Whether there is a rule for the class."""
         return self.min_probability > 0 or self.top_k is not None
 
 
 _LCM_STEPS = 50
-"""Steps of the solver that consistency models are distilled from (arXiv:2310.04378)."""
+"""Solver steps from which consistency models are distilled (arXiv:2310.04378)."""
 
 
 class GenerationConfig(Section):
@@ -120,25 +113,25 @@ class GenerationConfig(Section):
     revision: str | None = None
     """Revision of a hub name."""
     vae: str | None = None
-    """A tiny autoencoder that takes the place of the model's own, but for learning: a directory in
+    """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
     diffusers' format or a hub name, such as `madebyollin/taesd`."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
     """Steps of the whole trajectory; `int(steps * strength)` are run."""
     guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5
     """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
     image_guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 1.5
-    """DiffuseMix: weight of the source image in InstructPix2Pix; 1 is no more than trained."""
+    """DiffuseMix: weight of the source image in InstructPix2Pix; 1 turns this guidance off."""
     scheduler: Literal["dpmsolver++", "ddim", "euler", "euler_ancestral", "lcm"] = "dpmsolver++"
     """Solver of the denoising steps."""
     resolution: Annotated[Pixels, Field(multiple_of=8)] = 512
     """Side of the generated square, px, a multiple of 8."""
     slots: Literal["auto"] | Count = "auto"
-    """Images denoised together; `auto` is 8 on a CPU and what fits into half of the free memory, up
-    to 16, on a GPU; more than fit are refused. Where memory runs out later, half as many go on."""
+    """Images denoised together; `auto` is 8 on a CPU, and on a GPU up to 16 that fit into half of
+    the free memory. More than fit are refused; if memory runs out later, the number is halved."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
-    """Attention kernels; `auto` takes PyTorch's own on a CPU and measures on a GPU."""
+    """Attention kernels; `auto` takes PyTorch's on a CPU and the faster ones on a GPU."""
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"
-    """How the network is called: `graph` records a call and replays it (a CUDA graph on a GPU),
+    """Execution of the network: `graph` records a call and replays it (a CUDA graph on a GPU);
     `compile` is torch.compile, which takes minutes at the start and needs a C++ compiler on a CPU;
     `auto` records on a CPU only."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -161,29 +154,28 @@ class GenerationConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """What is generated first."""
+    """The order in which images are made."""
 
     priority: Literal["uniform", "long_tail", "hard"] = "uniform"
     """`uniform`: the order of the plan; `long_tail`: target classes in proportion to 1 / (n + 1) of
     their n training images; `hard`: in proportion to the classifier's running loss on them."""
     image_weights: Path | None = None
-    """With `uniform`: JSON file of training images (their files as the data set lists them, or
-    digests) and numbers above 0: images are varied in proportion to theirs; others count 1."""
+    """With `uniform`: JSON file that maps training images (files as the data set lists them, or
+    digests) to weights above 0; images are varied in proportion to them, others have weight 1."""
     refresh_steps: Count = 100
-    """`hard`: optimizer steps between two looks at the losses."""
+    """`hard`: optimizer steps between two updates of the losses."""
     stripe: Annotated[int, Field(ge=0)] = 0
-    """Part of the plan that this machine begins with, from 0, where several make one plan."""
+    """Part of the plan with which this machine begins, from 0, if several make one plan."""
     stripes: Count = 1
-    """Machines that make one plan, each its part; the keys say which request is in which."""
+    """Machines that make one plan, each a part; a request's key decides which part it is in."""
     helps: bool = True
-    """After its own part a machine goes on with the rest; false ends there, for caches that are to
-    be merged."""
+    """Continue with the rest after the own part; false ends there, for caches to be merged."""
 
     @model_validator(mode="after")
     def _one_kind_of_weights(self) -> "ScheduleConfig":
         if self.image_weights is not None and self.priority != "uniform":
             raise ValueError(
-                "schedule.priority must be uniform where schedule.image_weights is given, got "
+                "schedule.priority must be uniform if schedule.image_weights is given, got "
                 f"{self.priority}"
             )
         return self
@@ -199,17 +191,17 @@ class ScheduleConfig(Section):
 
 
 class SaliencyConfig(Section):
-    """Where the foreground of an image is, for SGD-Mix."""
+    """The foregrounds of the training images, for methods that use them."""
 
     teacher: Literal["classifier"] | Path = "classifier"
-    """Whose gaze counts: the `classifier` being trained, or a file of weights, from the start."""
+    """Model whose Grad-CAM counts: the `classifier` in training, or a file of weights."""
     name: str | None = None
     """timm name of the model in that file; null is `classifier.name`."""
     method: Literal["grad_cam", "spectral_residual"] = "grad_cam"
-    """`grad_cam` of the image's own class, or `spectral_residual`, which needs no teacher."""
+    """`grad_cam` for the image's own class, or `spectral_residual`, which needs no teacher."""
     image_size: Pixels | None = None
-    """Side of the square the teacher looks at, px; null is `data.image_size`; larger is finer."""
+    """Side of the square that the teacher sees, px; null is `data.image_size`; larger is finer."""
     refresh_epochs: Count = 5
-    """Epochs between two versions of the maps where the classifier being trained is the teacher."""
+    """Epochs between two versions of the maps if the teacher is the classifier in training."""
     max_version_lag: Annotated[int, Field(ge=0)] = 1
-    """Images made from maps up to this many versions old are still served."""
+    """Versions by which the maps of a served image may be older than the newest."""

@@ -79,6 +79,7 @@ def fields() -> dict[str, Schema]:
     }
 
 
+@cache
 def method_fields(name: str) -> Mapping[str, Schema]:
     """Return the schema of every key of one method."""
     fields: dict[str, Schema] = find_method(name).Settings.model_json_schema()["properties"]
@@ -175,7 +176,7 @@ def _meaning(field: Schema) -> list[str]:
 def _method_meaning(key: str, field: Schema) -> list[str]:
     if key == "name":
         about = (f"{name}: {_first_line(name)}" for name in method_names())
-        return [*_meaning(field), *about]
+        return [f"{field['description']} Takes a name below, or FILE.py:CLASS.", *about]
     owners = methods_with(key)
     if owners == method_names():
         return _meaning(field)

@@ -1,4 +1,4 @@
-"""The part of the configuration that says what the real images are."""
+"""The keys of `data`: the real images, how they are split, and how they are transformed."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,34 +30,34 @@ class DataConfig(Section):
     image_size: Pixels = 64
     """Side of the square the classifier sees, px."""
     metaclass: str = ""
-    """Word for all classes together in the prompt, such as `bird`."""
+    """Word in the prompt that all classes share, such as `bird`."""
     examples_per_class: Count | None = None
     """Few-shot: keep this many training images of each class, drawn by `data.seed`."""
     imbalance_factor: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
     """Long tail: size of the smallest class over the largest, (0, 1]; Diff-Mix's formula."""
     many_few: tuple[Count, Count] = (100, 20)
-    """Long tail: a class with more training images than the first has many, with fewer than the
-    second few; their accuracy is told apart."""
+    """Long tail: a class with more training images than the first counts as many-shot, with fewer
+    than the second as few-shot; their accuracies are reported apart."""
     val_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.1
-    """Share of a single folder (or of train where there is no val) kept for validation."""
+    """Share of a single folder (or of train if there is no val) kept for validation."""
     test_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.2
     """Share of a single folder kept for the test."""
     seed: Seed = 0
     """Seed of the split and of the few-shot and long-tail cuts."""
     epoch_repeats: Count = 1
-    """How often an epoch walks through the training set; larger for few-shot sets."""
+    """Times that an epoch goes through the training set; larger for few-shot sets."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """An unreadable file ends the start with its name, or is left out and counted."""
+    """An unreadable file is refused with its name, or left out and counted."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Loader processes a rank; null chooses from the cores."""
+    """Loader processes of each rank; null chooses by the number of cores."""
     resize: Literal["squash", "shortest", "longest"] = "squash"
-    """Which side becomes `resize_px`: both, whatever their ratio; the shortest; or the longest,
-    with black borders beside the other."""
+    """Side that becomes `resize_px`: both, whatever their ratio; the shortest; or the longest, with
+    black borders beside the other."""
     resize_px: Pixels | None = None
     """Side of images before they are cut to `image_size`, px; null is `image_size`."""
     crop: Literal["centre", "random", "resized"] = "centre"
-    """Training transform: the cut is in the middle, as in evaluation, anywhere, or takes a part of
-    any area of the image and resizes it."""
+    """Training transform: cut the middle, as in evaluation; cut anywhere; or cut a part of random
+    area and resize it."""
     crop_pad_px: Annotated[int, Field(ge=0, le=4096)] = 0
     """Training transform: black border before a `random` cut, px."""
     crop_area: tuple[Strength, Strength] = (0.08, 1.0)

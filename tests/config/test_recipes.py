@@ -132,6 +132,7 @@ def test_every_variant_that_a_head_names_loads(path):
     assert all(load_config(path, keys) != load_config(path, []) for keys in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
 def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
     path, tmp_path, tiny_model, tiny_editor, monkeypatch, capsys
@@ -143,6 +144,7 @@ def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
     assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
 def test_every_other_recipe_passes_a_dry_run_on_its_data(path, embedded_root, tmp_path, capsys):
     assert dry_run(path, tmp_path, embedded_root) == 0

@@ -10,7 +10,7 @@ import pytest
 from request_samples import make_context, make_sources
 
 from online_aug.config.loading import config_digest, load_config, resolved_yaml
-from online_aug.config.schema import describe, sections
+from online_aug.config.schema import describe, fields, method_fields, sections
 from online_aug.errors import UserError
 from online_aug.methods import METHODS, find_method, make_method, registry
 from online_aug.seeding import numpy_rng
@@ -42,7 +42,7 @@ class NextClass(Method):
 def empty(tmp_path, monkeypatch):
     """An empty configuration in the working directory."""
     monkeypatch.chdir(tmp_path)
-    find_method.cache_clear()
+    forget()
     path = Path("empty.yaml")
     path.touch()
     return path
@@ -50,7 +50,7 @@ def empty(tmp_path, monkeypatch):
 
 def configured(empty, code, name="NextClass", *overrides):
     Path("mine.py").write_text(code)
-    find_method.cache_clear()
+    forget()
     return load_config(empty, [f"method.name=mine.py:{name}", *overrides])
 
 
@@ -159,6 +159,11 @@ def test_a_file_that_does_not_exist_is_one_line(empty):
         load_config(empty, ["method.name=no.py:A"])
 
 
+def forget():
+    for cached in (find_method, method_fields, sections, fields):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def announce(empty, monkeypatch):
     """Announces classes as if installed packages did."""
@@ -166,11 +171,10 @@ def announce(empty, monkeypatch):
     def announce(*points):
         made = [EntryPoint(name, value, "online_aug.methods") for name, value in points]
         monkeypatch.setattr(registry, "entry_points", lambda *, group: made)
-        sections.cache_clear()
+        forget()
 
     yield announce
-    sections.cache_clear()
-    find_method.cache_clear()
+    forget()
 
 
 def test_a_method_that_a_package_announces_is_found_by_its_name(empty, announce):
