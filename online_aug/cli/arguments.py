@@ -12,14 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
-from cache.text import nearest_hint
 from online_aug.config import Config
-from online_aug.config.loading import load_config
+from online_aug.config.loading import find_recipe, load_config, recipe_names
 from online_aug.config.schema import describe, json_schema
 from online_aug.errors import UserError
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-"""The recipes that come with the package; in a checkout a link to `configs`."""
 
 _EXAMPLES = """\
 quickstart
@@ -124,29 +120,6 @@ def print_schema(argv: Sequence[str]) -> None:
     parser = Parser(prog="online-aug schema", description="Print the JSON schema of a recipe.")
     parser.parse_args(argv)
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
-
-
-def recipe_names() -> list[str]:
-    """List the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def find_recipe(given: str) -> Path:
-    """Return the path of a recipe that is given as a file or by its name.
-
-    Raises:
-        UserError: If it is neither an existing file nor the name of a recipe.
-    """
-    path = Path(given)
-    if path.exists():
-        return path
-    names = recipe_names()
-    if given in names:
-        return RECIPES / f"{given}.yaml"
-    raise UserError(
-        "the first argument must be an existing YAML file or the name of a recipe, "
-        f"got {given}{nearest_hint(path.stem, names)}"
-    )
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,8 +18,8 @@ from online_aug.cli.arguments import (
     COMPLETE_RECIPE,
     Parser,
     add_arguments,
-    recipe_names,
 )
+from online_aug.config.loading import recipe_names
 from online_aug.config.schema import fields
 from online_aug.distributed.identity import LAUNCHER_S, speaks_for_node
 from online_aug.errors import RunError, UserError, one_line

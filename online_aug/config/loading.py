@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cache.text import nearest_names
+from cache.text import nearest_hint, nearest_names
 from online_aug.config import Config
 from online_aug.config.schema import allowed, fields, method_fields, methods_with, sections, shown
 from online_aug.errors import UserError
@@ -245,3 +245,30 @@ def _nearest(dotted: str, siblings: Sequence[str]) -> str | None:
     namesakes = [key for key in fields() if key.rpartition(".")[2] == last]
     close = nearest_names(dotted, siblings, limit=1, similarity=0.75)
     return next(iter([*close, *namesakes, *nearest_names(dotted, fields(), limit=1)]), None)
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Folder of the recipes that come with the package; in a checkout a link to `configs`."""
+
+
+def recipe_names() -> list[str]:
+    """List the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(given: str) -> Path:
+    """Return the path of a recipe that is given as a file or by its name.
+
+    Raises:
+        UserError: If it is neither an existing file nor the name of a recipe.
+    """
+    path = Path(given)
+    if path.exists():
+        return path
+    names = recipe_names()
+    if given in names:
+        return RECIPES / f"{given}.yaml"
+    raise UserError(
+        "the first argument must be an existing YAML file or the name of a recipe, "
+        f"got {given}{nearest_hint(path.stem, names)}"
+    )

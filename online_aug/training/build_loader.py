@@ -1,8 +1,7 @@
-"""Putting a run together: store, generation process, loader; and saying what it will take.
+"""The loader of one rank, put together from an experiment and the devices of its node.
 
-What differs between the nodes of a run: who makes which part, from which configuration.
-
-What a rank serves and in which order: mixed as configured, or as an earlier run was served.
+`build_loader` reads from top to bottom: cache, generation processes, sample pool, sampler, data
+set. What is checked or said about a run before it starts stands behind it.
 """
 
 import os
@@ -43,13 +42,20 @@ def build_loader(
     run_directory: Path,
     interrupt: Interrupt | None = None,
 ) -> OnlineAugLoader:
-    """The loader of one rank; on the first rank of a node it owns the generation processes.
+    """Build the loader of one rank; on the first rank of a node it owns the generation processes.
 
-    A single rank that waits for an image gives that up on an interrupt. Of several, each ends the
-    step that the others are in.
+    A single rank that waits for an image stops waiting on an interrupt. One of several ranks first
+    ends the step that the others are in.
+
+    Args:
+        experiment: Checked, fine-tuned, and with its saliency maps.
+        devices: Devices of this node.
+        world: This rank among all ranks.
+        run_directory: Folder that holds `config.yaml` and gets the ledger and the generators' logs.
+        interrupt: Tells whether the run is to stop.
 
     Raises:
-        UserError: On every rank, if the plan or what was imported is not the same on all.
+        UserError: On every rank, if plan or imported images are not the same on all of them.
     """
     config = experiment.config
     store = open_store(config, experiment.splits.train)
@@ -91,10 +97,10 @@ def build_loader(
 
 
 def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:
-    """The keys of the plan.
+    """Return the keys of the plan.
 
     Raises:
-        UserError: On every rank, if they are not the same on all.
+        UserError: On every rank, if they are not the same on all of them.
     """
     keys = [request.key for request in experiment.plan]
     if not is_same_everywhere(world, keys):
@@ -106,13 +112,13 @@ def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:
 
 
 def agreed_imports(experiment: Experiment, world: World) -> list[ImportedImage]:
-    """The imported images to serve, by numbers that mean the same on every rank.
+    """Return the imported images to serve, in the same order on every rank.
 
     Raises:
-        UserError: On every rank, if they are not the same on all.
+        UserError: On every rank, if they are not the same on all of them.
     """
     images = experiment.imports.images
-    if not images:  # on no rank: where some are asked for, none at all is refused
+    if not images:  # nor on any other rank: if some are asked for, finding none is refused
         return []
     if not is_same_everywhere(world, [image.key for image in images]):
         raise UserError(
@@ -123,11 +129,11 @@ def agreed_imports(experiment: Experiment, world: World) -> list[ImportedImage]:
 
 
 def build_generators(devices: DevicePlan, folder: Path) -> SupervisorGroup:
-    """The generation processes of a node, each on its own device.
+    """Return the generation processes of a node, each on its own device; none is started.
 
     Args:
-        devices: Of the node.
-        folder: Holds their `config.yaml` and gets their logs.
+        devices: Devices of the node.
+        folder: Folder that holds their `config.yaml` and gets their logs.
     """
     count = len(devices.generate)
     return SupervisorGroup([_supervisor(devices, number, folder) for number in range(count)])
@@ -151,7 +157,7 @@ def _supervisor(devices: DevicePlan, number: int, folder: Path) -> Supervisor:
 
 
 def _alone_visible(device: str) -> tuple[str, str]:
-    """CUDA_VISIBLE_DEVICES for a process that is to see this device alone, and what it is there."""
+    """Return CUDA_VISIBLE_DEVICES for a process with this device only, and its name there."""
     if device == "cpu":
         return "", device
     number = int(device.partition(":")[2])
@@ -200,7 +206,6 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
 
 
 def _present(experiment: Experiment) -> int:
-    """Requests of the plan that the cache holds; a cache that is not there is not made."""
     path = experiment.config.cache.path
     if not cache_exists(path):
         return 0
@@ -209,20 +214,19 @@ def _present(experiment: Experiment) -> int:
 
 
 def _workers(config: Config, devices: DevicePlan) -> int:
-    """Loader processes: none on a machine so small that they would take the classifier's core."""
     if config.data.workers is not None:
         return config.data.workers
     cores = len(os.sched_getaffinity(0)) // len(devices.train)
-    return 0 if cores <= 2 else min(8, cores - 1)
+    return 0 if cores <= 2 else min(8, cores - 1)  # with few cores they would slow the classifier
 
 
 _LOOK_EVERY_S = 0.5
 SHARED_WITHIN_S = 60.0
-"""A network file system may show a new file to other machines only after a while."""
+"""Time after which a network file system shows a new file to other machines."""
 
 
 def check_shared(world: World, run_directory: Path) -> None:
-    """Refuse a run directory that is another folder on another node; all ranks call it.
+    """Refuse a run directory that is not the same folder on every node; all ranks call it.
 
     Raises:
         UserError: On every rank, if one does not see what the first has written there.
@@ -237,10 +241,10 @@ def check_shared(world: World, run_directory: Path) -> None:
 
 
 def node_folder(config: Config, world: World, run_directory: Path) -> Path:
-    """The folder that the generation processes of this rank's node read and write their logs in.
+    """Return the folder with the configuration and the logs of this node's generation processes.
 
-    Of a single node it is the run directory. Of several, each has a folder in it with a
-    configuration of its own: `cache.path` may be another one, and so is the part of the plan.
+    It is the run directory if there is one node. Each of several nodes has a folder in it with a
+    configuration of its own, which may name another `cache.path` and has its part of the plan.
     """
     if world.nodes == 1:
         return run_directory
@@ -251,17 +255,17 @@ def node_folder(config: Config, world: World, run_directory: Path) -> Path:
 
 
 def who_makes(config: Config) -> str:
-    """What each of several nodes makes, for a person to read."""
+    """Say which images each of several nodes makes."""
     if config.mixing.starvation == "wait":
         return "each makes the whole plan (mixing.starvation=wait)"
     return "each makes its own part of the plan"
 
 
 def striped(config: Config, world: World) -> Config:
-    """The configuration by which a node makes its own part of the plan and nothing else.
+    """Return the configuration by which a node makes its own part of the plan and nothing else.
 
-    Where images are waited for, each node makes all: the seed decides which image fills a slot, so
-    over the epochs each one comes to be served on every node, out of that node's own cache.
+    With `mixing.starvation: wait` each node makes the whole plan: the seed decides which image
+    fills a slot, so over the epochs every image is served on every node, from its own cache.
     """
     schedule = config.schedule
     if world.nodes == 1 or config.mixing.starvation == "wait":
