@@ -79,7 +79,7 @@ class Bench:
         self.generator = generator
         self.commit_time = WorkTimes("commit")
         self._experiment = experiment
-        self._sources = SourceImages(experiment.splits.train, experiment.sources)
+        self._sources = SourceImages(experiment.splits.train, experiment.data.sources)
         self._pipeline = self._stock_pipeline()
         self.recorded = Network(self._pipeline.unet, "graph")
         self.eager = Network(self._pipeline.unet, "eager")
@@ -153,10 +153,12 @@ class Bench:
 
     def _stock_pipeline(self) -> StableDiffusionImg2ImgPipeline:
         pipeline = load_img2img(
-            self._experiment.model, self._experiment.dtype, self._experiment.vae
+            self._experiment.diffusion.model,
+            self._experiment.diffusion.dtype,
+            self._experiment.diffusion.vae,
         )
-        if self._experiment.adapters:
-            load_adapters(pipeline, self._experiment.adapters)
+        if self._experiment.diffusion.adapters:
+            load_adapters(pipeline, self._experiment.diffusion.adapters)
         known = pipeline.scheduler.config
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(known)
         return pipeline.to(self._experiment.device)
@@ -185,10 +187,10 @@ def main(argv: Sequence[str]) -> None:
     bench = Bench(
         experiment,
         ImageGenerator.load(
-            experiment.model,
-            experiment.adapters,
+            experiment.diffusion.model,
+            experiment.diffusion.adapters,
             config.generation,
-            experiment.dtype,
+            experiment.diffusion.dtype,
             experiment.device,
         ),
     )

@@ -58,9 +58,13 @@ def main(argv: Sequence[str]) -> None:
 def _rates(experiment: Experiment, judge: torch.nn.Module) -> dict[float, tuple[float, float]]:
     generation = experiment.config.generation
     generator = ImageGenerator.load(
-        experiment.model, experiment.adapters, generation, experiment.dtype, experiment.device
+        experiment.diffusion.model,
+        experiment.diffusion.adapters,
+        generation,
+        experiment.diffusion.dtype,
+        experiment.device,
     )
-    images = SourceImages(experiment.splits.train, experiment.sources)
+    images = SourceImages(experiment.splits.train, experiment.data.sources)
     rates = {}
     with progress("generating", len(STRENGTHS) * IMAGES_PER_STRENGTH) as bar:
         for strength in STRENGTHS:
@@ -91,7 +95,7 @@ def _requests(experiment: Experiment, strength: float) -> list:
     method = make_method(settings.model_copy(update={"strength": (strength,)}))
     requests: list = []
     while len(requests) < IMAGES_PER_STRENGTH:
-        source = experiment.sources[int(rng.integers(len(experiment.sources)))]
+        source = experiment.data.sources[int(rng.integers(len(experiment.data.sources)))]
         request = method.plan(source, len(requests), context, rng)
         if request.target_label != request.source_label:
             requests.append(request)

@@ -144,7 +144,7 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
             whole = len(experiment.plan) / speed.images_per_s
             said = (
                 f"{rate(speed.images_per_s)} images/s ({speed.images} in {duration(speed.seconds)};"
-                f" {generator.slots} slots, {experiment.dtype}, {generator.fast_paths});"
+                f" {generator.slots} slots, {experiment.diffusion.dtype}, {generator.fast_paths});"
                 f" the {len(experiment.plan)} of the plan take {duration(whole)}"
             )
         else:

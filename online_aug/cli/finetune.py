@@ -28,4 +28,4 @@ def main(argv: Sequence[str]) -> None:
     experiment = Experiment(config, load_splits(config.data), devices.generator)
     experiment.check(generates=True)
     ensure_finetuned(experiment, devices.finetune)
-    sys.stdout.write(f"fine-tuned: {experiment.finetuned}\n")
+    sys.stdout.write(f"fine-tuned: {experiment.diffusion.finetuned}\n")

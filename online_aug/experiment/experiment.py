@@ -1,15 +1,17 @@
-"""What the trainer and the generation process agree on: data, model, prompts, plan.
+"""What the trainer and the generation process agree on: one configuration with its data.
 
-What makes the images of an experiment: base model, autoencoder, what fine-tuning adds.
+An `Experiment` is put together from its training data, the diffusion model on disk, the saliency
+maps and the methods with their contexts; out of these comes the plan. No model is loaded.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from online_aug.config import Config
-from online_aug.data.image_sets import Splits, file_names_of
+from online_aug.data.image_sets import ImageSet, Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept
 from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
@@ -34,29 +36,45 @@ from online_aug.saliency import SaliencyTable
 
 
 @dataclass(frozen=True)
-class ExperimentModel:
-    """The generator of one configuration with its data, before any model is loaded."""
+class TrainingData:
+    """The training images of an experiment, as planning sees them."""
 
-    config: Config
-    splits: Splits
-    device: str
-    """Of the generator; decides what `generation.dtype: auto` means."""
-
-    @property
-    def is_synthetic(self) -> bool:
-        """The run asks for generated images at all."""
-        return self.config.mixing.is_synthetic
-
-    @property
-    def is_planned(self) -> bool:
-        """The run asks for images that a generator makes or has made by its plan."""
-        return self.is_synthetic and self.config.mixing.imported != "only"
+    images: ImageSet
 
     @cached_property
-    def methods(self) -> dict[str, Method]:
-        """The configured methods by their names in requests."""
-        made = map(make_method, self.config.methods)
-        return {method.name: method for method in made}
+    def sources(self) -> list[Source]:
+        """Digest and label of every training image, in the order of the set."""
+        return [
+            Source(digest=self.images.digest(index), label=int(label))
+            for index, label in enumerate(self.images.labels)
+        ]
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Digests of the training images, each once, sorted."""
+        return tuple(sorted({source.digest for source in self.sources}))
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Index of an image with each digest."""
+        return {source.digest: place for place, source in enumerate(self.sources)}
+
+    @property
+    def class_sizes(self) -> list[int]:
+        """Number of training images of each class."""
+        counts = Counter(source.label for source in self.sources)
+        return [counts[label] for label in range(len(self.images.class_names))]
+
+
+@dataclass(frozen=True)
+class DiffusionFiles:
+    """The diffusion model of an experiment on disk: base model, autoencoder, what is fine-tuned."""
+
+    config: Config
+    data: TrainingData
+    methods: Mapping[str, Method]
+    device: str
+    """Device of the generator; it decides what `generation.dtype: auto` means."""
 
     @cached_property
     def model(self) -> Path:
@@ -71,7 +89,7 @@ class ExperimentModel:
 
     @cached_property
     def vae(self) -> Path | None:
-        """Directory of the autoencoder in place of the model's own; None where there is none."""
+        """Directory of the autoencoder that replaces the model's own; None if none does."""
         return locate_vae(self.config.generation.vae, self.model)
 
     @cached_property
@@ -80,34 +98,25 @@ class ExperimentModel:
         return choose_dtype(self.config.generation.dtype, self.device)
 
     @cached_property
-    def sources(self) -> list[Source]:
-        """Every training image: digest and label."""
-        train = self.splits.train
-        return [
-            Source(digest=train.digest(index), label=int(label))
-            for index, label in enumerate(train.labels)
-        ]
-
-    @cached_property
     def adaptation(self) -> Adaptation:
         """How the generator learns the classes."""
         return Adaptation(
             config=self.config.finetune,
             is_wanted=self.config.finetune.enabled
-            and self.is_planned
+            and is_planned(self.config)
             and any(method.uses_finetuning for method in self.methods.values()),
-            class_names=self.splits.train.class_names,
+            class_names=self.data.images.class_names,
             metaclass=self.config.data.metaclass,
         )
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        """Prompts of the classes, and their tokens where fine-tuning learns them."""
+        """Prompts of the classes, and their tokens if fine-tuning learns them."""
         return self.adaptation.concepts
 
     @cached_property
     def finetuned(self) -> Path | None:
-        """Where this experiment's fine-tuning result is, or will be; None where there is none."""
+        """Folder that has, or will have, the result of fine-tuning; None without fine-tuning."""
         if not self.adaptation.is_wanted:
             return None
         if self.adaptation.imported:
@@ -117,45 +126,108 @@ class ExperimentModel:
             self.config.data.hflip,
             *(concept.prompt for concept in self.concepts),
         ]
-        examples = [(source.digest, source.label) for source in self.sources]
+        examples = [(source.digest, source.label) for source in self.data.sources]
         return finetuned_folder(self.config.finetune, self.model_digest, examples, settings)
 
     @property
     def is_ready(self) -> bool:
-        """Nothing is left to fine-tune."""
+        """Whether nothing is left to fine-tune."""
         return self.adaptation.is_ready(self.finetuned)
 
     @property
     def adapters(self) -> Adapters | None:
-        """What is added to the base model, read; None where nothing is."""
+        """What is added to the base model, read from disk; None if nothing is."""
         return self.adaptation.read(self.finetuned, self.model)
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the generator; empty where no request is to be made."""
-        if not self.is_planned:
+        """Digest of everything here that decides pixels; empty if no request is to be made."""
+        if not is_planned(self.config):
             return ""
         adapters = self.adaptation.digest(self.finetuned)
         replaced = digest_folder(self.vae) if self.vae else None
         return fingerprint(self.model_digest, adapters, self.dtype, replaced)
 
+    def check(self) -> None:
+        """Refuse a model that could never generate here.
+
+        Raises:
+            UserError: If it is incomplete or of another kind, cannot be fine-tuned as configured,
+                cannot run on the device, or does not go with solver, steps and guidance.
+        """
+        check_attention(self.config.generation.attention, self.device)
+        check_weights(self.model, self.vae)
+        check_few_steps(self.config.generation, self.model)
+        self.adaptation.check(self.model)
+
+
+def is_planned(config: Config) -> bool:
+    """Return whether a run serves images that a generator makes, or has made, by its plan."""
+    return config.mixing.is_synthetic and config.mixing.imported != "only"
+
 
 @dataclass(frozen=True)
-class Experiment(ExperimentModel):
+class Experiment:
     """One configuration with its data, before any model is loaded."""
 
+    config: Config
+    splits: Splits
+    device: str
+    """Device of the generator."""
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """The training images."""
+        return TrainingData(self.splits.train)
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """The configured methods, by their names in requests."""
+        made = map(make_method, self.config.methods)
+        return {method.name: method for method in made}
+
+    @cached_property
+    def diffusion(self) -> DiffusionFiles:
+        """The diffusion model on disk."""
+        return DiffusionFiles(self.config, self.data, self.methods, self.device)
+
+    @cached_property
+    def saliency(self) -> ExperimentSaliency:
+        """The saliency maps of the training images."""
+        return ExperimentSaliency(self.config)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the run serves generated images at all."""
+        return self.config.mixing.is_synthetic
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the run serves images that a generator makes, or has made, by its plan."""
+        return is_planned(self.config)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether no saliency maps are left to make before the start."""
+        return not self.saliency.is_needed or self.saliency.is_complete(self.data.digests)
+
+    @property
+    def plan_is_known(self) -> bool:
+        """Whether there is a plan and nothing has to be made before it is known."""
+        is_known = self.is_planned and not self.saliency.follows_classifier
+        return is_known and self.diffusion.is_ready and self.has_maps
+
     def check(self, *, generates: bool) -> None:
-        """Refuse a generator that could never run, before anything is started or written.
+        """Refuse an experiment that could never run, before anything is started or written.
 
         Args:
             generates: Whether this run makes images, or only serves those in the cache.
 
         Raises:
-            UserError: If several methods cannot share a model, the model is none or of another
-                kind, a folder of fractals holds none, a background is to be looked for among more
-                images than there are, attention or number format cannot run on the device, solver,
-                steps and guidance are not those of a model of few steps, or nothing is to be
-                generated and the generator whose images are to be served is not known.
+            UserError: If the gate cannot judge, methods cannot share a run or lack their files,
+                imported images or weights of images do not fit, the diffusion model cannot
+                generate, or nothing is to be generated and the model whose images are to be served
+                is not known.
         """
         check_gate(self.config, len(self.splits.train.class_names), self.device)
         if not self.is_synthetic:
@@ -166,80 +238,13 @@ class Experiment(ExperimentModel):
         self.resources  # noqa: B018 - usable, or refused
         self.imports  # noqa: B018 - some fit, or refused
         for method in self.methods.values() if self.is_planned else ():
-            method.check_images(len(self.digests))
+            method.check_images(len(self.data.digests))
         if generates:
-            check_attention(self.config.generation.attention, self.device)
-            check_weights(self.model, self.vae)
-            check_few_steps(self.config.generation, self.model)
-            self.adaptation.check(self.model)
+            self.diffusion.check()
             self.image_weights  # noqa: B018 - of images there are, or refused
-            self.adaptation.check_device(self.finetuned, self.device)
+            self.diffusion.adaptation.check_device(self.diffusion.finetuned, self.device)
         else:
             self.contexts  # noqa: B018 - complete, or refused
-
-    @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """Of the training images, each once."""
-        return tuple(sorted({source.digest for source in self.sources}))
-
-    @cached_property
-    def image_weights(self) -> dict[str, float] | None:
-        """Of source images by digest, which are varied first; None where no file says.
-
-        Raises:
-            UserError: If the file cannot be used.
-        """
-        path = self.config.schedule.image_weights
-        if path is None:
-            return None
-        digests = [source.digest for source in self.sources]
-        return read_image_weights(path, digests, file_names_of(self.splits.train))
-
-    @cached_property
-    def saliency(self) -> ExperimentSaliency:
-        """Where the foregrounds of the training images are."""
-        return ExperimentSaliency(self.config)
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """Where in the training set an image with each digest is."""
-        return {source.digest: place for place, source in enumerate(self.sources)}
-
-    @cached_property
-    def contexts(self) -> dict[str, MethodContext]:
-        """What all requests of a method share, by its name.
-
-        Raises:
-            UserError: If fine-tuning is due: the fingerprint is not known before.
-        """
-        if not self.is_ready:
-            raise UserError(
-                "finetune.path must hold the result for these images and settings, "
-                f"{self.finetuned} is missing; run online-aug finetune first"
-            )
-        shared = shared_context(
-            self.config,
-            prompts=tuple(concept.prompt for concept in self.concepts),
-            class_sizes=tuple(self.class_sizes),
-            generator_fingerprint=self.fingerprint,
-            digests=self.digests,
-        )
-        return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """The configured methods with their contexts, by name."""
-        contexts = self.contexts
-        return {
-            name: Part(method=method, context=contexts[name])
-            for name, method in self.methods.items()
-        }
-
-    @property
-    def class_sizes(self) -> list[int]:
-        """Training images of each class."""
-        counts = Counter(source.label for source in self.sources)
-        return [counts[label] for label in range(len(self.splits.train.class_names))]
 
     @cached_property
     def resources(self) -> dict[str, Resources | None]:
@@ -251,18 +256,8 @@ class Experiment(ExperimentModel):
         return {name: method.resources(self.config) for name, method in self.methods.items()}
 
     @cached_property
-    def plan(self) -> list[GenerationRequest]:
-        """Every request known at the start, in order; empty where nothing synthetic is served.
-
-        It is empty too where the classifier being trained is to say where the foregrounds are.
-        """
-        if not self.is_planned or self.saliency.follows_classifier:
-            return []
-        return self.plan_of(self.saliency.version)
-
-    @cached_property
     def imports(self) -> Imports:
-        """The imported images that are served too, or alone.
+        """Imported images that are served too, or alone.
 
         Raises:
             UserError: If some are asked for and none fits.
@@ -270,43 +265,78 @@ class Experiment(ExperimentModel):
         """
         if not self.is_synthetic or self.config.mixing.imported is None:
             return Imports()
-        return ImportFinder(self.config, self.splits.train, self.sources).find()
+        return ImportFinder(self.config, self.splits.train, self.data.sources).find()
 
-    def plan_of(self, version: str | None) -> list[GenerationRequest]:
-        """Every request made with the saliency maps of a version, in order."""
-        parts = [
-            Part(method=method, context=self._context_of(name, version))
-            for name, method in self.methods.items()
-        ]
-        return plan_requests(parts, self.sources, self.config.generation.variants_per_image)
-
-    def context_for(self, request: GenerationRequest) -> MethodContext:
-        """What a request shares with others, with the saliency maps it was planned by.
+    @cached_property
+    def image_weights(self) -> dict[str, float] | None:
+        """How much earlier each source image is varied, by digest; None if no file says.
 
         Raises:
-            UserError: If the cache does not hold them.
+            UserError: If the file cannot be used.
         """
-        return self._context_of(request.method, request.saliency_version)
+        path = self.config.schedule.image_weights
+        if path is None:
+            return None
+        digests = [source.digest for source in self.data.sources]
+        return read_image_weights(path, digests, file_names_of(self.splits.train))
 
-    def _context_of(self, name: str, version: str | None) -> MethodContext:
-        context = self.contexts[name]
-        if version is None or not self.methods[name].uses_saliency:
-            return context
-        if version not in self._tables:
-            self._tables[version] = self.saliency.table(version, self.digests)
-        return replace(context, saliency=self._tables[version])
+    @cached_property
+    def contexts(self) -> dict[str, MethodContext]:
+        """Context that all requests of a method share, by the method's name.
+
+        Raises:
+            UserError: If fine-tuning is due: the fingerprint is not known before.
+        """
+        if not self.diffusion.is_ready:
+            raise UserError(
+                "finetune.path must hold the result for these images and settings, "
+                f"{self.diffusion.finetuned} is missing; run online-aug finetune first"
+            )
+        shared = shared_context(
+            self.config,
+            prompts=tuple(concept.prompt for concept in self.diffusion.concepts),
+            class_sizes=tuple(self.data.class_sizes),
+            generator_fingerprint=self.diffusion.fingerprint,
+            digests=self.data.digests,
+        )
+        return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The configured methods with their contexts, by name."""
+        return {name: self._part(name, None) for name in self.methods}
+
+    @cached_property
+    def plan(self) -> list[GenerationRequest]:
+        """Every request known at the start, in order; empty if nothing generated is served.
+
+        It is also empty if the saliency maps come from the classifier being trained.
+        """
+        if not self.is_planned or self.saliency.follows_classifier:
+            return []
+        return self.plan_of(self.saliency.version)
+
+    def plan_of(self, version: str | None) -> list[GenerationRequest]:
+        """Return every request made with the saliency maps of a version, in order."""
+        parts = [self._part(name, version) for name in self.methods]
+        return plan_requests(parts, self.data.sources, self.config.generation.variants_per_image)
+
+    def context_for(self, request: GenerationRequest) -> MethodContext:
+        """Return the context of a request, with the saliency maps it was planned by.
+
+        Raises:
+            UserError: If the cache does not hold these maps.
+        """
+        return self._part(request.method, request.saliency_version).context
+
+    def _part(self, name: str, version: str | None) -> Part:
+        method, context = self.methods[name], self.contexts[name]
+        if version is not None and method.uses_saliency:
+            if version not in self._tables:
+                self._tables[version] = self.saliency.table(version, self.data.digests)
+            context = replace(context, saliency=self._tables[version])
+        return Part(method=method, context=context)
 
     @cached_property
     def _tables(self) -> dict[str, SaliencyTable]:
         return {}
-
-    @property
-    def has_maps(self) -> bool:
-        """No saliency maps are left to make before the start."""
-        return not self.saliency.is_needed or self.saliency.is_complete(self.digests)
-
-    @property
-    def plan_is_known(self) -> bool:
-        """There is something to generate, and nothing has to be made before it is known what."""
-        is_known = self.is_planned and not self.saliency.follows_classifier
-        return is_known and self.is_ready and self.has_maps

@@ -70,7 +70,7 @@ def make_maps(
     train, side = experiment.splits.train, experiment.saliency.teacher_size
     maps = dict(saliency_maps(train, look, side, skips_bad_images=skips, is_shown=is_shown))
     blank = np.zeros_like(next(iter(maps.values())))
-    digests = [source.digest for source in experiment.sources]
+    digests = [source.digest for source in experiment.data.sources]
     entries = {d: encode_map(maps.get(place, blank)) for place, d in enumerate(digests)}
     store.put_saliency(version, entries)
 

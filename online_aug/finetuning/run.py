@@ -55,12 +55,12 @@ def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> Non
         UserError: If `finetune.path` cannot be written, or the model cannot be loaded.
         SystemExit: With the status of a rank, if one failed.
     """
-    folder = experiment.finetuned
-    if folder is None or experiment.is_ready:
+    folder = experiment.diffusion.finetuned
+    if folder is None or experiment.diffusion.is_ready:
         return
     devices = devices[: experiment.config.finetune.batch_size]  # at least one image a step for each
     with _lock(folder):
-        if experiment.is_ready:
+        if experiment.diffusion.is_ready:
             return
         if needs_launcher(devices):
             _launch_ranks(experiment.config, devices)
@@ -103,14 +103,14 @@ def join_finetuning(config: Config) -> None:
     if not world.is_first:
         logging.disable(logging.WARNING)  # the first rank reports what all of them find
     experiment = Experiment(config, load_splits(config.data), devices.generator)
-    assert experiment.finetuned  # otherwise nobody would have started this rank
+    assert experiment.diffusion.finetuned  # otherwise nobody would have started this rank
     with Interrupt() as interrupt:
 
         def leave_together() -> None:
             if received := agree(world, interrupt.received or 0):
                 sys.exit(128 + received)
 
-        _finetune(experiment, experiment.finetuned, world, leave_together)
+        _finetune(experiment, experiment.diffusion.finetuned, world, leave_together)
     end_distributed()
 
 
@@ -123,11 +123,11 @@ def _finetune(
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
     checkpoint = newest_checkpoint(unfinished / CHECKPOINTS)
-    pipeline = load_img2img(experiment.model, "float32").to(world.device)
+    pipeline = load_img2img(experiment.diffusion.model, "float32").to(world.device)
     title = "fine-tuning the generator"
     with progress(
         f"{title} from step {checkpoint.step}" if checkpoint.step else title,
-        experiment.adaptation.steps - checkpoint.step,
+        experiment.diffusion.adaptation.steps - checkpoint.step,
         enabled=world.is_first,
     ) as bar:
 
@@ -148,7 +148,7 @@ def _task(experiment: Experiment) -> "FinetuneTask":
     from online_aug.finetuning.objective import Examples
 
     config = experiment.config
-    images = SourceImages(experiment.splits.train, experiment.sources)
+    images = SourceImages(experiment.splits.train, experiment.data.sources)
     examples = Examples(
         load=lambda index: fit_square(images.by_index(index), config.generation.resolution),
         labels=experiment.splits.train.labels,
@@ -156,7 +156,7 @@ def _task(experiment: Experiment) -> "FinetuneTask":
     )
     return FinetuneTask(
         examples=examples,
-        concepts=experiment.concepts,
+        concepts=experiment.diffusion.concepts,
         config=config.finetune,
         generation=config.generation,
     )

@@ -104,7 +104,7 @@ class _Preparation:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._resolution = experiment.config.generation.resolution
-        self._sources = SourceImages(experiment.splits.train, experiment.sources)
+        self._sources = SourceImages(experiment.splits.train, experiment.data.sources)
         # Sources of requests that are accepted are kept until they are prepared.
         kept = _most_images_under_way(experiment.config.generation.slots)
         self._image_of = lru_cache(kept)(self._read)
@@ -159,9 +159,9 @@ def _weights(experiment: Experiment) -> Weights | None:
         case "uniform":
             return None
         case "long_tail":
-            return rare_class_weights(tuple(experiment.class_sizes), balance=1.0)
+            return rare_class_weights(tuple(experiment.data.class_sizes), balance=1.0)
         case "hard":  # until the classifier has losses
-            return [1.0] * len(experiment.class_sizes)
+            return [1.0] * len(experiment.data.class_sizes)
 
 
 def load_generator(experiment: Experiment) -> ImageGenerator:
@@ -171,19 +171,19 @@ def load_generator(experiment: Experiment) -> ImageGenerator:
         UserError: If model, adapters or gate cannot be used.
     """
     config = experiment.config
-    sources = SourceImages(experiment.splits.train, experiment.sources)
+    sources = SourceImages(experiment.splits.train, experiment.data.sources)
     gate = build_gate(
         config,
         len(experiment.splits.train.class_names),
         sources.by_digest,
-        experiment.digests,
+        experiment.data.digests,
         experiment.device,
     )
     generator = ImageGenerator.load(
-        experiment.model,
-        experiment.adapters,
+        experiment.diffusion.model,
+        experiment.diffusion.adapters,
         config.generation,
-        experiment.dtype,
+        experiment.diffusion.dtype,
         experiment.device,
         gate,
     )

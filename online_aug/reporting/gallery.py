@@ -269,7 +269,7 @@ def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow 
 def _composed(
     experiment: Experiment, request: Servable, generated: Picture
 ) -> tuple[Mapping[str, Picture], Float[np.ndarray, " k"]]:
-    images = SourceImages(experiment.splits.train, experiment.sources)
+    images = SourceImages(experiment.splits.train, experiment.data.sources)
     part = experiment.parts[request.method]
     rng, same = (numpy_rng("gallery", request.key.hex()) for _ in range(2))
 

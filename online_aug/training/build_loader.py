@@ -79,7 +79,7 @@ def build_loader(
     dataset = MixedDataset(
         images=experiment.splits.train,
         plan=served,
-        places=experiment.places if experiment.is_synthetic else {},
+        places=experiment.data.places if experiment.is_synthetic else {},
         compose=BoundCompose(experiment.parts) if experiment.is_synthetic else None,
         store=store,
         transform=train_transform(config.data),
@@ -175,7 +175,7 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
     """
     config, splits = experiment.config, experiment.splits
     order = order_of(config, splits.train)
-    unique = len({source.digest for source in experiment.sources})
+    unique = len({source.digest for source in experiment.data.sources})
     requests = unique * config.generation.variants_per_image if experiment.is_planned else 0
     gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30
     lines = [
@@ -197,9 +197,9 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
         lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
     if experiment.imports.images:
         lines.append(f"imported   {experiment.imports}")
-    if experiment.is_planned and not experiment.is_ready:
-        learning = f"{config.finetune.mode}, {experiment.adaptation.steps} steps"
-        lines.append(f"fine-tune  {learning}, result {experiment.finetuned}")
+    if experiment.is_planned and not experiment.diffusion.is_ready:
+        learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"
+        lines.append(f"fine-tune  {learning}, result {experiment.diffusion.finetuned}")
     elif experiment.plan_is_known:
         lines.append(f"cache      {config.cache.path}: {_present(experiment)} of them are there")
     return "\n".join(lines) + "\n"
@@ -308,7 +308,9 @@ def filler_of(
         config.mixing,
         wait_for,
         pressure=pressure,
-        digests=[source.digest for source in experiment.sources] if experiment.is_synthetic else (),
+        digests=[source.digest for source in experiment.data.sources]
+        if experiment.is_synthetic
+        else (),
     )
 
 

@@ -99,13 +99,13 @@ class SaliencyPublisher:
         with open_store(experiment.config, experiment.splits.train) as store:
             maps = b""
             if world.is_first:
-                table = experiment.saliency.table(version, experiment.digests)
+                table = experiment.saliency.table(version, experiment.data.digests)
                 maps = b"".join(encode_map(values) for values in table.maps)
             maps = share(world, maps)
             if world.is_first_of_node and not world.is_first:
-                size = len(maps) // len(experiment.digests)
+                size = len(maps) // len(experiment.data.digests)
                 parts = (maps[at : at + size] for at in range(0, len(maps), size))
-                store.put_saliency(version, dict(zip(experiment.digests, parts, strict=True)))
+                store.put_saliency(version, dict(zip(experiment.data.digests, parts, strict=True)))
         barrier(world)
 
     def _take_up(self, newest: Published) -> None:

@@ -40,8 +40,8 @@ def with_section(experiment_of, sections):
 
 
 def finish_finetuning(experiment):
-    experiment.finetuned.mkdir(parents=True)
-    (experiment.finetuned / CONCEPTS_FILE).write_text("[]")
+    experiment.diffusion.finetuned.mkdir(parents=True)
+    (experiment.diffusion.finetuned / CONCEPTS_FILE).write_text("[]")
 
 
 def test_a_plan_covers_every_training_image_in_every_variant(experiment_of):
@@ -97,7 +97,7 @@ def test_another_model_asks_for_other_images(experiment_of, tiny_model, tmp_path
 def test_another_autoencoder_asks_for_other_images_of_the_same_fine_tuning(tmp_path, tiny_model):
     vae = {"vae": str(write_tiny_vae(tmp_path / "vae"))}
     own, replaced = (make_experiment(tmp_path, tiny_model, generation=each) for each in ({}, vae))
-    assert replaced.finetuned == own.finetuned
+    assert replaced.diffusion.finetuned == own.diffusion.finetuned
     finish_finetuning(own)
     assert not set(keys(replaced)) & set(keys(own))
 
@@ -115,8 +115,8 @@ def test_a_run_without_synthetic_images_plans_none_and_needs_no_model(experiment
 
 def test_without_fine_tuning_prompts_hold_the_names(experiment_of):
     experiment = experiment_of()
-    assert experiment.finetuned is None
-    assert experiment.is_ready
+    assert experiment.diffusion.finetuned is None
+    assert experiment.diffusion.is_ready
     assert experiment.contexts["diff_mix"].prompts == tuple(
         f"a photo of a {name} bird" for name in CLASS_NAMES
     )
@@ -137,7 +137,7 @@ def test_rare_classes_are_drawn_as_targets_by_their_sizes(experiment_of, tmp_pat
 def test_the_real_baselines_are_not_fine_tuned_whatever_is_enabled(tmp_path, tiny_model, name):
     experiment = make_experiment(tmp_path, tiny_model, method={"name": name})
     assert experiment.config.finetune.enabled
-    assert experiment.finetuned is None
+    assert experiment.diffusion.finetuned is None
     assert {request.prompt for request in experiment.plan} <= {
         f"a photo of a {called} bird" for called in CLASS_NAMES
     }
@@ -146,12 +146,14 @@ def test_the_real_baselines_are_not_fine_tuned_whatever_is_enabled(tmp_path, tin
 @pytest.mark.parametrize("name", ["diff_aug", "diff_gen", "da_fusion"])
 def test_the_other_baselines_share_diff_mix_s_fine_tuned_model(tmp_path, tiny_model, name):
     experiment = make_experiment(tmp_path, tiny_model, method={"name": name})
-    assert experiment.finetuned == make_experiment(tmp_path, tiny_model).finetuned
+    assert (
+        experiment.diffusion.finetuned == make_experiment(tmp_path, tiny_model).diffusion.finetuned
+    )
 
 
 def test_a_plan_before_fine_tuning_is_one_clear_line_with_the_way_out(tmp_path, tiny_model):
     experiment = make_experiment(tmp_path, tiny_model)
-    assert not experiment.is_ready
+    assert not experiment.diffusion.is_ready
     with pytest.raises(UserError, match="run online-aug finetune") as caught:
         _ = experiment.plan
     assert "\n" not in str(caught.value)
@@ -184,9 +186,11 @@ def merged(tmp_path):
 def test_tokens_from_elsewhere_are_used_in_place_of_fine_tuning(tmp_path, tiny_model, merged):
     experiment = make_experiment(tmp_path, tiny_model, finetune=merged)
     experiment.check(generates=True)
-    assert experiment.is_ready
+    assert experiment.diffusion.is_ready
     assert experiment.contexts["diff_mix"].prompts[1] == "a photo of a <class_1> bird"
-    torch.testing.assert_close(experiment.adapters.tokens["<class_1>"], torch.full((128,), 0.1))
+    torch.testing.assert_close(
+        experiment.diffusion.adapters.tokens["<class_1>"], torch.full((128,), 0.1)
+    )
 
 
 def test_other_tokens_from_elsewhere_make_other_images(tmp_path, tiny_model, merged):
@@ -220,14 +224,14 @@ def test_other_images_prompts_or_settings_have_a_fine_tuning_of_their_own(
         return make_experiment(tmp_path, tiny_model, **changed)
 
     base = recipe_with()
-    assert with_section(recipe_with, sections).finetuned != base.finetuned
-    assert recipe_with(run={"seed": 3}).finetuned == base.finetuned
+    assert with_section(recipe_with, sections).diffusion.finetuned != base.diffusion.finetuned
+    assert recipe_with(run={"seed": 3}).diffusion.finetuned == base.diffusion.finetuned
 
 
 def test_source_images_are_found_by_their_content(experiment_of):
     experiment = experiment_of()
-    images = SourceImages(experiment.splits.train, experiment.sources)
-    for index, source in enumerate(experiment.sources):
+    images = SourceImages(experiment.splits.train, experiment.data.sources)
+    for index, source in enumerate(experiment.data.sources):
         expected = torch.from_numpy(experiment.splits.train.load(index)).permute(2, 0, 1)
         assert torch.equal(images.by_digest(source.digest), expected)
         assert torch.equal(images.by_index(index), expected)
@@ -280,8 +284,8 @@ def diffusemix_of(tmp_path, tiny_editor):
 def test_an_edit_needs_no_fine_tuning(diffusemix_of):
     experiment = diffusemix_of()
     assert experiment.config.finetune.enabled
-    assert experiment.finetuned is None
-    assert experiment.is_ready
+    assert experiment.diffusion.finetuned is None
+    assert experiment.diffusion.is_ready
 
 
 def test_a_plan_of_edits_says_the_paper_s_prompts_and_the_image_guidance(diffusemix_of):

@@ -95,7 +95,7 @@ def test_diffusemix_takes_an_edit_whose_source_is_a_training_image_of_that_name(
     experiment = experiment_of(EDIT, unknown, WITHIN, method={"name": "diffusemix"})
     (image,) = experiment.imports.images
     train = experiment.splits.train
-    place = experiment.places[image.source_digest]
+    place = experiment.data.places[image.source_digest]
     assert (train.path(place).name, train.labels[place]) == ("2.png", 1)
     assert experiment.imports.misfits.total() == 2
     assert "its source image is not known" in str(experiment.imports)

@@ -66,9 +66,9 @@ def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(experime
     assert not experiment.has_maps
     ensure_saliency(experiment)
     assert experiment.has_maps
-    table = experiment.saliency.table(experiment.saliency.version, experiment.digests)
-    assert table.digests == experiment.digests
-    assert len(experiment.plan) == 2 * len(experiment.digests)
+    table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
+    assert table.digests == experiment.data.digests
+    assert len(experiment.plan) == 2 * len(experiment.data.digests)
     assert {r.saliency_version for r in experiment.plan} == {experiment.saliency.version}
 
 
@@ -79,11 +79,13 @@ def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(experimen
 
     experiment = experiment_of(teacher=weights)
     ensure_saliency(experiment)
-    source, teacher = experiment.sources[3], build_teacher(experiment)
-    image = fit_square(SourceImages(experiment.splits.train, experiment.sources).by_index(3), 64)
+    source, teacher = experiment.data.sources[3], build_teacher(experiment)
+    image = fit_square(
+        SourceImages(experiment.splits.train, experiment.data.sources).by_index(3), 64
+    )
     batch = normalise(image[None], *input_statistics(teacher))
     expected = grad_cam(teacher, batch, torch.tensor([source.label]))[0]
-    table = experiment.saliency.table(experiment.saliency.version, experiment.digests)
+    table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
     found = table.maps[table.place(source.digest)]
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-3)
 
@@ -112,7 +114,7 @@ def test_one_process_makes_the_maps_and_another_that_needs_them_waits(experiment
             with open_store(experiment.config, experiment.splits.train) as store:
                 make_maps(experiment, store, experiment.saliency.version, uniform, is_shown=False)
         other.result(LIMIT_S)
-    table = experiment.saliency.table(experiment.saliency.version, experiment.digests)
+    table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
     np.testing.assert_allclose(table.maps, 0.25, atol=1e-3)
 
 
@@ -120,7 +122,9 @@ def test_spectral_residual_needs_no_teacher(experiment_of):
     experiment = experiment_of(method="spectral_residual")
     check_teacher(experiment)
     ensure_saliency(experiment)
-    assert experiment.saliency.table("spectral_residual-64", experiment.digests).maps.shape[1:] == (
+    assert experiment.saliency.table("spectral_residual-64", experiment.data.digests).maps.shape[
+        1:
+    ] == (
         64,
         64,
     )

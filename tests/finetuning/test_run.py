@@ -50,9 +50,12 @@ def fakes(monkeypatch):
 @pytest.mark.slow
 def test_a_result_is_made_and_leaves_nothing_else_behind(experiment):
     ensure_finetuned(experiment)
-    assert experiment.is_ready
-    names = {path.name for path in experiment.finetuned.parent.iterdir()}
-    assert names == {experiment.finetuned.name, f"{experiment.finetuned.name}.lock"}
+    assert experiment.diffusion.is_ready
+    names = {path.name for path in experiment.diffusion.finetuned.parent.iterdir()}
+    assert names == {
+        experiment.diffusion.finetuned.name,
+        f"{experiment.diffusion.finetuned.name}.lock",
+    }
     assert experiment.contexts["diff_mix"].generator_fingerprint
 
 
@@ -78,7 +81,7 @@ def test_nothing_is_learned_if_adapters_from_elsewhere_are_named(tmp_path, tiny_
 
 
 def test_a_second_process_waits_and_takes_the_result(experiment, is_not_run):
-    folder = experiment.finetuned
+    folder = experiment.diffusion.finetuned
     folder.parent.mkdir()
     with ThreadPoolExecutor() as pool, folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as the first process holds it
@@ -91,7 +94,7 @@ def test_a_second_process_waits_and_takes_the_result(experiment, is_not_run):
 
 
 def test_a_second_process_takes_over_from_one_that_was_killed(experiment, fakes):
-    folder = experiment.finetuned
+    folder = experiment.diffusion.finetuned
     folder.parent.mkdir()
     folder.with_suffix(".unfinished").mkdir()
     with ThreadPoolExecutor() as pool, folder.with_suffix(".lock").open("w") as lock:
@@ -112,7 +115,7 @@ def test_a_spoilt_model_is_refused_before_it_is_fine_tuned(tmp_path, tiny_model)
     experiment = make_experiment(tmp_path, model)
     with pytest.raises(UserError, match=r"^generation\.model must have finite weights"):
         ensure_finetuned(experiment)
-    assert not experiment.is_ready
+    assert not experiment.diffusion.is_ready
 
 
 def test_a_failure_leaves_no_result(experiment, monkeypatch):
@@ -122,8 +125,8 @@ def test_a_failure_leaves_no_result(experiment, monkeypatch):
     monkeypatch.setattr("online_aug.finetuning.loop.finetune", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         ensure_finetuned(experiment)
-    assert not experiment.is_ready
-    names = {path.suffix for path in experiment.finetuned.parent.iterdir()}
+    assert not experiment.diffusion.is_ready
+    names = {path.suffix for path in experiment.diffusion.finetuned.parent.iterdir()}
     assert names == {".lock", ".unfinished"}
 
 
@@ -153,7 +156,7 @@ def images(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("whole")
     experiment = make_experiment(folder, tiny_model, finetune=STEPS)
     ensure_finetuned(experiment)
-    return folder, contents(experiment.finetuned)
+    return folder, contents(experiment.diffusion.finetuned)
 
 
 @pytest.fixture
@@ -193,10 +196,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
         die_at(patch, *MOMENTS[moment])
         assert exit_status(partial(ensure_finetuned, long_experiment)) == KILLED
-    assert not long_experiment.is_ready
+    assert not long_experiment.diffusion.is_ready
     ensure_finetuned(long_experiment)
-    assert contents(long_experiment.finetuned) == images[1]
-    places = {path.suffix for path in long_experiment.finetuned.parent.iterdir()}
+    assert contents(long_experiment.diffusion.finetuned) == images[1]
+    places = {path.suffix for path in long_experiment.diffusion.finetuned.parent.iterdir()}
     assert places == {"", ".lock"}
 
 
@@ -223,7 +226,7 @@ def test_killed_from_outside_it_goes_on_from_its_last_checkpoint(
     assert process.exitcode == KILLED
     ensure_finetuned(long_experiment)
     assert "fine-tuning the generator from step 3: 1/1" in capsys.readouterr().out
-    assert contents(long_experiment.finetuned) == images[1]
+    assert contents(long_experiment.diffusion.finetuned) == images[1]
 
 
 @pytest.mark.slow
@@ -233,10 +236,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     with monkeypatch.context() as patch:
         die_at(patch, Path, "write_text", 1)
         assert exit_status(partial(ensure_finetuned, long_experiment)) == KILLED
-    newest = max(long_experiment.finetuned.parent.glob("*.unfinished/checkpoints/*"))
+    newest = max(long_experiment.diffusion.finetuned.parent.glob("*.unfinished/checkpoints/*"))
     newest.write_bytes(newest.read_bytes()[:-1])
     ensure_finetuned(long_experiment)
     (line,) = [record.getMessage() for record in caplog.records if "checkpoint" in record.message]
     assert line == f"fine-tuning does not go on from {newest}: it is damaged"
     assert "from step 3" in capsys.readouterr().out
-    assert contents(long_experiment.finetuned) == images[1]
+    assert contents(long_experiment.diffusion.finetuned) == images[1]

@@ -211,8 +211,8 @@ def experiment_of(tmp_path, tiny_model):
 
 
 def build_gate(experiment):
-    sources = SourceImages(experiment.splits.train, experiment.sources)
-    return gates.build_gate(experiment.config, 2, sources.by_digest, experiment.digests, "cpu")
+    sources = SourceImages(experiment.splits.train, experiment.data.sources)
+    return gates.build_gate(experiment.config, 2, sources.by_digest, experiment.data.digests, "cpu")
 
 
 def check_gate(experiment):

@@ -54,10 +54,14 @@ def test_the_images_of_the_trainer_s_plan_are_made(finished):
 def test_a_stored_image_is_made_from_its_own_source(finished):
     _, experiment, _ = finished
     request = experiment.plan[5]
-    sources = SourceImages(experiment.splits.train, experiment.sources)
+    sources = SourceImages(experiment.splits.train, experiment.data.sources)
     source = fit_square(sources.by_digest(request.source_digest), 64)
     generator = ImageGenerator.load(
-        experiment.model, None, experiment.config.generation, experiment.dtype, "cpu"
+        experiment.diffusion.model,
+        None,
+        experiment.config.generation,
+        experiment.diffusion.dtype,
+        "cpu",
     )
     expected = generator.generate([request], source.unsqueeze(0))[0]
     with Store(experiment.config.cache.path) as store:

@@ -54,9 +54,9 @@ def test_the_priority_decides_the_weights_of_the_classes(work, priority, weights
 def test_a_file_decides_the_weights_of_the_images(work, tmp_path):
     _, experiment = work()
     path = tmp_path / "weights.json"
-    path.write_text(json.dumps({experiment.digests[0]: 3}))
+    path.write_text(json.dumps({experiment.data.digests[0]: 3}))
     found, _ = work(image_weights=str(path))
-    assert (found.weights, found.follows_losses) == ({experiment.digests[0]: 3.0}, False)
+    assert (found.weights, found.follows_losses) == ({experiment.data.digests[0]: 3.0}, False)
 
 
 @pytest.mark.parametrize("on_bad_image", ["skip", "error"])

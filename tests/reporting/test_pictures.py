@@ -31,7 +31,7 @@ def test_a_row_shows_source_generated_image_and_what_was_asked_for(experiment, s
     request = experiment.plan[3]
     put(store, [request])
     (row,) = gallery_rows(experiment, experiment.plan, store, 5)
-    index = [source.digest for source in experiment.sources].index(request.source_digest)
+    index = [source.digest for source in experiment.data.sources].index(request.source_digest)
     np.testing.assert_array_equal(row.pictures["source"], experiment.splits.train.load(index))
     assert (row.pictures["generated"] == 200).all()
     assert row.source_name == CLASS_NAMES[request.source_label]
