@@ -1,8 +1,7 @@
-"""The imported images of an experiment: which of them it can serve, and why not the others.
+"""The images of an experiment: training images by digest, samples made of them, imported images.
 
-Weights of training images from a file: which are to be varied first.
-
-An experiment's images for others: its training images by digest, and the served ones with labels.
+`ImportFinder` finds out which images of other programs an experiment can serve, and why not the
+others. `read_image_weights` reads which training images are to be varied first.
 """
 
 import json
@@ -31,12 +30,12 @@ _REASONS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Imports:
-    """What a cache has of other programs' images, as one experiment sees it."""
+    """The images of other programs in a cache, as one experiment sees them."""
 
     images: list[ImportedImage] = field(default_factory=list)
-    """Those it can serve, in the order of the log."""
+    """Images that it can serve, in the order of the log."""
     misfits: Counter[str] = field(default_factory=Counter)
-    """How many others there are, by the reason against them."""
+    """Number of images that it cannot serve, by reason."""
 
     def __str__(self) -> str:
         left_out = "".join(
@@ -51,17 +50,17 @@ class Imports:
 
 @dataclass(frozen=True)
 class ImportFinder:
-    """Finds images whose requests, though partial, say what it takes to label them."""
+    """Finds imported images whose requests, though partial, say enough to label them."""
 
     config: Config
     train: ImageSet
     sources: Sequence[Source]
 
     def find(self) -> Imports:
-        """Look through what was imported into the cache.
+        """Look through the imported images of the cache.
 
         Raises:
-            UserError: If nothing was, or nothing that fits.
+            UserError: If there are none, or none that fits.
             CacheError: If there is no cache.
         """
         found = Imports()
@@ -80,7 +79,7 @@ class ImportFinder:
         return found
 
     def image(self, key: bytes, request: Mapping[str, Scalar]) -> ImportedImage:
-        """One imported image, by the fields of its request."""
+        """Return an imported image by the fields of its request."""
         source, target = self._label(request, "source"), self._label(request, "target")
         image = ImportedImage(
             key=key,
@@ -123,7 +122,7 @@ class ImportFinder:
 
     @cached_property
     def _files(self) -> dict[tuple[int, str], int]:
-        """Places of the training images by class and file name, where no two share both."""
+        """Training images by class and file name, if no two share both."""
         places: dict[tuple[int, str], list[int]] = {}
         for place, name in enumerate(file_names_of(self.train)):
             file = (int(self.train.labels[place]), name.rpartition("/")[2])
@@ -132,7 +131,7 @@ class ImportFinder:
 
 
 class _MisfitError(Exception):
-    """Why an image cannot be served."""
+    """An imported image cannot be served; the message says why."""
 
 
 def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
@@ -141,7 +140,7 @@ def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
         return strength
     if is_needed:
         raise _MisfitError("its strength is not known, which a label between two classes asks for")
-    return 1.0  # of one class the label is the same at any strength
+    return 1.0  # within one class the label does not depend on it
 
 
 def _loose(name: str) -> str:
@@ -151,13 +150,13 @@ def _loose(name: str) -> str:
 def read_image_weights(
     path: Path, digests: Sequence[str], files: Sequence[str]
 ) -> dict[str, float]:
-    """The weight of every image that a file names, by the image's digest.
+    """Read the weights of training images from a file; return them by the images' digests.
 
     Args:
-        path: JSON, a mapping of images to numbers above 0. An image is called by its file as the
+        path: JSON file that maps images to numbers above 0. An image is named by its file as the
             data set lists it, or by its digest.
-        digests: Of the training images.
-        files: Of the same images; empty where they are not in files.
+        digests: Digests of the training images.
+        files: Files of the same images; empty if they are not in files.
 
     Raises:
         UserError: If it cannot be read, or holds other images or other numbers.
@@ -229,13 +228,13 @@ class SourceImages:
         self._places = {source.digest: place for place, source in enumerate(sources)}
 
     def by_digest(self, digest: str) -> UInt8[Tensor, "3 h w"]:
-        """The image with this content.
+        """Return the image with this content.
 
         Raises:
-            BadImageError: If it cannot be read any more.
+            BadImageError: If it can no longer be read.
         """
         return self.by_index(self._places[digest])
 
     def by_index(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """The image at this place of the training set."""
+        """Return the image at this index of the training set."""
         return torch.from_numpy(self._images.load(index).copy()).permute(2, 0, 1)

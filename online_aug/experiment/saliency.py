@@ -1,4 +1,4 @@
-"""The saliency maps of an experiment: the version it plans by, and what its cache holds."""
+"""The saliency maps of an experiment: the version it plans with, and what its cache holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from online_aug.saliency.maps import file_version, read_maps, spectral_version
 
 @dataclass(frozen=True)
 class ExperimentSaliency:
-    """Which saliency maps one configuration needs, and the way to them."""
+    """The saliency maps that a configuration needs."""
 
     config: Config
 
     @property
     def is_needed(self) -> bool:
-        """Planning needs to know where the foregrounds are."""
+        """Whether planning needs to know where the foregrounds are."""
         mixing = self.config.mixing
         is_planned = mixing.is_synthetic and mixing.imported != "only"
         methods = (find_method(settings.name) for settings in self.config.methods)
@@ -32,7 +32,7 @@ class ExperimentSaliency:
 
     @property
     def weights(self) -> Path | None:
-        """The file the teacher's weights come from; None where no such file is asked."""
+        """File of the teacher's weights; None if the maps do not come from such a file."""
         saliency = self.config.saliency
         is_asked = saliency.method == "grad_cam" and isinstance(saliency.teacher, Path)
         return Path(saliency.teacher) if is_asked else None
@@ -44,12 +44,12 @@ class ExperimentSaliency:
 
     @property
     def teacher_size(self) -> int:
-        """Side of the square it looks at, px."""
+        """Side of the square that the teacher looks at, px."""
         return self.config.saliency.image_size or self.config.data.image_size
 
     @cached_property
     def version(self) -> str | None:
-        """Of the maps, where they are needed and known before the classifier is trained.
+        """Version of the maps; None if none are needed, or they follow the classifier in training.
 
         Raises:
             UserError: If the file of the teacher's weights cannot be read.
@@ -70,11 +70,11 @@ class ExperimentSaliency:
 
     @property
     def follows_classifier(self) -> bool:
-        """Requests come with each new version of the maps, by the classifier being trained."""
+        """Whether the maps, and so the requests, come from the classifier being trained."""
         return self.is_needed and self.version is None
 
     def is_complete(self, digests: Sequence[str]) -> bool:
-        """No maps of these images are left to make before the start."""
+        """Return whether no maps of these images are left to make before the start."""
         if self.version is None:
             return True
         if not cache_exists(self.config.cache.path):
@@ -82,7 +82,7 @@ class ExperimentSaliency:
         return len(self._maps(self.version, digests)) == len(digests)
 
     def table(self, version: str, digests: Sequence[str]) -> SaliencyTable:
-        """The maps of one version, for all of these images.
+        """Return the maps of one version, for all of these images.
 
         Raises:
             UserError: If the cache does not hold all of them.

@@ -1,7 +1,7 @@
-"""The saliency maps of an experiment's training images: who makes them, where they are.
+"""Making the saliency maps of an experiment's training images.
 
-A version names everything that decides a map but the image, so maps are kept under (version, image)
-in the cache and serve every run, seed and method that asks for the same.
+A version names everything that decides a map but the image. So the cache keeps maps by version and
+image, and they serve every run, seed and method that asks for the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,14 +31,14 @@ from online_aug.saliency.maps import encode_map
 
 BATCH_SIZE = 64
 Look = Callable[[UInt8[Tensor, "b 3 s s"], Int[Tensor, " b"]], Float[Tensor, "b u v"]]
-"""Images as they are at rest and their classes to maps from 0 to 1."""
+"""From uint8 images and their classes to maps in [0, 1]."""
 
 
 def ensure_saliency(experiment: Experiment) -> None:
-    """Make the maps that the experiment needs before it can be planned, unless they are there.
+    """Make the maps that planning needs, unless the cache holds them.
 
-    Of several processes with one cache, such as the ranks that a launcher of the user's started on
-    a node, one makes them and the others wait.
+    If several processes share a cache, such as the ranks of a node, one makes the maps and the
+    others wait.
 
     Raises:
         UserError: If the teacher's weights cannot be used, or an image cannot be read.
@@ -54,7 +54,7 @@ def ensure_saliency(experiment: Experiment) -> None:
 
 
 def maps_lock(cache: Path) -> Path:
-    """Held by who makes the first maps of a cache."""
+    """Return the lock that is held while the first maps of a cache are made."""
     return lock_of_user(f"maps-{content_digest(str(cache.resolve()).encode())}")
 
 
@@ -63,8 +63,15 @@ def make_maps(
 ) -> None:
     """Put the maps of all training images into the cache.
 
-    An image that cannot be read, where such are skipped, gets a map without a foreground: it is
-    then refused as a source.
+    With `data.on_bad_image: skip` an image that cannot be read gets a map without a foreground, so
+    that it is refused as a source.
+
+    Args:
+        experiment: Has the images.
+        store: Cache that gets the maps.
+        version: Version of the maps.
+        look: Makes the maps.
+        is_shown: Whether to show a progress bar.
     """
     skips = experiment.config.data.on_bad_image == "skip"
     train, side = experiment.splits.train, experiment.saliency.teacher_size
@@ -78,17 +85,17 @@ def make_maps(
 def saliency_maps(
     images: ImageSet, look: Look, side: int, *, skips_bad_images: bool, is_shown: bool = True
 ) -> Iterator[tuple[int, Float[np.ndarray, "u v"]]]:
-    """The place and the map of every image that can be read.
+    """Yield the index and the map of every image that can be read.
 
     Args:
-        images: What is looked at.
+        images: Images to look at.
         look: Makes the maps.
-        side: Of the square that `look` gets, px.
-        skips_bad_images: Leave out what cannot be read instead of ending.
-        is_shown: Say how far it is.
+        side: Side of the square that `look` gets, px.
+        skips_bad_images: Whether to leave out an image that cannot be read.
+        is_shown: Whether to show a progress bar.
 
     Raises:
-        BadImageError: If an image cannot be read and such are not skipped.
+        BadImageError: If an image cannot be read and is not skipped.
     """
     transform = EvalTransform(frame=Frame(size=side))
     labels = torch.from_numpy(np.asarray(images.labels))
@@ -101,7 +108,7 @@ def saliency_maps(
 
 
 def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
-    """Grad-CAM of a classifier as it is now, which stays so."""
+    """Return Grad-CAM of a classifier with its present weights; the classifier is not changed."""
     mean, std = input_statistics(classifier)
     looking = quick_copy(classifier)
 
@@ -112,7 +119,7 @@ def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
 
 
 def check_teacher(experiment: Experiment) -> None:
-    """Refuse a teacher that cannot judge these images, before anything is started or written.
+    """Refuse a teacher that cannot look at these images, before anything is started or written.
 
     Raises:
         UserError: If its name is unknown, its file does not hold weights of it for the classes, or
@@ -142,7 +149,7 @@ def check_teacher(experiment: Experiment) -> None:
 
 
 def build_teacher(experiment: Experiment) -> nn.Module:
-    """The model whose weights `saliency.teacher` names, on the CPU.
+    """Build the model whose weights `saliency.teacher` names, on the CPU.
 
     Raises:
         UserError: As `check_teacher`.

@@ -1,10 +1,8 @@
-"""A DeepSpeed engine around a classifier, and its files read without running code in them.
+"""A DeepSpeed engine around a classifier: settings, construction, checkpoint files.
 
-DeepSpeed's configuration: ours, with the person's settings merged under it.
-
-Settings for DeepSpeed tried before a run begins, in a process that is thrown away.
-
-Only DeepSpeed knows which of its settings go together, and it says so when an engine is built.
+The user's settings (`classifier.deepspeed`) are merged with ours. `check_deepspeed` tries them in a
+process of its own before a run begins, because only DeepSpeed knows which of them go together, and
+only says so when an engine is built. Files are read without running code in them.
 """
 
 import json
@@ -28,11 +26,11 @@ from online_aug.distributed.world import World, set_environment
 from online_aug.errors import UserError, one_line
 
 _LARGEST_BUCKET = 500_000_000
-"""Numbers that DeepSpeed sets aside for gradients on their way, whatever the network's size."""
+"""DeepSpeed's own bucket for gradients, in numbers, whatever the size of the network."""
 
 
 def start_engine(classifier: nn.Module, config: Config, world: World) -> Any:
-    """DeepSpeed's engine for a classifier on the rank's device.
+    """Build DeepSpeed's engine for a classifier on the rank's device.
 
     Raises:
         UserError: If batch size, optimizer or `classifier.deepspeed` cannot be used.
@@ -62,12 +60,12 @@ def load_converted(engine: Any, folder: Path, tag: str) -> None:
     """Load a checkpoint in DeepSpeed's universal form; all ranks call it.
 
     Args:
-        engine: With ZeRO stage 1 or 2.
-        folder: That holds the checkpoint.
-        tag: Its name there.
+        engine: Engine with ZeRO stage 1 or 2.
+        folder: Folder that holds the checkpoint.
+        tag: Name of the checkpoint in it.
 
     Raises:
-        Exception: Of torch or DeepSpeed, if a file is damaged or holds more than plain values.
+        Exception: By torch or DeepSpeed, if a file is damaged or holds more than plain values.
     """
     for file in (folder / tag / "zero").rglob("*.pt"):
         _load_plain(
@@ -85,8 +83,8 @@ def copy_whole(divided: nn.Module, whole: nn.Module) -> None:
     """Copy weights that ZeRO stage 3 has divided; all ranks call it.
 
     Args:
-        divided: The engine's module.
-        whole: The same network with weights of its own.
+        divided: Module of the engine.
+        whole: The same network with whole weights, which are overwritten.
     """
     import deepspeed
 
@@ -97,7 +95,7 @@ def copy_whole(divided: nn.Module, whole: nn.Module) -> None:
 
 
 def save_plain(state: dict[str, Any], path: Path) -> None:
-    """Write what can be read back without running code.
+    """Write a state that can be read back without running code.
 
     Raises:
         TypeError: If `state` holds anything but plain values, containers and tensors.
@@ -110,7 +108,7 @@ def save_plain(state: dict[str, Any], path: Path) -> None:
 
 
 def _bucket_of(classifier: nn.Module) -> dict[str, int]:
-    """No larger than the gradients are: DeepSpeed's own takes 2 GB of a device."""
+    # No larger than the gradients: DeepSpeed's default takes 2 GB of a device.
     numbers = sum(weight.numel() for weight in classifier.parameters())
     return {"reduce_bucket_size": min(_LARGEST_BUCKET, numbers)}
 
@@ -141,7 +139,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def _load_plain(path: str, map_location: Any = None) -> Any:
-    """Stands in for DeepSpeed's loader, which would run whatever code a file brings."""
+    """Replace DeepSpeed's loader, which runs whatever code a file brings."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -151,7 +149,6 @@ def _load_plain(path: str, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-# Keys that would contradict settings of ours, and what to set instead.
 OWNED = {
     "train_batch_size": "set optim.batch_size",
     "train_micro_batch_size_per_gpu": "set optim.batch_size and devices.train",
@@ -166,6 +163,7 @@ OWNED = {
     "torch_autocast": "set classifier.precision",
     "checkpoint": "checkpoints are written to the run directory",
 }
+"""DeepSpeed's keys that settings of ours decide, and what to set instead."""
 DEFAULTS: dict[str, Any] = {
     "zero_optimization": {"stage": 0},
     "zero_allow_untested_optimizer": True,  # a torch optimizer is one to DeepSpeed
@@ -176,13 +174,13 @@ STAGES = (0, 1, 2, 3)
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets: our defaults, `classifier.deepspeed`, our own keys.
+    """Return the settings for `deepspeed.initialize`: our defaults, the user's, our own keys.
 
-    A key of ours may be given where it agrees: with our value, as `auto`, or as disabled.
+    A key of ours may be given if it agrees: with our value, as `auto`, or as disabled.
 
     Raises:
-        UserError: If the batch cannot be divided between the ranks, a setting contradicts ours, or
-            the weights are to be divided and averaged at once.
+        UserError: If the batch cannot be divided among the ranks, a setting contradicts ours, or
+            weights are to be divided and averaged at once.
     """
     own, given = _own_settings(config, world_size), config.classifier.deepspeed
     conflicts = [
@@ -221,11 +219,11 @@ def _agrees(given: Any, own: Any) -> bool:
 
 
 def rank_batch_size(config: Config, world_size: int) -> int:
-    """Images a step on each rank.
+    """Return the images in a step on each rank.
 
     Raises:
         UserError: If `optim.batch_size` is not a multiple of the number of ranks, or the share of
-            each not of `optim.accumulation`.
+            each is not a multiple of `optim.accumulation`.
     """
     batch_size, parts = config.optim.batch_size, config.optim.accumulation
     if batch_size % world_size:
@@ -242,7 +240,7 @@ def rank_batch_size(config: Config, world_size: int) -> int:
 
 
 def zero_stage(config: Config) -> int:
-    """How much of the training state is divided between the ranks."""
+    """Return the ZeRO stage: how much of the training state is divided among the ranks."""
     return int(config.classifier.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
 
@@ -260,13 +258,13 @@ _SAID = "error: "
 def check_deepspeed(config: Config, num_classes: int, device: str) -> None:
     """Refuse a `classifier.deepspeed` with which this classifier cannot be trained.
 
-    An engine is built for one rank. Nothing is tried where there are no such settings, nor in ranks
-    that a process of ours has started, which has tried them.
+    An engine is built for one rank. Nothing is tried without such settings, nor in ranks that our
+    own launcher has started, which has tried them.
 
     Args:
-        config: Of the run.
-        num_classes: Of the classifier.
-        device: That trains, such as `cpu` or `cuda:0`.
+        config: Configuration of the run.
+        num_classes: Number of classes.
+        device: Training device, such as `cpu` or `cuda:0`.
 
     Raises:
         UserError: If DeepSpeed refuses them.
@@ -276,7 +274,7 @@ def check_deepspeed(config: Config, num_classes: int, device: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "online_aug.training.deepspeed_setup", str(num_classes), device],
         env={name: value for name, value in os.environ.items() if name not in RANK_VARIABLES},
-        cwd=Path(__file__).parents[2],  # the package is found there, wherever this process is
+        cwd=Path(__file__).parents[2],  # where the package lies
         input=resolved_yaml(config),
         capture_output=True,
         text=True,
@@ -290,14 +288,14 @@ def check_deepspeed(config: Config, num_classes: int, device: str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Build the engine of the configuration on standard input, for a number of classes."""
+    """Build an engine of the configuration on standard input; arguments: classes and device."""
     from online_aug.classifier.model import build_classifier
     from online_aug.distributed.world import end_distributed, start_distributed
     from online_aug.training.engine import TrainingEngine
 
     num_classes, device = argv
     config = load_config(Path("/dev/stdin"))
-    # Weights say nothing of settings, and may be a download.
+    # Settings do not depend on the weights, which may be a download.
     bare = config.classifier.model_copy(update={"pretrained": False, "checkpoint": None})
     world = start_distributed(device)
     image_size = config.data.image_size

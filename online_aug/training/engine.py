@@ -1,6 +1,6 @@
-"""One optimizer step after another on a DeepSpeed engine, and the state to go on later.
+"""One optimizer step on a DeepSpeed engine, and the checkpoint to continue from.
 
-The scale of a loss in float16: kept the same way under all ZeRO stages, and watched.
+`TrainingEngine.train_step` is the step. `LossScale` watches the scale of the loss in float16.
 """
 
 from collections.abc import Callable
@@ -38,14 +38,15 @@ AVERAGE_FILE = "average.pt"
 State = dict[str, Any]
 States = list[State]
 _SCALER = "loss_scaler"
-"""Among a rank's own state."""
+"""Key in a rank's own state."""
 
 
 Watch = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"]], None]
+"""Called with logits and labels of every batch."""
 
 
 class TrainingEngine:
-    """Trains a classifier; mixing and dropout are functions of seed, rank and step alone."""
+    """Trains a classifier; Mixup and dropout are functions of seed, rank and step alone."""
 
     def __init__(
         self, classifier: nn.Module, config: Config, world: World, *, steps_per_epoch: int
@@ -57,7 +58,7 @@ class TrainingEngine:
         """
         self._config, self._world = config, world
         self.watch: Watch | None = None
-        """Sees what the classifier says in training, and the labels before smoothing."""
+        """Gets the logits in training, and the labels before smoothing."""
         self._steps_per_epoch = steps_per_epoch
         self._mean, self._std = input_statistics(classifier)
         self._format = (
@@ -67,7 +68,7 @@ class TrainingEngine:
         prepare_training(classifier, config.classifier)
         ema = config.optim.ema
         self._average = None if ema is None else ModelEmaV3(classifier, decay=ema)
-        # Where weights are divided between the ranks, evaluation and export need a whole copy.
+        # With weights divided among the ranks, evaluation and export need a whole copy.
         self._whole = deepcopy(classifier) if zero_stage(config) == 3 else None
         self._engine = start_engine(classifier, config, world)
         is_float16 = config.classifier.precision == "float16"
@@ -77,7 +78,7 @@ class TrainingEngine:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps done so far."""
         return int(self._engine.global_steps)
 
     @property
@@ -91,7 +92,7 @@ class TrainingEngine:
         )
 
     def train_step(self, batch: Batch) -> Float[Tensor, ""]:
-        """Do one optimizer step; the loss of this rank's batch, on the device, not waited for."""
+        """Do one optimizer step and return the loss of this rank's batch, still on the device."""
         optim, device = self._config.optim, self._world.device
         images = normalise(batch.images.to(device, non_blocking=True), self._mean, self._std)
         labels = batch.labels.to(device, non_blocking=True)
@@ -107,15 +108,15 @@ class TrainingEngine:
         return loss
 
     def gather(self) -> None:
-        """Bring together what the ranks divided; all call it before one evaluates or exports."""
+        """Collect divided weights; all ranks call it before one of them evaluates or exports."""
         if self._whole is not None:
             with self._launched():
                 copy_whole(self._engine.module, self._whole)
 
     def evaluated_model(self) -> nn.Module:
-        """The classifier to judge and to export: the average of the weights where there is one.
+        """Return the classifier to judge and export, with averaged weights if `optim.ema` is set.
 
-        With ZeRO stage 3 it is as at the last `gather`.
+        With ZeRO stage 3 its weights are those of the last `gather`.
         """
         if self._whole is not None:
             return self._whole
@@ -124,15 +125,15 @@ class TrainingEngine:
         return cast(nn.Module, self._engine.module)
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write a checkpoint of this step; called by all ranks, the newest two are kept.
+        """Write a checkpoint of this step; all ranks call it. The newest two are kept.
 
         Args:
-            folder: Of all checkpoints of the run.
+            folder: Folder of all checkpoints of the run.
             client_state: This rank's own state: plain values, containers and tensors.
 
         Raises:
             TypeError: If `client_state` holds anything else, which could not be read back.
-            UserError: If the disk has no room for it; the one before is still there.
+            UserError: If the disk has no room for it; the checkpoint before is still there.
         """
         path = checkpoints.checkpoint_path(folder, self.step)
         if self._world.is_first:
@@ -156,16 +157,19 @@ class TrainingEngine:
     def load(
         self, folder: Path, share_out: Callable[[States, World], State] | None = None
     ) -> State | None:
-        """Go on from the newest whole checkpoint: what this rank saved with it, None without one.
+        """Load the newest whole checkpoint.
 
         Args:
-            folder: Of all checkpoints of the run.
-            share_out: Makes of what all ranks saved the state of this one, also of another number
-                of them; None refuses another number.
+            folder: Folder of all checkpoints of the run.
+            share_out: Makes this rank's state of the states that all ranks saved, however many they
+                were; None refuses another number of ranks.
+
+        Returns:
+            This rank's own state, or None if there is no checkpoint.
 
         Raises:
-            UserError: If it is of another classifier, of a number of ranks that cannot be changed,
-                or cannot be read.
+            UserError: If the checkpoint is of another classifier, of a number of ranks that cannot
+                be changed, or cannot be read.
         """
         found = checkpoints.newest_step(folder)
         step = agree(self._world, -1 if found is None else found)
@@ -184,7 +188,7 @@ class TrainingEngine:
             raise checkpoints.unreadable(path, first_line(error)) from error
 
     def export(self, path: Path) -> None:
-        """Write the evaluated weights as safetensors, which timm loads; the first rank does it."""
+        """Write the evaluated weights as safetensors that timm loads; only the first rank does."""
         if self._world.is_first:
             weights = self.evaluated_model().state_dict()
             whole = {name: value.detach().cpu().clone() for name, value in weights.items()}
@@ -193,7 +197,6 @@ class TrainingEngine:
     def _descend(
         self, images: Float[Tensor, "b 3 h w"], labels: Float[Tensor, "b k"]
     ) -> Float[Tensor, ""]:
-        """Gradients of the parts of a batch one after another, then the step; the mean loss."""
         parts = self._config.optim.accumulation
         losses = []
         for some, wanted in zip(images.chunk(parts), labels.chunk(parts), strict=True):
@@ -207,14 +210,13 @@ class TrainingEngine:
         return torch.stack(losses).mean()
 
     def _launched(self) -> AbstractContextManager[None]:
-        """ZeRO stage 3 insists on the launcher's variable, also without a launcher."""
+        # ZeRO stage 3 insists on the launcher's variable, also without a launcher.
         return set_environment(LOCAL_RANK=str(self._world.local_rank))
 
     def _entropy(self) -> tuple[int, int, int]:
         return self._config.run.seed, self._world.rank, self.step
 
     def _restore(self, path: Path) -> States:
-        """What every rank saved."""
         files = sorted(path.glob("rank_*.pt"))
         is_divided_otherwise = len(files) != self._world.world_size and zero_stage(self._config)
         with self._launched():
@@ -240,18 +242,19 @@ class TrainingEngine:
 
 
 FIRST_SCALE, LEAST_SCALE = 2.0**16, 1.0
+"""Scale at the start, and the scale at which an overflow ends the run."""
 _GROWS_AFTER_STEPS = 2000
 
 
 class LossScale:
-    """Of one training; in other formats nothing is scaled."""
+    """The scale of the loss in float16 training; in other formats nothing is scaled."""
 
     def __init__(self, engine: Any, *, is_float16: bool) -> None:
-        """Take the scale over from a DeepSpeed engine.
+        """Take over the scale of a DeepSpeed engine.
 
-        Where DeepSpeed 0.19 divides the training state it would clip gradients that are still
-        scaled, and not lower the scale of autocast after an overflow. The scaler of its own
-        half-precision training does both right.
+        With ZeRO stages above 0, DeepSpeed 0.19 clips gradients that are still scaled, and does not
+        lower the scale of autocast after an overflow. The scaler of its own half-precision training
+        does both right, and replaces it.
         """
         self._plain, self._divided = engine.torch_autocast_z0_gradscaler, None
         if hasattr(engine.optimizer, "torch_autocast_gradscaler"):
@@ -259,20 +262,23 @@ class LossScale:
             self._divided = engine.optimizer if is_float16 else None
         self._last = self.value
         self.skipped = 0
-        """Steps since this launch whose gradients overflowed."""
+        """Steps of this launch that were skipped because gradients overflowed."""
 
     @property
     def value(self) -> float | None:
-        """What the loss is multiplied with now; None where it is not."""
+        """Factor of the loss now; None if the loss is not scaled."""
         if self._divided is not None:
             return float(self._divided.cur_scale)
         return None if self._plain is None else float(self._plain.get_scale())
 
     def after_step(self, step: int) -> str | None:
-        """What to say of a step that was skipped, None of one that was done.
+        """Check whether a step was skipped.
 
         Args:
-            step: Its number.
+            step: Number of the step.
+
+        Returns:
+            A message about a skipped step, or None.
 
         Raises:
             RunError: If even the least scale overflowed: loss or gradients are not finite.
@@ -291,11 +297,11 @@ class LossScale:
         return f"step {step} skipped, float16 overflowed: loss scale {now:g}, {self.skipped} so far"
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What DeepSpeed does not keep in its own part of a checkpoint."""
+        """Return what DeepSpeed does not keep in its own part of a checkpoint."""
         return None if self._plain is None else dict(self._plain.state_dict())
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on with the scale of a checkpoint, of which DeepSpeed's part has been loaded."""
+        """Take the scale of a checkpoint; DeepSpeed's own part must have been loaded before."""
         if state is not None and self._plain is not None:
             self._plain.load_state_dict(state)
         self._last = self.value

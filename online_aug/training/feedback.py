@@ -1,6 +1,7 @@
-"""What the classifier being trained says to the generation process: saliency maps, losses.
+"""What the classifier being trained tells the generation process: saliency maps and losses.
 
-How hard each class is for the classifier right now.
+`SaliencyPublisher` makes new maps between epochs and the plan that follows from them.
+`LossPublisher` tells how hard each class is at the moment.
 """
 
 import math
@@ -22,23 +23,24 @@ from online_aug.saliency.maps import encode_map, weights_version
 from online_aug.training.engine import TrainingEngine
 
 VERSIONS_FILE = "saliency_versions.jsonl"
+"""File in the run directory that says which version began when."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One version of the maps."""
+    """One version of the saliency maps."""
 
     epoch: int
-    """The first that was planned by them."""
+    """First epoch that was planned with it."""
     version: str
 
 
 class SaliencyPublisher:
-    """Every `saliency.refresh_epochs` epochs: maps by the classifier, and the plan they lead to.
+    """Makes new saliency maps every `saliency.refresh_epochs` epochs, and plans with them.
 
-    The first rank makes the maps between two epochs, a forward pass over the training set, the
-    caches of the other nodes get the same ones, and the run directory says which version began
-    when. So what is planned is a function of the training alone, on every rank and after a restart.
+    The first rank makes the maps between two epochs, with a forward pass over the training set. The
+    caches of the other nodes get copies, and the run directory says which version began when. So
+    the plan is a function of the training alone, on every rank and after a restart.
     """
 
     def __init__(
@@ -49,19 +51,19 @@ class SaliencyPublisher:
         self._published: list[Published] = []
 
     def resume(self, epoch: int) -> None:
-        """Take up again what was published up to the start of this epoch."""
+        """Plan again with every version published up to the start of this epoch."""
         if self._experiment.saliency.follows_classifier and self._path.exists():
             for each in self._read():
                 if each.epoch <= epoch:
                     self._take_up(each)
 
     def refresh(self, epoch: int, classifier: nn.Module) -> None:
-        """Publish a new version where one is due at the start of this epoch; all ranks call it.
+        """Publish a new version if one is due at the start of this epoch; all ranks call it.
 
         Args:
-            epoch: About to be trained.
-            classifier: The weights to look with: their average where `optim.ema` keeps one. It
-                stays as it is.
+            epoch: Epoch about to be trained.
+            classifier: Classifier that looks at the images, with averaged weights if `optim.ema` is
+                set; it is not changed.
 
         Raises:
             UserError: If a training image cannot be read.
@@ -75,7 +77,7 @@ class SaliencyPublisher:
             self._publish(epoch, classifier)
         barrier(self._world)
         for each in self._read():
-            if each.epoch == epoch:  # none where the weights are those of the version before
+            if each.epoch == epoch:  # none if the weights did not change since the last one
                 self._share(each.version)
                 self._take_up(each)
 
@@ -92,7 +94,7 @@ class SaliencyPublisher:
         write_atomically(self._path, "".join(f"{line}\n" for line in lines))
 
     def _share(self, version: str) -> None:
-        """Put the first node's maps into the caches of the others."""
+        """Copy the first node's maps into the caches of the other nodes."""
         experiment, world = self._experiment, self._world
         if world.nodes == 1 or experiment.config.run.replay is not None:
             return
@@ -126,10 +128,10 @@ class SaliencyPublisher:
 
 
 class LossPublisher:
-    """Every `schedule.refresh_steps` steps: the classifier's loss on each class.
+    """Publishes the classifier's loss on each class every `schedule.refresh_steps` steps.
 
-    The rank that owns the generation process tells it of its own share of the training, where
-    `schedule.priority` is `hard`; elsewhere nothing is looked at.
+    Only the rank that owns the generation process does, with the losses of its own batches, and
+    only if `schedule.priority` is `hard`.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class LossPublisher:
         engine: TrainingEngine,
         device: torch.device,
     ) -> None:
-        """Begin to watch the engine on its device, where there is somebody to tell."""
+        """Watch the losses of `engine` on its device, if there is a process to tell them."""
         schedule, self._process = experiment.config.schedule, loader.process
         self._every, self._engine = schedule.refresh_steps, engine
         self._losses: ClassLosses | None = None
@@ -149,25 +151,25 @@ class LossPublisher:
             engine.watch = self._losses.add
 
     def after_step(self) -> None:
-        """Publish where it is due; call it after every step."""
+        """Publish if it is due; call it after every step."""
         if self._losses and self._process and self._engine.step % self._every == 0:
             self._process.publish_losses(self._losses.read())
 
 
 DECAY = 0.99
-"""What is left of a step's weight after one more: about the last hundred steps count."""
+"""Decay of a step's weight with each further step: about the last hundred steps count."""
 LEAST_MASS = 1e-3
-"""Labels below this were not seen: what mixing leaves of a class tells nothing about it."""
+"""Sum of labels below which a class counts as not seen: Mixup leaves traces of every class."""
 
 
 class ClassLosses:
-    """The running mean of the loss of each class, an image counted by its share of the label.
+    """Running mean of the loss on each class; an image counts by the class's share of its label.
 
-    Nothing waits for the device until `read`.
+    Only `read` waits for the device.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        """Know nothing yet."""
+        """Start with no class seen."""
         self._losses = torch.zeros(num_classes, device=device)
         self._mass = torch.zeros(num_classes, device=device)
 
@@ -176,15 +178,15 @@ class ClassLosses:
         """Count one batch.
 
         Args:
-            logits: What the classifier said.
-            labels: As they are before label smoothing, which says nothing about the image.
+            logits: Output of the classifier.
+            labels: Soft labels before label smoothing.
         """
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         self._losses.mul_(DECAY).add_(losses @ labels)
         self._mass.mul_(DECAY).add_(labels.sum(0))
 
     def read(self) -> list[float | None]:
-        """By label; None for a class that was not seen, or whose loss is not finite."""
+        """Return the losses by label; None for a class not seen, or whose loss is not finite."""
         means, mass = (self._losses / self._mass).tolist(), self._mass.tolist()
         return [
             mean if seen >= LEAST_MASS and math.isfinite(mean) else None

@@ -89,10 +89,11 @@ def test_a_mistake_in_an_override_is_one_line(recipe):
         pass
 
 
-def test_a_teacher_in_training_is_refused(recipe):
-    overrides = {"method.name": "sgd_mix", "saliency.teacher": "classifier"}
+def test_a_configuration_whose_maps_follow_the_classifier_is_refused(tmp_path, tiny_model):
+    sections = {"method": {"name": "sgd_mix"}, "saliency": {"teacher": "classifier"}}
+    config = make_config(tmp_path, tiny_model, **sections)
     with (
         pytest.raises(UserError, match=r"^saliency.teacher must be a file of weights.*own"),
-        open_loader(recipe, **overrides),
+        open_loader(config),
     ):
         pass
