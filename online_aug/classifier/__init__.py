@@ -1,1 +1,1 @@
-"""The classifier being trained."""
+"""The classifier: timm model, optimizer and schedule, evaluation."""

@@ -1,4 +1,4 @@
-"""How well a classifier does on a set of images, and on each of its parts."""
+"""Evaluate a classifier on a set of images: overall, by class, by group and by class size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ _SHOTS = ("few", "medium", "many")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of one pass over a set; a part without an image is left out."""
+    """Results on one set of images; parts without images are left out."""
 
     top1: float
-    """Share of images whose class got the largest output, [0, 1]."""
+    """Share of images whose class has the largest output, [0, 1]."""
     top5: float
-    """Share of images whose class got one of the five largest outputs, [0, 1]."""
+    """Share of images whose class is among the five largest outputs, [0, 1]."""
     loss: float
-    """Mean cross-entropy with the plain labels, nats."""
+    """Mean cross-entropy with the true labels, nats."""
     per_class: Mapping[str, float]
-    """Share recognised of each class, by name."""
+    """Top-1 accuracy of each class, by name."""
     per_group: Mapping[str, float]
-    """Share recognised of each group, by name; empty where the set comes without groups."""
+    """Top-1 accuracy of each group, by name; empty if the set has no groups."""
     worst_group: float | None
-    """The smallest of these; None without groups."""
+    """Smallest accuracy of a group; None without groups."""
     per_shots: Mapping[str, float]
-    """Share recognised of the images of classes with few, medium and many training images; empty
-    where the training set is no long tail."""
+    """Top-1 accuracy on classes with few, medium and many training images; empty if the training set
+    is not a long tail."""
     images: int
-    """How many were judged."""
+    """Number of images evaluated."""
 
 
 def evaluate(
@@ -51,21 +51,21 @@ def evaluate(
     batch_size: int = 256,
     train_labels: Int[np.ndarray, " n"] | None = None,
 ) -> Evaluation:
-    """Judge a classifier; its mode, its gradients and all random states stay as they are.
+    """Evaluate a classifier; its mode, gradients and all random states stay as they are.
 
     Args:
-        classifier: On `device`.
-        images: What to judge it on.
-        data: How images are prepared, and whether one that cannot be read is left out.
+        classifier: Classifier on `device`.
+        images: Images to evaluate it on.
+        data: How images are transformed, and whether unreadable ones are left out.
         device: Where to compute.
         batch_size: Images at a time; does not change the result.
-        train_labels: Of the training images, to tell few from many.
+        train_labels: Labels of the training images, for the accuracy by class size.
 
     Raises:
         BadImageError: If an image cannot be read and `data.on_bad_image` is not `skip`.
-        ValueError: If there is no image to judge.
+        ValueError: If there is no readable image.
     """
-    places, is_best, is_among_best = list[Tensor](), list[Tensor](), list[Tensor]()
+    indices_seen, is_best, is_among_best = list[Tensor](), list[Tensor](), list[Tensor]()
     losses = 0.0
     mean, std = input_statistics(classifier)
     labels = torch.from_numpy(np.asarray(images.labels))
@@ -76,23 +76,23 @@ def evaluate(
             truth = labels[indices].to(device)
             logits = classifier(normalise(batch.to(device), mean, std)).float()
             losses += float(F.cross_entropy(logits, truth, reduction="sum"))
-            places.append(indices)
+            indices_seen.append(indices)
             is_best.append((logits.argmax(1) == truth).cpu())
             is_among_best.append(_is_among_best(logits, truth).cpu())
-    if not places:
+    if not indices_seen:
         raise ValueError("images must hold at least one that can be read, got none")
-    judged, right = torch.cat(places).numpy(), torch.cat(is_best).numpy()
+    seen, right = torch.cat(indices_seen).numpy(), torch.cat(is_best).numpy()
     groups, shots = groups_of(images), _shots_of(images, train_labels, data)
-    per_group = _shares(groups, judged, right)
+    per_group = _accuracies(groups, seen, right)
     return Evaluation(
         top1=float(right.mean()),
         top5=float(torch.cat(is_among_best).numpy().mean()),
-        loss=losses / len(judged),
-        per_class=_shares(Groups(images.class_names, images.labels), judged, right),
+        loss=losses / len(seen),
+        per_class=_accuracies(Groups(images.class_names, images.labels), seen, right),
         per_group=per_group,
         worst_group=min(per_group.values(), default=None),
-        per_shots=_shares(shots, judged, right),
-        images=len(judged),
+        per_shots=_accuracies(shots, seen, right),
+        images=len(seen),
     )
 
 
@@ -101,22 +101,21 @@ def _is_among_best(logits: Tensor, labels: Tensor) -> Tensor:
     return (best == labels[:, None]).any(1)
 
 
-def _shares(
-    parts: Groups | None, places: Int[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
+def _accuracies(
+    parts: Groups | None, indices: Int[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
 ) -> dict[str, float]:
     if parts is None:
         return {}
-    numbers, count = parts.numbers[places], len(parts.names)
-    seen = np.bincount(numbers, minlength=count)
+    numbers, count = parts.numbers[indices], len(parts.names)
+    total = np.bincount(numbers, minlength=count)
     hits = np.bincount(numbers[right], minlength=count)
-    triples = zip(parts.names, hits, seen, strict=True)
+    triples = zip(parts.names, hits, total, strict=True)
     return {name: float(hit / number) for name, hit, number in triples if number}
 
 
 def _shots_of(
     images: ImageSet, train_labels: Int[np.ndarray, " n"] | None, data: DataConfig
 ) -> Groups | None:
-    """Images by the number of training images of their class; None where that is no long tail."""
     if train_labels is None or data.imbalance_factor is None:
         return None
     sizes = np.bincount(train_labels, minlength=len(images.class_names))

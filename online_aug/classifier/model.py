@@ -1,4 +1,4 @@
-"""The timm model that is trained."""
+"""The timm classifier: built, loaded with weights, and checked before a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.seeding import torch_global_state
 
-SHOWN_NAMES = 3
+_SHOWN_NAMES = 3
 _REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
-"""What networks answer to settings or images that they were not made for."""
+"""Errors that networks raise for settings or images they were not made for."""
 
 
 def build_classifier(
@@ -28,18 +28,18 @@ def build_classifier(
     seed: int = 0,
     key: str = "classifier.checkpoint",
 ) -> nn.Module:
-    """A timm classifier on the CPU with a new head, or with the weights the configuration names.
+    """Build a timm classifier on the CPU, with a new head or the weights the configuration names.
 
     Args:
         config: Name, weights and dropout.
         num_classes: Outputs of the head.
-        image_size: Side of the images it will see, px; only models that fix it at construction
-            (most vision transformers) take notice.
-        seed: Of the initial weights; PyTorch's global state is left as it was.
-        key: What the user gave `config.checkpoint` as; errors name it.
+        image_size: Side of the images it will see, px; only used by models that are built for one
+            size (most vision transformers).
+        seed: Seed of the initial weights; PyTorch's global state is left alone.
+        key: Configuration key of `config.checkpoint`, for error messages.
 
     Raises:
-        UserError: If timm does not know the name, or the weights cannot be had or do not fit.
+        UserError: If timm does not know the name, or the weights are missing or do not fit.
     """
     check_name(config.name)
     with torch_global_state(seed):
@@ -50,16 +50,16 @@ def build_classifier(
 
 
 def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel that the model expects, for values in [0, 1]."""
+    """Return the channel means and deviations that a model expects, for values in [0, 1]."""
     found = resolve_model_data_config(classifier)
     return tuple(found["mean"]), tuple(found["std"])
 
 
 def prepare_training(classifier: nn.Module, config: ClassifierConfig) -> None:
-    """Put the classifier in training mode: all of it, or the head alone.
+    """Put the classifier in training mode, or with `classifier.head_only` only its head.
 
     Raises:
-        UserError: If the head alone is to be trained and timm does not say which part that is.
+        UserError: If only the head is to be trained and timm does not know the model's head.
     """
     classifier.train()
     if not config.head_only:
@@ -68,7 +68,7 @@ def prepare_training(classifier: nn.Module, config: ClassifierConfig) -> None:
     if not heads:
         raise UserError(f"classifier.head_only must be false for {config.name}, which has no head")
     classifier.requires_grad_(False).eval()
-    classifier.training = True  # dropout before the head is the whole model's
+    classifier.training = True  # the mode that dropout before the head follows
     for head in heads:
         head.requires_grad_(True).train()
 
@@ -80,7 +80,7 @@ def _heads(classifier: Any) -> list[nn.Module]:
 
 
 def check_classifier(config: ClassifierConfig) -> None:
-    """Refuse a classifier that cannot be built, as far as that is told without building it.
+    """Raise if a classifier obviously cannot be built, without building it.
 
     Raises:
         UserError: If timm does not know the name, or the file of weights is missing.
@@ -90,13 +90,13 @@ def check_classifier(config: ClassifierConfig) -> None:
 
 
 def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> None:
-    """Refuse weights for other classes, and images smaller than the network can take.
+    """Raise if the weights are for other classes, or the images too small for the network.
 
-    It is built for that, and only where one of them can be: images as large as those it was made
-    for always fit.
+    The network is built to find out, but only if there are weights or the images are smaller than
+    those it was made for.
 
     Raises:
-        UserError: If so.
+        UserError: If the weights or the images do not fit.
     """
     cfg = None if ":" in config.name else timm.get_pretrained_cfg(config.name)
     is_small = cfg is not None and image_size < max(cfg.input_size)
@@ -115,10 +115,10 @@ def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> No
 
 
 def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
-    """Refuse a number format that a training device does not compute in.
+    """Raise if a training device does not support `classifier.precision`.
 
     Raises:
-        UserError: If so.
+        UserError: If it does not; names the formats that it supports.
     """
     on_cpu = any(device.startswith("cpu") for device in devices)
     if config.precision == "float16" and on_cpu:
@@ -134,10 +134,14 @@ def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
 
 
 def check_name(name: str, key: str = "classifier.name") -> None:
-    """Refuse a name that timm does not know; `key` is what the user gave it as.
+    """Raise if timm does not know a model.
+
+    Args:
+        name: Name of the model, with or without a tag of weights.
+        key: Configuration key of the name, for the error message.
 
     Raises:
-        UserError: If it does not; says which names are nearest.
+        UserError: If timm does not know it; names the nearest models.
     """
     architecture = name.split(".")[0]
     if ":" in name or timm.is_model(architecture):
@@ -147,7 +151,7 @@ def check_name(name: str, key: str = "classifier.name") -> None:
 
 
 def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
-    # Weights of our own make a download pointless.
+    # A checkpoint replaces downloaded weights.
     pretrained = config.pretrained and config.checkpoint is None
     try:
         classifier: nn.Module = timm.create_model(
@@ -171,7 +175,7 @@ def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) 
 
 
 def sees_one_size(name: str) -> bool:
-    """The model takes images of the size it was built for and of no other."""
+    """Return whether a model only takes images of the size it was built for."""
     cfg = None if ":" in name else timm.get_pretrained_cfg(name)
     return cfg is not None and bool(cfg.fixed_input_size)
 
@@ -231,11 +235,11 @@ def _other_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor])
 def _listed(verb: str, names: list[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return [f"{verb} {', '.join(names[:SHOWN_NAMES])}{more}"]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return [f"{verb} {', '.join(names[:_SHOWN_NAMES])}{more}"]
 
 
 def first_line(error: Exception) -> str:
-    """What a library said, cut to a line of our own message."""
+    """Return the first line of a library's error, to be quoted in a message of ours."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,9 +1,4 @@
-"""timm's optimizers by name, with our settings.
-
-Mixup and CutMix over soft labels, drawn by timm.
-
-The learning rate as a function of the step: nothing to save, nothing to restore.
-"""
+"""Optimizer, Mixup and CutMix, label smoothing, and the learning rate of each step."""
 
 import math
 
@@ -22,14 +17,14 @@ from online_aug.seeding import numpy_global_state
 
 
 def build_optimizer(classifier: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """An optimizer of what is trained of the classifier.
+    """Build timm's optimizer for the trainable weights of a classifier.
 
-    Each group of weights has the factor of its learning rate as `lr_scale` where layers differ.
+    With layer decay each parameter group has the factor of its learning rate as `lr_scale`.
 
     Raises:
         UserError: If it cannot be built with these settings.
     """
-    # timm's "sgd" is Nesterov's, which PyTorch refuses without momentum.
+    # timm's "sgd" is Nesterov's, which PyTorch rejects without momentum.
     is_plain = optim.name in ("sgd", "nesterov") and optim.momentum == 0
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
@@ -50,10 +45,10 @@ def build_optimizer(classifier: nn.Module, optim: OptimConfig) -> torch.optim.Op
 
 
 def check_optimizer(optim: OptimConfig) -> None:
-    """Refuse an optimizer that timm does not have or cannot build.
+    """Raise if timm does not have an optimizer or cannot build it.
 
     Raises:
-        UserError: If so; says which names are nearest.
+        UserError: If so; names the nearest optimizers.
     """
     if optim.name not in list_optimizers():
         hint = nearest_hint(optim.name, list_optimizers())
@@ -62,7 +57,7 @@ def check_optimizer(optim: OptimConfig) -> None:
         raise UserError(
             f"optim.name must be an optimizer that needs first derivatives only, got {optim.name}"
         )
-    # Layers are counted by the classifier, which is not built yet.
+    # Layer decay needs the layers of the classifier, which is not built yet.
     build_optimizer(nn.Linear(2, 2), optim.model_copy(update={"layer_decay": None}))
 
 
@@ -72,17 +67,17 @@ def mix_batch(
     optim: OptimConfig,
     rng: np.random.Generator,
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
-    """The batch under Mixup or CutMix, a coin toss where both are on; as it is where both are off.
+    """Apply Mixup or CutMix to a batch of soft labels; if both are on, one of them at random.
 
-    timm mixes class indices. Asked for a batch whose classes are its own positions, its soft
-    targets are the weights of each image in each mixture, and these mix any labels. It pairs the
-    first with the last, so of an odd batch the last image stays as it is.
+    timm mixes class indices. Given the positions in the batch as classes, its soft targets are the
+    weights of each image in each mixture, which can mix any labels. timm pairs images and needs an
+    even number, so the last image of an odd batch stays as it is.
 
     Args:
-        images: Normalised; changed in place.
-        labels: Rows that sum to 1.
-        optim: Beta parameters, and how often there is mixing at all.
-        rng: Source of all chance.
+        images: Normalised images, changed in place.
+        labels: Soft labels, rows that sum to 1.
+        optim: Parameters of the Beta distributions, and the probability of mixing at all.
+        rng: Source of all randomness.
     """
     paired = len(images) - len(images) % 2
     if paired == 0 or not (optim.mixup or optim.cutmix):
@@ -100,18 +95,18 @@ def mix_batch(
 
 
 def smooth(labels: Float[Tensor, "b k"], smoothing: float) -> Float[Tensor, "b k"]:
-    """Move `smoothing` of every label's mass to the uniform distribution, smoothing in [0, 1)."""
+    """Move the fraction `smoothing`, in [0, 1), of each label to the uniform distribution."""
     return labels * (1 - smoothing) + smoothing / labels.shape[1]
 
 
 def learning_rate(
     optim: OptimConfig, step: int, *, total_steps: int, steps_per_epoch: int
 ) -> float:
-    """The learning rate of optimizer step `step`, from 0.
+    """Return the learning rate of optimizer step `step`, counted from 0.
 
-    Rises linearly to `optim.lr` over the warm-up, whose last step has the peak. Then it stays, or
-    falls along half a cosine that would reach `optim.min_lr` at `total_steps`, or is timm's
-    schedule, which counts from the start of the run.
+    It rises linearly to `optim.lr`, which the last warm-up step has. Then it is constant, or falls
+    along half a cosine that reaches `optim.min_lr` at `total_steps`, or follows timm's schedule,
+    which counts from the start of the run. A pure function of the step needs no saved state.
     """
     warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
@@ -125,7 +120,7 @@ def learning_rate(
 
 
 def _timm_rate(optim: OptimConfig, step: int, epochs: int, steps_per_epoch: int) -> float:
-    # timm's schedulers write into an optimizer; one of a single number costs microseconds.
+    # timm's schedulers write into an optimizer; one with a single number costs microseconds.
     holder = torch.optim.SGD([torch.zeros(1)], lr=optim.lr)
     scheduler, _ = create_scheduler_v2(
         holder,

@@ -1,1 +1,1 @@
-"""Serving it: real and synthetic images, transforms, mixing, and the loader."""
+"""Real images: decoding, data sets and their splits, and the transforms the classifier sees."""

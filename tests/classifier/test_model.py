@@ -1,3 +1,5 @@
+"""Classifiers are built by name, seeded, and loaded from weights that fit."""
+
 import huggingface_hub.constants
 import pytest
 import safetensors.torch
@@ -12,17 +14,17 @@ def build(num_classes=3, **config):
     return build_classifier(ClassifierConfig(**{"name": "test_resnet"} | config), num_classes)
 
 
-def test_the_head_has_one_output_a_class():
+def test_the_head_has_one_output_for_each_class():
     assert build(num_classes=7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
-def test_a_transformer_of_fixed_size_takes_the_size_of_the_images():
+def test_a_transformer_of_fixed_size_is_built_for_the_image_size():
     config = ClassifierConfig(name="vit_tiny_patch16_224")
     classifier = build_classifier(config, 3, image_size=32).eval()
     assert classifier(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_initial_weights_follow_the_seed_and_not_the_global_state():
+def test_initial_weights_depend_on_the_seed_and_not_on_the_global_state():
     config = ClassifierConfig(name="test_resnet")
     torch.manual_seed(1)
     first = build_classifier(config, 3, seed=5).fc.weight
@@ -37,7 +39,7 @@ def test_building_leaves_the_global_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_dropout_is_passed_on():
+def test_the_dropout_rate_reaches_the_model():
     assert build(drop_rate=0.4).drop_rate == 0.4
 
 
@@ -45,17 +47,17 @@ def test_the_statistics_are_those_of_the_model():
     assert input_statistics(build()) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"classifier\.name .* got 'resnet5O'; nearest: .*resnet50"):
         build(name="resnet5O")
 
 
-def test_an_unknown_tag_of_weights_is_one_line():
+def test_an_unknown_weights_tag_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"classifier\.name .*no_such_tag"):
         build(name="test_resnet.no_such_tag")
 
 
-def test_pretrained_weights_that_cannot_be_had_point_to_a_file(monkeypatch, tmp_path):
+def test_the_error_for_weights_that_cannot_be_downloaded_suggests_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"give a file of weights as classifier\.checkpoint"):
@@ -63,7 +65,7 @@ def test_pretrained_weights_that_cannot_be_had_point_to_a_file(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_weights_come_from_a_file(tmp_path, suffix):
+def test_weights_are_loaded_from_a_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     weights = build_classifier(ClassifierConfig(name="test_resnet"), 3, seed=9).state_dict()
     save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
@@ -72,7 +74,7 @@ def test_weights_come_from_a_file(tmp_path, suffix):
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
 
 
-def test_weights_of_another_number_of_classes_are_refused(tmp_path):
+def test_weights_for_another_number_of_classes_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(build(num_classes=5).state_dict(), path)
     with pytest.raises(
@@ -89,7 +91,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path, name):
+def test_a_file_without_weights_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_text("these are not weights")
     with pytest.raises(UserError, match="cannot read") as caught:

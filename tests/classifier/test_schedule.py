@@ -1,3 +1,5 @@
+"""The learning rate of each step: warm-up, constant, cosine, and the schedules of timm."""
+
 from itertools import pairwise
 
 import pytest
@@ -13,11 +15,11 @@ def rates(**optim):
     ]
 
 
-def test_the_warm_up_is_a_line_from_near_zero_to_the_peak():
+def test_the_warm_up_rises_linearly_to_the_peak():
     assert rates(warmup_epochs=2)[:20] == pytest.approx([0.005 * n for n in range(1, 21)])
 
 
-def test_the_cosine_falls_from_the_peak_through_the_middle_to_near_zero():
+def test_the_cosine_falls_from_the_peak_to_near_zero():
     found = rates(warmup_epochs=2)
     assert found[20] == pytest.approx(0.1)
     assert found[60] == pytest.approx(0.05)
@@ -28,23 +30,23 @@ def test_the_constant_schedule_stays_at_the_peak():
     assert set(rates(warmup_epochs=0, schedule="constant")) == {0.1}
 
 
-def test_a_warm_up_longer_than_the_run_is_cut_by_its_end():
+def test_a_warm_up_longer_than_the_run_ends_with_it():
     assert rates(warmup_epochs=20)[-1] == pytest.approx(0.05)
 
 
-def test_the_cosine_ends_at_its_least_rate():
+def test_the_cosine_ends_at_the_minimum_rate():
     found = rates(warmup_epochs=0, min_lr=0.02)
     assert found[50] == pytest.approx(0.06)
     assert 0.02 < found[99] < 0.0201
 
 
-def test_a_step_schedule_decays_every_so_many_epochs():
+def test_the_step_schedule_decays_at_regular_epochs():
     found = rates(warmup_epochs=0, schedule="step", decay_epochs=[3], decay_rate=0.5)
     assert found[::30] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
     assert found[29] == 0.1
 
 
-def test_a_multistep_schedule_decays_after_the_epochs_named():
+def test_the_multistep_schedule_decays_after_the_given_epochs():
     found = rates(warmup_epochs=1, schedule="multistep", decay_epochs=[4, 7], decay_rate=0.01)
     # timm decays one step before the epoch is full.
     assert found[9:39] == pytest.approx([0.1] * 30)
@@ -53,7 +55,7 @@ def test_a_multistep_schedule_decays_after_the_epochs_named():
 
 
 @pytest.mark.parametrize("schedule", ["poly", "tanh"])
-def test_timms_other_schedules_fall_from_the_peak_to_the_least_rate(schedule):
+def test_the_other_schedules_of_timm_fall_from_the_peak_to_the_minimum(schedule):
     found = rates(warmup_epochs=0, schedule=schedule, min_lr=0.01, decay_rate=0.9)
     assert found[0] == pytest.approx(0.1, rel=0.01)
     assert all(after <= before for before, after in pairwise(found))
