@@ -1,6 +1,6 @@
 """Published data sets in miniature: the files of their authors with few, small images.
 
-The shade of an image is twice its class, its width tells it from the others of that class.
+The grey value of an image is twice its label; its width differs from the others of that class.
 """
 
 import csv
@@ -28,7 +28,7 @@ def write_lines(path, rows, separator=" "):
 
 
 def shots(classes, train=TRAIN, test=TEST):
-    """Split, class and number of every image of a small set."""
+    """Yield split, label and number of every image of a small set."""
     for split, count in {"train": train, "test": test}.items():
         for label in range(classes):
             for k in range(count):
@@ -38,7 +38,7 @@ def shots(classes, train=TRAIN, test=TEST):
 def write_cub(root, train=TRAIN):
     folder = root / "CUB_200_2011"
     tables = {"images": [], "image_class_labels": [], "train_test_split": []}
-    # In the published files too train and test are in turns.
+    # As in the published files, train and test alternate.
     for number, (split, label, k) in enumerate(
         sorted(shots(3, train), key=lambda shot: shot[1:]), 1
     ):
@@ -53,7 +53,7 @@ def write_cub(root, train=TRAIN):
 
 
 def write_waterbirds(root):
-    """Albatrosses are waterbirds; every second picture is on water. Shades are of the species."""
+    """Write albatrosses as waterbirds, every second image on water; grey values are by species."""
     folder = root / "waterbird_complete95_forest2water2"
     rows = []
     for split, count in enumerate((4, 2, 2)):
@@ -116,7 +116,7 @@ def write_dogs(root):
 
 
 def write_flowers(root):
-    """102 classes, because the files do not name them; three images of each."""
+    """Write three images of each of the 102 classes, whose names are not in the files."""
     folder = root / "flowers-102"
     numbers = np.arange(1, 307)
     for number in numbers:
@@ -150,12 +150,12 @@ def write_food(root):
 
 
 def write_records(path, labels, number):
-    """CIFAR's binary records; the first row of labels counts least."""
+    """Write binary records of CIFAR; the last label of a record is the class."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for k, row in enumerate(labels):
             pixels = np.full((3, 32, 32), 2 * row[-1], np.uint8)
-            pixels[2, 31, 30] = number + k // 100  # tells copies of a label and the axes apart
+            pixels[2, 31, 30] = number + k // 100  # distinguishes images of a label, and the axes
             file.write(bytes(row) + pixels.tobytes())
 
 
@@ -218,7 +218,7 @@ WRITERS = {
 
 
 def accept_small_flowers(monkeypatch):
-    """Let torchvision read lists of flowers other than those whose MD5 it knows."""
+    """Let torchvision read lists of flowers whose MD5 it does not know."""
     from torchvision.datasets import Flowers102
 
     known = {kind: (file, None) for kind, (file, _) in Flowers102._file_dict.items()}
@@ -226,7 +226,7 @@ def accept_small_flowers(monkeypatch):
 
 
 def write_mnist(root, per_class=6):
-    """The four files of MNIST in their own format, with few images."""
+    """Write the four files of MNIST in their own format, with few images."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -32,12 +32,12 @@ class Evaluation:
     per_class: Mapping[str, float]
     """Top-1 accuracy of each class, by name."""
     per_group: Mapping[str, float]
-    """Top-1 accuracy of each group, by name; empty if the set has no groups."""
+    """Top-1 accuracy of each group, by name; empty without groups."""
     worst_group: float | None
     """Smallest accuracy of a group; None without groups."""
     per_shots: Mapping[str, float]
-    """Top-1 accuracy on classes with few, medium and many training images; empty if the training set
-    is not a long tail."""
+    """Top-1 accuracy on classes with few, medium and many training images; empty if the training
+    set is not a long tail."""
     images: int
     """Number of images evaluated."""
 

@@ -1,3 +1,5 @@
+"""Mixup, CutMix and label smoothing of soft labels."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ BOTH = OptimConfig(mixup=0.4, cutmix=1.0)
 
 
 def flat_images(values):
-    """Images of one value each: a mixture then shows its weights."""
+    """Return images of one value each, so that a mixture shows its weights."""
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
 
 
@@ -38,14 +40,14 @@ def test_mixed_soft_labels_are_distributions(size, classes, optim, seed):
     torch.testing.assert_close(soft.sum(1), torch.ones(size))
 
 
-def test_batches_are_mixed_as_often_as_their_probability():
+def test_batches_are_mixed_with_the_configured_probability():
     labels, optim = torch.eye(2), OptimConfig(cutmix=1.0, mix_probability=0.25)
     plain = sum(torch.equal(mixed(labels, optim, seed)[1], labels) for seed in range(200))
     assert 120 < plain < 175
 
 
 @given(seed=st.integers(0, 2**32 - 1), optim=st.sampled_from([MIXUP, CUTMIX, BOTH]))
-def test_labels_are_mixed_by_the_share_of_pixels(seed, optim):
+def test_labels_are_mixed_in_proportion_to_the_pixels(seed, optim):
     first, last = torch.tensor([0.7, 0.3, 0.0]), torch.tensor([0.0, 0.2, 0.8])
     images, soft = mixed(torch.stack([first, last]), optim, seed, values=[1.0, 0.0])
     lam = images[0].mean()  # what is left of the first image in the first mixture
@@ -60,17 +62,17 @@ def test_the_last_image_of_an_odd_batch_stays_as_it_is():
     assert torch.equal(soft[2], labels[2])
 
 
-def test_without_mixing_the_batch_is_as_it_was():
+def test_without_mixing_the_batch_stays_as_it_is():
     labels = torch.eye(4)
     images, soft = mixed(labels, OptimConfig(), seed=0)
     assert torch.equal(images, flat_images([0.0, 1.0, 2.0, 3.0]))
     assert torch.equal(soft, labels)
 
 
-def test_mixing_depends_on_the_generator_alone():
+def test_mixing_depends_only_on_the_generator():
     labels = torch.eye(4)
     first, _ = mixed(labels, BOTH, seed=1)
-    np.random.seed(5)  # noqa: NPY002 - what must not matter
+    np.random.seed(5)  # noqa: NPY002 - must not matter
     second, _ = mixed(labels, BOTH, seed=1)
     assert torch.equal(first, second)
 
@@ -94,12 +96,12 @@ def test_smoothing_keeps_distributions_and_their_order(smoothing, seed):
     )
 
 
-def test_smoothing_writes_into_no_input():
+def test_smoothing_does_not_change_its_input():
     labels = torch.eye(3)
     smooth(labels, 0.1)
     assert torch.equal(labels, torch.eye(3))
 
 
-def test_shapes_in_signatures_are_checked_while_testing():
+def test_tests_check_the_shapes_in_signatures():
     with pytest.raises(TypeCheckError):
         smooth(torch.zeros(3), 0.1)

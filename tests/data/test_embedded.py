@@ -1,4 +1,4 @@
-"""The embedded sets as folders: written once, whole or not at all, never over something else."""
+"""Embedded sets are written once, completely or not at all, and never over something else."""
 
 import hashlib
 import multiprocessing
@@ -19,14 +19,14 @@ from online_aug.seeding import numpy_rng
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    return load_splits(DataConfig(source="digits", root=root)), write_embedded("digits", root)
+def digits(embedded_root):
+    data = DataConfig(source="digits", root=embedded_root)
+    return load_splits(data), write_embedded("digits", embedded_root)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A writer fast enough to be interrupted, counted and raced; counts by appending to a file."""
+    """Replace the writer by a fast one that counts its calls in a file."""
 
     def write(folder, progress):
         with (folder.parent / "written.txt").open("a") as count:
@@ -103,7 +103,7 @@ def test_a_set_is_written_once(tmp_path, tiny):
     assert times_written(tmp_path) == 1
 
 
-def test_two_processes_at_once_write_it_once(tmp_path, tiny):
+def test_several_processes_at_once_write_a_set_once(tmp_path, tiny):
     context = multiprocessing.get_context("fork")  # children inherit the counting writer
     children = [context.Process(target=write_embedded, args=("digits", tmp_path)) for _ in range(4)]
     for child in children:
@@ -114,7 +114,7 @@ def test_two_processes_at_once_write_it_once(tmp_path, tiny):
     assert times_written(tmp_path) == 1
 
 
-def test_an_interrupted_write_leaves_nothing_and_is_made_good(tmp_path, tiny, monkeypatch):
+def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path, tiny, monkeypatch):
     def interrupted(folder, progress):
         folder.mkdir()
         (folder / "half.png").write_bytes(b"half")
@@ -129,7 +129,7 @@ def test_an_interrupted_write_leaves_nothing_and_is_made_good(tmp_path, tiny, mo
     assert sorted(path.name for path in folder.iterdir()) == [MARKER, "image.png"]
 
 
-def test_a_set_of_another_format_is_written_anew(tmp_path, tiny, monkeypatch):
+def test_a_set_of_another_version_is_written_again(tmp_path, tiny, monkeypatch):
     folder = write_embedded("digits", tmp_path)
     (folder / "old.png").write_bytes(b"old")
     monkeypatch.setitem(embedded.FORMATS, "digits", embedded.FORMATS["digits"] + 1)
@@ -138,7 +138,7 @@ def test_a_set_of_another_format_is_written_anew(tmp_path, tiny, monkeypatch):
     assert times_written(tmp_path) == 2
 
 
-def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
+def test_a_folder_of_the_user_is_left_alone(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.png").write_bytes(b"mine")
     with pytest.raises(UserError, match="must be free for the data set digits"):
@@ -146,7 +146,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     assert (tmp_path / "digits" / "mine.png").read_bytes() == b"mine"
 
 
-def test_a_root_that_cannot_be_written_is_one_clear_error(tmp_path):
+def test_a_root_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(
         UserError, match="data.root must be a folder in which digits can be written"
@@ -154,7 +154,7 @@ def test_a_root_that_cannot_be_written_is_one_clear_error(tmp_path):
         write_embedded("digits", tmp_path / "file" / "data")
 
 
-def test_a_written_file_is_grey_and_reads_as_colour(digits):
+def test_a_grey_file_is_read_as_colour(digits):
     _, folder = digits
     image = read_image(next(Path(folder / "val" / "3").iterdir()))
     assert (image[..., 0] == image[..., 2]).all()

@@ -1,4 +1,4 @@
-"""Every kind of image file becomes upright uint8 RGB, or one error that names it."""
+"""Every kind of image file is decoded to upright uint8 RGB or refused by one error."""
 
 import io
 import pickle
@@ -41,14 +41,14 @@ def png_chunk(kind, content):
 
 
 def png(width, height, depth, colour_type, rows):
-    """A PNG written by hand: PIL cannot write 16-bit colour or a size it does not hold."""
+    """Encode a PNG by hand: PIL cannot write 16-bit colour or a false size."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 def tiff_rgb16(pixels):
-    """An uncompressed little-endian 16-bit RGB TIFF."""
+    """Encode an uncompressed little-endian 16-bit RGB TIFF."""
     height, width, _ = pixels.shape
     data = pixels.astype("<u2").tobytes()
     entries = [  # tag, type (3 short, 4 long), count, value; the bit depths lie after the pixels
@@ -69,7 +69,7 @@ def tiff_rgb16(pixels):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "webp"])
-def test_rgb_comes_back_as_it_was(tmp_path, suffix):
+def test_rgb_is_read_back_exactly(tmp_path, suffix):
     path = save(PIL.Image.fromarray(COLOUR), tmp_path / f"a.{suffix}", lossless=True)
     np.testing.assert_array_equal(read_image(path), COLOUR)
 
@@ -79,13 +79,13 @@ def test_greyscale_has_three_equal_channels(tmp_path):
     np.testing.assert_array_equal(image, np.stack([GREY] * 3, axis=2))
 
 
-def test_one_bit_is_black_and_white(tmp_path):
+def test_one_bit_images_are_black_and_white(tmp_path):
     path = save(PIL.Image.fromarray(GREY > 127), tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(path)[..., 0], np.where(GREY > 127, 255, 0))
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif"])
-def test_a_palette_gives_its_colours(tmp_path, suffix):
+def test_palette_images_have_the_colours_of_the_palette(tmp_path, suffix):
     image = PIL.Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4), "P")
     image.putpalette([value for k in range(12) for value in (k * 20, 255 - k, k)])
     expected = [[k * 20, 255 - k, k] for k in range(12)]
@@ -94,7 +94,7 @@ def test_a_palette_gives_its_colours(tmp_path, suffix):
     )
 
 
-def test_the_transparent_colour_of_a_palette_turns_white(tmp_path):
+def test_the_transparent_colour_of_a_palette_becomes_white(tmp_path):
     image = PIL.Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     image.putpalette([10, 20, 30, 40, 50, 60])
     path = save(image, tmp_path / "a.png", transparency=0)
@@ -125,12 +125,12 @@ def test_cmyk_keeps_its_colours(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
     path = save(PIL.Image.fromarray(DEEP), tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(read_image(path)[..., 1], (DEEP / 257).round())
 
 
-def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
+def test_16_bit_colour_is_scaled_and_not_clipped(tmp_path):
     deep = np.stack([DEEP, DEEP[::-1], DEEP], axis=2)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
     for name, content in {"a.png": png(7, 5, 16, 2, rows), "a.tif": tiff_rgb16(deep)}.items():
@@ -139,7 +139,7 @@ def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_unknown_range_are_refused(tmp_path, mode):
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, mode):
     path = save(PIL.Image.new(mode, (4, 4), 70_000), tmp_path / "a.tif")
     with pytest.raises(
         BadImageError, match=r"a\.tif cannot be read: .*convert the file to 8 or 16"
@@ -165,7 +165,7 @@ def test_exif_rotation_is_applied_to_16_bit_grey(tmp_path):
     )
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_image(path)[0, 0], [255, 0, 0])
@@ -181,7 +181,7 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     ],
     ids=["empty", "text", "postscript", "truncated"],
 )
-def test_a_broken_file_is_named_with_the_reason_in_one_line(tmp_path, content, reason):
+def test_a_broken_file_is_refused_with_its_name_and_the_reason(tmp_path, content, reason):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     with pytest.raises(BadImageError, match=rf"broken\.png cannot be read: .*{reason}") as caught:
@@ -207,7 +207,7 @@ def test_the_header_check_does_not_decode(tmp_path):
     check_header(tmp_path / "body.png")
 
 
-def test_the_error_survives_the_way_back_from_a_worker():
+def test_the_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(BadImageError("image a.png cannot be read: why")))
     assert str(error) == "image a.png cannot be read: why"
 
@@ -220,7 +220,7 @@ def _encoded(form):
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
 @given(data=st.data())
-def test_damage_gives_an_image_or_our_error_and_nothing_else(form, data):
+def test_a_damaged_file_gives_an_image_or_our_error(form, data):
     content = bytearray(_encoded(form))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -241,7 +241,7 @@ def test_damage_gives_an_image_or_our_error_and_nothing_else(form, data):
     st.booleans(),
     st.booleans(),
 )
-def test_a_jpeg_file_has_the_pixels_that_pillow_gives_it(
+def test_a_jpeg_has_the_pixels_that_pillow_decodes(
     height, width, quality, subsampling, progressive, keep_rgb
 ):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -255,7 +255,7 @@ def test_a_jpeg_file_has_the_pixels_that_pillow_gives_it(
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
-def test_a_truncated_jpeg_file_is_an_error_and_not_half_an_image(share):
+def test_a_truncated_jpeg_is_refused(share):
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.tile(COLOUR, (20, 20, 1))).save(buffer, "JPEG")
     content = buffer.getvalue()

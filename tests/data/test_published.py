@@ -1,7 +1,9 @@
-"""Published data sets in miniature: what is read, and what is said of files that are not right."""
+"""Published data sets in miniature: reading them, and errors for files that are wrong."""
 
+import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +64,30 @@ def name(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """Return a function that writes a data set once and returns its `data.root`."""
+    written = {}
+
+    def root_of(name):
+        if name not in written:
+            written[name] = tmp_path_factory.mktemp(name)
+            WRITERS[name](written[name])
+        return written[name]
+
+    return root_of
+
+
 @pytest.fixture
-def root(tmp_path, name):
-    WRITERS[name](tmp_path)
-    return tmp_path
+def root(miniature, name):
+    """A `data.root` that tests only read."""
+    return miniature(name)
+
+
+@pytest.fixture
+def own_root(root, tmp_path):
+    """A copy by hard links: files may be removed and written anew, not changed in place."""
+    return shutil.copytree(root, tmp_path, copy_function=os.link, dirs_exist_ok=True)
 
 
 def refusal(name, root):
@@ -83,7 +105,7 @@ def test_every_published_set_has_a_miniature():
     assert WRITERS.keys() == PUBLISHED.keys()
 
 
-def test_every_published_set_is_in_the_list_of_what_to_get():
+def test_the_documentation_lists_every_published_set():
     listed = re.findall(r"^\| `(\w+)` \|", DATA_DOC.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == NAMES
 
@@ -96,13 +118,13 @@ def test_the_splits_are_those_of_the_authors(name, root):
 
 
 @pytest.mark.parametrize("name", sorted(CLASS_NAMES))
-def test_classes_are_called_as_the_authors_call_them(name, root):
+def test_classes_have_the_names_the_authors_gave_them(name, root):
     splits = published_splits(name, root).values()
     assert {images.class_names for images in splits} == {CLASS_NAMES[name]}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - {"waterbirds"}))
-def test_every_image_comes_with_its_own_label(name, root):
+def test_every_image_has_its_own_label(name, root):
     for images in published_splits(name, root).values():
         shades = [shade(images, index) for index in range(len(images))]
         assert shades == (2 * images.labels).tolist()
@@ -118,14 +140,14 @@ def test_no_image_is_in_two_splits(name, root):
     assert len(set(digests)) == len(digests)
 
 
-def test_a_set_reads_the_same_in_another_process(name, root):
+def test_a_pickled_set_reads_the_same(name, root):
     images = published_splits(name, root)["test"]
     again = pickle.loads(pickle.dumps(images))
     assert again.digest(1) == images.digest(1)
     np.testing.assert_array_equal(again.load(1), images.load(1))
 
 
-def test_a_folder_without_the_set_is_told_what_is_expected_where(name, tmp_path):
+def test_the_error_for_a_folder_without_the_set_names_what_is_expected(name, tmp_path):
     message = refusal(name, tmp_path)
     assert message.startswith(f"data.root must hold {PUBLISHED[name].title} with ")
     assert all(need in message for need in PUBLISHED[name].needs)
@@ -133,25 +155,27 @@ def test_a_folder_without_the_set_is_told_what_is_expected_where(name, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "need"), FILES)
-def test_a_missing_file_is_named(name, need, root):
-    (root / need).unlink()
-    assert f"got {root} without {need};" in refusal(name, root)
+def test_a_missing_file_is_named(name, need, own_root):
+    (own_root / need).unlink()
+    assert f"got {own_root} without {need};" in refusal(name, own_root)
 
 
 @pytest.mark.parametrize(("name", "need"), FILES)
-def test_a_file_with_other_content_is_one_line_with_the_set_and_the_place(name, need, root):
-    (root / need).write_bytes(b"<html>\xff\x00 moved")
-    message = refusal(name, root)
-    assert f"{PUBLISHED[name].title} as it was published, got {root}" in message
+def test_a_file_with_other_content_is_refused_with_set_and_folder(name, need, own_root):
+    (own_root / need).unlink()
+    (own_root / need).write_bytes(b"<html>\xff\x00 moved")
+    message = refusal(name, own_root)
+    assert f"{PUBLISHED[name].title} as it was published, got {own_root}" in message
 
 
 @pytest.mark.parametrize(("name", "need"), FILES)
-def test_an_empty_file_is_one_line(name, need, root):
-    (root / need).write_bytes(b"")
-    assert f"got {root}" in refusal(name, root)
+def test_an_empty_file_is_refused_in_one_line(name, need, own_root):
+    (own_root / need).unlink()
+    (own_root / need).write_bytes(b"")
+    assert f"got {own_root}" in refusal(name, own_root)
 
 
-def test_a_listed_image_that_is_not_there_is_named(tmp_path):
+def test_a_listed_image_that_is_missing_is_named(tmp_path):
     write_cub(tmp_path)
     gone = tmp_path / "CUB_200_2011" / "images" / SPECIES[1] / "5.jpg"
     gone.unlink()
@@ -180,7 +204,7 @@ def test_a_wrong_line_of_a_list_is_quoted(tmp_path, table, row, reason):
         published_splits("cub200", tmp_path)
 
 
-def test_few_shot_and_long_tail_cuts_of_cub(tmp_path):
+def test_cub_can_be_cut_to_few_shots_and_to_a_long_tail(tmp_path):
     write_cub(tmp_path)
     few = load_splits(DataConfig(source="cub200", root=tmp_path, examples_per_class=2))
     tail = load_splits(DataConfig(source="cub200", root=tmp_path, imbalance_factor=0.3))
@@ -189,7 +213,7 @@ def test_few_shot_and_long_tail_cuts_of_cub(tmp_path):
     assert len(few.test) == len(tail.test) == 6
 
 
-def test_pets_are_those_that_torchvision_reads(tmp_path):
+def test_pets_equal_what_torchvision_reads(tmp_path):
     write_pets(tmp_path)
     for ours, theirs in {"train": "trainval", "test": "test"}.items():
         images = published_splits("oxford_pets", tmp_path)[ours]
@@ -198,7 +222,7 @@ def test_pets_are_those_that_torchvision_reads(tmp_path):
         assert images.labels.tolist() == known._labels
 
 
-def test_waterbirds_come_in_groups_of_class_and_place(tmp_path):
+def test_waterbirds_have_groups_of_class_and_place(tmp_path):
     WRITERS["waterbirds"](tmp_path)
     images = load_splits(DataConfig(source="waterbirds", root=tmp_path)).test
     groups = groups_of(images)
@@ -221,7 +245,7 @@ def test_a_cut_keeps_the_group_of_each_image(tmp_path):
     assert [names[number].endswith("water") for number in groups_of(train).numbers] == expected
 
 
-def test_species_of_waterbirds_are_judged_in_the_same_groups(tmp_path):
+def test_the_species_of_waterbirds_have_the_same_groups(tmp_path):
     WRITERS["cub200_waterbirds"](tmp_path)
     splits = load_splits(DataConfig(source="cub200_waterbirds", root=tmp_path))
     assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -230,7 +254,7 @@ def test_species_of_waterbirds_are_judged_in_the_same_groups(tmp_path):
 
 
 @pytest.mark.parametrize(("column", "value"), [("y", 2), ("place", 2), ("place", "sea")])
-def test_a_group_that_is_none_is_refused(tmp_path, column, value):
+def test_an_unknown_group_is_refused(tmp_path, column, value):
     WRITERS["waterbirds"](tmp_path)
     path = tmp_path / "waterbird_complete95_forest2water2" / "metadata.csv"
     header, first, *rest = path.read_text().splitlines()
@@ -246,7 +270,7 @@ def test_a_missing_column_is_named(tmp_path):
     assert "metadata.csv must have the column place" in refusal("waterbirds", tmp_path)
 
 
-def test_the_pixels_of_a_record_are_in_their_places(tmp_path):
+def test_the_pixels_of_a_record_are_in_the_right_positions(tmp_path):
     write_cifar10(tmp_path)
     images = published_splits("cifar10", tmp_path)["train"]
     last = images.load(49)
@@ -261,7 +285,7 @@ def test_the_python_version_of_cifar_is_not_unpickled(tmp_path):
 
 
 @pytest.mark.parametrize("change", [b"x", b"\x0a" + bytes(3072)])
-def test_records_that_are_cut_or_of_no_class_are_refused_with_their_file(tmp_path, change):
+def test_truncated_records_and_unknown_labels_are_refused_with_their_file(tmp_path, change):
     write_cifar10(tmp_path)
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
     path.write_bytes(path.read_bytes() + change)
@@ -270,7 +294,7 @@ def test_records_that_are_cut_or_of_no_class_are_refused_with_their_file(tmp_pat
     assert "whole records of 3073 bytes" in message or "must be below 10, got 10" in message
 
 
-def test_a_file_that_became_shorter_is_an_error_with_its_name(tmp_path):
+def test_a_file_that_became_shorter_is_named(tmp_path):
     write_cifar10(tmp_path)
     images = published_splits("cifar10", tmp_path)["test"]
     (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(b"")
@@ -278,7 +302,7 @@ def test_a_file_that_became_shorter_is_an_error_with_its_name(tmp_path):
         images.load(7)
 
 
-def test_validation_images_that_are_not_in_class_folders_are_refused(tmp_path):
+def test_validation_images_outside_class_folders_are_refused(tmp_path):
     WRITERS["imagenet"](tmp_path)
     for path in sorted((tmp_path / "imagenet" / "val").glob("*/*")):
         path.rename(path.parents[1] / path.name)

@@ -1,4 +1,4 @@
-"""From a source to three splits, and one clear line for each source that cannot be used."""
+"""Sources become three splits, or one line says why they cannot be used."""
 
 import pickle
 
@@ -32,7 +32,7 @@ def digests(images):
 
 @pytest.fixture
 def flat(tmp_path):
-    """One folder of class folders: 20 cats, 10 dogs, 10 yaks."""
+    """Write one folder of class folders: 20 cats, 10 dogs, 10 yaks."""
     for name, count in {"cat": 20, "dog": 10, "yak": 10}.items():
         fill(tmp_path / name, count)
     return tmp_path
@@ -40,14 +40,14 @@ def flat(tmp_path):
 
 @pytest.fixture
 def ready(tmp_path):
-    """All three splits, two classes."""
+    """Write three splits of two classes."""
     for split, count in {"train": 10, "val": 3, "test": 4}.items():
         for name in ("cat", "dog"):
             fill(tmp_path / split / name, count)
     return tmp_path
 
 
-def test_splits_in_folders_are_taken_as_they_are(ready):
+def test_split_folders_are_used_as_they_are(ready):
     splits = splits_of(ready)
     assert [len(images) for images in (splits.train, splits.val, splits.test)] == [20, 6, 8]
     assert splits.train.class_names == splits.test.class_names == ("cat", "dog")
@@ -56,18 +56,18 @@ def test_splits_in_folders_are_taken_as_they_are(ready):
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
-def test_the_validation_folder_has_other_names_too(ready, name):
+def test_the_validation_folder_may_have_other_names(ready, name):
     (ready / "val").rename(ready / name)
     assert len(splits_of(ready).val) == 6
 
 
-def test_images_load_as_they_were_written(ready):
+def test_images_are_loaded_as_they_were_written(ready):
     loaded = splits_of(ready).val.load(4)
     written = np.asarray(PIL.Image.open(ready / "val" / "dog" / "001.png"))
     np.testing.assert_array_equal(loaded, written)
 
 
-def test_one_folder_is_split_without_loss_and_by_class(flat):
+def test_a_single_folder_is_split_by_class_without_loss(flat):
     splits = splits_of(flat, val_fraction=0.1, test_fraction=0.2)
     parts = (splits.train, splits.val, splits.test)
     counts = [np.bincount(images.labels).tolist() for images in parts]
@@ -75,19 +75,19 @@ def test_one_folder_is_split_without_loss_and_by_class(flat):
     assert len({digest for images in parts for digest in digests(images)}) == 40
 
 
-def test_only_the_missing_split_is_cut_from_train(ready):
+def test_only_a_missing_split_is_divided_from_train(ready):
     (ready / "val").rename(ready / ".gone")
     splits = splits_of(ready, val_fraction=0.3)
     assert [len(images) for images in (splits.train, splits.val, splits.test)] == [14, 6, 8]
 
 
-def test_the_split_follows_the_data_seed(flat):
+def test_the_split_depends_on_the_data_seed(flat):
     first, same, other = (digests(splits_of(flat, seed=seed).val) for seed in (0, 0, 1))
     assert first == same
     assert first != other
 
 
-def test_few_shot_cuts_training_only(flat):
+def test_the_few_shot_cut_affects_training_only(flat):
     whole, cut = splits_of(flat), splits_of(flat, examples_per_class=3)
     assert np.bincount(cut.train.labels).tolist() == [3, 3, 3]
     assert set(digests(cut.train)) <= set(digests(whole.train))
@@ -108,7 +108,7 @@ def count_of(count):
     return {} if count is None else {"examples_per_class": count}
 
 
-def test_hidden_files_other_files_and_deeper_folders(ready):
+def test_deeper_folders_are_searched_and_hidden_and_other_files_ignored(ready):
     fill(ready / "train" / "cat" / "2024" / "may", 2, suffix="JPG")
     fill(ready / "train" / "cat" / ".thumbnails", 5)
     (ready / "train" / "cat" / ".hidden.png").write_bytes(b"x")
@@ -116,7 +116,7 @@ def test_hidden_files_other_files_and_deeper_folders(ready):
     assert np.bincount(splits_of(ready).train.labels).tolist() == [12, 10]
 
 
-def test_linked_folders_are_followed_and_cycles_end(ready, tmp_path_factory):
+def test_links_are_followed_and_cycles_end(ready, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     fill(elsewhere, 5)
     (ready / "train" / "fox").symlink_to(elsewhere)
@@ -124,13 +124,13 @@ def test_linked_folders_are_followed_and_cycles_end(ready, tmp_path_factory):
     assert np.bincount(splits_of(ready).train.labels).tolist() == [10, 10, 5]
 
 
-def test_a_class_called_train_is_no_split(tmp_path):
+def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
     for name in ("boat", "plane", "train"):
         fill(tmp_path / name, 10)
     assert splits_of(tmp_path).train.class_names == ("boat", "plane", "train")
 
 
-def test_the_digest_is_of_the_file_and_not_of_its_place(ready):
+def test_a_digest_depends_on_the_content_and_not_on_the_path(ready):
     before = splits_of(ready).train
     (ready / "train" / "cat" / "000.png").rename(ready / "train" / "cat" / "zzz.png")
     after = splits_of(ready).train
@@ -138,7 +138,7 @@ def test_the_digest_is_of_the_file_and_not_of_its_place(ready):
     assert len(before.digest(1)) == 32
 
 
-def test_a_set_pickles_small_and_whole(flat):
+def test_a_set_can_be_pickled(flat):
     train = splits_of(flat, examples_per_class=2).train
     again = pickle.loads(pickle.dumps(train))
     assert digests(again) == digests(train)
@@ -153,14 +153,14 @@ def test_a_subset_keeps_labels_digests_and_pixels(ready):
     np.testing.assert_array_equal(part.load(0), whole.load(19))
 
 
-def test_broken_files_end_the_start_with_the_first_name_and_the_number(ready):
+def test_broken_files_are_refused_with_the_first_name_and_their_number(ready):
     for name in ("003.png", "007.png"):
         (ready / "train" / "dog" / name).write_bytes(b"no image")
     with pytest.raises(BadImageError, match=r"dog/003\.png .*\(and 1 more\).*on_bad_image=skip"):
         splits_of(ready)
 
 
-def test_broken_files_are_left_out_and_listed_when_asked(ready):
+def test_broken_files_are_left_out_and_listed_if_configured(ready):
     bad = ready / "train" / "dog" / "003.png"
     bad.write_bytes(b"no image")
     splits = splits_of(ready, on_bad_image="skip")
@@ -168,21 +168,21 @@ def test_broken_files_are_left_out_and_listed_when_asked(ready):
     assert np.bincount(splits.train.labels).tolist() == [10, 9]
 
 
-def test_bad_files_are_left_out_before_few_shot_counts(ready):
+def test_broken_files_are_left_out_before_the_few_shot_cut(ready):
     for number in range(5):
         (ready / "train" / "dog" / f"{number:03d}.png").write_bytes(b"no image")
     splits = splits_of(ready, on_bad_image="skip", examples_per_class=5)
     assert np.bincount(splits.train.labels).tolist() == [5, 5]
 
 
-def test_a_file_broken_after_its_header_fails_by_name_when_loaded(ready):
+def test_a_file_broken_after_its_header_is_named_when_loaded(ready):
     path = ready / "train" / "cat" / "000.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(BadImageError, match=r"cat/000\.png cannot be read"):
         splits_of(ready).train.load(0)
 
 
-def test_a_file_broken_after_its_header_is_left_out_when_asked(ready):
+def test_a_file_broken_after_its_header_is_left_out_if_configured(ready):
     path = ready / "train" / "cat" / "000.png"
     path.write_bytes(path.read_bytes()[:60])
     assert splits_of(ready, on_bad_image="skip").skipped == (str(path),)
@@ -204,7 +204,7 @@ def refusal(folder, **settings):
 
 
 @pytest.mark.parametrize("source", ["/nowhere/birds", "digitz", "imagenets"])
-def test_an_unknown_source_is_told_what_is_allowed(source):
+def test_the_error_for_an_unknown_source_says_what_is_allowed(source):
     message = refusal(source)
     assert message.startswith("data.source must be digits, pocket_birds, cub200, ")
     assert "imagenet, an image folder that exists, or a timm name" in message
@@ -251,7 +251,7 @@ def test_a_class_too_small_to_be_split_is_named(flat, count):
     assert message.endswith(f"got {count}")
 
 
-def test_one_image_is_enough_where_nothing_is_cut(ready):
+def test_one_image_of_a_class_is_enough_if_nothing_is_cut(ready):
     fill(ready / "train" / "emu", 1)
     assert splits_of(ready).train.labels.tolist().count(2) == 1
 
@@ -264,7 +264,7 @@ def test_a_class_that_train_lacks_is_named_with_its_split(ready, split):
     assert message.endswith("is not")
 
 
-def test_a_class_may_be_absent_from_the_test(ready):
+def test_a_class_may_be_missing_from_the_test_split(ready):
     fill(ready / "train" / "bee", 3)
     assert splits_of(ready).test.labels.tolist() == [1] * 4 + [2] * 4
 
@@ -279,6 +279,6 @@ def test_two_validation_folders_are_refused(ready):
     assert "must hold one folder for the val split" in refusal(ready)
 
 
-def test_more_examples_than_a_class_has_are_refused_by_name(flat):
+def test_asking_for_more_examples_than_a_class_has_names_the_class(flat):
     message = refusal(flat, examples_per_class=8)
     assert "class 'dog' must have at least 8 training images for data.examples_per_class" in message

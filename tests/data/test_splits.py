@@ -1,4 +1,4 @@
-"""Splits and cuts: nothing lost, nothing twice, and the sizes that were asked for."""
+"""Splits and cuts have the requested sizes, and lose or repeat nothing."""
 
 import numpy as np
 import pytest
@@ -20,20 +20,20 @@ sizes_of_classes = st.lists(st.integers(3, 60), min_size=2, max_size=12)
 
 
 @given(sizes=sizes_of_classes, seed=st.integers(0, 99))
-def test_a_split_holds_every_index_once(sizes, seed):
+def test_a_split_contains_every_index_once(sizes, seed):
     parts = stratified_split(labels_of(sizes), FRACTIONS, numpy_rng(seed))
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(sum(sizes)))
 
 
 @given(sizes=sizes_of_classes)
-def test_each_part_of_a_split_has_its_share_of_every_class_and_at_least_one(sizes):
+def test_each_part_has_its_share_of_every_class_and_at_least_one_image(sizes):
     labels = labels_of(sizes)
     for part, share in zip(
         stratified_split(labels, FRACTIONS, numpy_rng(0)), FRACTIONS, strict=True
     ):
         counts = np.bincount(labels[part], minlength=len(sizes))
         assert counts.min() >= 1
-        # One for the rounding, and one more for each other part that had to get its one image.
+        # One by rounding, and one more for each other part that needed its one image.
         assert (np.abs(counts - share * np.array(sizes)) < 2).all()
 
 
@@ -49,7 +49,7 @@ def test_fractions_must_be_positive_and_sum_to_one(fractions):
 
 
 @pytest.mark.parametrize(("cut", "value"), [(few_shot, 5), (long_tail, 0.1)])
-def test_a_cut_depends_on_the_seed_and_on_nothing_else(cut, value):
+def test_a_cut_depends_only_on_the_seed(cut, value):
     labels = labels_of([30] * 4)
     first, same, other = (cut(labels, value, numpy_rng(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
@@ -57,7 +57,7 @@ def test_a_cut_depends_on_the_seed_and_on_nothing_else(cut, value):
 
 
 @given(sizes=sizes_of_classes, count=st.integers(1, 3))
-def test_few_shot_keeps_as_many_of_every_class(sizes, count):
+def test_the_few_shot_cut_keeps_the_same_number_of_every_class(sizes, count):
     labels = labels_of(sizes)
     kept = few_shot(labels, count, numpy_rng(0))
     assert np.bincount(labels[kept]).tolist() == [count] * len(sizes)
@@ -69,13 +69,13 @@ def test_a_smaller_few_shot_cut_is_part_of_a_larger_one():
     assert set(five) <= set(ten)
 
 
-def test_what_is_drawn_of_one_class_does_not_depend_on_the_others():
+def test_the_choice_in_one_class_does_not_depend_on_the_others():
     small, large = np.repeat([0, 1], [20, 5]), np.repeat([0, 1, 2], [20, 9, 9])
     first, second = (few_shot(labels, 3, numpy_rng(0)) for labels in (small, large))
     np.testing.assert_array_equal(first[first < 20], second[second < 20])
 
 
-def test_more_examples_than_a_class_has_are_refused():
+def test_asking_for_more_examples_than_a_class_has_is_refused():
     with pytest.raises(ValueError, match="at most 4, the size of class 1, got 5"):
         few_shot(labels_of([9, 4]), 5, numpy_rng(0))
 
@@ -93,14 +93,14 @@ def test_class_sizes_fall_exponentially_as_in_diff_mix():
     np.testing.assert_array_equal(counts, [1000, 316, 100, 32, 10])
 
 
-def test_larger_classes_stay_the_larger_ones():
+def test_larger_classes_stay_larger():
     labels = labels_of([40, 100, 70])
     counts = np.bincount(labels[long_tail(labels, 0.1, numpy_rng(0))])
     np.testing.assert_array_equal(np.argsort(counts), [0, 2, 1])
 
 
 @given(sizes=sizes_of_classes, factor=st.floats(0.001, 1))
-def test_the_ratio_holds_up_to_rounding_whatever_the_sizes(sizes, factor):
+def test_the_imbalance_factor_holds_for_any_class_sizes(sizes, factor):
     labels = labels_of(sizes)
     counts = np.bincount(labels[long_tail(labels, factor, numpy_rng(0))], minlength=len(sizes))
     assert counts.min() >= 1

@@ -1,4 +1,4 @@
-"""timm's streams, copied once: real WebDataset shards; a fake for what those cannot do."""
+"""Streams of timm are copied once: real WebDataset shards, and a fake for the rest."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from online_aug.errors import UserError
 
 
 def write_shard(root, split, members):
-    """One tar of WebDataset's form: `key.png` and `key.cls`."""
+    """Write one tar as WebDataset does: `key.png` and `key.cls`."""
     with tarfile.open(root / f"pets-{split}-0.tar", "w") as tar:
         for name, content in members:
             entry = tarfile.TarInfo(name)
@@ -24,7 +24,7 @@ def write_shard(root, split, members):
             tar.addfile(entry, io.BytesIO(content))
 
 
-def pictures(labels, seed):
+def noise_images(labels, seed):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (6, 5, 3), dtype=np.uint8) for _ in labels]
 
@@ -36,10 +36,10 @@ def encoded(pixels):
 
 
 def write_wds(root, splits):
-    """Shards with the `_info.json` that timm's reader looks for; returns the pictures."""
+    """Write shards with the `_info.json` that timm's reader expects; return the images."""
     info, made = {}, {}
     for seed, (split, labels) in enumerate(splits.items()):
-        made[split] = pictures(labels, seed)
+        made[split] = noise_images(labels, seed)
         members = []
         for number, (pixels, label) in enumerate(zip(made[split], labels, strict=True)):
             members.append((f"{number:04d}.png", encoded(pixels)))
@@ -81,10 +81,10 @@ def test_a_set_is_copied_once(tmp_path):
 
 def test_a_broken_image_is_left_out_and_counted(tmp_path, caplog):
     write_wds(tmp_path, {"train": [0, 1, 0, 1], "validation": [0, 1], "test": [0, 1]})
-    members = [("a.png", encoded(pictures([0], 5)[0])), ("a.cls", b"0")]
+    members = [("a.png", encoded(noise_images([0], 5)[0])), ("a.cls", b"0")]
     members += [("b.png", b"no image"), ("b.cls", b"1")]
     members += [
-        ("c.png", encoded(pictures([0], 6)[0])),
+        ("c.png", encoded(noise_images([0], 6)[0])),
         ("c.cls", b"1"),
         ("d.png", b""),
         ("d.cls", b"0"),
@@ -94,23 +94,23 @@ def test_a_broken_image_is_left_out_and_counted(tmp_path, caplog):
     assert "2 images of wds/pets (train) could not be read" in caplog.text
 
 
-def test_a_folder_without_shards_is_one_line(tmp_path):
+def test_a_folder_without_shards_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="timm can open, got wds/pets") as caught:
         open_wds(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["tfds/cifar10", "hfids/pets"])
-def test_a_missing_package_is_one_line(tmp_path, source):
+def test_a_missing_package_is_reported_in_one_line(tmp_path, source):
     with pytest.raises(UserError, match=f"timm can open, got {source}") as caught:
         load_splits(DataConfig(source=source, root=tmp_path))
     assert "\n" not in str(caught.value)
 
 
 class Stream:
-    """What timm gives for a stream: iterable, with a length and a reader that may know names.
+    """A stream as timm opens it: iterable, with a length and a reader that may know class names.
 
-    Faithful in what we use; real readers of these kinds need TensorFlow or the hub.
+    It has everything we use; the real readers need TensorFlow or the hub.
     """
 
     def __init__(self, items, class_to_idx=None):
@@ -128,7 +128,7 @@ def image():
     return PIL.Image.new("RGB", (3, 3))
 
 
-def test_classes_keep_timm_s_names_and_order(tmp_path):
+def test_classes_keep_the_names_and_order_of_timm(tmp_path):
     names = {"zebra": 0, "../ant": 1}
     folder = write_stream(
         "tfds/x", tmp_path, {"train": Stream([(image(), 0), (image(), 1)], names)}
@@ -143,7 +143,7 @@ def test_withheld_labels_are_left_out(tmp_path, caplog):
     assert "tfds/x (test) has no labelled image" in caplog.text
 
 
-def test_several_labels_an_image_are_refused(tmp_path):
+def test_an_image_with_several_labels_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"one class an image, got tfds/x with a label \[0, 1\]"):
         write_stream("tfds/x", tmp_path, {"train": Stream([(image(), [0, 1])])})
     assert not (tmp_path / "tfds_x").exists()
@@ -156,7 +156,7 @@ def test_a_label_without_a_class_is_refused_with_the_range(tmp_path):
     assert not (tmp_path / "tfds_x").exists()
 
 
-def test_a_stream_that_breaks_off_leaves_nothing(tmp_path):
+def test_a_broken_stream_leaves_nothing(tmp_path):
     def broken():
         yield image(), 0
         raise OSError("connection lost")

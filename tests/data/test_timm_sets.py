@@ -1,4 +1,4 @@
-"""Data sets by timm's names: torchvision's own readers on tiny files, and hub sets by a fake."""
+"""Data sets by timm's names: torchvision's readers on tiny files, and a fake of the hub."""
 
 import io
 import logging
@@ -30,10 +30,10 @@ def encoded(pixels, **options):
 
 
 class FakeHub:
-    """What timm gives for an `hfds/` name: a reader of encoded images over a table.
+    """An `hfds/` set as timm opens it: a reader of encoded images over a table.
 
-    Faithful in what we use: `reader[index]` gives an open stream and a label, `reader.dataset` is
-    a table of columns whose `info.splits` names all splits, `reader.class_to_idx` may be empty.
+    It has everything we use: `reader[index]` returns an open stream and a label, `reader.dataset`
+    is a table whose `info.splits` names all splits, and `reader.class_to_idx` may be empty.
     """
 
     def __init__(self, splits, class_to_idx):
@@ -46,7 +46,7 @@ class FakeHub:
 
 
 class Table(dict):
-    """Columns by name, and room for `info`."""
+    """Columns by name, with an attribute `info`."""
 
 
 class Reader:
@@ -75,7 +75,7 @@ def hub(monkeypatch):
     return use
 
 
-def test_a_torchvision_set_has_its_labels_names_and_pixels(tmp_path):
+def test_a_torchvision_set_keeps_labels_names_and_pixels(tmp_path):
     images = write_mnist(tmp_path)
     splits = open_set("torch/mnist", tmp_path)
     assert splits.test.class_names[3] == "3 - three"
@@ -83,7 +83,7 @@ def test_a_torchvision_set_has_its_labels_names_and_pixels(tmp_path):
     np.testing.assert_array_equal(splits.test.load(13)[..., 1], images[13])
 
 
-def test_validation_is_cut_from_train_and_never_from_the_test(tmp_path):
+def test_validation_images_come_from_train_and_never_from_the_test(tmp_path):
     write_mnist(tmp_path)
     splits = open_set("torch/mnist", tmp_path, val_fraction=0.5)
     assert [len(images) for images in (splits.train, splits.val, splits.test)] == [30, 30, 60]
@@ -91,7 +91,7 @@ def test_validation_is_cut_from_train_and_never_from_the_test(tmp_path):
     assert test.isdisjoint(splits.val.digest(index) for index in range(30))
 
 
-def test_a_set_without_files_pickles_without_its_pixels(tmp_path):
+def test_a_set_without_files_is_pickled_without_its_pixels(tmp_path):
     write_mnist(tmp_path)
     images = open_set("torch/mnist", tmp_path).test
     assert isinstance(images, TimmSet)
@@ -101,7 +101,7 @@ def test_a_set_without_files_pickles_without_its_pixels(tmp_path):
     assert pickle.loads(packed).digest(7) == before
 
 
-def test_a_set_of_files_is_read_by_our_decoder(tmp_path):
+def test_a_set_of_files_is_decoded_by_us(tmp_path):
     for version in ("2021_train", "2021_valid"):
         for number, kingdom in enumerate(("Animalia", "Plantae")):
             folder = tmp_path / version / f"{number:05d}_{kingdom}_a_b_c_d_e_f"
@@ -116,7 +116,7 @@ def test_a_set_of_files_is_read_by_our_decoder(tmp_path):
     assert splits.val.load(0)[0, 0, 0] == round(40_000 / 257)
 
 
-def test_the_name_of_a_torchvision_folder_set_means_the_root(tmp_path):
+def test_an_image_folder_of_torchvision_is_the_root(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for number in range(9):
@@ -125,7 +125,7 @@ def test_the_name_of_a_torchvision_folder_set_means_the_root(tmp_path):
     assert open_set("torch/image_folder", tmp_path).train.class_names == ("cat", "dog")
 
 
-def test_a_hub_set_gives_its_splits_names_and_pixels(tmp_path, hub):
+def test_a_hub_set_keeps_splits_names_and_pixels(tmp_path, hub):
     train, val = hub_split([0, 1] * 5, 0), hub_split([1, 0, 1], 1)
     hub({"train": train, "validation": val}, {"cat": 0, "dog": 1})
     splits = open_set("hfds/some/pets", tmp_path)
@@ -136,7 +136,7 @@ def test_a_hub_set_gives_its_splits_names_and_pixels(tmp_path, hub):
     np.testing.assert_array_equal(splits.val.load(2), pixels)
 
 
-def test_labels_that_are_words_are_numbered_in_sorted_order(tmp_path, hub):
+def test_labels_that_are_words_are_numbered_alphabetically(tmp_path, hub):
     hub({"train": hub_split(["yak", "cat"] * 3, 0), "test": hub_split(["yak"], 1)})
     splits = open_set("hfds/words", tmp_path, val_fraction=0.4)
     assert splits.test.class_names == ("cat", "yak")
@@ -152,7 +152,7 @@ def test_a_hub_image_is_decoded_with_its_rotation(tmp_path, hub):
     assert open_set("hfds/turned", tmp_path).train.load(4).shape == (9, 2, 3)
 
 
-def test_a_broken_hub_image_is_an_error_and_not_its_neighbour(tmp_path, hub):
+def test_a_broken_hub_image_is_not_replaced_by_its_neighbour(tmp_path, hub):
     images, labels = hub_split([0, 1] * 5, 0)
     images[4] = b"broken"
     hub({"train": (images, labels), "val": (images, labels), "test": (images, labels)})
@@ -160,7 +160,7 @@ def test_a_broken_hub_image_is_an_error_and_not_its_neighbour(tmp_path, hub):
         open_set("hfds/pets", tmp_path).train.load(4)
 
 
-def test_a_split_with_withheld_labels_is_not_used_and_this_is_said(tmp_path, hub, caplog):
+def test_a_split_with_withheld_labels_is_left_out_with_a_warning(tmp_path, hub, caplog):
     hub({"train": hub_split([0, 1] * 5, 0), "test": hub_split([-1] * 4, 1)}, {"a": 0, "b": 1})
     with caplog.at_level(logging.WARNING):
         splits = open_set("hfds/contest", tmp_path)
@@ -193,13 +193,13 @@ def test_a_torchvision_label_out_of_range_is_refused_with_the_range(tmp_path):
 
 
 @pytest.mark.parametrize("label", [None, [0, 1], 0.5])
-def test_a_label_that_is_no_single_class_is_refused(tmp_path, hub, label):
+def test_a_label_that_is_not_a_single_class_is_refused(tmp_path, hub, label):
     hub({"train": hub_split([0, 1, label], 0)}, {"cat": 0, "dog": 1})
     with pytest.raises(UserError, match="must have one class an image, got hfds/x with a label"):
         open_set("hfds/x", tmp_path)
 
 
-def test_words_and_numbers_in_one_column_are_classes_in_a_fixed_order(tmp_path, hub):
+def test_words_and_numbers_in_one_column_have_a_fixed_order(tmp_path, hub):
     hub({"train": hub_split(["yak", 3, "cat"] * 4, 0), "test": hub_split([3], 1)})
     assert open_set("hfds/x", tmp_path).train.class_names == ("3", "cat", "yak")
 
@@ -212,7 +212,7 @@ def test_words_and_numbers_in_one_column_are_classes_in_a_fixed_order(tmp_path, 
         ("torch/imagenet", "ILSVRC2012"),
     ],
 )
-def test_what_timm_cannot_open_is_one_line_with_its_reason(tmp_path, source, reason):
+def test_a_set_that_timm_cannot_open_is_refused_with_its_reason(tmp_path, source, reason):
     with pytest.raises(UserError, match=f"timm can open, got {source} .*{reason}") as caught:
         open_set(source, tmp_path)
     assert "\n" not in str(caught.value)
