@@ -148,7 +148,7 @@ def read_from_generator(line: bytes) -> FromGenerator | None:
 
 
 class Trainer(Protocol):
-    """Whom the images are for, as the generation loop sees it."""
+    """The recipient of the images, as the generation loop sees it."""
 
     @property
     def served(self) -> int:

@@ -1,7 +1,7 @@
 """The generation process's loop: begin requests, step the engine, store finished images.
 
-The `Service` joins a request queue, an image engine, the output into the cache and the trainer, who
-is told the status. How far it may run ahead of the trainer is decided by back-pressure.
+The `Service` joins a request queue, an image engine, the output into the cache, and the trainer, who
+is told the status. Back-pressure decides how far it may run ahead of the trainer.
 """
 
 import logging
@@ -39,7 +39,7 @@ class Service:
     """Makes the images of a plan until all are in the cache, at the trainer's pace."""
 
     def __init__(self, work: Work, store: Store, engine: ImageEngine, trainer: Trainer) -> None:
-        """Take what to make, where to store it, what makes it and whom it is for."""
+        """Take the work, the cache, the engine and the trainer."""
         owner = Owner.current()
         self._work, self._engine, self._trainer = work, engine, trainer
         self._queue = RequestQueue(work.plan, store, owner, work.stripe, work.weights)
@@ -156,7 +156,7 @@ class Output:
     """Stores images that pass the gate, records the others as rejected, and counts both."""
 
     def __init__(self, store: Store, owner: Owner) -> None:
-        """Take the cache, and who holds the claims on what is not yet written."""
+        """Take the cache, and the owner of the claims on images that are not yet written."""
         self._store, self._owner = store, owner
         self._writer = Writer(store, batch_size=WRITE_BATCH, max_queued=2 * WRITE_BATCH)
         self._not_finite_in_a_row = 0
@@ -236,7 +236,7 @@ class StatusReporter:
     """Tells the trainer the state of the work, and measures the time spent generating."""
 
     def __init__(self, trainer: Trainer, output: Output, queue: RequestQueue) -> None:
-        """Take whom to tell, and what counts the images."""
+        """Take the trainer, and the two objects that count images."""
         self._trainer, self._output, self._queue = trainer, output, queue
         self._told_at = 0.0
         self._busy_s = 0.0
