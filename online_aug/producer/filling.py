@@ -61,7 +61,7 @@ class FillDisplay:
     class_losses = None
 
     def __init__(self, bar: Tally, store: Store, interrupt: Interrupt) -> None:
-        """Take the progress bar, the cache to show the size of, and the signals that end the work."""
+        """Take the progress bar, the cache that grows, and the signals that end the work."""
         self._bar, self._store, self._interrupt = bar, store, interrupt
         self.status = Status(state="loading")
 

@@ -1,7 +1,7 @@
 """The generation process's loop: begin requests, step the engine, store finished images.
 
-The `Service` joins a request queue, an image engine, the output into the cache, and the trainer, who
-is told the status. Back-pressure decides how far it may run ahead of the trainer.
+The `Service` joins a request queue, an image engine, the output into the cache, and the trainer,
+who is told the status. Back-pressure decides how far it may run ahead of the trainer.
 """
 
 import logging
