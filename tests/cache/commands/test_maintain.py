@@ -3,12 +3,12 @@
 import json
 import os
 
-import lmdb
 import numpy as np
 import pytest
+from cache_samples import overwrite
 from exchange_samples import assert_refused, bird, contents
 
-from cache import Entry, Owner, Store, request_key
+from cache import Entry, Owner, Store, record, request_key
 from cache.backend import opening
 
 
@@ -74,25 +74,6 @@ def test_pinned_records_stay(birds, run):
     assert list(contents(birds)) == [key]
 
 
-def test_filters_take_a_recipe(two_recipes, tmp_path, run):
-    recipe = recipes(two_recipes)["demo"]
-    _, out, _ = run("list", two_recipes, "--recipe", recipe, "--json")
-    assert [row["request"]["method"] for row in json.loads(out)] == ["demo"] * 3
-
-
-@pytest.mark.parametrize("options", [(), ("--target-label", "2"), ("--strength", "0.7")])
-def test_list_ends_with_the_newest_that_match(options, birds, run):
-    _, out, _ = run("list", birds, *options, "--limit", 3, "--json")
-    _, all_out, _ = run("list", birds, *options, "--limit", 100, "--json")
-    rows, all_rows = json.loads(out), json.loads(all_out)
-    assert rows == all_rows[-3:]
-    assert len(all_rows) >= 6
-
-
-def test_an_empty_list_is_json(birds, run):
-    assert run("list", birds, "--method", "none", "--json") == (0, "[]\n", "")
-
-
 def test_compact_gives_space_back_and_keeps_every_record(tmp_path, run):
     images = np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), np.uint8)
     with Store(tmp_path / "c", codec="raw") as store:
@@ -108,15 +89,28 @@ def test_compact_gives_space_back_and_keeps_every_record(tmp_path, run):
     assert run("verify", tmp_path / "c")[0] == 0
 
 
+def test_verify_of_a_whole_cache_succeeds(birds, run):
+    status, out, _ = run("verify", birds)
+    assert status == 0
+    assert out.startswith("24 records")
+    assert out.endswith("all well\n")
+
+
+def test_verify_of_a_broken_cache_fails_and_says_where(birds, run, monkeypatch):
+    monkeypatch.setattr(record, "checksum", lambda *_: bytes(4))
+    status, out, _ = run("verify", birds)
+    assert status == 1
+    assert out.count("is corrupt: its checksum does not match\n") == 20
+    assert "and 4 more" in out
+    status, out, _ = run("verify", birds, "--json")
+    assert status == 1
+    assert len(json.loads(out)["problems"]) == 24
+
+
 def test_repair_drops_what_is_broken_and_nothing_else(birds, run):
     key = request_key(bird(3).request)
     before = contents(birds)
-    with lmdb.open(str(birds), max_dbs=20) as env:
-        records = env.open_db(b"records", create=False)
-        with env.begin(write=True) as txn:
-            value = bytearray(txn.get(key, db=records))
-            value[-1] ^= 1
-            txn.put(key, bytes(value), db=records)
+    overwrite(birds, b"records", key, lambda value: value[:-1] + bytes([value[-1] ^ 1]))
     assert run("verify", birds)[0] == 1
     status, out, _ = run("verify", birds, "--repair", "--json")
     assert (status, json.loads(out)["dropped"]) == (0, [key.hex()])
