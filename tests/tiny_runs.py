@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import yaml
+from warm_launches import warm_server
 
 from cache import CacheError, Store
 
@@ -60,16 +61,20 @@ def environment():
 class Launch:
     """A command of ours in a process of its own."""
 
-    def __init__(self, *command):
-        self.process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, *command, is_warm=True):
+        """Start it as a fork of a process with its imports done, or cold, as a person does."""
+        if is_warm:
+            self.process = warm_server().start(command, environment())
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         self.out = self.err = ""
 
     def wait(self):
