@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import yaml
 from warm_launches import warm_server
 
 from cache import CacheError, Store
+from online_aug.loader.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600
@@ -18,6 +21,7 @@ SOURCES, VARIANTS = 40, 2
 PLANNED = SOURCES * VARIANTS
 EPOCHS = 4
 IMAGES_AN_EPOCH = 120
+BATCH_SIZE = 10
 
 
 def write_config(folder, model, data):
@@ -45,7 +49,7 @@ def write_config(folder, model, data):
         "finetune": {"steps": 2, "batch_size": 4, "path": str(folder / "finetuned")},
         "cache": {"path": str(folder / "cache")},
         "classifier": {"name": "test_resnet"},
-        "optim": {"batch_size": 10},
+        "optim": {"batch_size": BATCH_SIZE},
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -106,6 +110,12 @@ def read_metrics(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def ledger_of(folder):
+    """How every slot of a run was filled, epoch after epoch."""
+    rows = Ledger(folder / "ledger", batch_size=BATCH_SIZE, steps=IMAGES_AN_EPOCH // BATCH_SIZE)
+    return np.concatenate([rows.epoch(number) for number in range(EPOCHS)])
+
+
 def count_images(cache):
     """Images in a cache that may not be there yet, or be in the making."""
     try:
@@ -146,3 +156,32 @@ def wait_for(condition, launch=None, limit_s=LIMIT_S):
             raise AssertionError(f"ended too early:\n{launch.out}\n{launch.err}")
         time.sleep(0.02)
     return found
+
+
+@dataclass
+class Story:
+    """What became of the launches of one run."""
+
+    folder: object
+    cache: object
+    statuses: list[int] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    left: list[list[int]] = field(default_factory=list)
+    gone_s: float = float("inf")
+
+    def end(self, launch):
+        """Note how a launch ended, and what it left."""
+        self.statuses.append(launch.wait())
+        self.said.append(launch.out + launch.err)
+        self.left.append(processes_of(self.folder.parents[1], self.folder.name))
+
+    def has_images(self, count):
+        return lambda: count_images(self.cache) >= count
+
+    def has_epochs(self, count):
+        return lambda: len(read_metrics(self.folder)) >= count
+
+    def stop(self, launch, number):
+        """Send a signal and note how the launch ended."""
+        launch.process.send_signal(number)
+        self.end(launch)

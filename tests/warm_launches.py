@@ -12,6 +12,13 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[1]
 
 
+def cores():
+    """One processor core for each worker of pytest-xdist, so that they do not get into the way."""
+    usable = sorted(os.sched_getaffinity(0))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw")[2:]
+    return [usable[int(worker) % len(usable)]] if worker else usable
+
+
 class WarmProcess:
     """A forked command, with the interface of `subprocess.Popen` that tests use."""
 
@@ -65,7 +72,7 @@ class WarmServer:
         request = {
             "command": [str(word) for word in command],
             "env": env,
-            "cores": [*os.sched_getaffinity(0)],
+            "cores": cores(),
             "out": f"{folder.name}/out",
             "err": f"{folder.name}/err",
         }

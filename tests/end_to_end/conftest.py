@@ -1,15 +1,37 @@
+import json
+import os
+
 import pytest
+from filelock import FileLock
 from tiny_runs import start, write_config
 
 
 @pytest.fixture(scope="session")
-def config(tmp_path_factory, tiny_model, embedded_root):
-    """A configuration whose cache, fine-tuning and runs lie beside it."""
-    return write_config(tmp_path_factory.mktemp("workplace"), tiny_model, embedded_root)
+def workplace(tmp_path_factory):
+    """A folder that all workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workplace"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def pair(config):
-    """Two seeds trained at once on one cold cache, the fine-tuning theirs to do."""
-    launches = [start(config, f"seed{seed}", f"run.seed={seed}") for seed in (0, 1)]
-    return [launch.succeed() for launch in launches]
+def config(workplace, embedded_root):
+    """A configuration whose model, cache, fine-tuning and runs lie beside it."""
+    from tiny_model import write_tiny_model
+
+    with FileLock(workplace / "config.lock"):
+        if not (workplace / "tiny.yaml").exists():
+            write_config(workplace, write_tiny_model(workplace / "model"), embedded_root)
+    return workplace / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def pair(workplace, config):
+    """What two seeds said that trained at once on one cold cache and fine-tuned once."""
+    told = workplace / "pair.json"
+    with FileLock(workplace / "pair.lock"):
+        if not told.exists():
+            launches = [start(config, f"seed{seed}", f"run.seed={seed}") for seed in (0, 1)]
+            told.write_text(json.dumps([launch.succeed().out for launch in launches]))
+    return json.loads(told.read_text())

@@ -2,10 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +12,10 @@ from PIL import Image
 from published_samples import write_mnist
 from safetensors.torch import load_file, save_file
 from tiny_model import copy_with, write_tiny_vae
-from tiny_runs import LIMIT_S, ROOT, Launch, environment, processes_of, write_config
+from tiny_runs import Launch, processes_of, write_config
 
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.training import checkpoints
-
-SCRIPT = Path(__file__).parent / "scripts" / "forked_commands.py"
 
 # Overrides, and how the one line goes; {place} is a folder with the material of `spoil`.
 CASES = {
@@ -279,6 +274,10 @@ class Said:
     err: str
 
 
+def said_by(launch):
+    return Said(launch.wait(), launch.out, launch.err)
+
+
 def write_images(folder, count):
     folder.mkdir(parents=True)
     for number in range(count):
@@ -370,17 +369,7 @@ def said(tmp_path_factory, place, tiny_model):
         [str(configs[name]), f"data.root={place}", *(text.format(place=place) for text in case)]
         for name, case in overrides.items()
     ]
-    done = subprocess.run(
-        [sys.executable, SCRIPT],
-        input=json.dumps(commands),
-        cwd=ROOT,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=LIMIT_S,
-        check=True,
-    )
-    found = [Said(*outcome) for outcome in json.loads(done.stdout)]
+    found = [said_by(Launch("train.py", *command)) for command in commands]
     return dict(zip(configs, zip(found, folders.values(), strict=True), strict=True))
 
 

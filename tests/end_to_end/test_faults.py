@@ -16,7 +16,6 @@ from tiny_runs import (
     run_folder,
     start,
     wait_for,
-    write_config,
 )
 
 from cache import Store
@@ -25,12 +24,6 @@ pytestmark = pytest.mark.slow
 
 PLAIN = "finetune.enabled=false"
 IMAGES = "generation.dtype must be a number format in which the model makes images, got 32 in a row"
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_model, embedded_root):
-    """A configuration, with a workplace, of its own."""
-    return write_config(tmp_path_factory.mktemp("faults"), tiny_model, embedded_root)
 
 
 def spoil(model, folder, value):
@@ -61,7 +54,7 @@ def test_a_model_that_makes_nan_ends_a_run_in_one_line_and_stores_nothing(
     assert only_error(launch).startswith(f"error: generation process: {IMAGES}")
     assert "restart" not in launch.err
     assert count_images(cache) == 0
-    assert processes_of(config.parent) == []
+    assert processes_of(config.parent, tmp_path.name) == []
 
 
 def test_a_spoilt_model_is_said_before_it_is_fine_tuned(config, tiny_model, tmp_path):

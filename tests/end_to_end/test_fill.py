@@ -58,9 +58,10 @@ def test_the_same_command_makes_the_rest(calls):
 
 def test_a_run_without_a_generator_uses_all_of_it(calls, config):
     cache = calls[2]
-    start(config, "filled", *places(cache), "devices.generate=none").succeed()
+    start(config, "filled", *places(cache), "devices.generate=none", "run.epochs=3").succeed()
     summary = read_summary(run_folder(config, "filled"))
     assert summary["generated"] == 0
     assert summary["reused"] == PLANNED
     assert summary["served_cached"] > 0
     assert summary["starved"] == 0
+    assert not (run_folder(config, "filled") / "generator.log").exists()

@@ -1,19 +1,18 @@
-"""Runs that are stopped, killed and started again, on one device and on two."""
+"""One run to which everything happens, others that are stopped early, and one that cannot go on."""
 
 import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from tiny_runs import (
     EPOCHS,
     IMAGES_AN_EPOCH,
-    PLANNED,
-    count_images,
+    Story,
     generators_of,
-    processes_of,
+    ledger_of,
     read_metrics,
     read_summary,
     run_folder,
@@ -24,35 +23,8 @@ from tiny_runs import (
 pytestmark = pytest.mark.slow
 
 GONE_S = 5.0
-
-
-@dataclass
-class Story:
-    """What became of one run."""
-
-    folder: object
-    cache: object
-    statuses: list[int] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    left: list[list[int]] = field(default_factory=list)
-    gone_s: float = float("inf")
-
-    def end(self, launch):
-        """Note how a launch ended, and what it left."""
-        self.statuses.append(launch.wait())
-        self.said.append(launch.out + launch.err)
-        self.left.append(processes_of(self.folder.parents[1], self.folder.name))
-
-    def has_images(self, count):
-        return lambda: count_images(self.cache) >= count
-
-    def has_epochs(self, count):
-        return lambda: len(read_metrics(self.folder)) >= count
-
-
-def stop(story, launch, number):
-    launch.process.send_signal(number)
-    story.end(launch)
+KILLED, STOPPED, TERMINATED, TORN, ENDED = range(5)
+"""The launches of the story."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +34,7 @@ def story(pair, config):
     story = Story(run_folder(config, "unlucky"), cache)
 
     def begin():
-        return start(config, "unlucky", f"cache.path={cache}")
+        return start(config, "unlucky", f"cache.path={cache}", "run.checkpoint_steps=5")
 
     launch = begin()
     wait_for(story.has_images(8), launch)
@@ -76,19 +48,29 @@ def story(pair, config):
     wait_for(story.has_images(24), launch)
     os.kill(generators_of(story.folder)[0], signal.SIGKILL)
     wait_for(story.has_epochs(1), launch)
-    stop(story, launch, signal.SIGINT)
+    story.stop(launch, signal.SIGINT)
 
     launch = begin()
     wait_for(story.has_epochs(2), launch)
-    stop(story, launch, signal.SIGTERM)
+    story.stop(launch, signal.SIGTERM)
+
+    launch = begin()
+    wait_for((story.folder / "checkpoints" / "step_00000030" / "complete.json").exists, launch)
+    story.stop(launch, signal.SIGKILL)
 
     story.end(begin())
     return story
 
 
+@pytest.fixture(scope="module")
+def whole(pair, config):
+    """The directory of the same run that was never stopped."""
+    return run_folder(config, "seed0")
+
+
 def test_a_killed_trainer_takes_the_generation_process_with_it(story):
     assert story.gone_s < GONE_S
-    assert story.statuses[0] == -signal.SIGKILL
+    assert story.statuses[KILLED] == story.statuses[TORN] == -signal.SIGKILL
 
 
 def test_a_killed_generation_process_is_replaced_and_counted(story):
@@ -96,20 +78,19 @@ def test_a_killed_generation_process_is_replaced_and_counted(story):
 
 
 def test_ctrl_c_and_sigterm_stop_with_a_status_of_their_own(story):
-    assert story.statuses[1:3] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
-    assert all("the same command goes on" in said for said in story.said[1:3])
-    assert all("Traceback" not in said for said in story.said[1:])
+    for launch, number in ((STOPPED, signal.SIGINT), (TERMINATED, signal.SIGTERM)):
+        assert story.statuses[launch] == 128 + number
+        assert "the same command goes on" in story.said[launch]
+    assert "Traceback" not in "".join(story.said)
 
 
 def test_the_same_command_goes_on_until_the_end(story):
-    assert story.statuses[3] == 0
-    assert "resumed at epoch" in story.said[3]
+    assert story.statuses[ENDED] == 0
+    assert "resumed at epoch 3, step " in story.said[ENDED]
     assert [epoch["epoch"] for epoch in read_metrics(story.folder)] == [*range(EPOCHS)]
 
 
-@pytest.mark.parametrize("fixture", ["story", "ranks"])
-def test_an_epoch_cut_in_two_is_logged_as_one(fixture, request):
-    story = request.getfixturevalue(fixture)
+def test_an_epoch_cut_in_two_is_logged_as_one(story):
     epochs, summary = read_metrics(story.folder), read_summary(story.folder)
     for name in ("served_real", "served_fresh", "served_cached", "starved", "generated"):
         assert sum(epoch[name] for epoch in epochs) == summary[name]
@@ -118,13 +99,27 @@ def test_an_epoch_cut_in_two_is_logged_as_one(fixture, request):
 
 
 def test_no_launch_leaves_a_process(story):
-    assert story.left == [[]] * 4
+    assert story.left == [[]] * 5
 
 
-def test_an_interrupted_run_that_waits_ends_with_the_weights_of_an_uninterrupted_one(story, config):
+def test_it_ends_with_the_losses_of_an_uninterrupted_run_to_the_last_bit(story, whole):
+    figures = ("train_loss", "val_top1", "step", "lr")
+    told, expected = (
+        [{name: epoch[name] for name in figures} for epoch in read_metrics(folder)]
+        for folder in (story.folder, whole)
+    )
+    assert told == expected
+
+
+def test_it_ends_with_the_weights_of_an_uninterrupted_run(story, whole):
     # The other one shared its cache with a second run at the time, which is no matter either.
-    files = [run_folder(config, name) / "model.safetensors" for name in ("seed0", "unlucky")]
+    files = [folder / "model.safetensors" for folder in (story.folder, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_its_ledger_is_the_one_of_an_uninterrupted_run(story, whole):
+    told, expected = ledger_of(story.folder), ledger_of(whole)
+    assert np.array_equal(told[["index", "number"]], expected[["index", "number"]])
 
 
 def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
@@ -132,7 +127,7 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
     story = Story(run_folder(config, "hurried"), cache)
     launch = start(config, "hurried", f"cache.path={cache}")
     wait_for(lambda: generators_of(story.folder), launch)
-    stop(story, launch, signal.SIGTERM)
+    story.stop(launch, signal.SIGTERM)
     assert story.statuses == [128 + signal.SIGTERM]
     assert story.left == [[]]
     assert (story.folder / "checkpoints" / "latest").read_text() == "step_00000000"
@@ -140,7 +135,7 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
 
 @pytest.mark.parametrize(
     ("number", "generate"),
-    [(signal.SIGINT, "cpu"), (signal.SIGTERM, "cpu"), (signal.SIGTERM, "[cpu, cpu]")],
+    [(signal.SIGINT, "cpu"), (signal.SIGTERM, "[cpu, cpu]")],
 )
 def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(
     config, number, generate, tmp_path
@@ -154,43 +149,12 @@ def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(
     ]
     launch = start(config, story.folder.name, *wishes)
     wait_for(lambda: list(place.glob("*.unfinished/checkpoints/step_*")), launch)
-    stop(story, launch, number)
+    story.stop(launch, number)
     assert story.statuses == [128 + number]
     assert "Traceback" not in story.said[0]
     assert {path.suffix for path in place.iterdir()} == {".lock", ".unfinished"}
     (unfinished,) = place.glob("*.unfinished")
     assert [path.name for path in unfinished.iterdir()] == ["checkpoints"]
-
-
-@pytest.fixture(scope="module")
-def ranks(pair, config):
-    """Two ranks on a cold cache with a loader process each, interrupted once."""
-    cache = config.parent / "cache_of_two"
-    story = Story(run_folder(config, "two_ranks"), cache)
-    overrides = [f"cache.path={cache}", "devices.train=[cpu, cpu]", "data.workers=1"]
-    launch = start(config, "two_ranks", *overrides)
-    wait_for(story.has_epochs(1), launch)
-    stop(story, launch, signal.SIGTERM)
-    story.end(start(config, "two_ranks", *overrides))
-    return story
-
-
-def test_two_ranks_stop_together_and_go_on_together(ranks):
-    assert ranks.statuses == [128 + signal.SIGTERM, 0], ranks.said
-    assert ranks.left == [[], []]
-
-
-def test_two_ranks_share_the_images_of_one_generation_process(ranks):
-    summary = read_summary(ranks.folder)
-    served = [summary[f"served_{kind}"] for kind in ("real", "fresh", "cached")]
-    assert sum(served) == EPOCHS * IMAGES_AN_EPOCH
-    assert all(served)
-    assert 0 < summary["generated"] <= count_images(ranks.cache) == PLANNED
-
-
-def test_each_launch_of_two_ranks_is_noted_once(ranks):
-    text = (ranks.folder / "environment.json").read_text()
-    assert text.count('"started"') == 2
 
 
 @pytest.fixture(scope="module")

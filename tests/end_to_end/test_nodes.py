@@ -21,7 +21,7 @@ from tiny_runs import (
 
 from cache import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 BATCH_SIZE = 8
 STEPS = 15
@@ -58,7 +58,9 @@ def start_nodes(launcher, config, name, *overrides):
             *launcher(config.parent, node, port),
             *(ROOT / "train.py", config, f"run.name={name}", "mixing.starvation=substitute"),
             *(f"optim.batch_size={BATCH_SIZE}", f"cache.path={cache_of(config, node)}"),
-            *("devices.train=cpu", *overrides),
+            "devices.train=cpu",
+            *overrides,
+            is_warm=False,
         )
         for node in (0, 1)
     ]

@@ -14,7 +14,6 @@ from tiny_runs import (
     IMAGES_AN_EPOCH,
     PLANNED,
     Launch,
-    processes_of,
     read_metrics,
     read_summary,
     run_folder,
@@ -41,7 +40,7 @@ def contents(folder):
 
 
 def test_nothing_of_the_process_tree_is_left(pair, config):
-    assert processes_of(config.parent) == []
+    assert [processes_of(config.parent, f"seed{seed}") for seed in (0, 1)] == [[], []]
 
 
 def test_the_configuration_is_there_with_every_default(folder):
@@ -117,7 +116,7 @@ def test_of_two_runs_at_once_none_makes_what_the_other_made(pair, config):
 
 
 def test_two_runs_at_once_fine_tune_once(pair, config):
-    said = [launch.out.count("fine-tuning the generator: 2/2") for launch in pair]
+    said = [out.count("fine-tuning the generator: 2/2") for out in pair]
     assert sorted(said) == [0, 1]
     assert [path.suffix for path in (config.parent / "finetuned").iterdir() if path.is_file()] == [
         ".lock"
@@ -153,12 +152,6 @@ def test_another_seed_makes_nothing_that_is_there(pair, config):
     assert summary["served_cached"] > 0
     assert 0 < summary["reused"] <= PLANNED
     assert f"0 made, {summary['reused']} reused" in said.out
-
-
-def test_without_a_generating_device_the_cache_is_served(pair, config):
-    start(config, "served", "devices.generate=none", "run.epochs=1").succeed()
-    assert read_summary(run_folder(config, "served"))["served_cached"] > 0
-    assert not (run_folder(config, "served") / "generator.log").exists()
 
 
 def test_a_run_without_synthetic_images_needs_no_generator(config):
