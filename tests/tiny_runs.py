@@ -17,6 +17,8 @@ from online_aug.loader.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600
+GONE_S = 5.0
+"""How long a process may outlive the one that started it."""
 SOURCES, VARIANTS = 40, 2
 PLANNED = SOURCES * VARIANTS
 EPOCHS = 4
@@ -170,10 +172,17 @@ class Story:
     gone_s: float = float("inf")
 
     def end(self, launch):
-        """Note how a launch ended, and what it left."""
+        """Note how a launch ended, and which of its processes are left `GONE_S` later."""
         self.statuses.append(launch.wait())
         self.said.append(launch.out + launch.err)
-        self.left.append(processes_of(self.folder.parents[1], self.folder.name))
+        end = time.monotonic() + GONE_S
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.02)
+        self.left.append(left)
+
+    def processes(self):
+        """The living processes of the run."""
+        return processes_of(self.folder.parents[1], self.folder.name)
 
     def has_images(self, count):
         return lambda: count_images(self.cache) >= count

@@ -62,7 +62,7 @@ CASES = {
         r"method\.candidates must be at most 39, the other training images, got \[30, 50\]$",
     ),
     "candidates the wrong way round": (
-        ["method.candidates=[5, 3]"],
+        ["method.name=sgd_mix", "method.candidates=[5, 3]"],
         r"method\.candidates must be fewest then most, got \[5, 3\]$",
     ),
     "methods for two kinds of model": (

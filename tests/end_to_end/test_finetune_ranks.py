@@ -20,7 +20,7 @@ SETTINGS = {
 def tensors_of(experiment):
     return {
         name: value
-        for path in experiment.diffusion.finetuned.glob("*.safetensors")
+        for path in experiment.finetuned.glob("*.safetensors")
         for name, value in load_file(path).items()
     }
 
@@ -28,7 +28,7 @@ def tensors_of(experiment):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, tiny_model):
     """One device, then two of which neither has as many images a step as the other."""
-    folder, recipes = tmp_path_factory.mktemp("ranks"), []
+    folder, experiments = tmp_path_factory.mktemp("ranks"), []
     for name, devices in (("one", "cpu"), ("two", "[cpu, cpu]")):
         experiment = make_experiment(
             folder, tiny_model, finetune={**SETTINGS, "path": folder / name}
@@ -36,8 +36,8 @@ def pair(tmp_path_factory, tiny_model):
         path = folder / f"{name}.yaml"
         path.write_text(resolved_yaml(experiment.config))
         finetune.main([str(path), f"devices.generate={devices}"])
-        recipes.append(experiment)
-    return recipes
+        experiments.append(experiment)
+    return experiments
 
 
 def test_two_devices_learn_what_one_learns(pair):
@@ -51,8 +51,5 @@ def test_two_devices_learn_what_one_learns(pair):
 
 def test_two_devices_leave_what_one_leaves(pair):
     for experiment in pair:
-        assert {path.suffix for path in experiment.diffusion.finetuned.parent.iterdir()} == {
-            "",
-            ".lock",
-        }
-        assert not (experiment.diffusion.finetuned / loop.CHECKPOINTS).exists()
+        assert {path.suffix for path in experiment.finetuned.parent.iterdir()} == {"", ".lock"}
+        assert not (experiment.finetuned / loop.CHECKPOINTS).exists()

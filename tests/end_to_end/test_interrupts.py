@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_runs import (
     EPOCHS,
+    GONE_S,
     IMAGES_AN_EPOCH,
     Story,
     generators_of,
@@ -22,7 +23,6 @@ from tiny_runs import (
 
 pytestmark = pytest.mark.slow
 
-GONE_S = 5.0
 KILLED, STOPPED, TERMINATED, TORN, ENDED = range(5)
 """The launches of the story."""
 

@@ -14,6 +14,7 @@ from tiny_runs import (
     IMAGES_AN_EPOCH,
     PLANNED,
     Launch,
+    processes_of,
     read_metrics,
     read_summary,
     run_folder,
