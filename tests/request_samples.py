@@ -59,12 +59,12 @@ def make_plan(sources, variants, name="diff_mix", **changes):
 
 
 def make_sources(count):
-    """Distinct images; their classes go round."""
+    """Distinct images, whose classes take turns."""
     return [Source(digest=digest_of(number), label=number % CLASSES) for number in range(count)]
 
 
 def make_table(count, side=8):
-    """Maps of `make_sources(count)`: a soft spot each, somewhere near the middle."""
+    """Maps of `make_sources(count)`, each with a soft spot near the middle."""
     rng = np.random.default_rng(count)
     y, x = np.mgrid[:side, :side] / (side - 1)
     maps = {}

@@ -37,7 +37,7 @@ def error_lines(path, *overrides):
 
 
 def kinds(field):
-    """The JSON types a field takes at its top level."""
+    """Return the JSON types that a key takes at its top level."""
     return {branch["type"] for branch in field.get("anyOf", [field])}
 
 

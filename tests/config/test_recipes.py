@@ -19,7 +19,7 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 PAPERS = [path for path in RECIPES if load_config(path, []).data.source in PUBLISHED]
 OTHERS = [path for path in RECIPES if path not in PAPERS]
 CUB_IMAGES = {"train": 60}
-"""Of a class: more than 50 others are left to look for a background in, also in a long tail."""
+"""Images of a class: leaves more than 50 to look for a background in, also in a long tail."""
 
 
 def head(path):
@@ -27,7 +27,7 @@ def head(path):
 
 
 def variants(path):
-    """Keys of each variant that a head names; a name begins one, a line without goes on."""
+    """Return the keys of each variant in a head; a line without a name continues the one above."""
     _, _, below = head(path).partition("# Variants, as keys after the command:\n")
     found = []
     for line in below.partition("\n#\n")[0].splitlines():
@@ -39,7 +39,7 @@ def variants(path):
 
 
 def dry_run_on_a_miniature(path, root, models):
-    """Exit status of `--dry-run` with the data, the model and all folders under `root`."""
+    """Run `--dry-run` with data, model and folders under `root`; return the exit status."""
     config = load_config(path, [])
     (method,) = config.methods
     is_large = method.name == "sgd_mix"
@@ -49,7 +49,7 @@ def dry_run_on_a_miniature(path, root, models):
 
 
 def dry_run(path, root, data, *words):
-    """Exit status of `--dry-run` with all folders but the data under `root`."""
+    """Run `--dry-run` with all folders but the data under `root`; return the exit status."""
     places = {
         "data.root": data,
         "finetune.path": root / "finetuned",

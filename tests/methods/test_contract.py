@@ -45,7 +45,7 @@ def compose(method, request, *, generated=None):
 
 
 def stock():
-    """Training images by digest, each of one grey."""
+    """Grey training images by digest."""
     return {digest_of(n): np.full((7, 7, 3), n, np.uint8) for n in range(12)}
 
 
@@ -104,7 +104,7 @@ def test_strengths_come_from_the_configured_set_and_all_of_it_is_used(method):
     assert drawn == ({1.0} if replays_all else set(method.settings.strength))
 
 
-def test_an_edit_has_an_image_guidance_and_no_other_request_has(method):
+def test_only_an_edit_has_an_image_guidance_scale(method):
     request = plan(method, SOURCES[0], 0)
     assert (request.image_guidance_scale is not None) == (method.pipeline == "instruct")
 
@@ -119,7 +119,7 @@ def test_the_stages_lead_from_the_source_to_what_is_served(method):
     np.testing.assert_array_equal(pictures[-1], compose(method, request)[0])
 
 
-def test_noise_seeds_are_such_as_torch_takes(method):
+def test_torch_takes_every_noise_seed(method):
     for seed in range(50):
         torch.Generator().manual_seed(plan(method, SOURCES[0], seed).noise_seed)
 
@@ -134,7 +134,7 @@ def test_a_label_is_a_distribution_over_the_classes(method, seed):
 
 
 @given(seeds, st.integers(0, CLASSES - 1))
-def test_a_label_is_one_hot_where_source_and_target_are_of_one_class(method, seed, label):
+def test_a_label_is_one_hot_if_source_and_target_are_of_one_class(method, seed, label):
     request = next(
         request
         for number in range(200)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from request_samples import CLASSES, make_part, make_plan, make_sources
 
@@ -29,6 +29,7 @@ def test_a_plan_is_a_pure_function():
 
 
 @pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=10)  # each makes three plans
 @given(st.sets(st.sampled_from(range(12)), min_size=1), st.randoms())
 def test_an_image_asks_for_the_same_in_another_subset_and_order(name, chosen, rng):
     subset = [SOURCES[index] for index in chosen]

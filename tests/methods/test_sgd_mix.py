@@ -37,7 +37,7 @@ def refusal(request, part):
 
 
 def distance(one, other):
-    """Between two maps, number by number."""
+    """Return the distance of two maps, added up number by number."""
     pairs = zip(TABLE.maps[one].flat, TABLE.maps[other].flat, strict=True)
     return sum((float(a) - float(b)) ** 2 for a, b in pairs) ** 0.5
 
@@ -104,14 +104,14 @@ def test_a_source_that_the_table_does_not_know_is_an_error():
 
 
 def mask_by_hand(digest):
-    """With scikit-image's threshold."""
+    """Threshold a map with scikit-image."""
     small = torch.from_numpy(TABLE.maps[[TABLE.place(digest)]])
     large = upscaled(small, (SIDE, SIDE))[0].double().numpy()
     return large > threshold_otsu(large)
 
 
 def mixed_by_hand(request, source, background):
-    """Pixel by pixel."""
+    """Mix two images pixel by pixel."""
     masks = [mask_by_hand(digest) for digest in (request.source_digest, request.target_digest)]
     mixed = background.copy()
     for y in range(SIDE):
@@ -135,7 +135,7 @@ def test_the_mix_is_the_source_under_both_masks_and_the_background_elsewhere(cho
 
 
 def corner_table(widths):
-    """Foregrounds in the upper left corner, each of its own width in eighths of the image."""
+    """Maps with a foreground in the upper left corner, of these widths in eighths of the image."""
     maps = {}
     for number, width in enumerate(widths):
         values = np.zeros((32, 32))
