@@ -4,6 +4,8 @@ Every key has a docstring with its meaning, unit and range; `--help`, the JSON s
 lines are made from them. The keys of a method are in the file of the method.
 """
 
+from collections.abc import Iterator
+
 from pydantic import model_validator
 
 from online_aug.config.generation import (
@@ -26,6 +28,9 @@ from online_aug.methods import METHODS, MethodSettings, find_method, make_method
 from online_aug.methods.fractals import FractalConfig
 from online_aug.methods.registry import DEFAULT, MethodSection
 from online_aug.settings import Section
+
+LCM_STEPS = 50
+"""Solver steps from which consistency models are distilled (arXiv:2310.04378)."""
 
 
 class Config(Section):
@@ -53,47 +58,151 @@ class Config(Section):
         return self.method if isinstance(self.method, tuple) else (self.method,)
 
     @model_validator(mode="after")
-    def _methods_differ(self) -> "Config":
-        names = [make_method(settings).name for settings in self.methods]
-        if not names:
-            raise ValueError("method must be a section or a list of at least 1 such, got []")
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"method must list each method once, got {twice} twice")
-        if len(names) > 1 and self.mixing.imported is not None:
-            raise ValueError(
-                "mixing.imported must be null if method lists several: which of them labels an "
-                f"imported image is not known, got {self.mixing.imported}"
-            )
+    def _rules_hold(self) -> "Config":
+        rules = (_data, _mixing, _generation, _schedule, _finetune, _devices, _methods, _imports)
+        if lines := [line for rule in rules for line in rule(self)]:
+            raise ValueError("\n".join(lines))
         return self
 
-    @model_validator(mode="after")
-    def _methods_fit(self) -> "Config":
-        for settings in self.methods:
-            make_method(settings).check(self)
-        return self
 
-    @model_validator(mode="after")
-    def _wait_serves_the_plan_in_order(self) -> "Config":
-        schedule = self.schedule
-        if self.mixing.starvation == "wait" and schedule.priority != "uniform":
-            raise ValueError(
-                "schedule.priority must be uniform with mixing.starvation wait, which serves the "
-                f"plan in its order, got {schedule.priority}"
-            )
-        if self.mixing.starvation == "wait" and not schedule.helps:
-            raise ValueError(
-                "schedule.helps must be true with mixing.starvation wait, which needs the whole "
-                "plan, got false"
-            )
-        return self
+# The rules between keys: each yields a line for what is broken.
 
-    @model_validator(mode="after")
-    def _imported_images_have_one_plan(self) -> "Config":
-        follows = (self.saliency.method, self.saliency.teacher) == ("grad_cam", "classifier")
-        uses_saliency = any(find_method(settings.name).uses_saliency for settings in self.methods)
-        if follows and uses_saliency and self.mixing.imported == "beside":
-            raise ValueError(
-                "mixing.imported must be null or only if saliency.teacher is the classifier in "
-                "training, whose plans replace one another, got beside"
-            )
-        return self
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    for name, (low, high) in (("scale", data.scale), ("crop_area", data.crop_area)):
+        if low > high:
+            yield f"data.{name} must be smallest then largest, got {[low, high]}"
+    if data.resize_px is not None and data.resize_px < data.image_size:
+        yield (
+            f"data.resize_px must be at least data.image_size, got {data.resize_px} "
+            f"for {data.image_size}"
+        )
+    if data.many_few[0] < data.many_few[1]:
+        yield f"data.many_few must be many then few, got {list(data.many_few)}"
+    if data.val_fraction + data.test_fraction >= 1:
+        yield (
+            "data.val_fraction + data.test_fraction must be below 1, got "
+            f"{data.val_fraction} + {data.test_fraction}: nothing is left to train on"
+        )
+
+
+def _mixing(config: Config) -> Iterator[str]:
+    mixing = config.mixing
+    if mixing.policy == "concat" and (
+        mixing.final_probability is not None or mixing.class_probability
+    ):
+        yield (
+            "mixing.final_probability and mixing.class_probability must be left out with "
+            "mixing.policy concat, whose epochs have one length"
+        )
+    if mixing.policy == "concat" and mixing.synthetic_probability == 1:
+        yield "mixing.synthetic_probability must be below 1 with mixing.policy concat, got 1"
+    ratio, tolerance = mixing.samples_per_insert, mixing.sampling_tolerance
+    if ratio is not None and tolerance is not None and tolerance < max(1, ratio):
+        yield (
+            "mixing.sampling_tolerance must be at least 1 and at least "
+            f"mixing.samples_per_insert, got {tolerance:g} for {ratio:g}: both sides would "
+            "block one another"
+        )
+    if mixing.starvation == "wait":
+        yield from _waiting(config)
+
+
+def _waiting(config: Config) -> Iterator[str]:
+    mixing, schedule = config.mixing, config.schedule
+    if mixing.samples_per_insert is not None:
+        yield (
+            "mixing.samples_per_insert must be null with mixing.starvation wait, which serves "
+            f"every image in its turn, got {mixing.samples_per_insert:g}"
+        )
+    if mixing.imported is not None:
+        yield (
+            "mixing.imported must be null with mixing.starvation wait, which serves the plan "
+            f"in its order, got {mixing.imported}"
+        )
+    if mixing.policy != "global" and mixing.max_times_sampled is not None:
+        yield (
+            "mixing.max_times_sampled must be null with mixing.starvation wait and "
+            f"mixing.policy {mixing.policy}, got {mixing.max_times_sampled}"
+        )
+    if schedule.priority != "uniform":
+        yield (
+            "schedule.priority must be uniform with mixing.starvation wait, which serves the "
+            f"plan in its order, got {schedule.priority}"
+        )
+    if not schedule.helps:
+        yield (
+            "schedule.helps must be true with mixing.starvation wait, which needs the whole "
+            "plan, got false"
+        )
+
+
+def _generation(config: Config) -> Iterator[str]:
+    steps = config.generation.num_inference_steps
+    if config.generation.scheduler == "lcm" and steps > LCM_STEPS:
+        yield (
+            f"generation.num_inference_steps must be at most {LCM_STEPS} with "
+            f"generation.scheduler lcm, got {steps}"
+        )
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.image_weights is not None and schedule.priority != "uniform":
+        yield (
+            "schedule.priority must be uniform if schedule.image_weights is given, got "
+            f"{schedule.priority}"
+        )
+    if schedule.stripe >= schedule.stripes:
+        yield (
+            f"schedule.stripe must be below schedule.stripes, got {schedule.stripe} of "
+            f"{schedule.stripes}"
+        )
+
+
+def _finetune(config: Config) -> Iterator[str]:
+    finetune = config.finetune
+    if finetune.per_class and finetune.mode not in ("textual_inversion", "staged"):
+        yield (
+            "finetune.per_class must be false unless finetune.mode is textual_inversion or "
+            f"staged, got true for {finetune.mode}: all classes share one LoRA"
+        )
+
+
+def _devices(config: Config) -> Iterator[str]:
+    for key in ("train", "generate"):
+        chosen = getattr(config.devices, key)
+        gpus = [name for name in chosen if name != "cpu"] if isinstance(chosen, tuple) else []
+        if len(set(gpus)) < len(gpus):
+            yield f"devices.{key} must name each GPU once, got {', '.join(chosen)}"
+
+
+def _methods(config: Config) -> Iterator[str]:
+    methods = [make_method(settings) for settings in config.methods]
+    names = [method.name for method in methods]
+    if not names:
+        yield "method must be a section or a list of at least 1 such, got []"
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        yield f"method must list each method once, got {twice} twice"
+    for method in methods:
+        try:
+            method.check(config)
+        except ValueError as error:
+            yield str(error)
+
+
+def _imports(config: Config) -> Iterator[str]:
+    imported, saliency = config.mixing.imported, config.saliency
+    if len(config.methods) > 1 and imported is not None:
+        yield (
+            "mixing.imported must be null if method lists several: which of them labels an "
+            f"imported image is not known, got {imported}"
+        )
+    follows = (saliency.method, saliency.teacher) == ("grad_cam", "classifier")
+    uses_saliency = any(find_method(settings.name).uses_saliency for settings in config.methods)
+    if follows and uses_saliency and imported == "beside":
+        yield (
+            "mixing.imported must be null or only if saliency.teacher is the classifier in "
+            "training, whose plans replace one another, got beside"
+        )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from online_aug.settings import (
     Count,
@@ -65,15 +65,6 @@ class FinetuneConfig(Section):
     """Steps between two contact sheets of images by the model so far, in `validation/` beside the
     result; null draws none."""
 
-    @model_validator(mode="after")
-    def _classes_share_one_lora(self) -> "FinetuneConfig":
-        if self.per_class and self.mode not in ("textual_inversion", "staged"):
-            raise ValueError(
-                "finetune.per_class must be false unless finetune.mode is textual_inversion or "
-                f"staged, got true for {self.mode}: all classes share one LoRA"
-            )
-        return self
-
 
 class GateConfig(Section):
     """Rules for generated images; black, white, flat and not finite ones are never used."""
@@ -98,10 +89,6 @@ class GateConfig(Section):
     def has_rule(self) -> bool:
         """Whether there is a rule for the class."""
         return self.min_probability > 0 or self.top_k is not None
-
-
-_LCM_STEPS = 50
-"""Solver steps from which consistency models are distilled (arXiv:2310.04378)."""
 
 
 class GenerationConfig(Section):
@@ -143,15 +130,6 @@ class GenerationConfig(Section):
     seed: Seed = 0
     """Seed of the plan and the noise; part of the request: another seed makes other images."""
 
-    @model_validator(mode="after")
-    def _steps_exist(self) -> "GenerationConfig":
-        if self.scheduler == "lcm" and self.num_inference_steps > _LCM_STEPS:
-            raise ValueError(
-                f"generation.num_inference_steps must be at most {_LCM_STEPS} with "
-                f"generation.scheduler lcm, got {self.num_inference_steps}"
-            )
-        return self
-
 
 class ScheduleConfig(Section):
     """The order in which images are made."""
@@ -170,24 +148,6 @@ class ScheduleConfig(Section):
     """Machines that make one plan, each a part; a request's key decides which part it is in."""
     helps: bool = True
     """Continue with the rest after the own part; false ends there, for caches to be merged."""
-
-    @model_validator(mode="after")
-    def _one_kind_of_weights(self) -> "ScheduleConfig":
-        if self.image_weights is not None and self.priority != "uniform":
-            raise ValueError(
-                "schedule.priority must be uniform if schedule.image_weights is given, got "
-                f"{self.priority}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _stripe_is_one_of_them(self) -> "ScheduleConfig":
-        if self.stripe >= self.stripes:
-            raise ValueError(
-                f"schedule.stripe must be below schedule.stripes, got {self.stripe} of "
-                f"{self.stripes}"
-            )
-        return self
 
 
 class SaliencyConfig(Section):

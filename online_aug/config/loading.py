@@ -171,7 +171,7 @@ def _problem_lines(error: ValidationError, values: Values) -> Iterator[str]:
         place = _place(problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "value_error" or not place:
-            yield message
+            yield from message.splitlines()
         elif problem["type"] == "extra_forbidden":
             yield _unknown_key_line(place, values)
         else:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from online_aug.settings import (
     Count,
@@ -138,15 +138,6 @@ class DevicesConfig(Section):
     """Share of a GPU's speed that training keeps if a generation process is on the same GPU and
     pauses between its steps; 0 never pauses."""
 
-    @model_validator(mode="after")
-    def _no_gpu_is_named_twice(self) -> "DevicesConfig":
-        for key in ("train", "generate"):
-            chosen = getattr(self, key)
-            gpus = [name for name in chosen if name != "cpu"] if isinstance(chosen, tuple) else []
-            if len(set(gpus)) < len(gpus):
-                raise ValueError(f"devices.{key} must name each GPU once, got {', '.join(chosen)}")
-        return self
-
 
 class MixingConfig(Section):
     """How real and synthetic samples share a batch."""
@@ -187,40 +178,3 @@ class MixingConfig(Section):
         """Whether generated images are served at all."""
         others = (self.final_probability or 0.0, *self.class_probability.values())
         return max(self.synthetic_probability, *others) > 0
-
-    @model_validator(mode="after")
-    def _policy_fits(self) -> "MixingConfig":
-        changes = self.final_probability is not None or self.class_probability
-        if self.policy == "concat" and changes:
-            raise ValueError(
-                "mixing.final_probability and mixing.class_probability must be left out with "
-                "mixing.policy concat, whose epochs have one length"
-            )
-        if self.samples_per_insert is not None and self.starvation == "wait":
-            raise ValueError(
-                "mixing.samples_per_insert must be null with mixing.starvation wait, which serves "
-                f"every image in its turn, got {self.samples_per_insert:g}"
-            )
-        ratio, tolerance = self.samples_per_insert, self.sampling_tolerance
-        if ratio is not None and tolerance is not None and tolerance < max(1, ratio):
-            raise ValueError(
-                "mixing.sampling_tolerance must be at least 1 and at least "
-                f"mixing.samples_per_insert, got {tolerance:g} for {ratio:g}: both sides would "
-                "block one another"
-            )
-        if self.policy == "concat" and self.synthetic_probability == 1:
-            raise ValueError(
-                "mixing.synthetic_probability must be below 1 with mixing.policy concat, got 1"
-            )
-        if self.imported is not None and self.starvation == "wait":
-            raise ValueError(
-                "mixing.imported must be null with mixing.starvation wait, which serves the plan "
-                f"in its order, got {self.imported}"
-            )
-        waits = self.starvation == "wait" and self.policy != "global"
-        if waits and self.max_times_sampled is not None:
-            raise ValueError(
-                "mixing.max_times_sampled must be null with mixing.starvation wait and "
-                f"mixing.policy {self.policy}, got {self.max_times_sampled}"
-            )
-        return self

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from online_aug.settings import (
     Count,
@@ -77,23 +77,3 @@ class DataConfig(Section):
     """Training transform: largest change of brightness, contrast and saturation; null is off."""
     erase: Fraction = 0.0
     """Training transform: probability that a rectangle is replaced by noise (timm)."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "DataConfig":
-        for name in ("scale", "crop_area"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"data.{name} must be smallest then largest, got {[low, high]}")
-        if self.resize_px is not None and self.resize_px < self.image_size:
-            raise ValueError(
-                f"data.resize_px must be at least data.image_size, got {self.resize_px} "
-                f"for {self.image_size}"
-            )
-        if self.many_few[0] < self.many_few[1]:
-            raise ValueError(f"data.many_few must be many then few, got {list(self.many_few)}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                "data.val_fraction + data.test_fraction must be below 1, got "
-                f"{self.val_fraction} + {self.test_fraction}: nothing is left to train on"
-            )
-        return self

@@ -504,3 +504,11 @@ def test_a_method_that_does_not_exist_is_answered_with_those_that_do(empty):
     (line,) = error_lines(empty, "method.name=diffmix")
     assert line.startswith("method.name must be one of diff_mix, diff_aug, ")
     assert line.endswith(', or a class in a file such as my_method.py:NextClass, got "diffmix"')
+
+
+def test_all_rules_between_keys_that_are_broken_are_told_at_once(empty):
+    overrides = ["data.scale=[2, 1]", "schedule.stripe=2", "method.strength=0.01"]
+    starts = ("data.scale must be", "schedule.stripe must be", "method.strength * generation.num")
+    lines = error_lines(empty, *overrides)
+    assert len(lines) == 3
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
