@@ -17,17 +17,17 @@ help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 quickstart: $(VENV)/.runtime  ## Train on handwritten digits, no download of data or model: SEED=0 ARGS="key=value"
-	$(RUN) train.py configs/quickstart.yaml run.seed=$(SEED) $(ARGS)
+	$(RUN) -m online_aug train quickstart run.seed=$(SEED) $(ARGS)
 
-test: $(VENV)/.test  ## Run the tests, two files at a time: WORKERS=2 ARGS="tests/test_config.py -x"
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/.test  ## Run the tests but the nightly ones: WORKERS=2 ARGS="tests/config -x"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not nightly" $(ARGS)
 
 lint: $(VENV)/.dev  ## Check format, style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy --strict $(CHECKED)
 
-schema: $(VENV)/.runtime  ## Write configs/schema.json from the configuration models
+schema: $(VENV)/.runtime  ## Write configs/schema.json from the classes of the configuration
 	$(RUN) -m online_aug schema > configs/schema.json
 
 clean:  ## Remove the environment and what tools left; runs/ and data/ stay

@@ -7,14 +7,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 LONGEST_LINES = 30
 
 
-def blocks(language):
-    """The blocks of code in one language, in order."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    """Return the blocks of code in one language, in order."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [text for name, text in found if name == language]
 
 
 def write_example(folder):
-    """Write the method into a folder; returns the words that name it on the command line."""
+    """Write the method into a folder; return the words that name it on the command line."""
     (source,) = blocks("python")
     assert len(source.splitlines()) <= LONGEST_LINES
     (folder / "my_method.py").write_text(source)

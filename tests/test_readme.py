@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import os
 import re
@@ -13,26 +14,82 @@ from request_samples import make_context
 
 from cache.__main__ import main as cache_main
 from online_aug.cli.arguments import parse_command
+from online_aug.cli.main import COMMANDS
 from online_aug.config.loading import RECIPES, load_config
 from online_aug.methods import Source, make_method
 
 ROOT = Path(__file__).parents[1]
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DIARY = ROOT / "docs" / "LOG.md"
+"""It tells what was done, with the commands of its day."""
+PROGRAMS = ("deepspeed", "make", "online-aug", "pip", "python", "torchrun")
+
+
 def commands():
-    lines = "".join(blocks("bash")).splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+    """All commands of the README and the docs: lines of bash blocks, and spans that run ours."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found += [line for block in blocks("bash", text) for line in block.splitlines()]
+        if page != DIARY:
+            # "online-aug key 1" and its like name hashes.
+            text = re.sub(r"`online-aug \w+ 1`", "", text)
+            prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+            found += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    lines = [line for line in found if line.split(" ")[0] in PROGRAMS]
+    return list(dict.fromkeys(lines))
 
 
-def check_configuration(argv):
-    if "--help" not in argv:
-        config_path, *_ = argv
-        assert (ROOT / config_path).is_file()
-        switches = dict.fromkeys(("--dry-run", "--print-speed"), "")
-        command = parse_command(
-            [str(ROOT / config_path), *argv[1:]], prog="x", summary="x", switches=switches
-        )
-        command.load_config()
+def check_online_aug(argv):
+    if argv[0].startswith("-"):
+        assert argv[0] in ("--help", "--print-completion", "--version")
+        return
+    command, *rest = argv
+    assert command in COMMANDS
+    if command == "cache":
+        check_cache(rest)
+    elif rest and "--help" not in rest:
+        check_recipe(command, rest)
+
+
+def check_recipe(command, argv):
+    """Load a recipe with its overrides; one that the reader is to have is not loaded."""
+    switches = getattr(importlib.import_module(f"online_aug.cli.{command}"), "SWITCHES", {})
+    found = parse_command(argv, prog="x", summary="x", switches=switches)
+    is_the_reader_s = found.recipe.startswith(("runs/", "my_")) or found.recipe in STAND_INS
+    if not is_the_reader_s and "my_method.py" not in " ".join(argv):
+        load_config(RECIPES / f"{Path(found.recipe).stem}.yaml", found.overrides)
+
+
+STAND_INS = ("CONFIG", "configs/x.yaml", "x.yaml")
+
+
+def check_cache(argv):
+    if argv:
+        with pytest.raises(SystemExit, match="^0$"):
+            cache_main([argv[0], "--help"])
+
+
+def check_python(argv):
+    if argv[0] == "-m":
+        module, *rest = argv[1:]
+        if module == "cache":
+            check_cache(rest)
+        elif module == "online_aug":
+            check_online_aug(rest or ["--help"])
+        else:
+            assert importlib.util.find_spec(module) is not None
+    else:
+        assert (ROOT / argv[0]).is_file()
+        if argv[0] == "train.py" and argv[1:]:
+            check_online_aug(["train", *argv[1:]])
+
+
+def check_launcher(argv):
+    """The arguments of a launcher are its own; behind `train.py` they are ours."""
+    check_online_aug(["train", *argv[argv.index("train.py") + 1 :]])
 
 
 def check_make(targets):
@@ -41,50 +98,58 @@ def check_make(targets):
     assert all(re.search(rf"^{goal}:", makefile, re.MULTILINE) for goal in goals)
 
 
-def check_module(argv):
-    module, *rest = argv
-    assert importlib.util.find_spec(module) is not None
-    if module.startswith("online_aug."):
-        check_configuration(rest)
-    else:
-        with pytest.raises(SystemExit, match="^0$"):
-            cache_main([rest[0], "--help"])
+def check_pip(argv):
+    assert argv[0] == "install"
+    extra = re.search(r"\[(\w+)\]", " ".join(argv))
+    if extra:
+        assert f"\n{extra[1]} =" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+
+
+CHECKS = {
+    "deepspeed": check_launcher,
+    "make": check_make,
+    "online-aug": check_online_aug,
+    "pip": check_pip,
+    "python": check_python,
+    "torchrun": check_launcher,
+}
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_parses(line):
-    program, *argv = shlex.split(line, comments=True)
-    if program == "make":
-        check_make(argv)
-    elif program == "python" and argv[0] == "-m":
-        check_module(argv[1:])
-    else:
-        assert program in ("python", "deepspeed")
-        assert argv[0] == "train.py"
-        assert (ROOT / "train.py").is_file()
-        check_configuration(argv[1:])
+    line = re.sub(r"^online-aug (.*) > \S+$", r"online-aug \1", line.partition("  #")[0])
+    for part in line.split(" && "):
+        program, *argv = shlex.split(part)
+        CHECKS[program](argv or ["--help"])
 
 
 def test_the_first_command_stands_in_the_first_twenty_lines():
     assert "make quickstart" in "\n".join(README.splitlines()[:20])
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_every_link_to_a_file_leads_somewhere(target):
-    assert (ROOT / target).is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    targets = re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).is_file()] == []
 
 
-def test_the_files_of_the_map_exist():
+def test_the_map_is_short_and_names_every_package():
     (tree,) = [block for block in blocks("") if block.startswith("train.py")]
-    folder = ROOT
+    assert len(tree.splitlines()) <= 28
+    folder, named = ROOT, set()
     for line in tree.splitlines():
-        if not line.startswith("  "):
-            folder = ROOT
         names = re.match(r" *(.*?)(  |$)", line)[1].split()
-        assert names, line
+        folder = folder if line.startswith("  ") else ROOT
         assert all((folder / name).exists() for name in names), line
-        if names == ["online_aug/"]:
-            folder = ROOT / "online_aug"
+        named |= {folder / name for name in names}
+        if names in (["online_aug/"], ["cache/"]):
+            folder = ROOT / names[0]
+    packages = {path.parent for top in ("online_aug", "cache") for path in inits(ROOT / top)}
+    assert packages <= named
+
+
+def inits(folder):
+    return folder.glob("**/__init__.py")
 
 
 @pytest.mark.slow
