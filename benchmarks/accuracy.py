@@ -1,11 +1,11 @@
-"""Few-shot accuracy of vanilla training, CutMix and Diff-Mix, with the same number of steps.
+"""Compare vanilla training, CutMix and Diff-Mix on few images with the same number of steps.
 
     python benchmarks/accuracy.py [key=value ...] [--methods Diff-Mix] [--seeds 5] [--shots 5 10]
         [--parallel 1]
 
-Each run is one launch of train.py on configs/quickstart.yaml. All seeds train on the
-same few images, `data.seed` 0, so the spread is that of training alone; `--cuts` gives every seed
-its own images and with them its own fine-tuning. Runs that are finished are not repeated.
+Each run is one launch of train.py on configs/quickstart.yaml. All seeds train on the same images
+(`data.seed` 0), so the spread is that of training alone; `--cuts` gives every seed images and a
+fine-tuning of its own. Finished runs are not repeated.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _top1(options: argparse.Namespace, shots: int, seed: int, method: str) -> float:
-    """Test accuracy at the last epoch of one run; the test split selects nothing."""
+    """Return the test accuracy at the last epoch of one run; the test split selects nothing."""
     name = f"{method.lower()}-{shots}-{seed}"
     folder = options.dir / name
     if not (folder / "summary.json").exists():

@@ -1,4 +1,4 @@
-"""What a new user waits for: a fresh clone, installed and run as the README says.
+"""Time a fresh clone that is installed and run as the README says.
 
     python benchmarks/clean_clone.py [FOLDER]
 
@@ -61,7 +61,7 @@ def _two_at_once(folder: Path) -> float:
 
 
 def _processes_in(folder: Path) -> int:
-    """Processes that work in the clone."""
+    """Return the processes that work in the clone."""
     count = 0
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -70,7 +70,7 @@ def _processes_in(folder: Path) -> int:
 
 
 def _made_twice(folder: Path) -> int:
-    """Images both runs say they made, less what the cache holds."""
+    """Return how many more images two runs report than the cache holds."""
     made = sum(
         json.loads((folder / f"runs/quickstart-seed{seed}/summary.json").read_text())["generated"]
         for seed in (2, 3)

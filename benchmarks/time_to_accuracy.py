@@ -1,23 +1,23 @@
-"""Wall time to the same accuracy: images made while training, against made first; and the reuse.
+"""Measure the wall time to the same accuracy with images made during and before training.
 
     python benchmarks/time_to_accuracy.py [configs/quickstart.yaml] [--seeds 3] [--reuse]
         [--dir FOLDER] [key=value ...]
 
-Offline is `online-aug fill`, then a run that only serves the cache and has all cores.
-Online is one run on an empty cache that waits for no image. All else is the same, seed for seed,
-and so is the fine-tuning, which is made before and not counted. The time is that of the whole
-commands, from their start to the end of the first epoch whose validation accuracy is at least the
-level: the lower of what both sides of a seed reach at their best. Each online run makes its own
-images; offline fills once, which counts for every seed. Where fewer images are made than served,
-online ends with others than offline: the table has what was served, and the accuracy on the test.
+Offline is `online-aug fill` and then a run that only serves the cache and has all cores. Online is
+one run on an empty cache that waits for no image. Everything else is the same for each seed, and so
+is the fine-tuning, which is made before and not counted. The time runs from the start of the
+commands to the end of the first epoch whose validation accuracy reaches the level: the lower of the
+best accuracies of both sides. Each online run makes its own images; offline fills once for all
+seeds. If online makes fewer images than it serves, it ends with other images than offline: the
+table says how many were made, and the accuracy on the test split.
 
 With `--reuse` all runs wait for every image, so that each serves the same ones. The first online
-seed makes all that it serves, and the further ones make nothing, or the exit status is 1. Their
-wall times stand beside that of the first, and of offline: fill, then one seed. On a CPU a further
-seed still leaves half of the cores to its generation process, which has nothing to do.
+seed makes everything it serves, and the others make nothing, or the exit status is 1. The table
+compares their wall times with the first seed and with offline (fill, then one seed). On a CPU a
+later seed still leaves half of the cores to its generation process, which has nothing to do.
 
-It takes one fine-tuning, unless the folder has it already, one filling, and two runs a seed; with
-`--reuse` one run a seed and one more.
+It takes one fine-tuning, unless the folder has it already, one filling, and two runs per seed; with
+`--reuse` one run per seed and one more.
 """
 
 import argparse
@@ -39,49 +39,49 @@ _STARTED_S = time.monotonic()
 
 @dataclass
 class Run:
-    """One launch of train.py as seen from outside."""
+    """One launch of train.py, observed from outside."""
 
     name: str
     wall_s: float = 0.0
     reached: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds since the launch and validation accuracy, an epoch each."""
+    """Seconds since the launch and validation accuracy, for each epoch."""
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def best(self) -> float:
-        """Its highest validation accuracy."""
+        """Return the highest validation accuracy of the run."""
         return max(top1 for _, top1 in self.reached)
 
     def seconds_to(self, level: float) -> float:
-        """When it first had this validation accuracy."""
+        """Return when the run first reached a validation accuracy, seconds since its launch."""
         return next(seconds for seconds, top1 in self.reached if top1 >= level)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the runs of one comparison lie, and what they have in common."""
+    """The folder and the common settings of the runs of one comparison."""
 
     folder: Path
     words: tuple[str, ...]
 
     def cache(self, name: str) -> str:
-        """The key that gives runs a cache of this name."""
+        """Return the key that gives runs a cache of this name."""
         return f"cache.path={self.folder / f'cache_{name}'}"
 
     def fill(self) -> float:
-        """Make the whole plan in the cache of the offline runs; how long it took, s."""
+        """Make the whole plan in the cache of the offline runs; return the seconds it took."""
         return _timed("-m", "online_aug", "fill", *self.words, self.cache("offline"))
 
     def offline(self, seed: int, *words: str) -> Run:
-        """A run that serves what `fill` made."""
+        """Launch a run that serves what `fill` made."""
         return self._train("offline", seed, self.cache("offline"), "devices.generate=none", *words)
 
     def online(self, seed: int) -> Run:
-        """A run that makes its own images while it trains."""
+        """Launch a run that makes its own images while it trains."""
         return self._train("online", seed, self.cache(f"online{seed}"))
 
     def reusing(self, seed: int) -> Run:
-        """A run that waits for its images, and has one cache with the seeds before it."""
+        """Launch a run that waits for its images and shares a cache with the seeds before it."""
         return self._train("reuse", seed, self.cache("reuse"), "mixing.starvation=wait")
 
     def _train(self, kind: str, seed: int, *words: str) -> Run:
@@ -110,7 +110,7 @@ class Bench:
 
 
 def main() -> int:
-    """Run all and print the table; 1 if a seed made what was to be reused."""
+    """Run everything and print the table; return 1 if a seed made images it should reuse."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -135,7 +135,7 @@ def main() -> int:
 
 
 def _bench(folder: Path, words: list[str]) -> Bench:
-    """The comparison in a folder; caches that an earlier one left there are removed."""
+    """Prepare the comparison in a folder; remove the caches of an earlier one."""
     configs = [word for word in words if "=" not in word]
     config = configs[0] if configs else str(ROOT / "configs" / "quickstart.yaml")
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def _epochs(place: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _process(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One of our commands, asked to end where this program ends before it."""
+    """Start one of our commands, and end it if this program ends first."""
     with log.open("w") as file:
         command = [sys.executable, *words]
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -211,7 +211,7 @@ def _process(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _timed(*words: str) -> float:
-    """How long one of our commands takes, s; what it says is shown."""
+    """Run one of our commands, show its output, and return the seconds it took."""
     started = time.monotonic()
     if status := subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode:
         raise SystemExit(status)

@@ -1,4 +1,4 @@
-"""Image files to RGB pixels: as the loader reads them, beside Pillow, torchvision and OpenCV.
+"""Compare the loader's decoder of image files with Pillow, torchvision and OpenCV.
 
     python -m benchmarks.data.decoders [--turns 15] [--height 375] [--width 500]
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def rows_of(files: Sequence[bytes], turns: int) -> list[str]:
-    """A line for each decoder."""
+    """Print a line for each decoder."""
     sides = {name: _all(decode, files) for name, decode in DECODERS.items()}
     seconds = in_turns(sides, turns)
     return [
@@ -57,23 +57,23 @@ def rows_of(files: Sequence[bytes], turns: int) -> list[str]:
 
 
 def by_loader(data: bytes) -> Pixels:
-    """As every training image is read: bounded, upright, any mode to RGB."""
+    """Decode as training images are decoded: size bounded, upright, any mode to RGB."""
     return ours.decode_image(data, "a file")
 
 
 def by_pillow(data: bytes) -> Pixels:
-    """Pillow and nothing else."""
+    """Decode by Pillow alone."""
     return np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def by_torchvision(data: bytes) -> Pixels:
-    """The planes it gives, as other decoders arrange them; no copy."""
+    """Decode by torchvision and permute to `h w 3`, without a copy."""
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return decode_image(raw, ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
 
 def by_opencv(data: bytes) -> Pixels:
-    """Its blue, green, red turned into red, green, blue."""
+    """Decode by OpenCV and convert BGR to RGB."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
 

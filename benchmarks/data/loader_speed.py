@@ -1,4 +1,4 @@
-"""OnlineAugLoader with a warm cache against PyTorch's DataLoader over torchvision's ImageFolder.
+"""Compare OnlineAugLoader on a warm cache with a DataLoader over torchvision's ImageFolder.
 
     python -m benchmarks.data.loader_speed [--images 256] [--codec webp_lossless] [--resolution 256]
         [--workers 0] [--turns 7]
@@ -59,7 +59,7 @@ DATA = DataConfig(
 
 
 class SameDecoder(Dataset[tuple[torch.Tensor, int]]):
-    """What one would write without us: decode, transform, label."""
+    """A data set as one would write it without us: decode, transform, label."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images, self._transform = images, RandomTransform()
@@ -73,13 +73,13 @@ class SameDecoder(Dataset[tuple[torch.Tensor, int]]):
 
 
 class RandomTransform:
-    """The loader's transform, its chance drawn from PyTorch's."""
+    """The loader's transform, seeded by PyTorch's global generator."""
 
     def __init__(self) -> None:
         self._transform = train_transform(DATA)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The image as the classifier sees it."""
+        """Return the image as the classifier sees it."""
         return self._transform(pixels, torch_rng(int(torch.randint(2**62, ()))))
 
 
@@ -149,7 +149,7 @@ def _epoch(loader: Iterable[Any]) -> Callable[[int], object]:
 
 
 def _write_images(folder: Path, count: int) -> ImageSet:
-    """Photograph-like noise, as much of it at every scale."""
+    """Return noise like a photograph's, equally strong at every scale."""
     rng = np.random.default_rng(0)
     for number in range(count):
         place = folder / f"class_{number % CLASSES}"

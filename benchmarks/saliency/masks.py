@@ -1,4 +1,4 @@
-"""How well do saliency masks find the object? Against the true masks of pocket birds.
+"""Compare saliency masks with the true masks of pocket birds.
 
     python benchmarks/saliency/masks.py configs/pocket_birds_sgd_mix.yaml [key=value ...]
 
@@ -44,16 +44,16 @@ HEADS = ("maps", "side, px", "epochs", "top1", "mean IoU", "covered to 80 %", "c
 
 
 class Teacher(NamedTuple):
-    """A classifier at some age, and how it looks at images."""
+    """A classifier at some epoch, and the size at which it looks at images."""
 
     epochs: int
     top1: float
-    """On validation images."""
+    """Top-1 accuracy on validation images."""
     look: Look
 
 
 class Judged(NamedTuple):
-    """Masks against the true ones, means over images."""
+    """Agreement of masks with the true ones, means over images."""
 
     iou: float
     covered: float
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 class Judge:
-    """Every fourth training image with its true mask."""
+    """Return every fourth training image with its true mask."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._images = _some(experiment.splits.train)
@@ -93,7 +93,7 @@ class Judge:
         self.truth = _true_masks(self._images)
 
     def look(self, look: Look, side: int) -> Judged:
-        """Judge the masks by the maps of some gaze, at the true masks' resolution."""
+        """Evaluate the masks of some maps at the resolution of the true masks."""
         found = dict(
             saliency_maps(self._images, look, side, skips_bad_images=False, is_shown=False)
         )
@@ -102,7 +102,7 @@ class Judge:
         return self.judge(otsu_masks(upscaled(maps, (height, width))))
 
     def judge(self, masks: Tensor) -> Judged:
-        """Judge some masks, bool, one for each image."""
+        """Evaluate boolean masks, one for each image."""
         both, either = (masks & self.truth).sum((1, 2)), (masks | self.truth).sum((1, 2))
         shares = masks.float().mean((1, 2))
         return Judged(
@@ -125,7 +125,7 @@ def _spectral(images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _teachers(experiment: Experiment, devices: DevicePlan) -> Iterator[Teacher]:
-    """The classifier at each age."""
+    """Yield the classifier at each age."""
     config = experiment.config
     world = start_distributed(rank_device(devices.train))
     classes = len(experiment.splits.train.class_names)

@@ -1,10 +1,10 @@
-"""What Grad-CAM costs: in forward passes of the classifier, and beside pytorch_grad_cam.
+"""Measure Grad-CAM in forward passes of the classifier and against pytorch_grad_cam.
 
     python benchmarks/saliency/speed.py [DEVICE] [BATCH_SIZE]
 
-Random weights, 224 px, medians over interleaved rounds. Ours looks through a copy that is prepared
-once for each version of a teacher; what that costs, its first two batches included, is the column
-"once". Targets: at most 1.2 forward passes on a CNN and 1.5 on a ViT, at least 4 times as fast as
+Random weights, 224 px, medians over interleaved rounds. Ours runs through a copy that is prepared
+once for each version of a teacher; the column "once" is its cost with its first two batches.
+Targets: at most 1.2 forward passes on a CNN and 1.5 on a ViT, at least 4 times as fast as
 pytorch_grad_cam on the same batch.
 """
 
@@ -31,7 +31,7 @@ MODELS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print one row a model."""
+    """Print one row for each model."""
     device = torch.device(argv[0] if argv else "cuda" if torch.cuda.is_available() else "cpu")
     batch_size = int(argv[1]) if len(argv) > 1 else 8
     print(f"{device}, batch of {batch_size}, {torch.get_num_threads()} threads\n")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _measure(name: str, device: torch.device, batch_size: int) -> list[float]:
-    """Milliseconds of getting ready, a forward pass, our maps, and the library's."""
+    """Return the milliseconds of preparation, a forward pass, our maps, and the library's."""
     model = timm.create_model(name).to(device).eval()
     spare = spare_copy(model)
     images = torch.randn(batch_size, 3, SIDE_PX, SIDE_PX, device=device)
