@@ -184,7 +184,7 @@ def pax_member(records, content=b""):
         (pax_member(b"")[:512] * 1500, "shard must be a whole tar file: "),
         (
             pax_member(
-                b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", b"%0999d\n" % 9999 * 3000
+                b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", b"%0299d\n" % 99999 * 9000
             ),
             "headers of at most 1048576",
         ),
