@@ -156,7 +156,7 @@ def test_a_pipeline_of_another_kind_is_one_clear_line(tiny_model, tmp_path):
 
 
 def generator_of(model, vae):
-    config = GenerationConfig(slots=3, vae=str(vae))
+    config = GenerationConfig(slots=2, resolution=64, execution="eager", vae=str(vae))
     return ImageGenerator.load(model, None, config, "float32", "cpu")
 
 
