@@ -65,6 +65,28 @@ def evaluate(
         BadImageError: If an image cannot be read and `data.on_bad_image` is not `skip`.
         ValueError: If there is no readable image.
     """
+    seen, is_best, is_among_best, loss = _predict(classifier, images, data, device, batch_size)
+    groups, shots = groups_of(images), _shots_of(images, train_labels, data)
+    per_group = _accuracies(groups, seen, is_best)
+    return Evaluation(
+        top1=float(is_best.mean()),
+        top5=float(is_among_best.mean()),
+        loss=loss,
+        per_class=_accuracies(Groups(images.class_names, images.labels), seen, is_best),
+        per_group=per_group,
+        worst_group=min(per_group.values(), default=None),
+        per_shots=_accuracies(shots, seen, is_best),
+        images=len(seen),
+    )
+
+
+def _predict(
+    classifier: nn.Module,
+    images: ImageSet,
+    data: DataConfig,
+    device: torch.device | str,
+    batch_size: int,
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], float]:
     indices_seen, is_best, is_among_best = list[Tensor](), list[Tensor](), list[Tensor]()
     losses = 0.0
     mean, std = input_statistics(classifier)
@@ -81,19 +103,9 @@ def evaluate(
             is_among_best.append(_is_among_best(logits, truth).cpu())
     if not indices_seen:
         raise ValueError("images must hold at least one that can be read, got none")
-    seen, right = torch.cat(indices_seen).numpy(), torch.cat(is_best).numpy()
-    groups, shots = groups_of(images), _shots_of(images, train_labels, data)
-    per_group = _accuracies(groups, seen, right)
-    return Evaluation(
-        top1=float(right.mean()),
-        top5=float(torch.cat(is_among_best).numpy().mean()),
-        loss=losses / len(seen),
-        per_class=_accuracies(Groups(images.class_names, images.labels), seen, right),
-        per_group=per_group,
-        worst_group=min(per_group.values(), default=None),
-        per_shots=_accuracies(shots, seen, right),
-        images=len(seen),
-    )
+    seen = torch.cat(indices_seen).numpy()
+    best, among_best = torch.cat(is_best).numpy(), torch.cat(is_among_best).numpy()
+    return seen, best, among_best, losses / len(seen)
 
 
 def _is_among_best(logits: Tensor, labels: Tensor) -> Tensor:

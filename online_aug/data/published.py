@@ -36,7 +36,7 @@ class PublishedSet:
     """Required files and folders (these end in a slash) under `data.root`."""
     read: Reader
     remark: str = "docs/DATA.md says what to get"
-    """What to do if something is missing."""
+    """Advice if something is missing."""
 
 
 def published_splits(name: str, root: Path) -> Mapping[str, ImageSet]:
