@@ -278,7 +278,7 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 
 STATS = Command(
     "stats",
-    "entries and sizes, by method, recipe, class and strength; rejections; owners",
+    "show entries and sizes, by method, recipe, class and strength; rejections; owners",
     """runs/cache                       what it holds, how large it is
 runs/cache --json                the same for a program""",
     _stats,
