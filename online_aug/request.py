@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 from cache.keys import Scalar, request_key
 
@@ -56,17 +56,9 @@ class ImportedImage:
 class GenerationRequest:
     """All that decides the pixels of one generated image; its digest is the cache key.
 
-    The training seed, the rank, the batch and the clock are absent on purpose: that is what lets
-    another seed or run ask for the same image. A new field changes every key by construction, but
-    one of those that say nothing at what all requests before it meant.
+    The training seed, the rank, the batch and the clock are not in it, so that another seed or run
+    asks for the same image. Adding a field changes every key.
     """
-
-    SILENT: ClassVar[Mapping[str, Scalar]] = {
-        "starts_from": "image",
-        "keeps_foreground": False,
-        "code_digest": None,
-    }
-    """Fields added later, left out of key and record at this value: older keys remain valid."""
 
     method: str
     """Name of the method; of a class in a file the name of the class."""
@@ -110,9 +102,7 @@ class GenerationRequest:
 
     def to_fields(self) -> dict[str, Scalar]:
         """Return the request as the flat mapping that the cache stores and digests."""
-        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        silent = self.SILENT.items()
-        return {name: value for name, value in values if (name, value) not in silent}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Scalar]) -> "GenerationRequest":
@@ -122,7 +112,7 @@ class GenerationRequest:
             ValueError: If fields are missing or unknown: the record was made by another version.
         """
         known = {field.name for field in fields(cls)}
-        if differing := known ^ (set(values) | set(cls.SILENT)):
+        if differing := known ^ set(values):
             differ = ", ".join(sorted(differing))
             raise ValueError(f"request must hold exactly the known fields, differs in: {differ}")
         return cls(**values)  # type: ignore[arg-type]

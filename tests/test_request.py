@@ -7,11 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from request_samples import VALUES, make_request, requests
 
-from cache import canonical_bytes, decode_fields, request_key
+from cache import canonical_bytes, decode_fields
 from online_aug.loader.dataset import Batch
 from online_aug.request import Counts, GenerationRequest
 
-SILENT = GenerationRequest.SILENT
 NAMES = [field.name for field in fields(GenerationRequest)]
 counts = st.builds(Counts, **dict.fromkeys(vars(Counts()), st.integers(0, 1000)))
 
@@ -41,14 +40,6 @@ def test_a_key_is_not_taken_over_by_a_changed_copy():
     request = make_request()
     before = request.key
     assert replace(request, variant=1).key != before
-
-
-@pytest.mark.parametrize("name", SILENT)
-def test_a_field_added_later_leaves_the_keys_of_older_requests_valid(name):
-    request = make_request(**{name: SILENT[name]})
-    older = {field: value for field, value in vars(make_request()).items() if field != name}
-    assert request.key == request_key({k: v for k, v in older.items() if k not in SILENT})
-    assert GenerationRequest.from_fields(request.to_fields()) == request
 
 
 def test_a_request_pickles_to_worker_processes_with_its_key():
