@@ -13,8 +13,7 @@ from readme_example import README, blocks, write_example
 from request_samples import make_context
 
 from cache.__main__ import main as cache_main
-from online_aug.cli.arguments import parse_command
-from online_aug.cli.main import COMMANDS
+from online_aug.cli.main import COMMANDS, parse_command
 from online_aug.config.loading import RECIPES, load_config
 from online_aug.methods import Source, make_method
 

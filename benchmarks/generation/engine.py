@@ -28,8 +28,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipelin
 from PIL import Image
 
 from cache import Store
-from online_aug.cli.arguments import parse_command
-from online_aug.cli.main import run_main
+from online_aug.cli.main import parse_command, run_main
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.generation._digit_judge import accuracy, classes_seen, train_judge
-from online_aug.cli.arguments import parse_command
-from online_aug.cli.main import run_main
+from online_aug.cli.main import parse_command, run_main
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from online_aug.classifier.evaluation import evaluate
 from online_aug.classifier.model import build_classifier
-from online_aug.cli.arguments import parse_command
-from online_aug.cli.main import run_main
+from online_aug.cli.main import parse_command, run_main
 from online_aug.data.image_sets import FolderSet
 from online_aug.data.sources import load_splits
 from online_aug.distributed.devices import DevicePlan, plan_devices

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from online_aug.cli.arguments import parse_command
+from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.errors import UserError
 from online_aug.reporting.run_directory import CONFIG_FILE, run_folder

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from online_aug.cli.arguments import parse_command
+from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from online_aug.cli.arguments import parse_command
+from online_aug.cli.main import parse_command
 from online_aug.distributed.identity import identify
 
 # Whatever needs torch is imported in the function that uses it: a mistake is reported before.

@@ -1,27 +1,29 @@
-"""`online-aug COMMAND ...`: the table of commands, each imported only when it is called."""
+"""`online-aug COMMAND ...`: the table of commands, and the arguments that most of them share.
+
+A command is imported only when it is called. Most take a recipe, which is a YAML file or the name
+of one that comes with the package, and `key.sub=value` overrides.
+"""
 
 import argparse
 import errno
+import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
-from types import FrameType
+from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import NoReturn
 
 from cache import CacheError
 from cache.text import nearest_hint
-from online_aug.cli.arguments import (
-    COMPLETE_KEY,
-    COMPLETE_RECIPE,
-    Parser,
-    add_arguments,
-)
-from online_aug.config.loading import recipe_names
-from online_aug.config.schema import fields
-from online_aug.distributed.identity import LAUNCHER_S, speaks_for_node
+from online_aug.config import Config
+from online_aug.config.loading import find_recipe, load_config, recipe_names
+from online_aug.config.schema import describe, fields, json_schema
+from online_aug.distributed.identity import LAUNCHER_S, SPEAKS_FOR_NODE
 from online_aug.errors import RunError, UserError, one_line
 
 COMMANDS = {
@@ -33,7 +35,7 @@ COMMANDS = {
     "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
     "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
     "schema": (
-        "online_aug.cli.arguments:print_schema",
+        "online_aug.cli.main:print_schema",
         "print the JSON schema that editors check a recipe with",
     ),
     "cache": (
@@ -52,6 +54,14 @@ EXAMPLES = """\
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+RECIPE_EXAMPLES = """\
+quickstart
+quickstart run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
+"""
+
+COMPLETE_RECIPE, COMPLETE_KEY = "_online_aug_recipe", "_online_aug_key"
+"""The shell functions that complete a recipe and a key; see `_completed_words`."""
 
 
 def main() -> NoReturn:
@@ -95,7 +105,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         with _clean_termination():
             status = main(sys.argv[1:]) or 0
     except (UserError, CacheError, RunError) as error:
-        if not speaks_for_node():
+        if not SPEAKS_FOR_NODE:
             time.sleep(LAUNCHER_S)
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         status = FAILED if isinstance(error, RunError) else MISUSED
@@ -126,6 +136,110 @@ def _hint(word: str) -> str:
     if word in recipe_names() or word.endswith((".yaml", ".yml")):
         return f"; did you mean online-aug train {word}?"
     return nearest_hint(word, COMMANDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """The arguments of a command, read but not yet checked against the configuration."""
+
+    recipe: str
+    """A path, or the name of a recipe of the package."""
+    overrides: tuple[str, ...]
+    switches: frozenset[str] = frozenset()
+    """The switches that were given, such as `--dry-run`."""
+
+    @property
+    def config_path(self) -> Path:
+        """The file of the recipe; raise `UserError` if there is none."""
+        return find_recipe(self.recipe)
+
+    def load_config(self) -> Config:
+        """Load and check the configuration; raise `UserError` with one line for each mistake."""
+        return load_config(self.config_path, self.overrides)
+
+
+def parse_command(
+    argv: Sequence[str],
+    *,
+    prog: str,
+    summary: str,
+    switches: Mapping[str, str] = MappingProxyType({}),
+    examples: str = RECIPE_EXAMPLES,
+) -> Command:
+    """Read the arguments; for `--help` print usage, examples and every key, and exit.
+
+    Args:
+        argv: The arguments without the name of the program.
+        prog: How the program is called, such as `online-aug train`.
+        summary: One sentence on what it does.
+        switches: Options without a value that it takes, such as `--dry-run`, and what each does.
+        examples: Arguments that `--help` shows, one example a line.
+
+    Raises:
+        UserError: If an option is unknown or no recipe is given.
+    """
+    offered = "".join(f" [{name}]" for name in switches)
+    shown = "".join(f"  {prog} {line}\n" for line in examples.splitlines())
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} RECIPE [key.sub=value ...]{offered}",
+        description=summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser, switches)
+    if {"-h", "--help"} & set(argv):
+        names = ", ".join(recipe_names())
+        parser.epilog = (
+            f"examples:\n{shown}\nrecipes that come with the package:\n\n{names}\n\n"
+            f"keys, with their defaults:\n\n{describe()}"
+        )
+    found = parser.parse_intermixed_args(argv)
+    return Command(
+        recipe=found.recipe,
+        overrides=tuple(found.overrides),
+        switches=frozenset(found.switches),
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser, switches: Mapping[str, str]) -> None:
+    """Add the recipe, the overrides and the switches of a command to its parser."""
+    recipe = parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe of the package"
+    )
+    overrides = parser.add_argument(
+        "overrides",
+        metavar="key.sub=value",
+        nargs="*",
+        default=[],  # without one argparse calls it required when the recipe is missing
+        help="replaces a value of the recipe",
+    )
+    vars(recipe)["complete"] = dict.fromkeys(("bash", "zsh"), COMPLETE_RECIPE) | {"tcsh": "f"}
+    vars(overrides)["complete"] = dict.fromkeys(("bash", "zsh"), COMPLETE_KEY)
+    for name, effect in switches.items():
+        parser.add_argument(name, dest="switches", action="append_const", const=name, help=effect)
+    parser.set_defaults(switches=[])
+    # The DeepSpeed launcher adds this to the command; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def print_schema(argv: Sequence[str]) -> None:
+    """Print the JSON schema of a recipe.
+
+    Raises:
+        UserError: If there are arguments.
+    """
+    parser = Parser(prog="online-aug schema", description="Print the JSON schema of a recipe.")
+    parser.parse_args(argv)
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes become a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the mistake as one line that names the help."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> Parser:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from online_aug.cli.arguments import Command, parse_command
+from online_aug.cli.main import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
 from online_aug.distributed.identity import Identity, identify

@@ -19,6 +19,8 @@ VISIBLE_DEVICES = "ONLINE_AUG_VISIBLE_DEVICES"
 LAUNCHER_S = 5.0
 """A launcher ends the ranks beside one that failed within this many seconds."""
 
+SPEAKS_FOR_NODE = os.environ.get("LOCAL_RANK", "0") == "0"
+"""Whether this process reports the mistakes that all ranks of its node find."""
 _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 """The number of ranks of this node, as torchrun and as DeepSpeed name it."""
 RANK_VARIABLES = (
@@ -83,11 +85,6 @@ def identify() -> Identity:
         is_launched=True,
         is_ours=is_ours,
     )
-
-
-def speaks_for_node() -> bool:
-    """Return whether this process reports what all ranks of its node find; never fails."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _number(name: str) -> int:

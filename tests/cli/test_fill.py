@@ -40,21 +40,19 @@ def present(folder, requests):
         return sum(store.contains([request.key for request in requests]))
 
 
-def test_all_of_the_plan_is_made_and_the_devices_are_said_first(call, plan, tmp_path):
-    status, lines = call()
+@pytest.mark.slow
+def test_all_of_the_plan_is_made_and_stored_as_configured(call, plan, tmp_path):
+    status, lines = call(cache={"codec": "png"})
     assert status == 0
+    with Store(tmp_path / "cache", readonly=True) as store:
+        assert {store.inspect(request.key).codec.name for request in plan} == {"png"}
     assert present(tmp_path, plan) == len(plan) == 16
     assert lines[0].startswith("generate on cpu (")
     assert f"cache {tmp_path}/cache: 0 of the plan's 16 images, 0 B in all" in lines
     assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
 
 
-def test_images_are_stored_as_configured(call, plan, tmp_path):
-    call(cache={"codec": "png"})
-    with Store(tmp_path / "cache", readonly=True) as store:
-        assert {store.inspect(request.key).codec.name for request in plan} == {"png"}
-
-
+@pytest.mark.slow
 def test_fine_tuning_comes_first_where_it_is_due(call, tmp_path):
     status, lines = call(finetune={"enabled": True})
     assert status == 0
@@ -62,6 +60,7 @@ def test_fine_tuning_comes_first_where_it_is_due(call, tmp_path):
     assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
 
 
+@pytest.mark.slow
 def test_a_whole_plan_is_said_and_no_model_is_loaded(call, monkeypatch):
     call()
     monkeypatch.delattr(ImageGenerator, "load")
@@ -70,7 +69,10 @@ def test_a_whole_plan_is_said_and_no_model_is_loaded(call, monkeypatch):
     assert "16 of the plan's 16 images" in lines[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+)
 def test_a_signal_ends_it_after_storing_what_is_finished_and_the_next_call_makes_the_rest(
     call, plan, tmp_path, monkeypatch, number
 ):
@@ -114,6 +116,7 @@ def test_what_is_rejected_is_said_with_its_reason(tmp_path):
     assert bar.note == "2.5 images/s, rejected: 1 off-class, 2 white, 0 B"
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_full_is_one_line_and_loses_nothing_of_the_plan(call, plan, tmp_path):
     message = r"^cache\.path must have room for the plan, .* full after \d+ of 16 images; [^\n]*$"
     with pytest.raises(UserError, match=message):
@@ -172,6 +175,7 @@ def test_maps_that_need_no_classifier_are_made_before_the_images(call, tmp_path)
     assert "of the plan's 16 images" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_speed_is_measured_without_a_cache(call, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SPEED_S", 0.0)
     status, lines = call("--print-speed")

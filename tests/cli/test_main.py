@@ -1,13 +1,20 @@
 import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from cache import CacheError
-from online_aug.cli.arguments import parse_command
-from online_aug.cli.main import run_main
+from online_aug.cli.main import COMMANDS, SHELLS, parse_command, run_command, run_main
 from online_aug.cli.train import SWITCHES
-from online_aug.config.schema import fields
+from online_aug.config.schema import fields, json_schema
 from online_aug.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def parse(*argv, switches=SWITCHES, **more):
@@ -138,3 +145,71 @@ def test_main_gets_the_arguments(monkeypatch):
     seen = []
     status_of(lambda argv: seen.extend(argv), "a", "b", monkeypatch=monkeypatch)
     assert seen == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (
+            ["trian"],
+            r"^the first argument must be a command \(train, .*\), got trian; nearest: train",
+        ),
+        (["quickstart"], "got quickstart; did you mean online-aug train quickstart"),
+        (["my.yaml", "run.seed=1"], "got my.yaml; did you mean online-aug train my.yaml"),
+        (["--verbose"], "unrecognized arguments: --verbose; see online-aug --help$"),
+        (["schema", "x.yaml"], "unrecognized arguments: x.yaml; see online-aug schema --help$"),
+        (["train", "quikstart"], "or the name of a recipe, got quikstart; nearest: quickstart"),
+    ],
+)
+def test_a_wrong_command_or_recipe_is_one_line_with_what_was_meant(argv, line):
+    with pytest.raises(UserError, match=line) as caught:
+        run_command(argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        run_command([])
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +\w", shown, re.MULTILINE) for name in COMMANDS)
+
+
+def test_the_schema_is_printed_as_json(capsys):
+    run_command(["schema"])
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_what_deepspeed_adds_before_the_command_is_taken(capsys):
+    run_command(["--local_rank=1", "schema"])
+    assert capsys.readouterr().out.startswith("{")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_completion_script_knows_the_commands(shell, capsys):
+    assert run_command(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS)
+    assert ("quickstart" in script and "run.seed=" in script) or shell == "tcsh"
+
+
+@pytest.mark.slow
+def test_completion_in_bash_offers_commands_recipes_and_keys(tmp_path):
+    run = f"{sys.executable} -m online_aug --print-completion bash"
+    script = f"""source <({run})
+    complete_words() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=();
+        $(complete -p online-aug | sed 's/.*-F \\([^ ]*\\).*/\\1/') online-aug "${{@: -1}}" "";
+        echo "${{COMPREPLY[@]}}"; }}
+    complete_words online-aug tr
+    complete_words online-aug train quicks
+    complete_words online-aug train quickstart run.se
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shell = ["bash", "-c", script]
+    done = subprocess.run(
+        shell, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert [line.strip() for line in done.stdout.splitlines()] == [
+        "train",
+        "quickstart",
+        "run.seed=",
+    ]

@@ -1,8 +1,17 @@
+"""What `online-aug train` checks, and which libraries it imports."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from classifier_samples import make_config
 
 from online_aug.cli.train import check_training
 from online_aug.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lamb", "lion", "nadamw", "lars"])
@@ -33,3 +42,33 @@ def test_a_batch_is_divided_by_the_ranks_of_all_nodes():
     message = r"^optim\.batch_size must be a multiple of the 3 training devices, got 8$"
     with pytest.raises(UserError, match=message):
         check_training(make_config(optim={"batch_size": 8}), ["cpu"], ranks=3)
+
+
+GENERATOR_LIBRARIES = ("diffusers", "peft", "transformers")
+WITHOUT_THEM = f"""
+import sys
+
+class Refused:
+    def find_spec(self, name, path, target=None):
+        assert name not in {GENERATOR_LIBRARIES}, f"the trainer imported {{name}}"
+
+sys.meta_path.insert(0, Refused())
+from online_aug.cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_trainer_never_imports_the_libraries_of_the_generator(tmp_path):
+    small = ["data.examples_per_class=2", "data.epoch_repeats=1", "run.epochs=1"]
+    small += ["finetune.enabled=false", "generation.num_inference_steps=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THEM, "train", "quickstart", "optim.batch_size=10", *small],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "quickstart-seed0" / "summary.json").exists()
