@@ -82,7 +82,7 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
-    from online_aug.experiment.teacher import check_teacher
+    from online_aug.experiment.saliency import check_teacher
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
@@ -101,7 +101,7 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     Raises:
         UserError: If the cache is full before all images are made.
     """
-    from online_aug.experiment.teacher import ensure_saliency
+    from online_aug.experiment.saliency import ensure_saliency
     from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.producer.filling import describe_plan, make_missing

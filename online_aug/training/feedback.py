@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from online_aug.distributed.world import World, barrier, share
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.teacher import gaze_of, make_maps
+from online_aug.experiment.saliency import gaze_of, make_maps
 from online_aug.files import from_json, to_json, write_atomically
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store, pin_if_awaited

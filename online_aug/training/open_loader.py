@@ -15,7 +15,7 @@ from online_aug.distributed.devices import DevicePlan, check_unused, plan_device
 from online_aug.distributed.world import single
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.teacher import check_teacher, ensure_saliency
+from online_aug.experiment.saliency import check_teacher, ensure_saliency
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.reporting.run_directory import CONFIG_FILE

@@ -1,6 +1,7 @@
 import json
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def test_a_checkpoint_of_more_ranks_is_refused(saved):
         checkpoints.check_made_with(path, {checkpoints.RANKS: 2})
 
 
-def test_where_nothing_is_divided_more_ranks_may_go_on(saved):
+def test_an_undivided_checkpoint_continues_on_more_ranks(saved):
     path = checkpoints.checkpoint_path(saved, 1)
     checkpoints.check_made_with(path, {checkpoints.RANKS: 2}, world_size_may_differ=True)
 
@@ -133,19 +134,19 @@ def of_the_first(states, world):
     return states[0]
 
 
-def divided(folder, stage):
-    """Two ranks have saved a checkpoint; the losses of the two steps that followed."""
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.nightly)])
+def divided(request, tmp_path_factory):
+    """A checkpoint that two ranks saved, its ZeRO stage, and the losses of two further steps."""
+    folder, stage = tmp_path_factory.mktemp("divided"), request.param
     command = [SCRIPTS / "launch.py", SCRIPTS / "save_divided.py", "2", folder, str(stage)]
     subprocess.run([sys.executable, *command], env=environment(), check=True, timeout=LIMIT_S)
-    return json.loads((folder / "losses.json").read_text())
+    return folder, stage, json.loads((folder / "losses.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2])
-def test_divided_training_goes_on_on_one_rank_after_the_command_that_is_advised(
-    world, tmp_path, stage
-):
-    expected = divided(tmp_path, stage)
+def test_divided_training_continues_on_one_rank_after_the_advised_command(world, tmp_path, divided):
+    saved_by_two, stage, expected = divided
+    shutil.copytree(saved_by_two, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match="convert it with python -m deepspeed") as refused:
         divided_engine(world, stage).load(tmp_path, of_the_first)
     _, advised = str(refused.value).split("convert it with python ")
@@ -158,20 +159,21 @@ def test_divided_training_goes_on_on_one_rank_after_the_command_that_is_advised(
 
 
 @pytest.mark.slow
-def test_a_converted_checkpoint_runs_no_code(world, tmp_path):
+def test_a_converted_checkpoint_runs_no_code(world, tmp_path, divided):
     class Trap:
         def __reduce__(self):
             return (pytest.fail, ("the checkpoint ran code",))
 
-    divided(tmp_path, 1)
+    saved_by_two, stage, _ = divided
+    shutil.copytree(saved_by_two, tmp_path, dirs_exist_ok=True)
     place = checkpoints.checkpoint_path(tmp_path, 2) / checkpoints.UNIVERSAL / "zero"
     place.mkdir(parents=True)
     torch.save(Trap(), place / "optimizer_state.pt")
     with pytest.raises(UserError, match="cannot be read"):
-        divided_engine(world, 1).load(tmp_path, of_the_first)
+        divided_engine(world, stage).load(tmp_path, of_the_first)
 
 
-def test_what_cannot_be_converted_is_refused_with_other_advice(saved):
+def test_a_checkpoint_that_cannot_be_converted_is_refused_with_other_advice(saved):
     path = checkpoints.checkpoint_path(saved, 1)
     with pytest.raises(UserError, match=r"set devices.train for 1, or train with stage 0$"):
         checkpoints.check_made_with(path, {checkpoints.RANKS: 2})
@@ -187,6 +189,6 @@ def test_what_cannot_be_converted_is_refused_with_other_advice(saved):
         (1, {"name": "adamw", "options": {"amsgrad": True}}, False),
     ],
 )
-def test_only_what_deepspeed_restores_whole_is_said_to_be_convertible(stage, optim, expected):
+def test_only_what_deepspeed_restores_as_a_whole_counts_as_convertible(stage, optim, expected):
     settings = {"deepspeed": {"zero_optimization": {"stage": stage}}}
     assert is_convertible(make_config(classifier=settings, optim=optim)) == expected

@@ -1,6 +1,6 @@
 """One run killed with signal 9 again and again, compared with one that never was.
 
-    python benchmarks/resume_torture.py [--kills 20] [--seed 0] [--dir FOLDER] [key=value ...]
+    python -m benchmarks.training.resume_torture [--kills 20] [--seed 0] [--dir FOLDER] [key=...]
 
 Both wait for their generator and have a cache of their own, made anew. A launch is killed at a
 random moment after it has written a checkpoint of its own, so also while it writes one. Equal to
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BATCH_SIZE = 10
 SETTINGS = [
     *("data.examples_per_class=5", "data.epoch_repeats=4", "finetune.enabled=false"),
@@ -36,7 +36,7 @@ LONGEST_S = 1.0
 
 
 def main() -> int:
-    """Train both and compare; 1 if they differ."""
+    """Train both and compare them; return 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both runs")
     parser.add_argument("--kills", type=int, default=20)

@@ -12,7 +12,7 @@ from experiment_samples import make_experiment
 from online_aug.classifier.model import build_classifier
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
-from online_aug.experiment.teacher import (
+from online_aug.experiment.saliency import (
     build_teacher,
     check_teacher,
     ensure_saliency,
@@ -92,7 +92,7 @@ def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(experimen
 
 def test_maps_that_are_there_are_not_made_again(experiment_of, weights, monkeypatch):
     ensure_saliency(experiment_of(teacher=weights))
-    monkeypatch.setattr("online_aug.experiment.teacher.build_classifier", None)
+    monkeypatch.setattr("online_aug.experiment.saliency.build_classifier", None)
     ensure_saliency(experiment_of(teacher=weights))
 
 
@@ -106,7 +106,7 @@ def test_one_process_makes_the_maps_and_another_that_needs_them_waits(experiment
     def uniform(images, labels):
         return torch.full((len(images), 64, 64), 0.25)
 
-    monkeypatch.setattr("online_aug.experiment.teacher.alone", announced)
+    monkeypatch.setattr("online_aug.experiment.saliency.alone", announced)
     with ThreadPoolExecutor(1) as pool:
         with alone(maps_lock(experiment.config.cache.path)):
             other = pool.submit(ensure_saliency, experiment)

@@ -1,10 +1,10 @@
 """The same run on one rank and on two, and on two nodes of two ranks that share the work.
 
-    python benchmarks/ranks.py [--part losses|nodes] [--dir FOLDER] [key=value ...]
+    python -m benchmarks.training.ranks [--part losses|nodes] [--dir FOLDER] [key=value ...]
 
 `losses`: one rank, then two with the same global batches, of a classifier without batch norm (its
-statistics are each rank's own), images waited for. Prints both loss curves and where they differ
-most. `nodes`: two launchers on this machine with two ranks and a cache each, until all images of
+statistics are each rank's own) that waits for its images. Prints both loss curves and where they
+differ most. `nodes`: two launchers on this machine, each with two ranks and a cache, until all of
 the plan are made. Prints who made what, and what the merged caches hold. The exit status is 1 if
 the curves differ by more than 1e-3 of the loss, a key was made twice, or one is missing.
 """
@@ -24,7 +24,7 @@ import psutil
 
 from cache import CacheError, Store
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = [
     *("data.examples_per_class=5", "data.epoch_repeats=4", "data.hflip=0.5"),
     *("finetune.enabled=false", "generation.num_inference_steps=2"),
@@ -32,13 +32,13 @@ SETTINGS = [
     *("optim.batch_size=20", "classifier.name=test_convnext"),
 ]
 IMAGES = 10 * 5 * 2
-"""Of the plan."""
+"""Images of the plan."""
 TOLERANCE = 1e-3
 POLL_S = 0.2
 
 
 def main() -> int:
-    """Run the parts that are asked for; 1 if one of them failed."""
+    """Run the chosen parts; return 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
     parser.add_argument("--part", choices=("losses", "nodes"))

@@ -1,6 +1,6 @@
-"""What a generation process that pauses costs the classifier on the very same core.
+"""Measure what a paused generation process costs the classifier on the same core.
 
-    python benchmarks/interference.py [--rounds 3] [key=value ...]
+    python -m benchmarks.training.interference [--rounds 3] [key=value ...]
 
 Launches of train.py on configs/quickstart.yaml take turns on one core: with a generation process
 that has made a few images and pauses, and with none. Almost nothing synthetic is served, so that it
@@ -20,10 +20,10 @@ from pathlib import Path
 
 from online_aug.console import progress
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EPOCHS = 40
 FEWEST = 10
-"""Epochs to compare, or the runs were too short for the process to load its model."""
+"""Epochs that must remain to be compared; with fewer the runs were too short."""
 SETTINGS = (
     f"run.epochs={EPOCHS}",
     "mixing.synthetic_probability=1e-9",
