@@ -292,7 +292,7 @@ def config_of(folder, **sections):
 @pytest.mark.parametrize("schedule", [{}, {"stripe": 1, "stripes": 3}])
 def test_the_parts_of_all_nodes_are_the_whole_of_what_one_would_make(tmp_path, schedule):
     config = config_of(tmp_path, schedule=schedule | {"helps": False})
-    parts = [part_of(PLAN, build_loader.striped(config, world_of(r)).schedule) for r in (0, 2)]
+    parts = [part_of(PLAN, assembly.striped(config, world_of(r)).schedule) for r in (0, 2)]
     together = [request.key for part in parts for request in part]
     assert sorted(together) == sorted(r.key for r in part_of(PLAN, config.schedule))
     assert all(parts)
@@ -300,18 +300,18 @@ def test_the_parts_of_all_nodes_are_the_whole_of_what_one_would_make(tmp_path, s
 
 def test_a_single_node_makes_all_as_configured(tmp_path):
     config = config_of(tmp_path)
-    assert build_loader.striped(config, world_of(1, (0, 1))) is config
+    assert assembly.striped(config, world_of(1, (0, 1))) is config
 
 
 def test_where_images_are_waited_for_every_node_makes_all(tmp_path):
     config = config_of(tmp_path, mixing={"starvation": "wait"})
-    assert build_loader.striped(config, world_of(2)) is config
+    assert assembly.striped(config, world_of(2)) is config
 
 
 def test_every_node_has_a_folder_whose_configuration_can_be_read(tmp_path):
     for rank in (0, 2):
         config = config_of(tmp_path, cache={"path": tmp_path / f"cache{rank}"})
-        folder = build_loader.node_folder(config, world_of(rank), tmp_path)
+        folder = assembly.node_folder(config, world_of(rank), tmp_path)
         read = load_config(folder / "config.yaml")
         assert read.cache.path == tmp_path / f"cache{rank}"
         assert (read.schedule.stripe, read.schedule.stripes) == (rank // 2, 2)
@@ -319,15 +319,15 @@ def test_every_node_has_a_folder_whose_configuration_can_be_read(tmp_path):
 
 
 def test_the_processes_of_a_single_node_read_the_configuration_of_the_run(tmp_path):
-    assert build_loader.node_folder(config_of(tmp_path), world_of(0, (0, 1)), tmp_path) == tmp_path
+    assert assembly.node_folder(config_of(tmp_path), world_of(0, (0, 1)), tmp_path) == tmp_path
 
 
 def test_a_run_directory_that_another_node_does_not_see_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(assembly, "SHARED_WITHIN_S", 0.0)
     with pytest.raises(UserError, match=r"run\.dir must be a folder that all nodes share"):
-        build_loader.check_shared(world_of(0, (0,)), tmp_path)
+        assembly.check_shared(world_of(0, (0,)), tmp_path)
     (tmp_path / "config.yaml").touch()
-    build_loader.check_shared(world_of(0, (0,)), tmp_path)
+    assembly.check_shared(world_of(0, (0,)), tmp_path)
 
 
 def test_nodes_that_plan_other_images_are_refused(monkeypatch, tmp_path, tiny_model):
