@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from tiny_model import copy_with
 
+from online_aug.config import Config
 from online_aug.config.generation import FinetuneConfig
 from online_aug.diffusion.adaptation import (
     DECIDES_NOTHING,
@@ -72,7 +73,7 @@ def test_from_any_step_on_the_rest_of_the_stages_follows(first):
 @pytest.mark.parametrize("mode", ["joint", "lora"])
 def test_classes_cannot_have_a_lora_each(mode):
     with pytest.raises(ValueError, match="finetune.per_class must be false unless finetune.mode"):
-        FinetuneConfig(mode=mode, per_class=True)
+        Config(finetune={"mode": mode, "per_class": True})
 
 
 EXAMPLES = [("a" * 32, 0), ("b" * 32, 1)]
