@@ -151,7 +151,7 @@ def _usable(name: str, found: Any, code: bytes) -> type[Method]:
     if not issubclass(found.Settings, MethodSettings):
         raise UserError(
             "method.name must name a method whose Settings are a subclass of "
-            f"online_aug.MethodSettings, got {name}"
+            f"online_aug.methods.MethodSettings, got {name}"
         )
     if found.__name__ in METHODS and ":" in name:
         raise UserError(f"method.name must name a class with a name of its own, got {name}")
