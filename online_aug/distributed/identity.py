@@ -33,7 +33,7 @@ RANK_VARIABLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a launcher says about this process; without a launcher it is the only rank."""
+    """The place of this process among the ranks; without a launcher it is the only one."""
 
     rank: int = 0
     world_size: int = 1
