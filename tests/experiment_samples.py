@@ -25,7 +25,7 @@ def write_images(folder):
 
 
 def make_config(folder, model, **sections):
-    """Small in everything; `sections` as in a YAML file."""
+    """Return a configuration that is small in everything; `sections` as in a YAML file."""
     images = folder / "images"
     defaults = {
         "run": {"dir": folder / "runs", "epochs": 2},

@@ -45,14 +45,14 @@ class GreyImages:
 
 
 def put(store, numbers, plan=PLAN):
-    """Generated images into the cache, one transaction each: request n is (255, n, n)."""
+    """Put generated images into the cache, one transaction each: request n is (255, n, n)."""
     for number in numbers:
         image = np.full((8, 8, 3), (255, number, number), np.uint8)
         store.put_many([Entry(plan[number].to_fields(), image)])
 
 
 def damage(store, key):
-    """What a failing disk does: the record changes behind the cache's back."""
+    """Change a record behind the cache's back, as a failing disk does."""
     store.close()
     with lmdb.open(str(store.path), map_size=2**30, max_dbs=16, lib_version=0) as environment:
         records = environment.open_db(b"records", create=False)
@@ -158,7 +158,7 @@ class Setup:
 
 
 def epochs(sampler, count):
-    """All batches of some epochs."""
+    """Return all batches of the first `count` epochs."""
     batches = []
     for epoch in range(count):
         sampler.epoch = epoch

@@ -1,4 +1,4 @@
-"""What trainer and generation process must agree on, and what seeds and runs share."""
+"""The experiment: what trainer and generation process agree on, and what runs share."""
 
 import pickle
 
@@ -68,7 +68,7 @@ def test_two_processes_make_the_same_plan_from_one_configuration(experiment_of):
         {"classifier": {"drop_rate": 0.1}},
     ],
 )
-def test_what_does_not_decide_pixels_asks_for_the_same_images(experiment_of, sections):
+def test_settings_that_do_not_decide_pixels_lead_to_the_same_requests(experiment_of, sections):
     assert set(keys(with_section(experiment_of, sections))) == set(keys(experiment_of()))
 
 
@@ -85,7 +85,7 @@ def test_what_does_not_decide_pixels_asks_for_the_same_images(experiment_of, sec
         {"data": {"metaclass": "digit"}},
     ],
 )
-def test_what_decides_pixels_asks_for_other_images(experiment_of, sections):
+def test_settings_that_decide_pixels_lead_to_other_requests(experiment_of, sections):
     assert not set(keys(with_section(experiment_of, sections))) & set(keys(experiment_of()))
 
 
@@ -183,7 +183,7 @@ def merged(tmp_path):
     return {"path": path, "mode": "textual_inversion"}
 
 
-def test_tokens_from_elsewhere_are_used_in_place_of_fine_tuning(tmp_path, tiny_model, merged):
+def test_imported_tokens_replace_fine_tuning(tmp_path, tiny_model, merged):
     experiment = make_experiment(tmp_path, tiny_model, finetune=merged)
     experiment.check(generates=True)
     assert experiment.diffusion.is_ready
@@ -193,7 +193,7 @@ def test_tokens_from_elsewhere_are_used_in_place_of_fine_tuning(tmp_path, tiny_m
     )
 
 
-def test_other_tokens_from_elsewhere_make_other_images(tmp_path, tiny_model, merged):
+def test_other_imported_tokens_lead_to_other_requests(tmp_path, tiny_model, merged):
     first = make_experiment(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
     torch.save({f"<{name}>": torch.ones(128) for name in CLASS_NAMES}, merged["path"])
     second = make_experiment(tmp_path, tiny_model, finetune=merged).contexts["diff_mix"]
@@ -251,7 +251,7 @@ def test_a_usable_generator_passes_the_check(experiment_of, generates):
     experiment_of().check(generates=generates)
 
 
-def test_a_model_that_is_none_is_refused_before_anything_starts(experiment_of, tmp_path):
+def test_a_folder_without_a_model_is_refused_before_anything_starts(experiment_of, tmp_path):
     with pytest.raises(UserError, match="generation.model must be a diffusers model directory"):
         experiment_of(tmp_path).check(generates=True)
 
@@ -311,7 +311,7 @@ def test_no_fractal_is_drawn_before_a_run_starts(diffusemix_of, tmp_path):
 @pytest.mark.parametrize(
     ("resolution", "wanted", "side"), [(64, None, 64), (512, None, 256), (64, 32, 32)]
 )
-def test_fractals_are_as_large_as_what_is_generated_up_to_a_limit(
+def test_fractals_are_as_large_as_generated_images_up_to_a_limit(
     diffusemix_of, resolution, wanted, side
 ):
     experiment = diffusemix_of(generation={"resolution": resolution}, fractals={"side_px": wanted})
@@ -381,7 +381,7 @@ def test_methods_for_a_fine_tuned_model_and_one_as_it_is_are_refused(mixture_of)
     mixture_of("real_mix", "diff_aug").check(generates=True)
 
 
-def test_a_teacher_in_training_is_refused_where_plans_are_shared(mixture_of):
+def test_a_teacher_in_training_is_refused_with_several_methods(mixture_of):
     experiment = mixture_of("diff_mix", "sgd_mix")
     with pytest.raises(UserError, match="if method lists several, got classifier"):
         experiment.check(generates=True)

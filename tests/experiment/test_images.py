@@ -79,7 +79,7 @@ def test_an_image_within_one_class_needs_no_strength(experiment_of):
         ({"strength": 1.5}, "its strength is not known"),
     ],
 )
-def test_what_cannot_be_labelled_is_left_out_with_a_reason(change, reason, experiment_of):
+def test_an_import_that_cannot_be_labelled_is_left_out_with_a_reason(change, reason, experiment_of):
     imports = experiment_of(WITHIN, BETWEEN | change).imports
     assert len(imports.images) == 1
     assert [*imports.misfits.values()] == [1]
@@ -104,20 +104,20 @@ def test_diffusemix_takes_an_edit_whose_source_is_a_training_image_of_that_name(
     assert "its source image is not known" in str(experiment.imports)
 
 
-def test_where_a_slot_asks_for_its_own_variants_an_image_needs_a_known_source(experiment_of):
+def test_with_local_variants_an_import_needs_a_known_source(experiment_of):
     imports = experiment_of(BETWEEN, EDIT, mixing={"policy": "local"}).imports
     assert [image.key for image in imports.images] == [request_key(EDIT)]
     assert "which mixing.policy local asks for" in str(imports)
 
 
-def test_what_was_made_here_is_no_import(experiment_of):
+def test_an_image_of_our_own_is_no_import(experiment_of):
     experiment = experiment_of(
         BETWEEN, {"method": "diff_mix", "source_label": 0, "target_label": 0}
     )
     assert len(experiment.imports.images) == 1
 
 
-def test_imports_are_left_alone_unless_they_are_asked_for(experiment_of):
+def test_imports_are_ignored_unless_configured(experiment_of):
     assert experiment_of(BETWEEN, mixing={"imported": None}).imports.images == []
 
 
@@ -159,7 +159,7 @@ def test_ranks_that_see_other_imports_are_refused(experiment_of, monkeypatch):
         agreed_imports(experiment, world)
 
 
-def test_the_gallery_shows_an_import_with_its_source_where_that_is_known(experiment_of):
+def test_the_gallery_shows_an_import_with_its_source_if_known(experiment_of):
     experiment = experiment_of(EDIT, BETWEEN)
     with Store(experiment.config.cache.path, readonly=True) as store:
         within, between = sorted(

@@ -1,4 +1,4 @@
-"""Who looks, and what is kept of it."""
+"""Saliency maps of an experiment: who makes them, and what the cache keeps."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -56,7 +56,7 @@ def classifier_of(seed=0, classes=CLASSES):
     return build_classifier(ClassifierConfig(name="test_resnet"), classes, seed=seed)
 
 
-def test_a_map_comes_back_as_it_was_kept():
+def test_a_map_survives_the_cache():
     values = np.random.default_rng(0).random((3, 7)).astype(np.float32)
     np.testing.assert_allclose(decode_map(encode_map(values)), values, atol=1e-3)
 

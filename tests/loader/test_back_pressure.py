@@ -37,7 +37,7 @@ ratios = st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0, 8.0])  # exact in binary, no
     inserts=st.integers(0, 60),
     samples=st.integers(0, 200),
 )
-def test_there_is_room_exactly_where_reverb_inserts(ratio, least, more, inserts, samples):
+def test_there_is_room_exactly_when_reverb_would_insert(ratio, least, more, inserts, samples):
     ours = limiter(ratio, least, max(1.0, ratio) + more)
     assert (ours.room(inserts, samples) > 0) == can_insert(ours, inserts, samples)
 
@@ -48,7 +48,7 @@ def test_there_is_room_exactly_where_reverb_inserts(ratio, least, more, inserts,
     inserts=st.integers(0, 60),
     samples=st.integers(0, 200),
 )
-def test_one_side_can_always_go_on(ratio, least, inserts, samples):
+def test_either_serving_or_generating_can_always_continue(ratio, least, inserts, samples):
     ours = limiter(ratio, least, max(1.0, ratio))
     assert ours.can_sample(inserts, samples) or can_insert(ours, inserts, samples)
 
@@ -58,7 +58,7 @@ def test_nothing_is_served_before_there_are_enough():
     assert [ours.can_sample(n, 0) for n in range(5)] == [False, False, False, True, True]
 
 
-def test_the_process_is_told_what_makes_it_pause_where_there_is_no_room():
+def test_without_room_the_process_is_told_a_count_that_makes_it_pause():
     ours = limiter(ratio=2.0, tolerance=4.0, max_ahead=10)
     for samples in range(0, 40, 5):
         for inserts in range(20):
@@ -94,7 +94,7 @@ def test_all_ranks_together_serve_no_image_more_often_than_the_ratio_allows(stor
     assert samples == 22
 
 
-def test_serving_goes_on_when_more_was_made(store):
+def test_serving_continues_after_more_images_were_made(store):
     put(store, range(2))
     ours = limiter(ratio=1.0, tolerance=1.0)
     sampler = Setup(store, probability=1, order=make_order(repeats=20), limiter=ours).sampler()

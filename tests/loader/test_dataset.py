@@ -83,7 +83,7 @@ def test_composing_has_a_chance_of_its_own_for_every_epoch_and_position(store):
     assert len({drawn(epoch=e, position=p) for e in range(3) for p in range(3)}) > 5
 
 
-def test_a_source_that_cannot_be_read_is_replaced_by_the_real_image_where_it_may_be_skipped(store):
+def test_an_unreadable_source_is_replaced_by_the_real_image_if_bad_images_are_skipped(store):
     number = next(n for n, r in enumerate(PLAN) if r.source_digest == digest_of(3))
     put(store, [number])
     setup = Setup(store, images=BrokenImages(), skips_bad_images=True)
@@ -138,7 +138,7 @@ def test_a_broken_image_ends_the_run_with_its_name(store):
         Setup(store, images=BrokenImages()).dataset()[slot(index=3)]
 
 
-def test_a_broken_image_is_replaced_by_the_next_readable_one_where_it_may_be_skipped(store):
+def test_a_broken_image_is_replaced_by_the_next_readable_one_if_bad_images_are_skipped(store):
     dataset = Setup(store, images=BrokenImages(), skips_bad_images=True).dataset()
     sample = dataset[slot(index=3)]
     assert (sample.image == 5).all()

@@ -71,7 +71,7 @@ def test_the_same_sequence_is_served_again_from_a_cache_that_has_grown(store, re
     assert_equal(found, serve(replay(make_setup(store), run)))
 
 
-def test_a_replay_says_what_was_fresh_cached_and_starved_as_the_run_did(store, recorded):
+def test_a_replay_counts_fresh_cached_and_starved_slots_like_the_run(store, recorded):
     found, run = recorded
     again = serve(replay(make_setup(store), run))
     kinds = [vars(batch.served) for batch in again]
@@ -91,7 +91,7 @@ def test_a_run_of_two_ranks_is_replayed_on_one(store, tmp_path):
         assert torch.equal(batch.images, both)
 
 
-def test_a_run_that_was_killed_and_resumed_is_replayed_as_it_ended(store, tmp_path):
+def test_a_killed_and_resumed_run_is_replayed_as_it_ended(store, tmp_path):
     put(store, range(len(PLAN)))
     setup, folder = make_setup(store), tmp_path / LEDGER_FOLDER
     first = setup.loader(ledger=folder)
@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_and_resumed_is_replayed_as_it_ended(store, tmp_pa
     assert_equal(seen, serve(replay(setup, tmp_path), epochs=1))
 
 
-def test_a_part_that_is_served_anew_takes_the_place_of_what_a_killed_launch_wrote(store, tmp_path):
+def test_a_resumed_epoch_replaces_what_a_killed_launch_wrote(store, tmp_path):
     put(store, range(len(PLAN)))
     folder = tmp_path / LEDGER_FOLDER
     serve(make_setup(store).loader(ledger=folder), epochs=2)

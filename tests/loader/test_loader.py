@@ -1,4 +1,4 @@
-"""The loader: accounting, resuming, workers, the ledger, and its hold on the generation process."""
+"""The loader: counts, resuming, workers, the ledger, and the generation process."""
 
 from collections import Counter
 from dataclasses import replace
@@ -29,7 +29,7 @@ from online_aug.request import Counts
 
 
 class Process:
-    """Stands for the supervisor: the same calls, written down; the real one's act on a child."""
+    """Stands for the supervisor: it notes its calls, which in the real one act on a child."""
 
     restarts = 0
     status = Status(state="generating")
@@ -61,7 +61,7 @@ class Process:
 
 
 def content(batches):
-    """What the training loop can see of batches."""
+    """Return what the training loop sees of batches."""
     return [(b.images.tolist(), b.labels.tolist(), b.served) for b in batches]
 
 
@@ -84,7 +84,7 @@ def mixed(store):
 
 
 def restarted(setup, state):
-    """What a new process does: everything anew, then the state of the checkpoint."""
+    """Build everything again and load the state of a checkpoint, as a new process does."""
     loader = setup.loader()
     loader.load_state_dict(state)
     return loader
@@ -97,7 +97,7 @@ def test_batches_carry_pixels_and_labels_of_the_configured_size(mixed):
         torch.testing.assert_close(batch.labels.sum(1), torch.ones(8))
 
 
-def test_the_totals_are_the_sum_of_what_batches_say(mixed):
+def test_the_loader_s_counts_are_the_sum_over_its_batches(mixed):
     _, loader = mixed
     batches = run(loader, [0, 1])
     assert loader.counts == sum((batch.served for batch in batches), Counts())
@@ -117,7 +117,7 @@ def test_an_old_batch_stays_as_it_was_while_new_ones_arrive(mixed):
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
 @pytest.mark.parametrize("limit", [None, 2])
-def test_a_resumed_run_goes_on_with_the_batches_that_would_have_followed(store, after, limit):
+def test_a_resumed_run_continues_with_the_batches_that_would_have_followed(store, after, limit):
     put(store, range(0, len(PLAN), 5))
     setup = Setup(store, transform=with_noise, limit=limit)
     loader = setup.loader()
@@ -191,7 +191,7 @@ def test_worker_processes_change_no_batch_and_prefetching_no_state(mixed):
     assert content(run(resumed, [0, 1])) == content(expected[2:])
 
 
-def test_what_is_served_twice_in_an_epoch_loop_starts_at_its_first_batch(mixed):
+def test_an_epoch_that_is_iterated_twice_starts_at_its_first_batch(mixed):
     _, loader = mixed
     next(iter(loader))
     list(loader)
@@ -204,7 +204,7 @@ def test_the_requests_that_were_reused_are_those_made_before_the_run(mixed):
     assert loader.reused() == set(range(0, len(PLAN), 5))
 
 
-def test_the_ledger_says_what_each_slot_got(store, tmp_path):
+def test_the_ledger_says_how_each_slot_was_filled(store, tmp_path):
     put(store, range(0, len(PLAN), 5))
     setup = Setup(store)
     loader = setup.loader(ledger=tmp_path / "ledger")
@@ -240,7 +240,7 @@ def test_the_cache_is_told_how_often_each_image_was_served(store, tmp_path, monk
     assert times_served(store) == {key: counts[number] for number, key in enumerate(KEYS)}
 
 
-def test_a_cache_that_cannot_be_told_what_was_served_ends_no_run(store, monkeypatch, caplog):
+def test_a_cache_that_cannot_note_served_images_does_not_end_the_run(store, monkeypatch, caplog):
     def fail(keys):
         raise CacheFullError("cache /c cannot grow: the disk is full")
 
@@ -318,7 +318,7 @@ def test_the_failure_of_the_process_reaches_the_training_loop(mixed):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_process_is_told_what_all_ranks_served_of_its_images(store, world_size):
+def test_the_process_is_told_how_many_images_all_ranks_served(store, world_size):
     setup = Setup(store, world_size=world_size)
     process = Process()
     loader = setup.loader(process=process)
@@ -328,7 +328,7 @@ def test_the_process_is_told_what_all_ranks_served_of_its_images(store, world_si
     assert process.counts[-1] == 24
 
 
-def test_after_a_restart_the_process_is_told_only_what_was_served_since(mixed):
+def test_after_a_restart_only_images_served_since_are_reported(mixed):
     setup, loader = mixed
     batches = iter(loader)
     list(islice(batches, 2))
@@ -448,7 +448,7 @@ def test_the_process_is_told_of_newer_maps(store):
     assert process.calls == ["b"]
 
 
-def test_a_loader_goes_on_in_a_newer_plan_as_an_uninterrupted_one(store):
+def test_a_loader_resumes_in_a_newer_plan_like_an_uninterrupted_one(store):
     for n, request in enumerate(NEWER[:6]):
         _put_as(store, request, 200 + n)
 
@@ -483,7 +483,7 @@ def _put_as(store, request, grey):
     store.put_many([Entry(request.to_fields(), image)])
 
 
-def test_a_run_does_not_go_on_with_a_cache_that_has_been_emptied(mixed, tmp_path):
+def test_a_run_does_not_resume_with_an_emptied_cache(mixed, tmp_path):
     setup, loader = mixed
     next(iter(loader))
     with Store(tmp_path / "emptied") as emptied:

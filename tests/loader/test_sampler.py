@@ -1,4 +1,4 @@
-"""Which slot gets what: coverage, ranks, freshness, limits, and `wait` as a pure function."""
+"""What fills a slot: coverage, ranks, freshness, limits, and `wait` as a pure function."""
 
 from collections import Counter
 from itertools import chain
@@ -18,7 +18,7 @@ RNG = numpy_rng("test")
 
 
 def everything(pool, most=200):
-    """What a pool gives until it is empty, at most `most` samples."""
+    """Take samples from a pool until it is empty, at most `most`."""
     taken = []
     while len(taken) < most and (sample := pool.take(RNG)) is not None:
         taken.append(sample)
@@ -26,7 +26,7 @@ def everything(pool, most=200):
 
 
 def joined(batches_by_rank):
-    """Global batches from those of the ranks."""
+    """Join the batches of the ranks to global ones."""
     return [list(chain(*parts)) for parts in zip(*batches_by_rank, strict=True)]
 
 
@@ -100,7 +100,7 @@ def test_a_slot_without_a_synthetic_sample_is_starved_and_gets_the_real_image(st
     assert [slot.index for slot in slots] == setup.order.indices(0).tolist()
 
 
-def test_what_is_in_the_cache_at_the_start_is_cached_and_drawn_from_evenly(store):
+def test_images_cached_before_the_start_are_drawn_evenly(store):
     put(store, range(10))
     pool = make_pool(store)
     taken = [pool.take(RNG) for _ in range(1000)]
@@ -129,7 +129,7 @@ def test_an_image_that_comes_in_the_middle_of_an_epoch_is_served_in_the_next_bat
 
 def test_an_image_that_comes_while_the_run_starts_is_fresh_and_offered_once(store):
     class Arriving:
-        """The cache into which another process puts an image right before it is looked through."""
+        """A cache into which another process puts an image right before the look-up."""
 
         def __getattr__(self, name):
             if name == "contains":
@@ -246,7 +246,7 @@ def test_waiting_goes_through_the_plan_in_order(store):
     assert numbers == [turn % len(PLAN) for turn in range(len(numbers))]
 
 
-def test_waiting_tells_what_was_made_in_this_run_from_what_was_there(store):
+def test_waiting_distinguishes_fresh_from_cached_images(store):
     put(store, range(0, len(PLAN), 2))
     batches = waiting(store, lambda number: put(store, [number]) or True)
     kinds = {slot.number % 2: slot.kind for slot in chain(*batches) if slot.number >= 0}

@@ -51,7 +51,7 @@ def test_a_class_of_its_own_keeps_its_own():
     assert is_synthetic[~is_first].mean() == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_schedule_that_stays_draws_what_a_fixed_probability_draws():
+def test_a_constant_schedule_draws_like_a_fixed_probability():
     fixed, ending = (
         make_order(probability=probability_of(MixingConfig(**mixing), GreyImages(), 3))
         for mixing in ({}, {"final_probability": 0.3})
@@ -74,5 +74,5 @@ def test_an_unknown_class_is_one_line():
         ({"synthetic_probability": 0, "class_probability": {"a": 0}}, False),
     ],
 )
-def test_a_run_is_synthetic_where_any_probability_is(mixing, expected):
+def test_a_run_is_synthetic_if_any_probability_is_above_0(mixing, expected):
     assert MixingConfig(**mixing).is_synthetic is expected

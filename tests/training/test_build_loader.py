@@ -72,7 +72,7 @@ def children():
 
 
 @pytest.mark.slow
-def test_a_second_run_serves_what_the_first_one_had_made(experiment_of, run_directory):
+def test_a_second_run_serves_the_images_of_the_first(experiment_of, run_directory):
     mixing = {"synthetic_probability": 0.6, "starvation": "wait"}
     first, devices = experiment_of(mixing=mixing)
     with build_loader(first, devices, WORLD, run_directory(first, "first")) as loader:
@@ -121,7 +121,7 @@ def test_a_generation_process_that_cannot_work_ends_the_run_with_its_reason(
         ({}, 1),
     ],
 )
-def test_no_process_where_nothing_is_generated_or_another_rank_has_it(
+def test_no_process_is_started_if_nothing_is_generated_or_another_rank_owns_it(
     experiment_of, tmp_path, sections, rank, monkeypatch
 ):
     monkeypatch.setattr(assembly, "is_same_everywhere", lambda world, keys: True)  # no other rank
@@ -208,7 +208,7 @@ def test_two_generation_processes_of_one_run_make_its_plan_once(experiment_of, r
         assert store.position() == len(experiment.plan)
 
 
-def test_a_description_counts_requests_steps_and_what_is_there_already(experiment_of):
+def test_a_dry_run_counts_requests_steps_and_cached_images(experiment_of):
     experiment, devices = experiment_of()
     text = describe_run(experiment, devices)
     assert "8 train, 2 val, 2 test images of 2 classes, 0 left out" in text
@@ -222,7 +222,7 @@ def test_a_description_counts_requests_steps_and_what_is_there_already(experimen
     ("starvation", "said"),
     [("wait", "each makes the whole plan"), ("substitute", "each makes its own part of the plan")],
 )
-def test_a_description_says_what_each_of_several_machines_makes(experiment_of, starvation, said):
+def test_a_dry_run_says_what_each_of_several_machines_makes(experiment_of, starvation, said):
     experiment, devices = experiment_of(mixing={"starvation": starvation})
     (line,) = re.findall("^nodes .*", describe_run(experiment, devices, 3), re.M)
     assert line.startswith("nodes      3 training devices in all, 1 here; ")
@@ -235,7 +235,7 @@ def test_a_cache_directory_that_is_empty_yet_holds_nothing(experiment_of, tmp_pa
     assert "0 of them are there" in describe_run(experiment, devices)
 
 
-def test_a_description_changes_nothing(experiment_of, tmp_path):
+def test_a_dry_run_changes_nothing(experiment_of, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     experiment, devices = experiment_of()
     describe_run(experiment, devices)
@@ -269,7 +269,7 @@ def test_the_cache_is_opened_as_configured(experiment_of):
         (None, None, None),
     ],
 )
-def test_what_the_cache_evicts_is_as_configured(experiment_of, eviction, limit, policy):
+def test_the_cache_evicts_as_configured(experiment_of, eviction, limit, policy):
     experiment, _ = experiment_of(
         cache={"path": "/nowhere/cache", "eviction": eviction},
         mixing={"max_times_sampled": limit},
@@ -290,7 +290,7 @@ def config_of(folder, **sections):
 
 
 @pytest.mark.parametrize("schedule", [{}, {"stripe": 1, "stripes": 3}])
-def test_the_parts_of_all_nodes_are_the_whole_of_what_one_would_make(tmp_path, schedule):
+def test_the_parts_of_all_nodes_together_are_the_whole_plan(tmp_path, schedule):
     config = config_of(tmp_path, schedule=schedule | {"helps": False})
     parts = [part_of(PLAN, assembly.striped(config, world_of(r)).schedule) for r in (0, 2)]
     together = [request.key for part in parts for request in part]
@@ -303,7 +303,7 @@ def test_a_single_node_makes_all_as_configured(tmp_path):
     assert assembly.striped(config, world_of(1, (0, 1))) is config
 
 
-def test_where_images_are_waited_for_every_node_makes_all(tmp_path):
+def test_with_wait_every_node_makes_the_whole_plan(tmp_path):
     config = config_of(tmp_path, mixing={"starvation": "wait"})
     assert assembly.striped(config, world_of(2)) is config
 

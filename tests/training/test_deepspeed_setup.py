@@ -30,7 +30,7 @@ def test_a_persons_settings_are_merged_over_our_defaults():
     assert found["zero_optimization"] == {"stage": 1}
 
 
-def test_parts_divide_what_a_rank_gets():
+def test_accumulation_divides_the_batch_of_a_rank():
     found = deepspeed_config(make_config(optim={"batch_size": 16, "accumulation": 4}), 2)
     assert found["train_batch_size"] == 16
     assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (2, 4)
@@ -54,7 +54,7 @@ def test_all_conflicts_are_named_at_once():
     assert "\n" not in str(caught.value)
 
 
-def test_settings_of_ours_may_be_given_where_they_agree():
+def test_settings_of_ours_may_be_given_if_they_agree():
     found = settings(train_batch_size=8, fp16={"enabled": False}, gradient_clipping="auto")
     assert found == settings()
 
@@ -88,7 +88,7 @@ class Tried(Exception):
 
 @pytest.fixture
 def _told(monkeypatch):
-    """A process that is started is told of."""
+    """Raised instead of starting a process."""
 
     def run(*command, **options):
         raise Tried
@@ -115,5 +115,5 @@ def test_settings_are_tried_but_in_ranks_of_ours(monkeypatch):
 
 
 @pytest.mark.usefixtures("_told")
-def test_where_there_are_no_settings_nothing_is_tried():
+def test_without_settings_nothing_is_tried():
     check_deepspeed(make_config(), CLASSES, "cpu")

@@ -33,7 +33,7 @@ def classifier_of(seed):
 
 
 class Loader:
-    """Stands for the loader: it writes down what it is to go on with."""
+    """Stands for the loader: it notes the plans it is given."""
 
     def __init__(self):
         self.calls = []
@@ -57,14 +57,14 @@ def version_at(epoch):
     return weights_version(classifier_of(seed=epoch), "test_resnet", 64)
 
 
-def test_every_few_epochs_the_loader_goes_on_with_maps_by_the_weights_of_then(
+def test_every_few_epochs_the_loader_gets_a_plan_by_maps_of_the_present_weights(
     experiment_of, tmp_path
 ):
     calls = publish(experiment_of(refresh_epochs=2), tmp_path, range(6))
     assert calls == [(2, version_at(2)), (4, version_at(4))]
 
 
-def test_a_restart_takes_up_the_versions_up_to_its_epoch_and_makes_the_later_ones_anew(
+def test_a_restart_keeps_the_versions_before_its_epoch_and_makes_later_ones_again(
     experiment_of, tmp_path
 ):
     experiment = experiment_of(refresh_epochs=2)
@@ -88,7 +88,7 @@ def test_with_a_file_as_teacher_nothing_is_published(experiment_of, tmp_path):
 
 
 class Generator:
-    """Stands for the supervisor: it writes down what it is to tell."""
+    """Stands for the supervisor: it notes what it is to tell."""
 
     def __init__(self):
         self.told = []
@@ -98,7 +98,7 @@ class Generator:
 
 
 class Engine:
-    """Stands for the training engine: it counts steps and shows what was said in them."""
+    """Stands for the training engine: it counts steps and shows their logits."""
 
     def __init__(self):
         self.step, self.watch = 0, None
@@ -132,7 +132,7 @@ def test_losses_are_told_every_few_steps(tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize(("priority", "process"), [("uniform", Generator()), ("hard", None)])
-def test_nothing_is_looked_at_where_nobody_is_to_be_told(tmp_path, tiny_model, priority, process):
+def test_losses_are_not_watched_without_a_process_to_tell(tmp_path, tiny_model, priority, process):
     experiment = make_experiment(
         tmp_path, tiny_model, schedule={"priority": priority, "refresh_steps": 1}
     )
@@ -175,7 +175,7 @@ def test_an_image_between_two_classes_counts_for_each_by_its_share():
     assert first < second
 
 
-def test_what_is_long_ago_counts_less():
+def test_older_losses_count_less():
     losses = ClassLosses(3, CPU)
     for _ in range(50):
         losses.add(torch.zeros(1, 3), one_hot(0))
@@ -184,13 +184,13 @@ def test_what_is_long_ago_counts_less():
     assert losses.read()[0] < 0.02
 
 
-def test_a_loss_that_is_none_is_not_told():
+def test_a_loss_that_is_not_finite_is_not_told():
     losses = ClassLosses(3, CPU)
     losses.add(torch.full((1, 3), float("nan")), one_hot(0))
     assert losses.read()[0] is None
 
 
-def test_the_engine_shows_what_was_said_with_labels_that_are_not_smoothed(make_engine):
+def test_the_engine_shows_logits_with_labels_before_smoothing(make_engine):
     engine, seen = make_engine(optim={"label_smoothing": 0.2, "batch_size": 8}), []
     engine.watch = lambda logits, labels: seen.append((logits, labels))
     batch = make_batch(0)

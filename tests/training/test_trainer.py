@@ -76,7 +76,7 @@ TWO_NODES = [
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_what_ranks_counted_adds_up_over_another_number_of_them(ranks):
+def test_counts_keep_their_sum_over_another_number_of_ranks(ranks):
     found = shared_out(STATES, tuple(range(ranks)))
     assert counted(found) == {0: 4, 4: 1, 9: 2}
     starts = [each["run"]["epoch_start"] for each in found]
@@ -85,7 +85,7 @@ def test_what_ranks_counted_adds_up_over_another_number_of_them(ranks):
         assert sum(each["real"] for each in counts) == 2
 
 
-def test_every_rank_goes_on_where_the_others_do():
+def test_every_rank_continues_at_the_same_step():
     found = shared_out(STATES, (0, 1, 2))
     assert {(each["epoch"], each["loader"]["step"]) for each in found} == {(2, 7)}
 
@@ -95,12 +95,12 @@ def test_no_rank_gets_more_than_one_above_its_share():
         assert all(1 <= count <= 2 for count in each["loader"]["times_sampled"].values())
 
 
-def test_as_many_ranks_on_the_same_nodes_go_on_with_their_own():
+def test_as_many_ranks_on_the_same_nodes_keep_their_own_state():
     assert shared_out(TWO_NODES, (0, 1, 0, 1)) == TWO_NODES
 
 
 @pytest.mark.parametrize("local_ranks", [(0, 0), (0, 1, 2, 0), (0, 1, 0, 1, 2)])
-def test_with_as_many_nodes_each_keeps_what_it_counted_and_its_place_in_its_cache(local_ranks):
+def test_with_as_many_nodes_each_keeps_its_counts_and_its_place_in_its_cache(local_ranks):
     found = shared_out(TWO_NODES, local_ranks)
     nodes = [each["node"] for each in found]
     by_node = [[e for e, n in zip(found, nodes, strict=True) if n == node] for node in (0, 1)]
@@ -110,7 +110,7 @@ def test_with_as_many_nodes_each_keeps_what_it_counted_and_its_place_in_its_cach
 
 
 @pytest.mark.parametrize("local_ranks", [(0,), (0, 1), (0, 0, 0)])
-def test_with_another_number_of_nodes_nothing_counted_is_lost(local_ranks):
+def test_with_another_number_of_nodes_no_count_is_lost(local_ranks):
     found = shared_out(TWO_NODES, local_ranks)
     assert counted(found) == {0: 4, 7: 4, 9: 2}
     assert sum(each["loader"]["counts"]["generated"] for each in found) == 14
