@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from online_aug.saliency.maps import scaled
@@ -170,6 +168,10 @@ def library_grad_cam(
         layer: Part of the classifier whose output is used.
         reshape: Converts that output to `b c u v` if it has another shape.
     """
+    # Slow to import, and no trainer needs it: it brings matplotlib.
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     targets = [ClassifierOutputTarget(int(label)) for label in labels]
     with GradCAM(classifier, [layer], reshape_transform=reshape) as cam:
         maps = cam(images, targets=targets)

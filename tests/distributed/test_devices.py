@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from online_aug.config import Config
 from online_aug.config.training import DevicesConfig
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
@@ -115,8 +116,9 @@ def test_devices_that_are_not_there_are_one_clear_line(plan, gpus, devices, mess
 def test_a_gpu_that_is_named_twice_is_refused_by_the_configuration(key):
     message = f"devices.{key} must name each GPU once, got cuda:0, cuda:1, cuda:0"
     with pytest.raises(ValueError, match=message):
-        DevicesConfig(**{key: ["cuda:0", "cuda:1", "cuda:0"]})
-    assert getattr(DevicesConfig(**{key: ["cpu", "cpu"]}), key) == ("cpu", "cpu")
+        Config(devices=DevicesConfig(**{key: ["cuda:0", "cuda:1", "cuda:0"]}))
+    twice = Config(devices=DevicesConfig(**{key: ["cpu", "cpu"]}))
+    assert getattr(twice.devices, key) == ("cpu", "cpu")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5])
