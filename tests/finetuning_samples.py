@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from safetensors.torch import load_file
 
-from online_aug.config.generation import FinetuneConfig, GenerationConfig
+from online_aug.config.sections import FinetuneConfig, GenerationConfig
 from online_aug.diffusion.adapters import LORA_FILE, TOKENS_FILE, class_concepts, named_concepts
 from online_aug.diffusion.loading import load_img2img
 from online_aug.distributed.world import single

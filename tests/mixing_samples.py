@@ -8,7 +8,7 @@ import torch
 from request_samples import CLASSES, digest_of, make_part, make_plan, make_sources
 
 from cache import Entry
-from online_aug.config.training import MixingConfig
+from online_aug.config.sections import MixingConfig
 from online_aug.experiment.images import BoundCompose
 from online_aug.loader.back_pressure import BackPressure
 from online_aug.loader.dataset import MixedDataset

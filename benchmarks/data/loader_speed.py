@@ -29,7 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from benchmarks._timing import faster, in_turns, rate
 from cache import Entry, Store
 from online_aug.config import Config
-from online_aug.config.training import MixingConfig
+from online_aug.config.sections import MixingConfig
 from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.settings import DataConfig

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.data.embedded import digits_arrays
 from online_aug.data.pocket_birds import HABITATS, SPECIES, random_scene, render
 from online_aug.generation.engine import ImageGenerator

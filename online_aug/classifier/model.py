@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from cache.text import nearest_hint
-from online_aug.config.training import ClassifierConfig
+from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.seeding import torch_global_state
 

@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from cache.text import nearest_hint
-from online_aug.config.training import OptimConfig
+from online_aug.config.sections import OptimConfig
 from online_aug.errors import UserError, one_line
 from online_aug.seeding import numpy_global_state
 

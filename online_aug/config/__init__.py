@@ -8,20 +8,18 @@ from collections.abc import Iterator
 
 from pydantic import model_validator
 
-from online_aug.config.generation import (
-    FinetuneConfig,
-    GateConfig,
-    GenerationConfig,
-    SaliencyConfig,
-    ScheduleConfig,
-)
-from online_aug.config.training import (
+from online_aug.config.sections import (
     CacheConfig,
     ClassifierConfig,
     DevicesConfig,
+    FinetuneConfig,
+    GateConfig,
+    GenerationConfig,
     MixingConfig,
     OptimConfig,
     RunConfig,
+    SaliencyConfig,
+    ScheduleConfig,
 )
 from online_aug.data.settings import DataConfig
 from online_aug.methods import METHODS, MethodSettings, find_method, make_method

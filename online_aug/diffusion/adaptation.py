@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from online_aug.config.generation import FinetuneConfig
+from online_aug.config.sections import FinetuneConfig
 from online_aug.diffusion.adapters import (
     AdapterFiles,
     Adapters,

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.errors import UserError, one_line
 from online_aug.request import PipelineKind
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from filelock import Timeout
 
-from online_aug.config.training import DevicesConfig
+from online_aug.config.sections import DevicesConfig
 from online_aug.errors import UserError
 from online_aug.files import alone, lock_of_user
 

@@ -15,7 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from online_aug.config.generation import FinetuneConfig, GenerationConfig
+from online_aug.config.sections import FinetuneConfig, GenerationConfig
 from online_aug.diffusion.adaptation import LORA_LAYERS, Stage
 from online_aug.diffusion.adapters import CONCEPTS_FILE, TOKENS_FILE, Concept
 from online_aug.diffusion.loading import DTYPES

@@ -19,7 +19,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from jaxtyping import Int
 from torch import Tensor
 
-from online_aug.config.generation import FinetuneConfig, GenerationConfig
+from online_aug.config.sections import FinetuneConfig, GenerationConfig
 from online_aug.diffusion.adaptation import Stage, stages_of, steps_from
 from online_aug.diffusion.adapters import Concept
 from online_aug.diffusion.loading import training_scheduler

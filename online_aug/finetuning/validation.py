@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from jaxtyping import UInt8
 
 from cache.contact_sheet import Cell, draw_sheet
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion.adapters import Concept
 from online_aug.files import write_atomically
 from online_aug.generation.solvers import sampling_scheduler

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.data.transforms import fit_square
 from online_aug.diffusion.adapters import Adapters
 from online_aug.diffusion.compatibility import choose_attention, choose_slots

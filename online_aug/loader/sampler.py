@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cache import Store
-from online_aug.config.training import MixingConfig
+from online_aug.config.sections import MixingConfig
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
 from online_aug.loader.ledger import LEDGER_FOLDER, Ledger

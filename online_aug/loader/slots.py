@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from online_aug.config import Config
-from online_aug.config.training import MixingConfig
+from online_aug.config.sections import MixingConfig
 from online_aug.data.image_sets import ImageSet
 from online_aug.errors import UserError
 from online_aug.seeding import numpy_rng

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cache import Owner, Store
-from online_aug.config.generation import ScheduleConfig
+from online_aug.config.sections import ScheduleConfig
 from online_aug.request import GenerationRequest
 
 LOOKUP_BATCH = 1024

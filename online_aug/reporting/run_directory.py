@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from online_aug.config.training import RunConfig
+from online_aug.config.sections import RunConfig
 from online_aug.errors import UserError
 from online_aug.files import from_json, to_json, write_atomically
 from online_aug.reporting.metrics import Summary

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from online_aug.classifier.optim import mix_batch, smooth
-from online_aug.config.training import OptimConfig
+from online_aug.config.sections import OptimConfig
 
 MIXUP, CUTMIX = OptimConfig(mixup=0.4), OptimConfig(cutmix=1.0)
 BOTH = OptimConfig(mixup=0.4, cutmix=1.0)

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 from online_aug.classifier.model import build_classifier, input_statistics
-from online_aug.config.training import ClassifierConfig
+from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError
 
 

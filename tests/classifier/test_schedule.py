@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from online_aug.classifier.optim import learning_rate
-from online_aug.config.training import OptimConfig
+from online_aug.config.sections import OptimConfig
 
 
 def rates(**optim):

@@ -12,7 +12,7 @@ from cache.codecs import CODECS
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, load_config, resolved_yaml
 from online_aug.config.schema import allowed, describe, fields, methods_with, shown
-from online_aug.config.training import CacheConfig
+from online_aug.config.sections import CacheConfig
 from online_aug.errors import UserError
 from online_aug.methods import METHODS
 

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from tiny_model import copy_with
 
 from online_aug.config import Config
-from online_aug.config.generation import FinetuneConfig
+from online_aug.config.sections import FinetuneConfig
 from online_aug.diffusion.adaptation import (
     DECIDES_NOTHING,
     check_lora_layers,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_model import copy_with
 from torch import nn
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion import compatibility
 from online_aug.diffusion.compatibility import (
     CPU_SLOTS,

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_model import copy_with, write_tiny_vae
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion.directory import fetch, locate_model, locate_vae
 from online_aug.errors import UserError
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with, write_tiny_vae
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion.adapters import Adapters
 from online_aug.diffusion.loading import (
     load_adapters,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from online_aug.config import Config
-from online_aug.config.training import DevicesConfig
+from online_aug.config.sections import DevicesConfig
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 

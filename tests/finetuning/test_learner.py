@@ -20,7 +20,7 @@ from finetuning_samples import (
 from request_samples import make_request
 from safetensors.torch import load_file
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion.adaptation import LORA_LAYERS
 from online_aug.diffusion.adapters import (
     CONCEPTS_FILE,

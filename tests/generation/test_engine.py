@@ -23,7 +23,7 @@ from request_samples import make_request
 from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion.directory import EMBEDDED, kind_of
 from online_aug.diffusion.loading import load_img2img, load_pipeline
 from online_aug.errors import UserError

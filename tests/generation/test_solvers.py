@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_aug.config.generation import GenerationConfig
+from online_aug.config.sections import GenerationConfig
 from online_aug.errors import UserError
 from online_aug.generation.solvers import SOLVERS, Solver, Step, advance, sampling_scheduler
 

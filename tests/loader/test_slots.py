@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mixing_samples import IMAGES, GreyImages, make_order
 
-from online_aug.config.training import MixingConfig
+from online_aug.config.sections import MixingConfig
 from online_aug.errors import UserError
 from online_aug.loader.slots import probability_of
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from request_samples import CLASSES, digest_of, make_plan, make_request, make_sources
 
 from cache import Entry, Owner
-from online_aug.config.generation import ScheduleConfig
+from online_aug.config.sections import ScheduleConfig
 from online_aug.producer import request_queue
 from online_aug.producer.request_queue import (
     LEAST_LOSS_WEIGHT,

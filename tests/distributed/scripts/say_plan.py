@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from online_aug.config.training import DevicesConfig
+from online_aug.config.sections import DevicesConfig
 from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.identity import identify
 from online_aug.distributed.world import rank_device

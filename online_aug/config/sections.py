@@ -1,4 +1,4 @@
-"""The sections that say how a run trains: classifier, optimizer, mixing, run, cache, devices."""
+"""The sections of a configuration that belong to no other package, each a frozen model."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from online_aug.settings import (
     Exponent,
     Fraction,
     NotNegative,
+    Pixels,
     Positive,
     Section,
     Seed,
@@ -178,3 +179,154 @@ class MixingConfig(Section):
         """Whether generated images are served at all."""
         others = (self.final_probability or 0.0, *self.class_probability.values())
         return max(self.synthetic_probability, *others) > 0
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
+
+    enabled: bool = True
+    """Fine-tune before training if no result is found; `diffusemix`, `real_guidance` and `real_mix`
+    take their model as it is."""
+    path: Path = Path("runs/finetuned")
+    """Folder of results, with a sub-folder for each fingerprint; or a file or folder of adapters
+    made elsewhere: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""
+    mode: Literal["joint", "textual_inversion", "staged", "lora"] = "joint"
+    """Learn class tokens and LoRA at once (`joint`, Diff-Mix), tokens only (`textual_inversion`,
+    DA-Fusion), tokens and then LoRA (`staged`), or LoRA alone with the class names in the prompts
+    (`lora`)."""
+    per_class: bool = False
+    """Learn the tokens of each class in a run of its own (DA-Fusion) instead of all in one
+    (Diff-Mix); only with `textual_inversion` and `staged`, since all classes share one LoRA."""
+    steps: Count = 2000
+    """Optimizer steps: of the LoRA with `staged`, of each class with `per_class`."""
+    token_steps: Count | None = None
+    """Optimizer steps of the tokens in `staged`; null takes `steps`."""
+    batch_size: Count = 8
+    """Images in a step, over all devices together; every GPU of the run computes its part."""
+    class_balance: Fraction = 0.0
+    """Draw an image of a class of n images in proportion to 1 / n^x: 0 draws all images alike, 1
+    all classes alike (Diff-Mix's sampler for long tails)."""
+    lr: Positive = 5e-5
+    """Learning rate of the LoRA weights."""
+    token_lr: Positive = 5e-4
+    """Learning rate of the class tokens."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Keep both learning rates constant (Diff-Mix), or let them fall to 0."""
+    rank: Count = 10
+    """Rank of the LoRA matrices."""
+    min_snr_gamma: Positive | None = None
+    """Weigh noise levels by Min-SNR (arXiv:2303.09556, which takes 5); null weighs all alike, as
+    Diff-Mix and DA-Fusion do."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the frozen model; learned weights stay float32. `float16` scales the loss
+    and needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, the same result."""
+    seed: Seed = 0
+    """Seed of the order, noise and initial LoRA weights."""
+    checkpoint_steps: Count = 200
+    """Steps between two checkpoints, from which an interrupted fine-tuning resumes."""
+    validation_steps: Count | None = None
+    """Steps between two contact sheets of images by the model so far, in `validation/` beside the
+    result; null draws none."""
+
+
+class GateConfig(Section):
+    """Rules for generated images; black, white, flat and not finite ones are never used."""
+
+    classifier: Path | None = None
+    """Weights of a classifier, trained on real images, that judges the class; null judges none."""
+    name: str | None = None
+    """timm name of the model in that file; null is `classifier.name`."""
+    image_size: Pixels | None = None
+    """Side of the square that it sees, px; null is `data.image_size`."""
+    min_probability: Fraction = 0.0
+    """Least probability of source and target class together; 0 is no limit."""
+    top_k: Count | None = None
+    """Source or target class must be among this many most probable; null is no limit; SaSPA: 10."""
+    clip: Path | None = None
+    """Directory of a CLIP model in transformers' format, which judges whether an image shows a
+    `data.metaclass` at all (Diff-Mix's filter); null judges none."""
+    clip_drop: Fraction = 0.1
+    """Reject images with a lower CLIP score than this share of up to 1,000 training images."""
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether there is a rule for the class."""
+        return self.min_probability > 0 or self.top_k is not None
+
+
+class GenerationConfig(Section):
+    """How images are made."""
+
+    model: str = "embedded"
+    """`embedded`, a directory in diffusers' format, or a hub name: Stable Diffusion 1.x or 2.x, or
+    InstructPix2Pix for DiffuseMix."""
+    revision: str | None = None
+    """Revision of a hub name."""
+    vae: str | None = None
+    """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
+    diffusers' format or a hub name, such as `madebyollin/taesd`."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    """Steps of the whole trajectory; `int(steps * strength)` are run."""
+    guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5
+    """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
+    image_guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 1.5
+    """DiffuseMix: weight of the source image in InstructPix2Pix; 1 turns this guidance off."""
+    scheduler: Literal["dpmsolver++", "ddim", "euler", "euler_ancestral", "lcm"] = "dpmsolver++"
+    """Solver of the denoising steps."""
+    resolution: Annotated[Pixels, Field(multiple_of=8)] = 512
+    """Side of the generated square, px, a multiple of 8."""
+    slots: Literal["auto"] | Count = "auto"
+    """Images denoised together; `auto` is 8 on a CPU, and on a GPU up to 16 that fit into half of
+    the free memory. More than fit are refused; if memory runs out later, the number is halved."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """Attention kernels; `auto` takes PyTorch's on a CPU and the faster ones on a GPU."""
+    execution: Literal["auto", "eager", "graph", "compile"] = "auto"
+    """Execution of the network: `graph` records a call and replays it (a CUDA graph on a GPU);
+    `compile` is torch.compile, which takes minutes at the start and needs a C++ compiler on a CPU;
+    `auto` records on a CPU only."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the generator; `auto` is float32 on a CPU, float16 on a GPU."""
+    max_ahead: Count = 256
+    """Generated images not yet served at which the generator pauses."""
+    variants_per_image: Count = 5
+    """Images made from each source (Diff-Mix's multiplier)."""
+    seed: Seed = 0
+    """Seed of the plan and the noise; part of the request: another seed makes other images."""
+
+
+class ScheduleConfig(Section):
+    """The order in which images are made."""
+
+    priority: Literal["uniform", "long_tail", "hard"] = "uniform"
+    """`uniform`: the order of the plan; `long_tail`: target classes in proportion to 1 / (n + 1) of
+    their n training images; `hard`: in proportion to the classifier's running loss on them."""
+    image_weights: Path | None = None
+    """With `uniform`: JSON file that maps training images (files as the data set lists them, or
+    digests) to weights above 0; images are varied in proportion to them, others have weight 1."""
+    refresh_steps: Count = 100
+    """`hard`: optimizer steps between two updates of the losses."""
+    stripe: Annotated[int, Field(ge=0)] = 0
+    """Part of the plan with which this machine begins, from 0, if several make one plan."""
+    stripes: Count = 1
+    """Machines that make one plan, each a part; a request's key decides which part it is in."""
+    helps: bool = True
+    """Continue with the rest after the own part; false ends there, for caches to be merged."""
+
+
+class SaliencyConfig(Section):
+    """The foregrounds of the training images, for methods that use them."""
+
+    teacher: Literal["classifier"] | Path = "classifier"
+    """Model whose Grad-CAM counts: the `classifier` in training, or a file of weights."""
+    name: str | None = None
+    """timm name of the model in that file; null is `classifier.name`."""
+    method: Literal["grad_cam", "spectral_residual"] = "grad_cam"
+    """`grad_cam` for the image's own class, or `spectral_residual`, which needs no teacher."""
+    image_size: Pixels | None = None
+    """Side of the square that the teacher sees, px; null is `data.image_size`; larger is finer."""
+    refresh_epochs: Count = 5
+    """Epochs between two versions of the maps if the teacher is the classifier in training."""
+    max_version_lag: Annotated[int, Field(ge=0)] = 1
+    """Versions by which the maps of a served image may be older than the newest."""
