@@ -117,7 +117,7 @@ class ExperimentSaliency:
             raise UserError(
                 f"cache {self.config.cache.path} must hold the saliency maps {version} of all "
                 f"{len(digests)} training images, has {len(maps)}; "
-                "start train.py once to make them"
+                "run online-aug train once to make them"
             )
         return SaliencyTable.from_maps(version, maps)
 

@@ -122,7 +122,7 @@ def test_a_paper_s_recipe_says_its_source_its_disk_and_what_is_not_known(path, w
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
 def test_the_command_of_a_paper_s_recipe_is_its_own(path):
-    assert f"python train.py configs/{path.name} data.root=" in head(path)
+    assert f"online-aug train {path.stem} data.root=" in head(path)
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
