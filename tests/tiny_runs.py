@@ -13,7 +13,7 @@ import yaml
 from warm_launches import warm_server
 
 from cache import CacheError, Store
-from online_aug.loader.ledger import Ledger
+from online_aug.loader.slots import Ledger
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600

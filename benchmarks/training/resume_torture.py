@@ -108,7 +108,7 @@ def _metrics(run: Path) -> list[list[float]]:
 
 def _ledger(run: Path) -> list[bytes]:
     """Of every epoch: real image and request of each slot."""
-    from online_aug.loader.ledger import Ledger
+    from online_aug.loader.slots import Ledger
 
     metrics = _metrics(run)
     ledger = Ledger(run / "ledger", batch_size=BATCH_SIZE, steps=int(metrics[0][2]))

@@ -57,7 +57,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
-        rules = (_data, _mixing, _generation, _schedule, _finetune, _devices, _methods, _imports)
+        rules = (
+            *(_data, _mixing, _generation, _schedule, _finetune, _devices),
+            *(_methods, _shared_run, _imports),
+        )
         if lines := [line for rule in rules for line in rule(self)]:
             raise ValueError("\n".join(lines))
         return self
@@ -190,16 +193,48 @@ def _methods(config: Config) -> Iterator[str]:
             yield str(error)
 
 
+def _shared_run(config: Config) -> Iterator[str]:
+    methods = [find_method(settings.name) for settings in config.methods]
+    if len(methods) < 2 or not config.mixing.is_synthetic:
+        return
+    if config.mixing.imported != "only" and _plans_follow_classifier(config):
+        yield (
+            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, "
+            "if method lists several, got classifier"
+        )
+    named = [
+        (settings.name, method) for settings, method in zip(config.methods, methods, strict=True)
+    ]
+    (first_name, first), *others = named
+    for name, method in others:
+        if method.pipeline != first.pipeline:
+            yield (
+                "method must list methods for one kind of model, got "
+                f"{first_name} ({first.pipeline}) and {name} ({method.pipeline})"
+            )
+        elif config.finetune.enabled and method.uses_finetuning != first.uses_finetuning:
+            learned, plain = (first_name, name) if first.uses_finetuning else (name, first_name)
+            yield (
+                "method must list methods for one model, got "
+                f"{learned}, which fine-tunes it, and {plain}, which takes it as it is; "
+                "finetune.enabled=false takes it so for both"
+            )
+
+
+def _plans_follow_classifier(config: Config) -> bool:
+    saliency = config.saliency
+    follows = (saliency.method, saliency.teacher) == ("grad_cam", "classifier")
+    return follows and any(find_method(settings.name).uses_saliency for settings in config.methods)
+
+
 def _imports(config: Config) -> Iterator[str]:
-    imported, saliency = config.mixing.imported, config.saliency
+    imported = config.mixing.imported
     if len(config.methods) > 1 and imported is not None:
         yield (
             "mixing.imported must be null if method lists several: which of them labels an "
             f"imported image is not known, got {imported}"
         )
-    follows = (saliency.method, saliency.teacher) == ("grad_cam", "classifier")
-    uses_saliency = any(find_method(settings.name).uses_saliency for settings in config.methods)
-    if follows and uses_saliency and imported == "beside":
+    if imported == "beside" and _plans_follow_classifier(config):
         yield (
             "mixing.imported must be null or only if saliency.teacher is the classifier in "
             "training, whose plans replace one another, got beside"

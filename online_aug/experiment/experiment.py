@@ -18,10 +18,9 @@ from online_aug.diffusion.compatibility import check_attention, check_few_steps,
 from online_aug.diffusion.directory import locate_model, locate_vae
 from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint
 from online_aug.errors import UserError
-from online_aug.experiment.contexts import check_methods, shared_context
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
 from online_aug.experiment.saliency import ExperimentSaliency
-from online_aug.generation.gate import check_gate
+from online_aug.generation.gate import check_gate, gate_version
 from online_aug.methods import (
     Method,
     MethodContext,
@@ -224,17 +223,13 @@ class Experiment:
             generates: Whether this run makes images, or only serves those in the cache.
 
         Raises:
-            UserError: If the gate cannot judge, methods cannot share a run or lack their files,
-                imported images or weights of images do not fit, the diffusion model cannot
-                generate, or nothing is to be generated and the model whose images are to be served
-                is not known.
+            UserError: If the gate cannot judge, methods lack their files, imported images or
+                weights of images do not fit, the diffusion model cannot generate, or nothing is to
+                be generated and the model whose images are to be served is not known.
         """
         check_gate(self.config, len(self.splits.train.class_names), self.device)
         if not self.is_synthetic:
             return
-        check_methods(
-            self.config, self.methods, follows_classifier=self.saliency.follows_classifier
-        )
         self.resources  # noqa: B018 - usable, or refused
         self.imports  # noqa: B018 - some fit, or refused
         for method in self.methods.values() if self.is_planned else ():
@@ -285,19 +280,26 @@ class Experiment:
         """Context that all requests of a method share, by the method's name.
 
         Raises:
-            UserError: If fine-tuning is due: the fingerprint is not known before.
+            UserError: If fine-tuning is due, as the fingerprint is not known before, or the file of
+                the judge's weights cannot be read.
         """
         if not self.diffusion.is_ready:
             raise UserError(
                 "finetune.path must hold the result for these images and settings, "
                 f"{self.diffusion.finetuned} is missing; run online-aug finetune first"
             )
-        shared = shared_context(
-            self.config,
+        made = self.config.generation
+        shared = MethodContext(
             prompts=tuple(concept.prompt for concept in self.diffusion.concepts),
             class_sizes=tuple(self.data.class_sizes),
+            guidance_scale=made.guidance_scale,
+            image_guidance_scale=made.image_guidance_scale,
+            num_inference_steps=made.num_inference_steps,
+            scheduler=made.scheduler,
+            resolution=made.resolution,
+            seed=made.seed,
             generator_fingerprint=self.diffusion.fingerprint,
-            digests=self.data.digests,
+            gate_version=gate_version(self.config, self.data.digests),
         )
         return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
 

@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
 from online_aug.loader.dataset import Batch, MixedDataset, collate
-from online_aug.loader.ledger import LedgerWriter
 from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
-from online_aug.loader.slots import Kind, Slot
+from online_aug.loader.slots import Kind, LedgerWriter, Slot
 from online_aug.request import Counts, Servable
 
 _SYNTHETIC = (Kind.FRESH, Kind.CACHED)

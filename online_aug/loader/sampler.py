@@ -17,9 +17,8 @@ from cache import Store
 from online_aug.config.sections import MixingConfig
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
-from online_aug.loader.ledger import LEDGER_FOLDER, Ledger
 from online_aug.loader.pool import SamplePool
-from online_aug.loader.slots import Kind, Order, Slot
+from online_aug.loader.slots import LEDGER_FOLDER, Kind, Ledger, Order, Slot
 from online_aug.request import Servable
 from online_aug.seeding import numpy_rng
 

@@ -22,11 +22,10 @@ from online_aug.experiment.images import BoundCompose
 from online_aug.files import write_atomically
 from online_aug.loader.back_pressure import BackPressure, limiter_of
 from online_aug.loader.dataset import MixedDataset
-from online_aug.loader.ledger import LEDGER_FOLDER
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
-from online_aug.loader.slots import order_of
+from online_aug.loader.slots import LEDGER_FOLDER, order_of
 from online_aug.producer.messages import Placement
 from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence

@@ -98,16 +98,16 @@ def test_a_preset_hides_no_mistake(empty, override):
 
 def test_one_method_or_a_list_of_them_may_be_named(empty):
     one = load_config(empty, ["method.name=diff_aug"])
-    listed = load_config(empty, ["method=[{name: diff_aug}, {name: sgd_mix, weight: 0.5}]"])
+    listed = load_config(empty, ["method=[{name: diff_aug}, {name: diff_mix, weight: 0.5}]"])
     assert [method.name for method in one.methods] == ["diff_aug"]
     assert [(method.name, method.weight) for method in listed.methods] == [
         ("diff_aug", 1.0),
-        ("sgd_mix", 0.5),
+        ("diff_mix", 0.5),
     ]
 
 
 def test_a_list_of_methods_survives_the_resolved_yaml(tmp_path, empty):
-    config = load_config(empty, ["method=[{name: diff_mix, strength: 1e-1}, {name: sgd_mix}]"])
+    config = load_config(empty, ["method=[{name: diff_mix, strength: 1e-1}, {name: diff_aug}]"])
     assert load_config(written(tmp_path, resolved_yaml(config))) == config
 
 
@@ -130,12 +130,41 @@ def test_of_several_methods_a_preset_sets_the_method_s_own_keys_alone(empty):
             "method.candidates must be fewest then most, got [5, 3]",
         ),
         ("[{strength: 0.01}]", "method.strength * generation.num_inference_steps must be at least"),
-        ("[{name: sgd_mix}, {name: sgd_mix}]", "method must list each method once, got sgd_mix"),
+        ("[{name: diff_aug}, {name: diff_aug}]", "method must list each method once, got diff_aug"),
     ],
 )
 def test_a_mistake_in_a_list_of_methods_says_where_it_is(empty, value, line):
     (found,) = error_lines(empty, f"method={value}")
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (
+            ("diff_mix", "diffusemix"),
+            "method must list methods for one kind of model, got diff_mix (image_to_image) and ",
+        ),
+        (
+            ("real_mix", "diff_aug"),
+            "method must list methods for one model, got diff_aug, which fine-tunes it, and ",
+        ),
+        (
+            ("diff_mix", "sgd_mix"),
+            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, if ",
+        ),
+    ],
+    ids=["models", "fine-tuning", "teacher"],
+)
+def test_methods_that_cannot_share_a_run_are_refused(empty, names, line):
+    method = f"method=[{{name: {names[0]}}}, {{name: {names[1]}}}]"
+    (found,) = error_lines(empty, method)
+    assert found.startswith(line)
+    load_config(empty, [method, "mixing.synthetic_probability=0"])
+
+
+def test_one_model_as_it_is_serves_methods_with_and_without_fine_tuning(empty):
+    load_config(empty, ["method=[{name: real_mix}, {name: diff_aug}]", "finetune.enabled=false"])
 
 
 def test_imported_images_are_refused_beside_several_methods(empty):

@@ -369,24 +369,6 @@ def test_several_methods_are_labelled_each_by_its_own_settings(mixture_of):
         assert (float(label.max()) == 1) == is_one_hot
 
 
-def test_methods_for_two_kinds_of_model_are_refused(mixture_of):
-    with pytest.raises(UserError, match="one kind of model, got diff_mix .* and diffusemix"):
-        mixture_of("diff_mix", "diffusemix").check(generates=True)
-
-
-def test_methods_for_a_fine_tuned_model_and_one_as_it_is_are_refused(mixture_of):
-    experiment = mixture_of("real_mix", "diff_aug", finetune={"enabled": True})
-    with pytest.raises(UserError, match="got diff_aug, which fine-tunes it, and real_mix, which"):
-        experiment.check(generates=True)
-    mixture_of("real_mix", "diff_aug").check(generates=True)
-
-
-def test_a_teacher_in_training_is_refused_with_several_methods(mixture_of):
-    experiment = mixture_of("diff_mix", "sgd_mix")
-    with pytest.raises(UserError, match="if method lists several, got classifier"):
-        experiment.check(generates=True)
-
-
 def test_float16_on_a_cpu_is_refused_while_there_is_something_to_learn(tmp_path, tiny_model):
     experiment = make_experiment(tmp_path, tiny_model, finetune={"dtype": "float16"})
     with pytest.raises(UserError, match="^finetune.dtype must be float32 or bfloat16 on cpu, got"):

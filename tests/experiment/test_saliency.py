@@ -148,7 +148,7 @@ def test_a_teacher_of_other_classes_is_refused(experiment_of, tmp_path):
 def test_a_plan_without_its_maps_says_how_to_make_them(experiment_of, weights):
     experiment = experiment_of(teacher=weights)
     open_store(experiment.config, experiment.splits.train).open().close()
-    with pytest.raises(UserError, match=r"must hold the saliency maps .*start train\.py once"):
+    with pytest.raises(UserError, match=r"must hold the saliency maps .*run online-aug train once"):
         _ = experiment.plan
 
 

@@ -9,9 +9,9 @@ from mixing_samples import IMAGES, PLAN, GreyImages, Setup, damage, make_order, 
 
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure
-from online_aug.loader.ledger import LEDGER_FOLDER, Ledger
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import BatchSampler, Replay
+from online_aug.loader.slots import LEDGER_FOLDER, Ledger
 
 EPOCHS = 3
 
