@@ -18,6 +18,32 @@ settings.register_profile("suite", derandomize=True, deadline=None, max_examples
 settings.load_profile("suite")
 
 
+LONGEST_FIRST = (
+    "test_interrupts",
+    "test_ranks",
+    "end_to_end",
+    "distributed",
+    "finetuning",
+    "training",
+)
+"""Parts of the paths of files that take longest: last, they would leave one worker waiting."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(
+        key=lambda item: next(
+            (n for n, part in enumerate(LONGEST_FIRST) if part in str(item.path)), 99
+        )
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Leave PyTorch one thread: a command in this process may change it, and forks would hang."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A Stable Diffusion directory of the embedded model's architecture with random weights."""
