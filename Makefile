@@ -20,7 +20,7 @@ quickstart: $(VENV)/.runtime  ## Train on handwritten digits, no download of dat
 	$(RUN) -m online_aug train quickstart run.seed=$(SEED) $(ARGS)
 
 test: $(VENV)/.test  ## Run the tests but the nightly ones: WORKERS=2 ARGS="tests/config -x"
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not nightly" $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not nightly" $(ARGS)
 
 lint: $(VENV)/.dev  ## Check format, style and types
 	$(RUN) -m ruff format --check .
