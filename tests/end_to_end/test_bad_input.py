@@ -160,8 +160,12 @@ CASES = {
         r"schedule\.image_weights must name training images, such as .*, got 'emu' in {place}/w",
     ),
     "two kinds of weights": (
-        ["schedule.image_weights={place}/weights.json", "schedule.priority=hard"],
-        r"schedule\.priority must be uniform where schedule\.image_weights is given, got hard$",
+        [
+            "schedule.image_weights={place}/weights.json",
+            "schedule.priority=hard",
+            "mixing.starvation=substitute",
+        ],
+        r"schedule\.priority must be uniform if schedule\.image_weights is given, got hard$",
     ),
     "missing folder": (["data.source={place}/none"], r"data\.source must be .*, got {place}/none$"),
     "no class": (["data.source={place}/no_class"], r"must hold a folder for each class"),

@@ -20,7 +20,7 @@ SETTINGS = {
 def tensors_of(experiment):
     return {
         name: value
-        for path in experiment.finetuned.glob("*.safetensors")
+        for path in experiment.diffusion.finetuned.glob("*.safetensors")
         for name, value in load_file(path).items()
     }
 
@@ -51,5 +51,8 @@ def test_two_devices_learn_what_one_learns(pair):
 
 def test_two_devices_leave_what_one_leaves(pair):
     for experiment in pair:
-        assert {path.suffix for path in experiment.finetuned.parent.iterdir()} == {"", ".lock"}
-        assert not (experiment.finetuned / loop.CHECKPOINTS).exists()
+        assert {path.suffix for path in experiment.diffusion.finetuned.parent.iterdir()} == {
+            "",
+            ".lock",
+        }
+        assert not (experiment.diffusion.finetuned / loop.CHECKPOINTS).exists()
