@@ -9,6 +9,7 @@ import errno
 import json
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,7 +190,7 @@ def parse_command(
     )
     add_arguments(parser, switches)
     if {"-h", "--help"} & set(argv):
-        names = ", ".join(recipe_names())
+        names = textwrap.fill(", ".join(recipe_names()), 96)
         parser.epilog = (
             f"examples:\n{shown}\nrecipes that come with the package:\n\n{names}\n\n"
             f"keys, with their defaults:\n\n{describe()}"
