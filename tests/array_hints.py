@@ -11,7 +11,7 @@ from jaxtyping import AbstractArray
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap what jaxtyping's import hook hands over: a stand-in with the signature of ours."""
+    """Check a function of ours for which jaxtyping's import hook hands over a stand-in."""
     hints = function.__annotations__
     function.__annotations__ = {name: hint for name, hint in hints.items() if _has_array(hint)}
     return beartype(function)

@@ -78,7 +78,7 @@ def imports_of(path):
 
 
 def offenders(is_forbidden, *allowed):
-    """What files import against a rule, as `file: name`, those of the `allowed` packages aside."""
+    """List the imports that break a rule, as `file: name`, outside of the `allowed` packages."""
     return [
         f"{path.relative_to(ROOT)}: {name}"
         for path in FILES

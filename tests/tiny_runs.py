@@ -95,7 +95,7 @@ class Launch:
 
 
 def start(config, name, *overrides):
-    """`train.py` at work on the run of this name."""
+    """Start `train.py` on the run of this name."""
     return Launch("train.py", config, f"run.name={name}", *overrides)
 
 
@@ -113,13 +113,13 @@ def read_metrics(folder):
 
 
 def ledger_of(folder):
-    """How every slot of a run was filled, epoch after epoch."""
+    """Return how every slot of a run was filled, epoch after epoch."""
     rows = Ledger(folder / "ledger", batch_size=BATCH_SIZE, steps=IMAGES_AN_EPOCH // BATCH_SIZE)
     return np.concatenate([rows.epoch(number) for number in range(EPOCHS)])
 
 
 def count_images(cache):
-    """Images in a cache that may not be there yet, or be in the making."""
+    """Count the images in a cache that may not be there yet, or is just being made."""
     try:
         with Store(cache, readonly=True) as store:
             return len(store)
@@ -130,7 +130,7 @@ def count_images(cache):
 
 
 def processes_of(*words):
-    """Living processes, by id, whose command line holds all words."""
+    """List the ids of living processes whose command line holds all words."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -144,12 +144,12 @@ def processes_of(*words):
 
 
 def generators_of(folder):
-    """The generation processes of a run directory."""
+    """List the generation processes of a run directory."""
     return processes_of("online_aug.producer", folder)
 
 
 def wait_for(condition, launch=None, limit_s=LIMIT_S):
-    """What `condition` gives once it gives something; the launch must not end before."""
+    """Wait until `condition` gives something and return it; fail if the launch ends before."""
     end = time.monotonic() + limit_s
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
@@ -162,7 +162,7 @@ def wait_for(condition, launch=None, limit_s=LIMIT_S):
 
 @dataclass
 class Story:
-    """What became of the launches of one run."""
+    """The launches of one run: exit statuses, output, and processes left behind."""
 
     folder: object
     cache: object
@@ -181,7 +181,7 @@ class Story:
         self.left.append(left)
 
     def processes(self):
-        """The living processes of the run."""
+        """List the living processes of the run."""
         return processes_of(self.folder.parents[1], self.folder.name)
 
     def has_images(self, count):

@@ -38,7 +38,7 @@ class WarmProcess:
         return self.returncode
 
     def communicate(self, timeout=None):
-        """What the process wrote until it ended."""
+        """Wait for the end of the process; return its output and errors."""
         self.wait(timeout)
         out, err = ((Path(self._folder.name) / name).read_text() for name in ("out", "err"))
         return out, err

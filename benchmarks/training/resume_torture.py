@@ -107,7 +107,7 @@ def _metrics(run: Path) -> list[list[float]]:
 
 
 def _ledger(run: Path) -> list[bytes]:
-    """Of every epoch: real image and request of each slot."""
+    """Return the real image and the request of each slot, for every epoch."""
     from online_aug.loader.slots import Ledger
 
     metrics = _metrics(run)

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "say_plan.py"
 
 
 def said_by_ranks(folder, include):
-    """What each rank says on a machine of four GPUs, by its number."""
+    """Return what each rank says on a machine of four GPUs, by its number."""
     chosen = parse_resource_filter({"localhost": [0, 1, 2, 3]}, include_str=include)
     world = base64.urlsafe_b64encode(json.dumps(chosen).encode()).decode()
     launcher = ["-m", "deepspeed.launcher.launch", f"--world_info={world}", "--no_local_rank"]

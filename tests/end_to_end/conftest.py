@@ -28,7 +28,7 @@ def config(workplace, embedded_root):
 
 @pytest.fixture(scope="session")
 def pair(workplace, config):
-    """What two seeds said that trained at once on one cold cache and fine-tuned once."""
+    """Train two seeds at once on one cold cache; return the output of both."""
     told = workplace / "pair.json"
     with FileLock(workplace / "pair.lock"):
         if not told.exists():

@@ -290,7 +290,7 @@ def write_images(folder, count):
 
 
 def spoil_models(place, model):
-    """What is cut short, a model without attention, and tokens that are none of ours."""
+    """Write models cut short, a model without attention, and foreign tokens."""
     for short in (
         copy_with(model, place / "short_model") / "unet",
         write_tiny_vae(place / "short_vae"),
@@ -363,7 +363,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory, place, tiny_model):
-    """What each case said, and where it could have written."""
+    """Run every case; return its output and the folder that it could have written into."""
     folders = {name: tmp_path_factory.mktemp("case") for name in [*CASES, "skipped"]}
     configs = {name: write_config(folder, tiny_model, place) for name, folder in folders.items()}
     spoil(place, configs["run of another configuration"])

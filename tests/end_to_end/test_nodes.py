@@ -34,7 +34,7 @@ def free_port():
 
 
 def deepspeed(folder, node, port):
-    """As a person starts it on each machine."""
+    """Return the command that a person starts on each machine."""
     hosts = folder / "hosts"
     hosts.write_text("node-a slots=2\nnode-b slots=2\n")
     return [

@@ -20,7 +20,7 @@ def configured(**mixing):
 
 
 def can_insert(limiter, inserts, samples):
-    """As in reverb/cc/rate_limiter.cc, for one image."""
+    """Return whether Reverb would insert one more image (reverb/cc/rate_limiter.cc)."""
     highest = limiter.min_inserts * limiter.samples_per_insert + limiter.tolerance
     if inserts + 1 <= limiter.min_inserts:
         return True
