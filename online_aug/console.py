@@ -1,4 +1,4 @@
-"""What a person sees of a run in progress: the console, progress, figures in words.
+"""The console, progress bars and figures in words, for a person who watches a run.
 
 Progress is a bar in a terminal and a line every 10 s elsewhere. Figures are ASCII only, so that
 every log and terminal can show them.

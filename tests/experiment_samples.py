@@ -57,3 +57,14 @@ def make_config(folder, model, **sections):
 def make_experiment(folder, model, **sections):
     config = make_config(folder, model, **sections)
     return Experiment(config, load_splits(config.data), "cpu")
+
+
+def make_sgd_mix_experiment(folder, model, **saliency):
+    """An experiment of SGD-Mix without fine-tuning, with these keys of `saliency`."""
+    return make_experiment(
+        folder,
+        model,
+        finetune={"enabled": False},
+        method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
+        saliency={"image_size": 64} | saliency,
+    )

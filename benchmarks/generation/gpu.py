@@ -75,7 +75,7 @@ EDIT = Case("25 steps, edit", 25, (1.0,), 7.5)
 
 @dataclass(frozen=True)
 class Bench:
-    """Where to measure, and how long."""
+    """The device to measure on, and how long."""
 
     device: torch.device
     seconds: float

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, tables for people, JSON for programs, a progress bar."""
+"""Shared parts of the commands: arguments, tables for people, JSON for programs, progress bar."""
 
 import argparse
 import json

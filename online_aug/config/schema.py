@@ -1,4 +1,4 @@
-"""What may be written in a configuration, told three ways: JSON schema, `--help`, error lines.
+"""The keys of a configuration, described in three ways: JSON schema, `--help`, error lines.
 
 All three are made from the declarations of the settings, those of the methods included. Editors
 that read the first line of our YAML files complete and check keys with `configs/schema.json`.

@@ -1,4 +1,4 @@
-"""How the generator learns the classes: fine-tuned here, elsewhere, or not at all.
+"""The way the generator learns the classes: fine-tuned here, elsewhere, or not at all.
 
 Also what a fine-tuning learns in which order, and what it needs of model and device; nothing here
 loads a model.

@@ -1,4 +1,4 @@
-"""What can be added to a base model: the names of the classes, their tokens, LoRA, as files.
+"""Files that are added to a base model: names of the classes, their tokens, LoRA.
 
 A result of our own fine-tuning is a folder with `pytorch_lora_weights.safetensors` (diffusers' LoRA
 format) if LoRA was learned, `tokens_emb.safetensors` (one tensor `clip_l` of n x d, the format of

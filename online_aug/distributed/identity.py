@@ -1,4 +1,4 @@
-"""Which rank of the run this process is: everything that a launcher says in the environment.
+"""The rank of this process in the run, read from what a launcher puts into the environment.
 
 A launcher is DeepSpeed's, torchrun's, or our own, which marks its ranks with `LAUNCH_FOLDER`.
 """

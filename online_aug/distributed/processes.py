@@ -1,4 +1,4 @@
-"""How processes end: at the next step after a signal, with their parent, leaving none behind."""
+"""The end of processes: at the next step after a signal, with their parent, leaving none behind."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What the trainer and the generation process agree on: one configuration with its data.
+"""An experiment: one configuration with its data, the same for trainer and generation process.
 
 An `Experiment` is put together from its training data, the diffusion model on disk, the saliency
 maps and the methods with their contexts; out of these comes the plan. No model is loaded.
@@ -135,7 +135,7 @@ class DiffusionFiles:
 
     @property
     def adapters(self) -> Adapters | None:
-        """What is added to the base model, read from disk; None if nothing is."""
+        """The adapters of the base model, read from disk; None if there are none."""
         return self.adaptation.read(self.finetuned, self.model)
 
     @property

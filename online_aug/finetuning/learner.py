@@ -1,4 +1,4 @@
-"""What is learned: token embeddings and LoRA in a frozen model, with an optimizer a stage."""
+"""The learner: token embeddings and LoRA in a frozen model, with an optimizer a stage."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

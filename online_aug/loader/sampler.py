@@ -1,4 +1,4 @@
-"""Which image fills which slot: decided in the main process of each rank.
+"""The batch sampler: the main process of each rank decides which image fills which slot.
 
 `BatchSampler` walks through an epoch for the DataLoader. How a slot is filled is decided by its
 `filler`: `Mixing` draws real, fresh and cached images as configured, `Replay` repeats the ledger of

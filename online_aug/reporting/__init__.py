@@ -1,1 +1,1 @@
-"""What a person sees during and after a run, and the files of the run directory."""
+"""Live panel, metrics, gallery and report of a run, and the files of the run directory."""

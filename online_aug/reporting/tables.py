@@ -1,4 +1,4 @@
-"""What the live report says, as tables for a terminal and as plain lines for a log.
+"""The live report as tables for a terminal and as plain lines for a log.
 
 First one moment of training, then a finished epoch, then the summary at the end of a run.
 """

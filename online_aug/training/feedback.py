@@ -1,4 +1,4 @@
-"""What the classifier being trained tells the generation process: saliency maps and losses.
+"""Feedback of the classifier in training to the generation process: saliency maps and losses.
 
 `SaliencyPublisher` makes new maps between epochs and the plan that follows from them.
 `LossPublisher` tells how hard each class is at the moment.

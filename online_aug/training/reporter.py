@@ -1,4 +1,4 @@
-"""What a rank shows and writes of its run: the live panel, a record for each epoch, the summary."""
+"""The report of a rank on its run: the live panel, a record for each epoch, the summary."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `online-aug train` checks, and which libraries it imports."""
+"""The checks of `online-aug train`, and the libraries that it imports."""
 
 import os
 import subprocess

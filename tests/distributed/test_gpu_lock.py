@@ -1,4 +1,4 @@
-"""Who may generate on a GPU, with a GPU that is only a name."""
+"""The lock of a GPU on which a process generates, with a GPU that is only a name."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Which rank of the run a process is, by what a launcher set."""
+"""The rank of a process, by what a launcher set."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a person can get wrong: one clear line, exit status 2, nothing started, nothing written."""
+"""Mistakes of a person: one clear line, exit status 2, nothing started, nothing written."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What befalls a run's generator: a model that makes NaN, a disk that is full."""
+"""Faults of a run's generator: a model that makes NaN, a disk that is full."""
 
 import resource
 

@@ -1,13 +1,14 @@
 """Saliency maps of an experiment: who makes them, and what the cache keeps."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from experiment_samples import make_experiment
+from experiment_samples import make_sgd_mix_experiment
 
 from online_aug.classifier.model import build_classifier
 from online_aug.distributed.devices import plan_devices
@@ -38,16 +39,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def experiment_of(tmp_path, tiny_model):
-    def make(**saliency):
-        return make_experiment(
-            tmp_path,
-            tiny_model,
-            finetune={"enabled": False},
-            method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
-            saliency={"image_size": 64} | saliency,
-        )
-
-    return make
+    return partial(make_sgd_mix_experiment, tmp_path, tiny_model)
 
 
 def classifier_of(seed=0, classes=CLASSES):

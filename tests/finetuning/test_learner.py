@@ -1,4 +1,4 @@
-"""What each mode learns and saves, what stays as it is, and that stock diffusers loads it."""
+"""Results of each mode: what is learned, what stays as it is, and that stock diffusers loads it."""
 
 import json
 from functools import partial

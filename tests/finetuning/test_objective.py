@@ -1,4 +1,4 @@
-"""What one step learns from: images drawn, latents, noise, loss."""
+"""Parts of one step: images drawn, latents, noise, loss."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""How the cache of a configuration is opened."""
+"""The cache of a configuration, opened with its codec and limits."""
 
 from pathlib import Path
 

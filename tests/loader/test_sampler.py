@@ -1,4 +1,4 @@
-"""What fills a slot: coverage, ranks, freshness, limits, and `wait` as a pure function."""
+"""The filling of slots: coverage, ranks, freshness, limits, and `wait` as a pure function."""
 
 from collections import Counter
 from itertools import chain

@@ -1,11 +1,13 @@
 """Saliency maps and losses that the classifier in training publishes."""
 
+from functools import partial
+
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from classifier_samples import CLASSES, make_batch
-from experiment_samples import make_experiment
+from experiment_samples import make_experiment, make_sgd_mix_experiment
 
 from online_aug.classifier.model import build_classifier
 from online_aug.config.sections import ClassifierConfig
@@ -16,16 +18,7 @@ from online_aug.training.feedback import ClassLosses, LossPublisher, SaliencyPub
 
 @pytest.fixture
 def experiment_of(tmp_path, tiny_model):
-    def make(**saliency):
-        return make_experiment(
-            tmp_path,
-            tiny_model,
-            finetune={"enabled": False},
-            method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
-            saliency={"image_size": 64} | saliency,
-        )
-
-    return make
+    return partial(make_sgd_mix_experiment, tmp_path, tiny_model)
 
 
 def classifier_of(seed):

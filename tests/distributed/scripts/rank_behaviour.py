@@ -1,4 +1,4 @@
-"""What a rank may do, without torch: `rank_behaviour.py FOLDER BEHAVIOUR`."""
+"""A rank that behaves as told, without torch: `rank_behaviour.py FOLDER BEHAVIOUR`."""
 
 import os
 import signal
