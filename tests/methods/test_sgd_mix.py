@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from request_samples import digest_of, make_part, make_sources, make_table
 from skimage.filters import threshold_otsu
 
-from online_aug.methods.sgd_mix import SOURCE_TOO_SMALL, UNION_TOO_LARGE
+from online_aug.methods.foreground_mix import SOURCE_TOO_SMALL, UNION_TOO_LARGE
 from online_aug.saliency import SaliencyTable, upscaled
 from online_aug.seeding import numpy_rng
 
