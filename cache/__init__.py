@@ -5,7 +5,7 @@ pickle. `docs/CACHE_FORMAT.md` describes the format.
 """
 
 from cache.backend.claims import Owner, Status
-from cache.backend.directory import cache_exists
+from cache.backend.directory import cache_exists, check_usable
 from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
 from cache.backend.tables import Recipe
 from cache.backend.verify import VerifyReport
@@ -45,6 +45,7 @@ __all__ = [
     "Writer",
     "cache_exists",
     "canonical_bytes",
+    "check_usable",
     "content_digest",
     "decode_fields",
     "label_of",

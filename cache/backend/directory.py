@@ -48,12 +48,35 @@ def make_writable(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_directory(path, error) from error
+    _check_content(path)
+
+
+def check_usable(path: Path) -> None:
+    """Raise if `path` is no cache and could not become one; make and change nothing.
+
+    Raises:
+        CacheError: If it, or the folder it would be made in, holds something else or is read-only.
+    """
+    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if nearest == path:
+        _check_content(path)
+    elif not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise CacheError(f"cache path must be a directory that can be made, got {path}")
+
+
+def _no_directory(path: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"cache path must be a directory that can be made and read, got {path}: {error.strerror}"
+    )
+
+
+def _check_content(path: Path) -> None:
+    try:
         others = {item.name for item in path.iterdir()} - {DATA, LOCK, NOTE}
     except OSError as error:
-        raise CacheError(
-            f"cache path must be a directory that can be made and read, got {path}: "
-            f"{error.strerror}"
-        ) from error
+        raise _no_directory(path, error) from error
     if others and not cache_exists(path):
         raise CacheError(
             f"cache path must be new, empty or a cache, got {path} with other files "

@@ -105,9 +105,10 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.producer.filling import describe_plan, make_missing
+    from online_aug.training.describe_run import describe_start
 
     with open_store(experiment.config, experiment.splits.train).open() as store:
-        sys.stdout.write(f"{devices}\n")
+        sys.stdout.write(describe_start(experiment, devices))
         ensure_finetuned(experiment, devices.finetune)
         ensure_saliency(experiment)
         sys.stdout.write(f"{describe_plan(experiment, store)}\n")

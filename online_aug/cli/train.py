@@ -50,8 +50,8 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
         read_summary,
         run_folder,
     )
-    from online_aug.training.build_loader import describe_run
     from online_aug.training.checkpoints import check_can_go_on
+    from online_aug.training.describe_run import describe_run, describe_start
 
     me = identify()
     experiment, devices = check(config, me)
@@ -68,8 +68,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_can_go_on(experiment, directory, me.launched_ranks or len(devices.train))
     open_store(config, experiment.splits.train).open()
     if me.is_first:
-        sys.stdout.write(f"{devices}\n")
-        sys.stdout.write(f"imported: {experiment.imports}\n" if experiment.imports.images else "")
+        sys.stdout.write(describe_start(experiment, devices))
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
     if config.run.resume and is_finished(directory, config.run.epochs):
         if me.is_first:

@@ -15,10 +15,11 @@ from online_aug.errors import UserError
 from online_aug.files import alone
 
 SPLIT_FOLDERS = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
 }
+"""Names of the folders of each split, in lower case; on disk any case counts."""
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 
@@ -26,18 +27,41 @@ def folder_splits(root: Path) -> dict[str, FolderSet]:
     """Read the splits under `root`: always `train`, and `val` and `test` if they have folders.
 
     Class folders are taken in sorted order and searched to any depth. Hidden files and files that
-    are not images are ignored; links are followed. If `train` has no sub-folders it counts as a
-    class, so that a set of vehicles is not mistaken for a split.
+    are not images are ignored; links are followed. A folder named like a split is one if it holds
+    class folders; else it counts as a class, so that a set of vehicles may have a class `train`.
 
     Raises:
         UserError: If the folder or its classes cannot be used.
     """
     if not root.is_dir():
         raise UserError(f"data.source must be a folder that exists, got {root}")
-    if not _sub_folders(root / "train"):
-        return {"train": _read_split(root, _class_names(root))}
-    places = {split: _split_folder(root, names) for split, names in SPLIT_FOLDERS.items()}
-    return read_splits({split: place for split, place in places.items() if place is not None})
+    places = _split_places(root)
+    if places:
+        return read_splits(places)
+    names = _class_names(root)
+    if all(_split_named(name) for name in names):
+        raise UserError(
+            f"{root} must hold a folder for each class, or splits with class folders in them, got "
+            f"{', '.join(names)} without class folders"
+        )
+    return {"train": _read_split(root, names)}
+
+
+def doubtful_folders(root: Path) -> tuple[str, ...]:
+    """Say in lines what was made of folders that might have been meant otherwise."""
+    places, names = _split_places(root), _sub_folders(root)
+    if not places:
+        like_splits = [name for name in names if _split_named(name)]
+        return tuple(
+            f"{root / name} counts as a class: it is named like a split but holds no class folders"
+            for name in like_splits
+        )
+    used = {place.name for place in places.values()}
+    return tuple(
+        f"{root / name} is not read: beside {', '.join(sorted(used))} it is no split"
+        for name in names
+        if name not in used
+    )
 
 
 def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
@@ -55,12 +79,29 @@ def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
     return found
 
 
-def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    there = [root / name for name in names if (root / name).is_dir()]
-    if len(there) > 1:
-        got = " and ".join(path.name for path in there)
-        raise UserError(f"{root} must hold one folder for the {names[0]} split, got {got}")
-    return there[0] if there else None
+def _split_places(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits; none if `root` holds the classes themselves."""
+    named = {name: split for name in _sub_folders(root) if (split := _split_named(name))}
+    if not any(_sub_folders(root / name) for name in named):
+        return {}
+    found: dict[str, Path] = {}
+    for name, split in named.items():
+        if split in found:
+            raise UserError(
+                f"{root} must hold one folder for the {split} split, got {found[split].name} "
+                f"and {name}"
+            )
+        found[split] = root / name
+    if "train" not in found:
+        raise UserError(
+            f"{root} must hold a folder train with class folders beside "
+            f"{', '.join(place.name for place in found.values())}, got none"
+        )
+    return {split: found[split] for split in SPLIT_FOLDERS if split in found}
+
+
+def _split_named(name: str) -> str | None:
+    return next((s for s, names in SPLIT_FOLDERS.items() if name.casefold() in names), None)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

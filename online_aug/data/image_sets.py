@@ -20,6 +20,7 @@ from online_aug.data.transforms import EvalTransform
 
 _MAX_THREADS = 8
 _BATCHES_AHEAD = 2
+_SHOWN_NAMES = 5
 _Pixels = UInt8[Tensor, "3 h w"]
 
 
@@ -139,6 +140,17 @@ class Splits:
     test: ImageSet
     skipped: tuple[str, ...] = ()
     """Unreadable files that were left out."""
+    doubts: tuple[str, ...] = ()
+    """What was made of folders that might have been meant otherwise, in lines."""
+
+    def __str__(self) -> str:
+        names = self.train.class_names
+        shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+        left_out = f"; {len(self.skipped)} unreadable left out" if self.skipped else ""
+        return (
+            f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test images of "
+            f"{len(names)} classes ({shown}){left_out}"
+        )
 
 
 def groups_of(images: ImageSet) -> Groups | None:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from online_aug.console import Report, terminal_progress
 from online_aug.data.embedded import EMBEDDED_SETS, write_embedded
-from online_aug.data.folders import folder_splits
+from online_aug.data.folders import doubtful_folders, folder_splits
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.data.images import BadImageError, check_header, read_image
 from online_aug.data.published import PUBLISHED, published_splits
@@ -41,7 +41,13 @@ def load_splits(data: DataConfig) -> Splits:
             skipped += bad
     _check_classes(found)
     train, val, test = _three_splits(found, data)
-    return Splits(train=_cut(train, data), val=val, test=test, skipped=tuple(skipped))
+    return Splits(
+        train=_cut(train, data),
+        val=val,
+        test=test,
+        skipped=tuple(skipped),
+        doubts=_doubts(data),
+    )
 
 
 def check_images(
@@ -92,6 +98,13 @@ def _open(data: DataConfig) -> dict[str, ImageSet]:
         f"data.source must be {names}, an image folder that exists, or a timm name such as "
         f"torch/cifar10 or hfds/<name>, got {data.source}"
     )
+
+
+def _doubts(data: DataConfig) -> tuple[str, ...]:
+    if data.source in EMBEDDED_SETS or data.source in PUBLISHED:
+        return ()
+    folder = Path(data.source).expanduser()
+    return doubtful_folders(folder) if folder.is_dir() else ()
 
 
 def _problem(read: Callable[[Path], object], path: Path) -> str | None:

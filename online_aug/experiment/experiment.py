@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from cache import check_usable
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
@@ -227,6 +228,7 @@ class Experiment:
                 weights of images do not fit, the diffusion model cannot generate, or nothing is to
                 be generated and the model whose images are to be served is not known.
         """
+        check_usable(self.config.cache.path)
         check_gate(self.config, len(self.splits.train.class_names), self.device)
         if not self.is_synthetic:
             return

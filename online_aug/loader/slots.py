@@ -97,7 +97,12 @@ class Order:
     @property
     def steps(self) -> int:
         """Batches in an epoch; the images left over at its end differ from epoch to epoch."""
-        return max(1, self._pass_length * self.repeats // self.batch_size)
+        return max(1, self.samples // self.batch_size)
+
+    @property
+    def samples(self) -> int:
+        """Samples that an epoch offers, before it is cut to whole batches."""
+        return self._pass_length * self.repeats
 
     def indices(self, epoch: int) -> Int[np.ndarray, " slots"]:
         """Return the real image at each of the `steps * batch_size` positions.

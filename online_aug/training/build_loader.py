@@ -25,13 +25,11 @@ from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
-from online_aug.loader.slots import LEDGER_FOLDER, order_of
+from online_aug.loader.slots import LEDGER_FOLDER, Order, order_of
 from online_aug.producer.messages import Placement
 from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
 from online_aug.request import ImportedImage, Servable
-
-_RAW_BYTES = 3
 
 
 def build_loader(
@@ -164,54 +162,6 @@ def _alone_visible(device: str) -> tuple[str, str]:
     return names[number] if names else str(number), "cuda:0"
 
 
-def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None = None) -> str:
-    """Return what `--dry-run` prints: devices, data, requests, disk.
-
-    Args:
-        experiment: The experiment that would be run.
-        devices: The devices of this node.
-        ranks: Number of ranks of all nodes if a launcher decides it.
-    """
-    config, splits = experiment.config, experiment.splits
-    order = order_of(config, splits.train)
-    unique = len({source.digest for source in experiment.data.sources})
-    requests = unique * config.generation.variants_per_image if experiment.is_planned else 0
-    gib = requests * config.generation.resolution**2 * _RAW_BYTES / 2**30
-    lines = [
-        f"devices    {devices}",
-        f"data       {len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test"
-        f" images of {len(splits.train.class_names)} classes, {len(splits.skipped)} left out",
-        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}",
-        f"requests   {requests} ({unique} sources x {config.generation.variants_per_image})",
-        f"disk       at most {gib:.2f} GiB of images (uncompressed size)",
-    ]
-    if ranks and ranks > len(devices.train):
-        lines.insert(1, f"nodes      {ranks} training devices in all, {len(devices.train)} here")
-        if requests and devices.generate:
-            lines[1] += f"; {who_makes(config)}"
-    if experiment.saliency.follows_classifier:
-        every = config.saliency.refresh_epochs
-        lines.append(f"saliency   by the classifier in training, new maps every {every} epochs")
-    elif not experiment.has_maps:
-        lines.append(f"saliency   {config.saliency.method} of {unique} images, made at the start")
-    if experiment.imports.images:
-        lines.append(f"imported   {experiment.imports}")
-    if experiment.is_planned and not experiment.diffusion.is_ready:
-        learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"
-        lines.append(f"fine-tune  {learning}, result {experiment.diffusion.finetuned}")
-    elif experiment.plan_is_known:
-        lines.append(f"cache      {config.cache.path}: {_present(experiment)} of them are there")
-    return "\n".join(lines) + "\n"
-
-
-def _present(experiment: Experiment) -> int:
-    path = experiment.config.cache.path
-    if not cache_exists(path):
-        return 0
-    with Store(path, readonly=True) as store:
-        return sum(store.contains([request.key for request in experiment.plan]))
-
-
 def _workers(config: Config, devices: DevicePlan) -> int:
     if config.data.workers is not None:
         return config.data.workers
@@ -251,13 +201,6 @@ def node_folder(config: Config, world: World, run_directory: Path) -> Path:
     folder.mkdir(exist_ok=True)
     write_atomically(folder / CONFIG_FILE, resolved_yaml(striped(config, world)))
     return folder
-
-
-def who_makes(config: Config) -> str:
-    """Say which images each of several nodes makes."""
-    if config.mixing.starvation == "wait":
-        return "each makes the whole plan (mixing.starvation=wait)"
-    return "each makes its own part of the plan"
 
 
 def striped(config: Config, world: World) -> Config:
@@ -317,11 +260,11 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     """Refuse a sequence of images that cannot be served; write nothing.
 
     Raises:
-        UserError: If a class has a probability that does not exist, or the run to be replayed is
-            one of other images, or its images are gone.
+        UserError: If a batch is larger than an epoch, a class has a probability that does not
+            exist, or the run to be replayed is one of other images, or its images are gone.
     """
     config = experiment.config
-    order_of(config, experiment.splits.train)
+    _check_batch(order_of(config, experiment.splits.train))
     if config.run.replay is None:
         return
     check_same_sequence(config.run.replay, resolved_yaml)
@@ -332,6 +275,14 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     with Store(config.cache.path, readonly=True) as store:
         pool = pool_of(experiment, store, [*experiment.plan, *experiment.imports.images])
         _replay(experiment, pool, config.run.replay).check(config.run.epochs)
+
+
+def _check_batch(order: Order) -> None:
+    if order.batch_size > order.samples:
+        raise UserError(
+            f"optim.batch_size must be at most {order.samples}, the samples of an epoch, got "
+            f"{order.batch_size}; take fewer, or raise data.epoch_repeats"
+        )
 
 
 def _replay(experiment: Experiment, pool: SamplePool, run: Path) -> Replay:

@@ -17,7 +17,7 @@ from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
 from online_aug.reporting.run_directory import write_summary
 from online_aug.request import Counts
-from online_aug.training.build_loader import who_makes
+from online_aug.training.describe_run import who_makes
 
 _CACHE_EVERY_S = 1.0
 

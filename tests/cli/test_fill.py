@@ -47,7 +47,7 @@ def test_all_of_the_plan_is_made_and_stored_as_configured(call, plan, tmp_path):
     with Store(tmp_path / "cache", readonly=True) as store:
         assert {store.inspect(request.key).codec.name for request in plan} == {"png"}
     assert present(tmp_path, plan) == len(plan) == 16
-    assert lines[0].startswith("generate on cpu (")
+    assert lines[0].startswith("devices    generate on cpu (")
     assert f"cache {tmp_path}/cache: 0 of the plan's 16 images, 0 B in all" in lines
     assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
 

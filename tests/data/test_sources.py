@@ -55,10 +55,47 @@ def test_split_folders_are_used_as_they_are(ready):
     assert splits.test.labels.dtype == np.int64
 
 
-@pytest.mark.parametrize("name", ["valid", "validation"])
-def test_the_validation_folder_may_have_other_names(ready, name):
-    (ready / "val").rename(ready / name)
-    assert len(splits_of(ready).val) == 6
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "Val", "TEST"),
+        ("training", "validation", "testing"),
+        ("train", "valid", "Test"),
+        ("train", "dev", "test"),
+        ("train", "Eval", "test"),
+    ],
+)
+def test_splits_are_known_by_other_names_in_any_case(ready, train, val, test):
+    for old, new in {"train": train, "val": val, "test": test}.items():
+        (ready / old).rename(ready / new)
+    splits = splits_of(ready)
+    assert [len(images) for images in (splits.train, splits.val, splits.test)] == [20, 6, 8]
+    assert splits.train.class_names == ("cat", "dog")
+    assert splits.doubts == ()
+
+
+def test_splits_without_one_to_train_on_are_refused(ready):
+    (ready / "train").rename(ready / "cats_and_dogs")
+    assert "must hold a folder train with class folders beside test, val" in refusal(ready)
+
+
+def test_splits_without_class_folders_are_refused(tmp_path):
+    for split in ("train", "test"):
+        fill(tmp_path / split, 4)
+    assert "got test, train without class folders" in refusal(tmp_path)
+
+
+def test_a_folder_that_looks_like_a_split_beside_classes_is_told(flat):
+    fill(flat / "test", 8)
+    (said,) = splits_of(flat).doubts
+    assert said.startswith(f"{flat}/test counts as a class: it is named like a split")
+
+
+def test_a_folder_beside_the_splits_that_is_not_read_is_told(ready):
+    fill(ready / "extra", 1)
+    assert splits_of(ready).doubts == (
+        f"{ready}/extra is not read: beside test, train, val it is no split",
+    )
 
 
 def test_images_are_loaded_as_they_were_written(ready):

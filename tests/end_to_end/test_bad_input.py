@@ -397,7 +397,7 @@ def test_bad_input_starts_nothing_and_writes_no_result(name, said):
 def test_a_broken_image_is_left_out_and_counted_when_asked(said):
     found, folder = said["skipped"]
     assert found.status == 0, found.err
-    assert re.search(r"^data +\d+ train, .* 1 left out$", found.out, re.MULTILINE)
+    assert re.search(r"^data +\d+ train, .* 1 unreadable left out$", found.out, re.MULTILINE)
     assert [path.name for path in folder.iterdir()] == ["tiny.yaml"]
 
 

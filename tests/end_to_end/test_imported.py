@@ -47,7 +47,7 @@ def test_a_folder_of_diff_mix_is_trained_on_without_a_generator(exported, config
     overrides = ("mixing.imported=only", "mixing.starvation=substitute", "run.epochs=1")
     overrides += (f"cache.path={tmp_path / 'new'}", *WITHOUT_A_GENERATOR)
     done = start(config, "imported", *overrides).succeed()
-    assert f"imported: {PLANNED} images fit\n" in done.out
+    assert f"imported   {PLANNED} images fit\n" in done.out
     summary = read_summary(run_folder(config, "imported"))
     assert (summary["starved"], summary["generated"]) == (0, 0)
     assert 0 < summary["reused"] <= summary["served_cached"]

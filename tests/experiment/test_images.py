@@ -13,7 +13,8 @@ from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.experiment.images import read_image_weights
 from online_aug.reporting.gallery import gallery_rows
-from online_aug.training.build_loader import agreed_imports, describe_run
+from online_aug.training.build_loader import agreed_imports
+from online_aug.training.describe_run import describe_run
 
 BETWEEN = {
     "origin": "import",

@@ -24,7 +24,7 @@ from online_aug.files import alone
 from online_aug.loader.pool import open_store
 from online_aug.saliency import grad_cam
 from online_aug.saliency.maps import decode_map, encode_map
-from online_aug.training.build_loader import describe_run
+from online_aug.training.describe_run import describe_run
 
 CLASSES, LIMIT_S = 2, 60
 

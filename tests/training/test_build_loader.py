@@ -1,7 +1,6 @@
 """A loader put together, alone and on several nodes, and the whole with a generation process."""
 
 import os
-import re
 
 import psutil
 import pytest
@@ -25,7 +24,6 @@ from online_aug.training.build_loader import (
     agreed_plan,
     build_generators,
     build_loader,
-    describe_run,
 )
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -206,51 +204,6 @@ def test_two_generation_processes_of_one_run_make_its_plan_once(experiment_of, r
     assert loader.process.status.generated == len(experiment.plan)
     with open_store(experiment.config, experiment.splits.train) as store:
         assert store.position() == len(experiment.plan)
-
-
-def test_a_dry_run_counts_requests_steps_and_cached_images(experiment_of):
-    experiment, devices = experiment_of()
-    text = describe_run(experiment, devices)
-    assert "8 train, 2 val, 2 test images of 2 classes, 0 left out" in text
-    assert "2 epochs of 2 steps of 4" in text
-    assert "16 (8 sources x 2)" in text
-    assert "0 of them are there" in text
-    assert "generate on cpu" in text
-
-
-@pytest.mark.parametrize(
-    ("starvation", "said"),
-    [("wait", "each makes the whole plan"), ("substitute", "each makes its own part of the plan")],
-)
-def test_a_dry_run_says_what_each_of_several_machines_makes(experiment_of, starvation, said):
-    experiment, devices = experiment_of(mixing={"starvation": starvation})
-    (line,) = re.findall("^nodes .*", describe_run(experiment, devices, 3), re.M)
-    assert line.startswith("nodes      3 training devices in all, 1 here; ")
-    assert said in line
-
-
-def test_a_cache_directory_that_is_empty_yet_holds_nothing(experiment_of, tmp_path):
-    (tmp_path / "cache").mkdir()
-    experiment, devices = experiment_of()
-    assert "0 of them are there" in describe_run(experiment, devices)
-
-
-def test_a_dry_run_changes_nothing(experiment_of, tmp_path):
-    before = sorted(tmp_path.rglob("*"))
-    experiment, devices = experiment_of()
-    describe_run(experiment, devices)
-    after = [path for path in sorted(tmp_path.rglob("*")) if "images" not in path.parts]
-    assert after == before
-
-
-def test_a_description_before_fine_tuning_names_its_steps(experiment_of, tmp_path):
-    experiment, devices = experiment_of(finetune={"path": tmp_path / "finetuned", "steps": 7})
-    assert "fine-tune  joint, 7 steps, result" in describe_run(experiment, devices)
-
-
-def test_a_run_without_synthetic_images_requests_none(experiment_of):
-    experiment, devices = experiment_of(mixing={"synthetic_probability": 0})
-    assert "requests   0 (" in describe_run(experiment, devices)
 
 
 def test_the_cache_is_opened_as_configured(experiment_of):

@@ -1,0 +1,129 @@
+"""What a run is going to do, in lines: the main points at its start, all of it for `--dry-run`."""
+
+from collections.abc import Iterator
+
+from cache import Store, cache_exists
+from cache.text import byte_size, printable
+from online_aug.config import Config
+from online_aug.data.embedded import EMBEDDED_SETS
+from online_aug.distributed.devices import DevicePlan
+from online_aug.experiment.experiment import Experiment
+from online_aug.loader.slots import order_of
+
+_RAW_BYTES = 3
+
+
+def describe_start(experiment: Experiment, devices: DevicePlan) -> str:
+    """Return what a run says before it starts: devices, data, and what is worth a thought."""
+    lines = [f"devices    {devices}", *_data(experiment), *_notes(experiment)]
+    if experiment.imports.images:
+        lines.append(f"imported   {experiment.imports}")
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None = None) -> str:
+    """Return what `--dry-run` prints: devices, data, requests, what it takes of the disk.
+
+    Args:
+        experiment: The experiment that would be run.
+        devices: The devices of this node.
+        ranks: Number of ranks of all nodes if a launcher decides it.
+    """
+    config = experiment.config
+    order = order_of(config, experiment.splits.train)
+    lines = [
+        f"devices    {devices}",
+        *_nodes(experiment, devices, ranks),
+        *_data(experiment),
+        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}",
+        *_requests(experiment),
+        *_preparation(experiment),
+        *_notes(experiment),
+    ]
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def _nodes(experiment: Experiment, devices: DevicePlan, ranks: int | None) -> Iterator[str]:
+    if not ranks or ranks <= len(devices.train):
+        return
+    said = f"nodes      {ranks} training devices in all, {len(devices.train)} here"
+    makes = experiment.is_planned and devices.generate
+    yield f"{said}; {who_makes(experiment.config)}" if makes else said
+
+
+def who_makes(config: Config) -> str:
+    """Say which images each of several nodes makes."""
+    if config.mixing.starvation == "wait":
+        return "each makes the whole plan (mixing.starvation=wait)"
+    return "each makes its own part of the plan"
+
+
+def _data(experiment: Experiment) -> Iterator[str]:
+    yield f"data       {experiment.splits}"
+    for doubt in experiment.splits.doubts:
+        yield f"note       {doubt}"
+
+
+def _requests(experiment: Experiment) -> Iterator[str]:
+    if not experiment.is_planned:
+        yield "requests   0 (no generated images are served by a plan)"
+        return
+    made = experiment.config.generation
+    unique = len({source.digest for source in experiment.data.sources})
+    requests = unique * made.variants_per_image
+    yield (
+        f"requests   {requests} ({unique} sources x {made.variants_per_image}), each of "
+        f"{made.resolution} px in {made.num_inference_steps} steps"
+    )
+    size = requests * made.resolution**2 * _RAW_BYTES
+    yield f"disk       at most {byte_size(size)} of images (uncompressed size)"
+
+
+def _preparation(experiment: Experiment) -> Iterator[str]:
+    config = experiment.config
+    if experiment.saliency.follows_classifier:
+        every = config.saliency.refresh_epochs
+        yield f"saliency   by the classifier in training, new maps every {every} epochs"
+    elif not experiment.has_maps:
+        images = len(experiment.data.digests)
+        yield f"saliency   {config.saliency.method} of {images} images, made at the start"
+    if experiment.imports.images:
+        yield f"imported   {experiment.imports}"
+    if experiment.is_planned and not experiment.diffusion.is_ready:
+        learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"
+        yield (
+            f"fine-tune  {learning} of {config.finetune.batch_size} images, "
+            f"result {experiment.diffusion.finetuned}"
+        )
+    elif experiment.plan_is_known:
+        yield f"cache      {config.cache.path}: {_present(experiment)} of them are there"
+
+
+def _present(experiment: Experiment) -> int:
+    path = experiment.config.cache.path
+    if not cache_exists(path):
+        return 0
+    with Store(path, readonly=True) as store:
+        return sum(store.contains([request.key for request in experiment.plan]))
+
+
+def _notes(experiment: Experiment) -> Iterator[str]:
+    config = experiment.config
+    if not experiment.is_planned:
+        return
+    if config.generation.model == "embedded" and config.data.source not in EMBEDDED_SETS:
+        yield (
+            "note       generation.model=embedded draws 64-px digits and birds and knows nothing "
+            "else: name a model of your images' kind (docs/GENERATION.md), or train without "
+            "generated images by mixing.synthetic_probability=0"
+        )
+    if not config.data.metaclass and _prompts_name_classes(experiment):
+        prompt = experiment.diffusion.concepts[0].prompt
+        yield (
+            f'note       data.metaclass is empty, so prompts read "{prompt}": a word that all '
+            "classes share, such as flower, tells the model what they are"
+        )
+
+
+def _prompts_name_classes(experiment: Experiment) -> bool:
+    return any(method.pipeline == "image_to_image" for method in experiment.methods.values())
