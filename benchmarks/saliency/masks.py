@@ -30,7 +30,8 @@ from online_aug.distributed.devices import DevicePlan, plan_devices
 from online_aug.distributed.world import rank_device, start_distributed
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.saliency import Look, gaze_of, saliency_maps
+from online_aug.experiment.foregrounds import saliency_maps
+from online_aug.experiment.saliency import Look, Viewer, gaze_of
 from online_aug.saliency import otsu_masks, spectral_residual, upscaled
 from online_aug.training.build_loader import build_loader
 from online_aug.training.engine import TrainingEngine
@@ -93,9 +94,9 @@ class Judge:
 
     def look(self, look: Look, side: int) -> Judged:
         """Evaluate the masks of some maps at the resolution of the true masks."""
-        found = dict(
-            saliency_maps(self._images, look, side, skips_bad_images=False, is_shown=False)
-        )
+        viewer, found = Viewer(look, side), {}
+        for some in saliency_maps(self._images, viewer, skips_bad_images=False, is_shown=False):
+            found |= some
         maps = torch.stack([torch.from_numpy(found[place]) for place in range(len(found))])
         height, width = self.truth.shape[1:]
         return self.judge(otsu_masks(upscaled(maps, (height, width))))

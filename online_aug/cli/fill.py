@@ -56,8 +56,6 @@ def check_fillable(config: Config) -> None:
     Raises:
         UserError: If it makes no images, or needs saliency maps of the classifier in training.
     """
-    from online_aug.experiment.saliency import ExperimentSaliency
-
     if not config.mixing.is_synthetic:
         raise UserError("mixing.synthetic_probability must be above 0 to fill a cache, got 0")
     if config.mixing.imported == "only":
@@ -69,10 +67,10 @@ def check_fillable(config: Config) -> None:
             "devices.generate must be one device to fill a cache, got "
             f"{', '.join(config.devices.generate)}; start a fill for each, they share the plan"
         )
-    if ExperimentSaliency(config).follows_classifier:
+    if config.plans_follow_classifier:
         raise UserError(
-            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, to "
-            "fill a cache ahead of training, got the classifier in training"
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+            "training, to fill a cache ahead of it, got the classifier in training"
         )
 
 
@@ -82,12 +80,12 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
-    from online_aug.experiment.saliency import check_teacher
+    from online_aug.experiment.saliency import check_saliency
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
     experiment = Experiment(config, load_splits(config.data), devices.generator)
-    check_teacher(experiment)
+    check_saliency(experiment)
     experiment.check(generates=True)
     return experiment, devices
 
@@ -101,7 +99,7 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     Raises:
         UserError: If the cache is full before all images are made.
     """
-    from online_aug.experiment.saliency import ensure_saliency
+    from online_aug.experiment.foregrounds import ensure_saliency
     from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.producer.filling import describe_plan, make_missing

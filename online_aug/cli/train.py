@@ -39,7 +39,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.console import open_console
     from online_aug.distributed.devices import check_unused
     from online_aug.distributed.launcher import launch, needs_launcher
-    from online_aug.experiment.saliency import ensure_saliency
+    from online_aug.experiment.foregrounds import ensure_saliency
     from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.reporting.live import print_summary
@@ -93,7 +93,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.distributed.devices import plan_devices
     from online_aug.distributed.world import rank_device
     from online_aug.experiment.experiment import Experiment
-    from online_aug.experiment.saliency import check_teacher
+    from online_aug.experiment.saliency import check_saliency
     from online_aug.training.build_loader import check_sequence
     from online_aug.training.deepspeed_setup import check_deepspeed
 
@@ -104,7 +104,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     num_classes = len(splits.train.class_names)
     check_fit(config.classifier, num_classes, config.data.image_size)
     experiment = Experiment(config, splits, devices.generator)
-    check_teacher(experiment)
+    check_saliency(experiment)
     experiment.check(generates=bool(devices.generate))
     check_sequence(experiment, resolved_yaml(config))
     check_deepspeed(config, num_classes, rank_device(devices.train))

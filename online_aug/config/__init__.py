@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pydantic import model_validator
 
+from online_aug.config.saliency import SaliencyConfig
 from online_aug.config.sections import (
     CacheConfig,
     ClassifierConfig,
@@ -18,7 +19,6 @@ from online_aug.config.sections import (
     MixingConfig,
     OptimConfig,
     RunConfig,
-    SaliencyConfig,
     ScheduleConfig,
 )
 from online_aug.data.settings import DataConfig
@@ -54,6 +54,12 @@ class Config(Section):
     def methods(self) -> tuple[MethodSettings, ...]:
         """The settings of the configured methods, mostly of one."""
         return self.method if isinstance(self.method, tuple) else (self.method,)
+
+    @property
+    def plans_follow_classifier(self) -> bool:
+        """Whether a method plans by maps of the classifier in training."""
+        uses = any(find_method(settings.name).uses_saliency for settings in self.methods)
+        return uses and self.saliency.follows_classifier
 
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
@@ -197,10 +203,10 @@ def _shared_run(config: Config) -> Iterator[str]:
     methods = [find_method(settings.name) for settings in config.methods]
     if len(methods) < 2 or not config.mixing.is_synthetic:
         return
-    if config.mixing.imported != "only" and _plans_follow_classifier(config):
+    if config.mixing.imported != "only" and config.plans_follow_classifier:
         yield (
-            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, "
-            "if method lists several, got classifier"
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+            "training, if method lists several, got the classifier in training"
         )
     named = [
         (settings.name, method) for settings, method in zip(config.methods, methods, strict=True)
@@ -221,12 +227,6 @@ def _shared_run(config: Config) -> Iterator[str]:
             )
 
 
-def _plans_follow_classifier(config: Config) -> bool:
-    saliency = config.saliency
-    follows = (saliency.method, saliency.teacher) == ("grad_cam", "classifier")
-    return follows and any(find_method(settings.name).uses_saliency for settings in config.methods)
-
-
 def _imports(config: Config) -> Iterator[str]:
     imported = config.mixing.imported
     if len(config.methods) > 1 and imported is not None:
@@ -234,7 +234,7 @@ def _imports(config: Config) -> Iterator[str]:
             "mixing.imported must be null if method lists several: which of them labels an "
             f"imported image is not known, got {imported}"
         )
-    if imported == "beside" and _plans_follow_classifier(config):
+    if imported == "beside" and config.plans_follow_classifier:
         yield (
             "mixing.imported must be null or only if saliency.teacher is the classifier in "
             "training, whose plans replace one another, got beside"

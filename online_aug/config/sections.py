@@ -313,20 +313,3 @@ class ScheduleConfig(Section):
     """Machines that make one plan, each a part; a request's key decides which part it is in."""
     helps: bool = True
     """Continue with the rest after the own part; false ends there, for caches to be merged."""
-
-
-class SaliencyConfig(Section):
-    """The foregrounds of the training images, for methods that use them."""
-
-    teacher: Literal["classifier"] | Path = "classifier"
-    """Model whose Grad-CAM counts: the `classifier` in training, or a file of weights."""
-    name: str | None = None
-    """timm name of the model in that file; null is `classifier.name`."""
-    method: Literal["grad_cam", "spectral_residual"] = "grad_cam"
-    """`grad_cam` for the image's own class, or `spectral_residual`, which needs no teacher."""
-    image_size: Pixels | None = None
-    """Side of the square that the teacher sees, px; null is `data.image_size`; larger is finer."""
-    refresh_epochs: Count = 5
-    """Epochs between two versions of the maps if the teacher is the classifier in training."""
-    max_version_lag: Annotated[int, Field(ge=0)] = 1
-    """Versions by which the maps of a served image may be older than the newest."""

@@ -193,8 +193,8 @@ class Experiment:
 
     @cached_property
     def saliency(self) -> ExperimentSaliency:
-        """The saliency maps of the training images."""
-        return ExperimentSaliency(self.config)
+        """The foregrounds of the training images."""
+        return ExperimentSaliency(self)
 
     @property
     def is_synthetic(self) -> bool:

@@ -1,202 +1,221 @@
-"""The saliency maps of an experiment: which ones it needs, and how they are made.
+"""Which foregrounds an experiment needs: where they come from, their versions, and their table.
 
-A version names everything that decides a map but the image. So the cache keeps maps by version and
-image, and they serve every run, seed and method that asks for the same.
+A version names everything that decides a map but the image, so the cache keeps maps by version and
+image, and they serve every run, seed and method that asks for the same. `foregrounds.py` makes and
+stores them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from cache import Store, cache_exists, content_digest
+from cache import Store, cache_exists
 from online_aug.classifier.model import (
     build_classifier,
     check_name,
     input_statistics,
     sees_one_size,
 )
-from online_aug.config import Config
-from online_aug.console import progress
-from online_aug.data.image_sets import ImageSet, ordered_batches
-from online_aug.data.transforms import EvalTransform, Frame, normalise
+from online_aug.data.transforms import normalise
 from online_aug.errors import UserError
-from online_aug.files import alone, lock_of_user
-from online_aug.loader.pool import open_store
 from online_aug.methods import find_method
 from online_aug.saliency import SaliencyTable, grad_cam, quick_copy, spectral_residual
-from online_aug.saliency.maps import encode_map, file_version, read_maps, spectral_version
+from online_aug.saliency.maps import file_version, read_maps, spectral_version
+from online_aug.saliency.masks import decode_mask
 
 if TYPE_CHECKING:
     from online_aug.experiment.experiment import Experiment
 
-BATCH_SIZE = 64
+LARGEST_CUT_PX = 256
+"""Largest side at which GrabCut works."""
+_CUT = "+grabcut-"
 Look = Callable[[UInt8[Tensor, "b 3 s s"], Int[Tensor, " b"]], Float[Tensor, "b u v"]]
 """From uint8 images and their classes to maps in [0, 1]."""
 
 
+class Viewer(NamedTuple):
+    """Something that looks at images."""
+
+    look: Look
+    side: int
+    """Side of the square that it sees, px."""
+    batch_size: int = 64
+
+
 @dataclass(frozen=True)
 class ExperimentSaliency:
-    """The saliency maps that a configuration needs."""
+    """The foregrounds that a configuration needs."""
 
-    config: Config
+    experiment: "Experiment"
 
     @property
     def is_needed(self) -> bool:
         """Whether planning needs to know where the foregrounds are."""
-        mixing = self.config.mixing
-        is_planned = mixing.is_synthetic and mixing.imported != "only"
-        methods = (find_method(settings.name) for settings in self.config.methods)
+        config = self.experiment.config
+        is_planned = config.mixing.is_synthetic and config.mixing.imported != "only"
+        methods = (find_method(settings.name) for settings in config.methods)
         return is_planned and any(method.uses_saliency for method in methods)
 
     @property
-    def weights(self) -> Path | None:
-        """File of the teacher's weights; None if the maps do not come from such a file."""
-        saliency = self.config.saliency
-        is_asked = saliency.method == "grad_cam" and isinstance(saliency.teacher, Path)
-        return Path(saliency.teacher) if is_asked else None
-
-    @property
-    def teacher_name(self) -> str:
-        """timm name of the model that looks at the images."""
-        return self.config.saliency.name or self.config.classifier.name
-
-    @property
-    def teacher_size(self) -> int:
-        """Side of the square that the teacher looks at, px."""
-        return self.config.saliency.image_size or self.config.data.image_size
-
-    @cached_property
-    def version(self) -> str | None:
-        """Version of the maps; None if none are needed, or they follow the classifier in training.
-
-        Raises:
-            UserError: If the file of the teacher's weights cannot be read.
-        """
-        if not self.is_needed:
-            return None
-        if self.config.saliency.method == "spectral_residual":
-            return spectral_version(self.teacher_size)
-        if self.weights is None:
-            return None
-        try:
-            return file_version(self.weights, self.teacher_name, self.teacher_size)
-        except OSError as error:
-            raise UserError(
-                f"saliency.teacher must be a file of weights, cannot read {self.weights}: "
-                f"{error.strerror}"
-            ) from None
+    def method(self) -> str:
+        """Name of what makes the maps, as in `saliency.method`."""
+        return self.experiment.config.saliency.chosen_method
 
     @property
     def follows_classifier(self) -> bool:
         """Whether the maps, and so the requests, come from the classifier being trained."""
-        return self.is_needed and self.version is None
+        return self.is_needed and self.experiment.config.saliency.follows_classifier
+
+    @property
+    def weights(self) -> Path | None:
+        """File of the teacher's weights; None if the maps do not come from such a file."""
+        saliency = self.experiment.config.saliency
+        is_asked = saliency.chosen_method == "grad_cam" and isinstance(saliency.teacher, Path)
+        return Path(str(saliency.teacher)) if is_asked else None
+
+    @property
+    def teacher_name(self) -> str:
+        """timm name of the model that looks at the images."""
+        config = self.experiment.config
+        return config.saliency.name or config.classifier.name
+
+    @property
+    def teacher_size(self) -> int:
+        """Side of the square that the teacher looks at, px."""
+        config = self.experiment.config
+        return config.saliency.image_size or config.data.image_size
+
+    @property
+    def cut_size(self) -> int:
+        """Side of the square that GrabCut works on, px."""
+        return min(LARGEST_CUT_PX, self.experiment.config.generation.resolution)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the version can be known by now; that of a generator needs its fine-tuning."""
+        return self.method != "diffusion" or self.experiment.diffusion.is_ready
+
+    @cached_property
+    def map_version(self) -> str | None:
+        """Version of the maps; None if none are needed, or they follow the classifier in training.
+
+        Raises:
+            UserError: If what makes the maps cannot be read.
+        """
+        if not self.is_needed or self.follows_classifier:
+            return None
+        match self.method:
+            case "spectral_residual":
+                return spectral_version(self.teacher_size)
+            case "diffusion":
+                return diffusion_version(self.experiment)
+            case _:
+                return _teacher_version(self)
+
+    @cached_property
+    def version(self) -> str | None:
+        """Version of the foregrounds, which requests name; None as `map_version`."""
+        return self.map_version and self.version_of(self.map_version)
+
+    def version_of(self, map_version: str) -> str:
+        """Return the version of the foregrounds that are cut from maps of a version."""
+        is_cut = self.experiment.config.saliency.chosen_mask == "grabcut"
+        return f"{map_version}{_CUT}{self.cut_size}" if is_cut else map_version
 
     def is_complete(self, digests: Sequence[str]) -> bool:
-        """Return whether no maps of these images are left to make before the start."""
-        if self.version is None:
+        """Return whether no foregrounds of these images are left to make before the start."""
+        if not self.is_needed or self.follows_classifier:
             return True
-        if not cache_exists(self.config.cache.path):
+        if not self.is_known or not cache_exists(self.experiment.config.cache.path):
             return False
-        return len(self._maps(self.version, digests)) == len(digests)
+        with Store(self.experiment.config.cache.path, readonly=True) as store:
+            return all(
+                store.get_saliency(version, digest) is not None
+                for version in parts_of(self.version or "")
+                for digest in digests
+            )
 
     def table(self, version: str, digests: Sequence[str]) -> SaliencyTable:
-        """Return the maps of one version, for all of these images.
+        """Return the foregrounds of one version, for all of these images.
 
         Raises:
             UserError: If the cache does not hold all of them.
         """
-        maps = self._maps(version, digests)
-        if len(maps) < len(digests):
+        map_version, *cut_version = parts_of(version)
+        cache = self.experiment.config.cache.path
+        masks: dict[str, Bool[np.ndarray, "s s"]] | None = None
+        with Store(cache, readonly=True) as store:
+            maps = read_maps(store.get_saliency, map_version, digests)
+            if cut_version:
+                found = ((digest, store.get_saliency(version, digest)) for digest in digests)
+                masks = {digest: decode_mask(mask) for digest, mask in found if mask is not None}
+        if len(maps) < len(digests) or (masks is not None and len(masks) < len(digests)):
             raise UserError(
-                f"cache {self.config.cache.path} must hold the saliency maps {version} of all "
-                f"{len(digests)} training images, has {len(maps)}; "
+                f"cache {cache} must hold the saliency maps {version} of all "
+                f"{len(digests)} training images, has {len(maps if masks is None else masks)}; "
                 "run online-aug train once to make them"
             )
-        return SaliencyTable.from_maps(version, maps)
-
-    def _maps(self, version: str, digests: Sequence[str]) -> dict[str, Float[np.ndarray, "u v"]]:
-        with Store(self.config.cache.path, readonly=True) as store:
-            return read_maps(store.get_saliency, version, digests)
+        return SaliencyTable.from_maps(version, maps, masks)
 
 
-def ensure_saliency(experiment: "Experiment") -> None:
-    """Make the maps that planning needs, unless the cache holds them.
-
-    If several processes share a cache, such as the ranks of a node, one makes the maps and the
-    others wait.
-
-    Raises:
-        UserError: If the teacher's weights cannot be used, or an image cannot be read.
-        CacheError: If the cache cannot be written.
-    """
-    version = experiment.saliency.version
-    if version is None or experiment.has_maps:
-        return
-    with alone(maps_lock(experiment.config.cache.path)):
-        if not experiment.has_maps:
-            with open_store(experiment.config, experiment.splits.train) as store:
-                make_maps(experiment, store, version, _first_look(experiment))
+def parts_of(version: str) -> tuple[str, ...]:
+    """Return the versions under which the cache keeps foregrounds: of maps, and of their masks."""
+    maps, is_cut, _ = version.partition(_CUT)
+    return (maps, version) if is_cut else (maps,)
 
 
-def maps_lock(cache: Path) -> Path:
-    """Return the lock that is held while the first maps of a cache are made."""
-    return lock_of_user(f"maps-{content_digest(str(cache.resolve()).encode())}")
+def cut_size_of(version: str) -> int:
+    """Return the side of the masks of a version that has some, px."""
+    return int(version.partition(_CUT)[2])
 
 
-def make_maps(
-    experiment: "Experiment", store: Store, version: str, look: Look, *, is_shown: bool = True
-) -> None:
-    """Put the maps of all training images into the cache.
-
-    With `data.on_bad_image: skip` an image that cannot be read gets a map without a foreground, so
-    that it is refused as a source.
-
-    Args:
-        experiment: Has the images.
-        store: Cache that gets the maps.
-        version: Version of the maps.
-        look: Makes the maps.
-        is_shown: Whether to show a progress bar.
-    """
-    skips = experiment.config.data.on_bad_image == "skip"
-    train, side = experiment.splits.train, experiment.saliency.teacher_size
-    maps = dict(saliency_maps(train, look, side, skips_bad_images=skips, is_shown=is_shown))
-    blank = np.zeros_like(next(iter(maps.values())))
-    digests = [source.digest for source in experiment.data.sources]
-    entries = {d: encode_map(maps.get(place, blank)) for place, d in enumerate(digests)}
-    store.put_saliency(version, entries)
-
-
-def saliency_maps(
-    images: ImageSet, look: Look, side: int, *, skips_bad_images: bool, is_shown: bool = True
-) -> Iterator[tuple[int, Float[np.ndarray, "u v"]]]:
-    """Yield the index and the map of every image that can be read.
-
-    Args:
-        images: Images to look at.
-        look: Makes the maps.
-        side: Side of the square that `look` gets, px.
-        skips_bad_images: Whether to leave out an image that cannot be read.
-        is_shown: Whether to show a progress bar.
+def viewer_of(experiment: "Experiment") -> Viewer:
+    """Return what looks at the images to make the maps that are needed before the start.
 
     Raises:
-        BadImageError: If an image cannot be read and is not skipped.
+        UserError: If it cannot be loaded.
     """
-    transform = EvalTransform(frame=Frame(size=side))
-    labels = torch.from_numpy(np.asarray(images.labels))
-    batches = ordered_batches(images, transform, BATCH_SIZE, skips_bad_images=skips_bad_images)
-    with progress("looking for foregrounds", len(images), enabled=is_shown) as bar:
-        for batch, places in batches:
-            found = look(batch, labels[places]).cpu().numpy()
-            yield from zip(places.tolist(), found, strict=True)
-            bar.advance(len(batch))
+    match experiment.saliency.method:
+        case "spectral_residual":
+            side = experiment.saliency.teacher_size
+            return Viewer(lambda images, _: spectral_residual(images.to(experiment.device)), side)
+        case "diffusion":
+            return _diffusion_viewer(experiment)
+        case _:
+            classifier = build_teacher(experiment).to(experiment.device)
+            return viewer_by(experiment, classifier, experiment.device)
+
+
+# The generator's own maps come here: one branch each in `viewer_of`, `map_version` and
+# `check_saliency`, and these two functions.
+
+
+def diffusion_version(experiment: "Experiment") -> str:
+    """Name the maps that the generator of an experiment makes."""
+    raise UserError(_NO_DIFFUSION)
+
+
+def _diffusion_viewer(experiment: "Experiment") -> Viewer:
+    raise UserError(_NO_DIFFUSION)
+
+
+_NO_DIFFUSION = (
+    "saliency.method must be grad_cam or spectral_residual, got diffusion, which is not built yet"
+)
+
+
+def viewer_by(
+    experiment: "Experiment", classifier: nn.Module, device: torch.device | str
+) -> Viewer:
+    """Return Grad-CAM of a classifier at the size that the experiment asks for."""
+    return Viewer(gaze_of(classifier, device), experiment.saliency.teacher_size)
 
 
 def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
@@ -210,21 +229,27 @@ def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
     return look
 
 
-def check_teacher(experiment: "Experiment") -> None:
-    """Refuse a teacher that cannot look at these images, before anything is started or written.
+def check_saliency(experiment: "Experiment") -> None:
+    """Refuse foregrounds that could not be made, before anything is started or written.
 
     Raises:
-        UserError: If its name is unknown, its file does not hold weights of it for the classes, or
-            the classifier being trained cannot look at images of `saliency.image_size`.
+        UserError: If a teacher's name is unknown, its file does not hold weights of it for the
+            classes, or the classifier being trained cannot look at images of `saliency.image_size`.
     """
-    if (
-        not experiment.saliency.is_needed
-        or experiment.config.saliency.method == "spectral_residual"
-    ):
+    if not experiment.saliency.is_needed:
         return
-    if experiment.saliency.weights is not None:
-        build_teacher(experiment)
-        return
+    match experiment.saliency.method:
+        case "spectral_residual":
+            return
+        case "diffusion":
+            diffusion_version(experiment)
+        case _ if experiment.saliency.weights is not None:
+            build_teacher(experiment)
+        case _:
+            _check_classifier(experiment)
+
+
+def _check_classifier(experiment: "Experiment") -> None:
     config = experiment.config
     if config.saliency.name is not None:
         raise UserError(
@@ -244,7 +269,7 @@ def build_teacher(experiment: "Experiment") -> nn.Module:
     """Build the model whose weights `saliency.teacher` names, on the CPU.
 
     Raises:
-        UserError: As `check_teacher`.
+        UserError: As `check_saliency`.
     """
     config = experiment.config
     if config.saliency.name is not None:
@@ -260,7 +285,13 @@ def build_teacher(experiment: "Experiment") -> nn.Module:
     )
 
 
-def _first_look(experiment: "Experiment") -> Look:
-    if experiment.config.saliency.method == "spectral_residual":
-        return lambda images, labels: spectral_residual(images.to(experiment.device))
-    return gaze_of(build_teacher(experiment).to(experiment.device), experiment.device)
+def _teacher_version(saliency: ExperimentSaliency) -> str | None:
+    if saliency.weights is None:
+        return None
+    try:
+        return file_version(saliency.weights, saliency.teacher_name, saliency.teacher_size)
+    except OSError as error:
+        raise UserError(
+            f"saliency.teacher must be a file of weights, cannot read {saliency.weights}: "
+            f"{error.strerror}"
+        ) from None

@@ -172,7 +172,7 @@ def union_masks(
 ) -> Bool[np.ndarray, "b s s"]:
     """Mark the pixels at which the source or the background shows its own foreground."""
     pairs = [digest for request in requests for digest in _digests(request)]
-    masks = masks_of(pairs, table, side)
+    masks = table.masks(pairs, side)
     return np.asarray(masks[0::2] | masks[1::2])
 
 
@@ -181,16 +181,7 @@ def source_masks(
 ) -> Bool[np.ndarray, "b s s"]:
     """Mark the pixels at which the source shows its foreground."""
     digests = [request.source_digest for request in requests]
-    return masks_of(digests, _table(context, requests[0].method), side)
-
-
-def masks_of(
-    digests: Sequence[str], table: "SaliencyTable", side: int
-) -> Bool[np.ndarray, "b s s"]:
-    """Mark the foregrounds of images, each on a square of `side` px."""
-    from online_aug.saliency import otsu_masks  # torch: slow to import
-
-    return np.asarray(otsu_masks(table.large_maps(digests, side)).numpy())
+    return _table(context, requests[0].method).masks(digests, side)
 
 
 def _table(context: MethodContext, name: str) -> "SaliencyTable":

@@ -86,7 +86,7 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         yield f"saliency   by the classifier in training, new maps every {every} epochs"
     elif not experiment.has_maps:
         images = len(experiment.data.digests)
-        yield f"saliency   {config.saliency.method} of {images} images, made at the start"
+        yield f"saliency   {experiment.saliency.method} of {images} images, made at the start"
     if experiment.imports.images:
         yield f"imported   {experiment.imports}"
     if experiment.is_planned and not experiment.diffusion.is_ready:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from online_aug.distributed.world import World, barrier, share
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.saliency import gaze_of, make_maps
+from online_aug.experiment.foregrounds import make_foregrounds
+from online_aug.experiment.saliency import parts_of, viewer_by
 from online_aug.files import from_json, to_json, write_atomically
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store, pin_if_awaited
-from online_aug.saliency.maps import encode_map, weights_version
+from online_aug.saliency.maps import weights_version
 from online_aug.training.engine import TrainingEngine
 
 VERSIONS_FILE = "saliency_versions.jsonl"
@@ -84,30 +85,31 @@ class SaliencyPublisher:
     def _publish(self, epoch: int, classifier: nn.Module) -> None:
         experiment = self._experiment
         saliency = experiment.saliency
-        version = weights_version(classifier, saliency.teacher_name, saliency.teacher_size)
+        version = saliency.version_of(
+            weights_version(classifier, saliency.teacher_name, saliency.teacher_size)
+        )
         if version in {each.version for each in self._published}:
             return
         with open_store(experiment.config, experiment.splits.train) as store:
-            look = gaze_of(classifier, self._world.device)
-            make_maps(experiment, store, version, look, is_shown=False)
+            viewer = viewer_by(experiment, classifier, self._world.device)
+            make_foregrounds(experiment, store, version, viewer, is_shown=False)
         lines = [to_json(each) for each in (*self._published, Published(epoch, version))]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines))
 
     def _share(self, version: str) -> None:
-        """Copy the first node's maps into the caches of the other nodes."""
+        """Copy the first node's maps and masks into the caches of the other nodes."""
         experiment, world = self._experiment, self._world
         if world.nodes == 1 or experiment.config.run.replay is not None:
             return
+        digests = experiment.data.digests
         with open_store(experiment.config, experiment.splits.train) as store:
-            maps = b""
-            if world.is_first:
-                table = experiment.saliency.table(version, experiment.data.digests)
-                maps = b"".join(encode_map(values) for values in table.maps)
-            maps = share(world, maps)
-            if world.is_first_of_node and not world.is_first:
-                size = len(maps) // len(experiment.data.digests)
-                parts = (maps[at : at + size] for at in range(0, len(maps), size))
-                store.put_saliency(version, dict(zip(experiment.data.digests, parts, strict=True)))
+            for part in parts_of(version):
+                stored = (store.get_saliency(part, digest) or b"" for digest in digests)
+                joined = share(world, b"".join(stored) if world.is_first else b"")
+                if world.is_first_of_node and not world.is_first:
+                    size = len(joined) // len(digests)  # all of one version are of one size
+                    parts = (joined[at : at + size] for at in range(0, len(joined), size))
+                    store.put_saliency(part, dict(zip(digests, parts, strict=True)))
         barrier(world)
 
     def _take_up(self, newest: Published) -> None:

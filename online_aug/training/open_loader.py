@@ -15,7 +15,8 @@ from online_aug.distributed.devices import DevicePlan, check_unused, plan_device
 from online_aug.distributed.world import single
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.saliency import check_teacher, ensure_saliency
+from online_aug.experiment.foregrounds import ensure_saliency
+from online_aug.experiment.saliency import check_saliency
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.reporting.run_directory import CONFIG_FILE
@@ -84,10 +85,11 @@ def _prepare(config: Config) -> tuple[Experiment, DevicePlan]:
     experiment = Experiment(config, load_splits(config.data), devices.generator)
     if experiment.saliency.follows_classifier:
         raise UserError(
-            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, "
-            "for a loop of one's own, got classifier: only online-aug train makes its maps"
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+            "training, for a loop of one's own, got classifier: only online-aug train makes its "
+            "maps"
         )
-    check_teacher(experiment)
+    check_saliency(experiment)
     experiment.check(generates=bool(devices.generate))
     check_sequence(experiment, resolved_yaml(config))
     check_unused(devices.generate)

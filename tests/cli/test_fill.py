@@ -146,8 +146,8 @@ def test_a_cache_that_is_full_is_one_line_and_loses_nothing_of_the_plan(call, pl
         ),
         (
             {"method": {"name": "sgd_mix", "candidates": [1, 2]}},
-            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, to "
-            "fill a cache ahead of training, got the classifier in training",
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+            "training, to fill a cache ahead of it, got the classifier in training",
         ),
     ],
 )

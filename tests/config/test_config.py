@@ -151,7 +151,7 @@ def test_a_mistake_in_a_list_of_methods_says_where_it_is(empty, value, line):
         ),
         (
             ("diff_mix", "sgd_mix"),
-            "saliency.teacher must be a file of weights, or saliency.method spectral_residual, if ",
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no ",
         ),
     ],
     ids=["models", "fine-tuning", "teacher"],

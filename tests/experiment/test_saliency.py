@@ -13,13 +13,8 @@ from experiment_samples import make_sgd_mix_experiment
 from online_aug.classifier.model import build_classifier
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
-from online_aug.experiment.saliency import (
-    build_teacher,
-    check_teacher,
-    ensure_saliency,
-    make_maps,
-    maps_lock,
-)
+from online_aug.experiment.foregrounds import ensure_saliency, make_foregrounds, maps_lock
+from online_aug.experiment.saliency import Viewer, build_teacher, check_saliency
 from online_aug.files import alone
 from online_aug.loader.pool import open_store
 from online_aug.saliency import grad_cam
@@ -98,13 +93,15 @@ def test_one_process_makes_the_maps_and_another_that_needs_them_waits(experiment
     def uniform(images, labels):
         return torch.full((len(images), 64, 64), 0.25)
 
-    monkeypatch.setattr("online_aug.experiment.saliency.alone", announced)
+    monkeypatch.setattr("online_aug.experiment.foregrounds.alone", announced)
     with ThreadPoolExecutor(1) as pool:
         with alone(maps_lock(experiment.config.cache.path)):
             other = pool.submit(ensure_saliency, experiment)
             assert asked.wait(LIMIT_S)
             with open_store(experiment.config, experiment.splits.train) as store:
-                make_maps(experiment, store, experiment.saliency.version, uniform, is_shown=False)
+                make_foregrounds(
+                    experiment, store, experiment.saliency.version, Viewer(uniform, 64)
+                )
         other.result(LIMIT_S)
     table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
     np.testing.assert_allclose(table.maps, 0.25, atol=1e-3)
@@ -112,7 +109,7 @@ def test_one_process_makes_the_maps_and_another_that_needs_them_waits(experiment
 
 def test_spectral_residual_needs_no_teacher(experiment_of):
     experiment = experiment_of(method="spectral_residual")
-    check_teacher(experiment)
+    check_saliency(experiment)
     ensure_saliency(experiment)
     assert experiment.saliency.table("spectral_residual-64", experiment.data.digests).maps.shape[
         1:
@@ -134,7 +131,7 @@ def test_a_teacher_of_other_classes_is_refused(experiment_of, tmp_path):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(classifier_of(classes=7).state_dict(), path)
     with pytest.raises(UserError, match=r"saliency\.teacher must hold the weights .* 2 classes"):
-        check_teacher(experiment_of(teacher=path))
+        check_saliency(experiment_of(teacher=path))
 
 
 def test_a_plan_without_its_maps_says_how_to_make_them(experiment_of, weights):
