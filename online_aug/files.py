@@ -4,12 +4,16 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Hashable
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
+from online_aug.documents import DocumentError, parse_json
 from online_aug.errors import UserError
 
 Record = TypeVar("Record")
@@ -68,17 +72,31 @@ def from_json(cls: type[Record], text: str, where: str) -> Record:
 
     Args:
         cls: The dataclass.
-        text: One JSON object with exactly the fields of `cls`.
+        text: One JSON object with exactly the fields of `cls`, each of its type.
         where: The place that an error names, such as `metrics.jsonl line 3`.
 
     Raises:
         UserError: If the text is not such an object.
     """
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} must be a JSON object, got: {error}") from None
-    return cls(**_known_fields(cls, values, where))
+        values = parse_json(text)
+    except DocumentError as error:
+        raise UserError(f"{where} must be a JSON object: {error}") from None
+    known = json.dumps(_known_fields(cls, values, where))
+    try:
+        record: Record = _checker(cast(Hashable, cls)).validate_json(known, strict=True)
+        return record
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{where} must hold the fields of this version, {place} does not: {first['msg']}"
+        ) from None
+
+
+@cache
+def _checker(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def _known_fields(cls: Any, values: Any, where: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The types that keys of a configuration have: ranges, and the forms that YAML may give them."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from online_aug.documents import DocumentError, read_object
 
 
 def _exponent(value: Any) -> Any:
@@ -18,15 +19,13 @@ def _exponent(value: Any) -> Any:
 def _from_json_file(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    rule = "classifier.deepspeed must be a mapping or a JSON file that holds one"
     try:
-        found = json.loads(Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{rule}: {reason}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{rule}: {value} holds something else")
-    return found
+        return read_object(Path(value))
+    except DocumentError as error:
+        raise ValueError(
+            "classifier.deepspeed must be a mapping or a JSON file that holds one: "
+            f"cannot use {value}: {error}"
+        ) from None
 
 
 def _as_tuple(value: Any) -> Any:

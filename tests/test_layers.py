@@ -17,6 +17,7 @@ LAYERS = (
     "cache.commands",
     "cache.__main__",
     "online_aug.errors",
+    "online_aug.documents",
     "online_aug.files",
     "online_aug.console",
     "online_aug.settings",

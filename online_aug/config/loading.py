@@ -8,7 +8,7 @@ JSON schema for editors are made from the settings' own declarations.
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from cache.text import nearest_hint, nearest_names
 from online_aug.config import Config
 from online_aug.config.schema import allowed, fields, method_fields, methods_with, sections, shown
+from online_aug.documents import MAX_YAML_BYTES, DocumentError, parse_yaml, read_text
 from online_aug.errors import UserError
 from online_aug.methods.registry import (
     DEFAULT,
@@ -76,16 +77,12 @@ def _plain(config: Config) -> Values:
 
 def _read_file(path: Path) -> tuple[Values, list[str]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}, [f"the first argument must be an existing YAML file, got {path}"]
-    except UnicodeDecodeError:
-        return {}, [f"{path} must be text in UTF-8, which it is not"]
-    except (OSError, ValueError) as error:
-        return {}, [f"{path} must be a readable YAML file: {error}"]
+        text = read_text(path, limit=MAX_YAML_BYTES)
+    except DocumentError as error:
+        return {}, [f"the first argument must be a YAML file, cannot read {path}: {error}"]
     try:
-        values = read_yaml(text)
-    except ValueError as error:
+        values = parse_yaml(text)
+    except DocumentError as error:
         return {}, [f"{path} must be YAML: {error}"]
     if values is None:
         return {}, []
@@ -100,8 +97,8 @@ def _apply(values: Values, override: str) -> None:
     if not equals or not all((*parents, last)):
         raise UserError(f"an override must be key.sub=value, got {shown(override)}")
     try:
-        value = read_yaml(text)
-    except ValueError as error:
+        value = parse_yaml(text)
+    except DocumentError as error:
         raise UserError(f"{dotted} must have a YAML value, got {shown(text)}: {error}") from None
     for depth, parent in enumerate(parents, 1):
         inner = values.setdefault(parent, {})
@@ -110,52 +107,6 @@ def _apply(values: Values, override: str) -> None:
             raise UserError(f"{dotted} cannot be set: {above} is {shown(inner)}, not a mapping")
         values = inner
     values[last] = value
-
-
-_TAG = "tag:yaml.org,2002:"
-_KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
-
-
-class _PlainLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
-                raise _refused(
-                    key, "a key must be text, in quotes where it reads as something else"
-                )
-            if key.value in seen:
-                raise _refused(key, f"key {key.value} is given twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_PlainLoader.yaml_constructors = {
-    tag: construct
-    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.removeprefix(_TAG) in _KINDS
-} | {f"{_TAG}timestamp": yaml.SafeLoader.construct_yaml_str}
-
-
-def read_yaml(text: str) -> Any:
-    """Read one YAML document as plain data: what JSON can hold, no key twice, no tags, no dates.
-
-    Raises:
-        ValueError: If it is not such a document; the message is one line with the place.
-    """
-    try:
-        data = yaml.load(text, _PlainLoader)  # noqa: S506 - is a SafeLoader
-        return json.loads(json.dumps(data, ensure_ascii=False).encode())
-    except yaml.MarkedYAMLError as error:
-        where = error.problem_mark or error.context_mark
-        place = f" (line {where.line + 1}, column {where.column + 1})" if where else ""
-        raise ValueError(f"{error.problem}{place}") from None
-    except (yaml.YAMLError, RecursionError, TypeError, OverflowError, ValueError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
-
-
-def _refused(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _validate(values: Values) -> tuple[Config | None, list[str]]:

@@ -21,11 +21,13 @@ from torch import Tensor
 from cache import Scalar, Store, label_of
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
+from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError
 from online_aug.methods import Method, Part, Picture, Source, make_method
 from online_aug.request import ImportedImage, Servable
 
 _REASONS_SHOWN = 3
+_MAX_WEIGHTS_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -182,18 +184,12 @@ def read_image_weights(
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return read_object(path, limit=_MAX_WEIGHTS_BYTES)
+    except DocumentError as error:
         raise UserError(
-            f"schedule.image_weights must be a JSON file, cannot read {path}: {reason}"
+            "schedule.image_weights must be a JSON file that maps images to weights, cannot use "
+            f"{path}: {error}"
         ) from None
-    if not isinstance(found, dict):
-        raise UserError(
-            "schedule.image_weights must hold a mapping of images to weights, got "
-            f"{type(found).__name__} in {path}"
-        )
-    return found
 
 
 def _is_weight(value: Any) -> bool:

@@ -5,10 +5,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from online_aug.documents import DocumentError, read_text
+from online_aug.errors import UserError
 from online_aug.files import from_json, to_json, write_atomically
 from online_aug.request import Counts
 
 METRICS_FILE = "metrics.jsonl"
+_MAX_LOG_BYTES = 256 * 2**20
+"""About a quarter of a million epochs."""
 
 TENSORBOARD_TAGS = {
     "train_loss": "train/loss",
@@ -193,7 +197,12 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
         UserError: If a line is not a record of this version.
     """
     path = folder / METRICS_FILE
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        whole, _, _ = read_text(path, limit=_MAX_LOG_BYTES).rpartition("\n")
+    except DocumentError as error:
+        raise UserError(f"{path} must be the log of a run: {error}") from None
     lines = whole.split("\n") if whole else []
     return [from_json(EpochMetrics, line, f"{path} line {n}") for n, line in enumerate(lines, 1)]
 

@@ -14,9 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from online_aug.config.sections import RunConfig
+from online_aug.documents import (
+    MAX_YAML_BYTES,
+    DocumentError,
+    parse_yaml,
+    read_object,
+    read_text,
+)
 from online_aug.errors import UserError
 from online_aug.files import from_json, to_json, write_atomically
 from online_aug.reporting.metrics import Summary
@@ -106,7 +111,7 @@ def check_same_sequence(path: Path, resolved_yaml: str) -> None:
     file = path / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"run.replay must be the directory of a run, {path} has no {CONFIG_FILE}")
-    old, new = _flat(file, file.read_text(errors="replace")), _flat(file, resolved_yaml)
+    old, new = _read_flat(file), _flat(file, resolved_yaml)
     differ = [key for key in _differing(old, new) if not _is_of_training(key)]
     if differ:
         raise UserError(
@@ -134,7 +139,10 @@ def read_summary(path: Path) -> Summary:
     file = path / SUMMARY_FILE
     if not file.exists():
         raise UserError(f"{file} is missing: the run has not finished; start it again to resume it")
-    return from_json(Summary, file.read_text(), str(file))
+    try:
+        return from_json(Summary, read_text(file), str(file))
+    except DocumentError as error:
+        raise UserError(f"{file} must be the summary of a run: {error}") from None
 
 
 def _is_occupied(path: Path) -> bool:
@@ -143,7 +151,7 @@ def _is_occupied(path: Path) -> bool:
 
 
 def _check_same_run(path: Path, resolved_yaml: str) -> None:
-    old = _flat(path / CONFIG_FILE, (path / CONFIG_FILE).read_text(errors="replace"))
+    old = _read_flat(path / CONFIG_FILE)
     new = _flat(path / CONFIG_FILE, resolved_yaml)
     way_out = (
         "choose another run.name, or set run.resume=false, which moves the old run "
@@ -190,13 +198,17 @@ def _shown(values: dict[str, Any], key: str) -> str:
     return json.dumps(values[key], default=str) if key in values else "nothing"
 
 
-def _flat(path: Path, text: str) -> dict[str, Any]:
+def _read_flat(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        values = None
+        return _flat(path, read_text(path, limit=MAX_YAML_BYTES))
+    except DocumentError as error:
+        raise UserError(f"{path} must be the configuration of a run: {error}") from None
+
+
+def _flat(path: Path, text: str) -> dict[str, Any]:
+    values = parse_yaml(text)
     if not isinstance(values, dict):
-        raise UserError(f"{path} must be the configuration of a run, got something unreadable")
+        raise UserError(f"{path} must be the configuration of a run, got something else")
     return dict(_leaves("", values))
 
 
@@ -210,11 +222,14 @@ def _leaves(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _described(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        found = read_object(file)
+        if not isinstance(found.get("earlier_launches", []), list):
+            raise DocumentError("earlier_launches must be a list")
+    except DocumentError as error:
         raise UserError(
-            f"{file} must be what a run wrote there, got {error}; remove the file to go on"
+            f"{file} must be what a run wrote there: {error}; remove the file to go on"
         ) from None
+    return found
 
 
 def _environment(file: Path, digest: str) -> str:

@@ -21,7 +21,8 @@ from online_aug.classifier.model import first_line
 from online_aug.config import Config
 from online_aug.distributed.identity import identify
 from online_aug.distributed.world import World
-from online_aug.errors import UserError, one_line
+from online_aug.documents import DocumentError, read_object
+from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
 from online_aug.loader.loader import check_same_cache
@@ -180,9 +181,9 @@ def check_made_with(
         UserError: If values differ, naming all of them, or if the marker cannot be read.
     """
     try:
-        then = dict(json.loads((path / MARKER).read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise unreadable(path, one_line(error)) from None
+        then = read_object(path / MARKER)
+    except DocumentError as error:
+        raise unreadable(path, str(error)) from None
     differ = [key for key in now if then.get(key) != now[key]]
     if RANKS in differ and (world_size_may_differ or (is_convertible and is_converted(path))):
         differ.remove(RANKS)

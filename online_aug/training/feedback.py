@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from online_aug.distributed.world import World, barrier, share
+from online_aug.documents import DocumentError, read_text
+from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import make_foregrounds
 from online_aug.experiment.saliency import parts_of, viewer_by
@@ -125,7 +127,10 @@ class SaliencyPublisher:
         )
 
     def _read(self) -> list[Published]:
-        lines = self._path.read_text().splitlines()
+        try:
+            lines = read_text(self._path).splitlines()
+        except DocumentError as error:
+            raise UserError(f"{self._path} must list versions of maps: {error}") from None
         return [from_json(Published, line, str(self._path)) for line in lines]
 
 

@@ -340,7 +340,7 @@ def test_deepspeeds_settings_may_be_in_a_file_of_their_own(tmp_path, empty):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "No such file"), ("{", "Expecting property name"), ("[1]", "holds something else")],
+    [(None, "No such file"), ("{", "Expecting property name"), ("[1]", "got a list")],
 )
 def test_a_file_that_holds_no_settings_is_one_line(tmp_path, empty, content, reason):
     path = tmp_path / "deepspeed.json"
@@ -425,18 +425,21 @@ def test_a_file_that_is_no_plain_yaml_is_one_line_that_names_it(tmp_path, text, 
 
 def test_a_missing_file_is_one_line(tmp_path):
     path = tmp_path / "none.yaml"
-    assert error_lines(path) == [f"the first argument must be an existing YAML file, got {path}"]
+    assert error_lines(path) == [
+        f"the first argument must be a YAML file, cannot read {path}: No such file or directory"
+    ]
 
 
 def test_a_folder_is_no_configuration_file(tmp_path):
     (line,) = error_lines(tmp_path)
-    assert line.startswith(f"{tmp_path} must be a readable YAML file")
+    assert line.endswith(f"cannot read {tmp_path}: it is a folder, not a regular file")
 
 
 def test_a_file_that_is_no_utf8_is_one_line(tmp_path):
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"run: {name: \xe9}")
-    assert error_lines(path) == [f"{path} must be text in UTF-8, which it is not"]
+    (line,) = error_lines(path)
+    assert line.endswith(f"cannot read {path}: it is not text in UTF-8 (byte 0)")
 
 
 @given(text=st.text() | st.text("[]{}:,-&*!'\"\n \tae1.~?|>#%@"))

@@ -203,9 +203,12 @@ def test_images_that_are_in_no_files_are_named_by_their_digests(file_of):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("{", "must be a JSON file, cannot read "),
-        ("\udcff".encode("utf-8", "surrogatepass").decode("latin-1"), "must be a JSON file, "),
-        ([1], "must hold a mapping of images to weights, got list in "),
+        ("{", "must be a JSON file that maps "),
+        (
+            "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
+            "must be a JSON file that maps ",
+        ),
+        ([1], "must be a JSON file that maps images to weights, "),
         ({"emu/0.png": 1}, "must name training images, such as 'jay/0.png', got 'emu/0.png' in "),
         ({FILES[0]: 0}, "must hold numbers above 0, got 0 for 'crow/0.png' in "),
         ({FILES[0]: -1.5}, "must hold numbers above 0, got -1.5 for "),
@@ -225,5 +228,5 @@ def test_a_file_that_cannot_be_used_is_one_clear_line(file_of, content, line):
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*none\.json: No such file or directory$"):
+    with pytest.raises(UserError, match=r"cannot use .*none\.json: No such file or directory$"):
         read_image_weights(tmp_path / "none.json", DIGESTS, FILES)
