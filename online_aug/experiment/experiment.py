@@ -17,6 +17,7 @@ from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept
 from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
 from online_aug.diffusion.directory import locate_model, locate_vae
+from online_aug.diffusion.schedule_settings import check_schedule
 from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint
 from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
@@ -157,6 +158,7 @@ class DiffusionFiles:
         """
         check_attention(self.config.generation.attention, self.device)
         check_weights(self.model, self.vae)
+        check_schedule(self.config.generation.scheduler, self.model)
         check_few_steps(self.config.generation, self.model)
         self.adaptation.check(self.model)
 

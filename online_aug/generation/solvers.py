@@ -22,7 +22,7 @@ from diffusers import (
 from jaxtyping import Float
 from torch import Tensor
 
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 
 Column: TypeAlias = Float[np.ndarray, " n"]
 
@@ -73,21 +73,27 @@ def _ddim(scheduler: Any) -> Step:
 
 def _euler(scheduler: Any) -> Step:
     """Tabulate Euler's method on the probability flow (arXiv:2206.00364, algorithm 2, no churn)."""
-    levels = scheduler.sigmas.double().numpy()
+    levels = _levels(scheduler)
     return _euler_step(scheduler, levels[1:], np.zeros(len(levels) - 1))
 
 
 def _euler_ancestral(scheduler: Any) -> Step:
     """Tabulate k-diffusion's ancestral step: Euler to below the next level, then noise up to it."""
-    levels = scheduler.sigmas.double().numpy()
+    levels = _levels(scheduler)
     now, after = levels[:-1], levels[1:]
     up = after * np.sqrt(now**2 - after**2) / now
     return _euler_step(scheduler, np.sqrt(after**2 - up**2), up)
 
 
+def _levels(scheduler: Any) -> Column:
+    # With interpolation_type log_linear diffusers lists one more than it uses.
+    levels: Column = scheduler.sigmas.double().numpy()[: len(scheduler.timesteps) + 1]
+    return levels
+
+
 def _euler_step(scheduler: Any, down: Column, up: Column) -> Step:
     # Latents here are data + sigma * noise; the network reads them scaled to unit variance.
-    sigma = scheduler.sigmas.double().numpy()[:-1]
+    sigma = _levels(scheduler)[:-1]
     scale = 1 / np.sqrt(sigma**2 + 1)
     kind = scheduler.config.prediction_type
     data_latent, data_output = _data_prediction(kind, scale, sigma * scale)
@@ -217,9 +223,19 @@ class Solver:
     """A solver on the noise schedule that a model was trained with."""
 
     def __init__(self, name: str, trained_with: Mapping[str, Any]) -> None:
-        """Take a name of `SOLVERS`, and the settings of the model's own scheduler."""
+        """Take a name of `SOLVERS`, and the settings of the model's own scheduler.
+
+        Raises:
+            UserError: If diffusers cannot use the settings.
+        """
         self._name = name
-        self._scheduler = sampling_scheduler(name, trained_with)
+        try:
+            self._scheduler = sampling_scheduler(name, trained_with)
+        except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise UserError(
+                "generation.model must have a scheduler whose settings diffusers can use for "
+                f"generation.scheduler {name}: {one_line(error)}"
+            ) from error
 
     def from_image(self, num_inference_steps: int, strength: float) -> Trajectory:
         """Return the trajectory from a noised source: the last `int(steps * strength)` steps.
@@ -247,7 +263,7 @@ class Solver:
     def _rows(self, num_inference_steps: int) -> Float[np.ndarray, "n 10"]:
         try:
             self._scheduler.set_timesteps(num_inference_steps)
-        except ValueError as error:  # such as more steps than an LCM was distilled for
+        except (TypeError, ValueError, RuntimeError) as error:  # too many steps for an LCM, ...
             raise UserError(f"generation.num_inference_steps does not fit: {error}") from None
         with np.errstate(
             divide="ignore", invalid="ignore"
