@@ -27,7 +27,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 )
 
 HOSTILE_YAML = {
-    "laughs": (LAUGHS, "stands for more than 50000 values (line 5,"),
+    "laughs": (LAUGHS, "stands for more than 50000 values (line 6,"),
     "merges": (MERGES, "stands for more than 50000 values"),
     "long text by aliases": (
         f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 100)}]",
