@@ -18,7 +18,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from online_aug.errors import UserError
+from online_aug.diffusion.lora_files import holds_lora
+from online_aug.documents import read_json
+from online_aug.errors import UserError, one_line
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TOKENS_FILE = "tokens_emb.safetensors"
@@ -90,12 +92,22 @@ def is_finetuned(folder: Path) -> bool:
 
 
 def read_result(folder: Path) -> Adapters:
-    """Read the adapters of a result of our own fine-tuning."""
+    """Read the adapters of a result of our own fine-tuning.
+
+    Raises:
+        UserError: If a file of it is damaged.
+    """
     tokens: dict[str, Tensor] = {}
     if (folder / TOKENS_FILE).is_file():
-        concepts = json.loads((folder / CONCEPTS_FILE).read_text())
-        rows = load_file(folder / TOKENS_FILE)["clip_l"]
-        tokens = {concept["token"]: row for concept, row in zip(concepts, rows, strict=True)}
+        try:
+            concepts = read_json(folder / CONCEPTS_FILE)
+            rows = load_file(folder / TOKENS_FILE)["clip_l"]
+            tokens = {concept["token"]: row for concept, row in zip(concepts, rows, strict=True)}
+        except Exception as error:  # whatever a damaged file makes the libraries raise
+            raise UserError(
+                f"finetune.path must hold whole results, got {folder} ({one_line(error)}): remove "
+                "this folder to fine-tune anew"
+            ) from error
     return Adapters(tokens, (folder / LORA_FILE) if (folder / LORA_FILE).is_file() else None)
 
 
@@ -128,15 +140,19 @@ def find_adapters(path: Path) -> AdapterFiles | None:
     """
     if path.suffix in _TENSOR_FILES or path.is_file():
         return _single_file(path)
-    tokens, lora = _newest(path, _TOKEN_FILES), _newest(path, _LORA_FILES)
+    files = [file for file in sorted(path.glob("*")) if file.suffix in _TENSOR_FILES]
+    loras = [file for file in files if file.name in _LORA_FILES or holds_lora(file)]
+    if len(loras) > 1:
+        names = ", ".join(file.name for file in loras)
+        raise UserError(f"finetune.path must name one LoRA, got {path} with {names}")
+    tokens = _newest(path, _TOKEN_FILES, loras)
     by_class = () if tokens else _files_by_class(path)
-    if tokens or lora or by_class:
-        return AdapterFiles((tokens,) if tokens else by_class, lora)
-    strangers = [file.name for file in sorted(path.glob("*")) if file.suffix in _TENSOR_FILES]
-    if strangers:
+    if tokens or loras or by_class:
+        return AdapterFiles((tokens,) if tokens else by_class, next(iter(loras), None))
+    if files:
         raise UserError(
-            f"finetune.path must be a folder of results, or hold {LORA_FILE}, {TOKENS_FILE}, "
-            f"learned_embeds* or *.pt, got {path} with {strangers[0]}"
+            f"finetune.path must be a folder of results, or hold a LoRA, {TOKENS_FILE}, "
+            f"learned_embeds* or *.pt, got {path} with {files[0].name}"
         )
     return None
 
@@ -148,15 +164,14 @@ def _single_file(path: Path) -> AdapterFiles:
             f"({', '.join(sorted(_TENSOR_FILES))}), got {path}, "
             f"which is {'another file' if path.is_file() else 'missing'}"
         )
-    if path.name.startswith("pytorch_lora_weights"):
-        return AdapterFiles((), path)
-    return AdapterFiles((path,), None)
+    return AdapterFiles((), path) if holds_lora(path) else AdapterFiles((path,), None)
 
 
-def _newest(folder: Path, patterns: Sequence[str]) -> Path | None:
+def _newest(folder: Path, patterns: Sequence[str], others: Sequence[Path]) -> Path | None:
     """Return the file of the first pattern that has one; of several steps the last."""
     for pattern in patterns:
         found = [path for path in folder.glob(pattern) if path.suffix in _TENSOR_FILES]
+        found = [path for path in found if path not in others]
         if len(found) > 1 and "steps" not in pattern:
             names = ", ".join(sorted(path.name for path in found))
             raise UserError(f"finetune.path must name one file, got {folder} with {names}")

@@ -3,7 +3,6 @@
 Nothing here loads a model, so a configuration is checked in milliseconds.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -11,6 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from online_aug.config.sections import GenerationConfig
+from online_aug.diffusion.parts import (
+    INDEX,
+    check_parts,
+    is_single_file,
+    read_settings,
+    single_file,
+)
+from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError, one_line
 from online_aug.request import PipelineKind
 
@@ -28,7 +35,6 @@ _METHODS: Mapping[PipelineKind, str] = {
     "image_to_image": "this method",
     "instruct": "method.name diffusemix",
 }
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _TINY_VAE = "a directory with diffusers' AutoencoderTiny"
 _TINY_VAE_FILES = ("config.json", "diffusion_pytorch_model*")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -48,32 +54,21 @@ def locate_model(config: GenerationConfig, kind: PipelineKind) -> Path:
         return EMBEDDED[kind]
     folder = Path(config.model).expanduser()
     if not folder.is_dir():
+        if is_single_file(config.model):
+            raise single_file("generation.model", config.model)
         folder = _download_model(config.model, config.revision, kind)
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         raise UserError(
             f"generation.model must be a diffusers model directory (with model_index.json), "
             f"got {config.model!r}"
         )
-    _check_parts(folder)
+    check_parts(folder)
     if (found := kind_of(folder)) != kind:
         raise UserError(
             f"generation.model must be {_KINDS[kind]} for {_METHODS[kind]}, got {folder}, "
             f"which is {_KINDS[found]}"
         )
     return folder
-
-
-def _check_parts(folder: Path) -> None:
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"generation.model {folder} cannot be read: {error}") from None
-    lacking = [name for name in _PARTS if name not in index or not (folder / name).is_dir()]
-    if lacking:
-        raise UserError(
-            f"generation.model must be a Stable Diffusion 1.x or 2.x in diffusers' format, "
-            f"{folder} lacks {', '.join(lacking)}"
-        )
 
 
 def kind_of(folder: Path) -> PipelineKind:
@@ -84,11 +79,8 @@ def kind_of(folder: Path) -> PipelineKind:
     Raises:
         UserError: If it is of neither kind, such as an inpainting model, whose U-Net reads a mask.
     """
-    try:
-        taken = json.loads((folder / "unet" / "config.json").read_text())["in_channels"]
-        latent = json.loads((folder / "vae" / "config.json").read_text())["latent_channels"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"generation.model {folder} cannot be loaded: {error!r}") from None
+    taken = _channels(folder / "unet" / "config.json", "in_channels")
+    latent = _channels(folder / "vae" / "config.json", "latent_channels")
     if taken == latent:
         return "image_to_image"
     if taken == 2 * latent:
@@ -105,7 +97,7 @@ def scheduler_settings(model: Path) -> Mapping[str, Any]:
     Raises:
         UserError: If the file cannot be read.
     """
-    return _read_settings(model / "scheduler" / "scheduler_config.json")
+    return read_settings(model / "scheduler" / "scheduler_config.json")
 
 
 def unet_settings(model: Path) -> Mapping[str, Any]:
@@ -114,14 +106,14 @@ def unet_settings(model: Path) -> Mapping[str, Any]:
     Raises:
         UserError: If the file cannot be read.
     """
-    return _read_settings(model / "unet" / "config.json")
+    return read_settings(model / "unet" / "config.json")
 
 
-def _read_settings(path: Path) -> Mapping[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"generation.model must have a readable {path}, got {error!r}") from None
+def _channels(path: Path, name: str) -> int:
+    count = read_settings(path).get(name, 4)  # of both classes the default
+    if not isinstance(count, int):
+        raise UserError(f"generation.model must have {name} as a number, got {count!r} in {path}")
+    return count
 
 
 class _LatentLayout(NamedTuple):
@@ -154,6 +146,8 @@ def locate_vae(name: str | None, model: Path) -> Path | None:
         return None
     folder = Path(name).expanduser()
     if not folder.is_dir():
+        if is_single_file(name):
+            raise single_file("generation.vae", name)
         folder = _download_vae(name)
     (class_name, own), (_, wanted) = _read_vae(folder), _read_vae(model / "vae")
     if class_name != "AutoencoderTiny":
@@ -170,9 +164,9 @@ def locate_vae(name: str | None, model: Path) -> Path | None:
 
 def _read_vae(folder: Path) -> tuple[str, _LatentLayout]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_object(folder / "config.json")
         return config["_class_name"], _latent_layout(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DocumentError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
             f"generation.vae must be {_TINY_VAE}, cannot read {folder / 'config.json'}: "
             f"{one_line(error)}"

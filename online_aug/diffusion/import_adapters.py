@@ -2,10 +2,9 @@
 
 Token files differ in how they name classes: Diff-Mix's holds a table of names, DA-Fusion's and
 diffusers' have the class in the token, diffusers' pivotal tuning has rows in the order of classes.
-LoRA files differ in the names that diffusers has given the matrices over the years.
+LoRA files are read in lora_files.py.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from online_aug.diffusion.adapters import CONCEPTS_FILE, AdapterFiles, Adapters, Concept
-from online_aug.diffusion.weights import Shape, tensor_shapes
+from online_aug.diffusion.lora_files import lora_of_unet
+from online_aug.diffusion.parts import read_settings
+from online_aug.documents import DocumentError, read_json
 from online_aug.errors import UserError, one_line
 
 _SHOWN = 4
 """Names listed in an error before the rest is only counted."""
-_LORA_NAME = re.compile(
-    r"(?:unet\.)?(?P<module>[\w.]+?)"
-    r"(?:_lora\.|\.lora\.|\.lora_)(?P<side>down|up|A|B)(?:\.default)?\.weight"
-)
-_SIDES = {"down": "A", "up": "B", "A": "A", "B": "B"}
 
 
 def import_adapters(
@@ -52,7 +48,7 @@ def import_adapters(
         _check_width(tokens, files.tokens[0], model)
     if files.lora is None:
         return Adapters(tokens, None)
-    lora = _lora_of_unet(_read_tensors(files.lora), files.lora, model)
+    lora = lora_of_unet(_read_tensors(files.lora), files.lora, model)
     return Adapters(tokens, files.lora if _states_strength(files.lora) else lora)
 
 
@@ -116,8 +112,14 @@ def _rows_by_class(content: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
     concepts = path.parent / CONCEPTS_FILE
     if not concepts.is_file():
         return {f"<class_{number}>": row for number, row in enumerate(rows)}
-    names = [concept["name"] for concept in json.loads(concepts.read_text())]
-    return dict(zip(names, rows, strict=True))
+    try:
+        names = [str(concept["name"]) for concept in read_json(concepts)]
+        return dict(zip(names, rows, strict=True))
+    except (DocumentError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"finetune.path must name the class of each row of {path}, cannot use {concepts}: "
+            f"{one_line(error)}"
+        ) from None
 
 
 def _tokens_of_classes(
@@ -164,8 +166,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _check_width(tokens: Mapping[str, Tensor], path: Path, model: Path) -> None:
-    settings = json.loads((model / "text_encoder" / "config.json").read_text())
-    width = settings["hidden_size"]
+    width = read_settings(model / "text_encoder" / "config.json").get("hidden_size")
     for tensor in tokens.values():
         if tensor.ndim not in (1, 2) or tensor.shape[-1] != width or not tensor.isfinite().all():
             raise UserError(
@@ -180,45 +181,3 @@ def _states_strength(path: Path) -> bool:
         return False
     with safe_open(path, framework="pt") as file:
         return "lora_adapter_metadata" in (file.metadata() or {})
-
-
-def _lora_of_unet(content: Mapping[str, Any], path: Path, model: Path) -> dict[str, Tensor]:
-    """Rename the matrices of a LoRA file to today's names and check each against its layer.
-
-    The file may be diffusers' of any age, peft's, or hold Diff-Mix's attention processors.
-    """
-    shapes = tensor_shapes(model / "unet")
-    found: dict[str, Tensor] = {}
-    for name, tensor in content.items():
-        parts = _LORA_NAME.fullmatch(name.replace(".processor", ""))
-        if parts is None or not isinstance(tensor, Tensor):
-            raise UserError(
-                f"finetune.path must hold a LoRA of the U-Net in diffusers' format, "
-                f"got {name} in {path}"
-            )
-        module = re.sub(r"\.to_out$", ".to_out.0", parts["module"])
-        side = _SIDES[parts["side"]]
-        _check_fit(shapes.get(f"{module}.weight"), tensor, side, f"{name} in {path}", model)
-        found[f"unet.{module}.lora_{side}.weight"] = tensor
-    _check_pairs(found, path)
-    return found
-
-
-def _check_fit(layer: Shape | None, matrix: Tensor, side: str, place: str, model: Path) -> None:
-    if layer is None:
-        raise UserError(f"finetune.path must be of {model}, which has no layer for {place}")
-    expected, got = (layer[1], matrix.shape[1]) if side == "A" else (layer[0], matrix.shape[0])
-    if expected != got:
-        raise UserError(
-            f"finetune.path must be of {model}, which needs {expected} "
-            f"{'inputs' if side == 'A' else 'outputs'}, got {got} for {place}"
-        )
-
-
-def _check_pairs(lora: Mapping[str, Tensor], path: Path) -> None:
-    for name in lora:
-        down, up = name.replace(".lora_B.", ".lora_A."), name.replace(".lora_A.", ".lora_B.")
-        if down not in lora or up not in lora:
-            raise UserError(
-                f"finetune.path must hold both matrices of a LoRA, got {name} in {path}"
-            )

@@ -1,21 +1,27 @@
 """Load a Stable Diffusion, and add what fine-tuning has learned to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderTiny,
     DDPMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from online_aug.diffusion.adapters import Adapters
+from online_aug.diffusion.parts import class_of
+from online_aug.diffusion.weights import variant_of
 from online_aug.errors import UserError, one_line
 from online_aug.request import PipelineKind
 
@@ -46,20 +52,21 @@ def load_pipeline(
         UserError: If a directory holds nothing that diffusers can load as this kind, or weights
             that are not finite in this number format.
     """
-    try:
+    networks = {
+        part: _load_part(folder / part, _NETWORKS[class_of(folder, part)], dtype)
+        for part in ("unet", "text_encoder", *(() if vae else ("vae",)))
+    }
+    if vae is not None:
+        networks["vae"] = _load_part(vae, AutoencoderTiny, dtype, "generation.vae")
+    with _quiet(), _refusing(f"generation.model {folder}"):
         pipeline = _PIPELINES[kind].from_pretrained(
             folder,
-            dtype=DTYPES[dtype],
-            safety_checker=None,
+            **networks,
+            **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
             requires_safety_checker=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        reason = one_line(error)
-        raise UserError(f"generation.model {folder} cannot be loaded: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
-    if vae is not None:
-        pipeline.vae = _load_vae(vae, dtype)
     if weight := _first_not_finite(pipeline.components):
         raise UserError(
             f"generation.model must have finite weights in {dtype}, got NaN or infinity in {weight}"
@@ -76,16 +83,52 @@ def load_img2img(
     return cast(StableDiffusionImg2ImgPipeline, pipeline)
 
 
-def _load_vae(folder: Path, dtype: str) -> AutoencoderTiny:
-    try:
-        vae, found = AutoencoderTiny.from_pretrained(
-            folder, torch_dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+_NETWORKS = {
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderTiny": AutoencoderTiny,
+    "CLIPTextModel": CLIPTextModel,
+}
+
+
+def _load_part(folder: Path, kind: Any, dtype: str, key: str = "generation.model") -> nn.Module:
+    """Load one network, of which every weight must be there."""
+    with _quiet(), _refusing(f"{key} {folder}"):
+        network, found = kind.from_pretrained(
+            folder,
+            torch_dtype=DTYPES[dtype],
+            variant=variant_of(folder, key),
+            local_files_only=True,
+            output_loading_info=True,
         )
-        if found["missing_keys"]:
-            raise ValueError(f"{len(found['missing_keys'])} of its weights are missing")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"generation.vae {folder} cannot be loaded: {one_line(error)}") from error
-    return cast(AutoencoderTiny, vae)
+        if missing := sorted(found["missing_keys"]):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"its files lack the weight {missing[0]}{more}")
+    return cast(nn.Module, network)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign directory makes the libraries raise
+        raise UserError(f"{what} cannot be loaded: {one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep out what the libraries warn of while they load, on which nobody could act."""
+    loggers = (diffusers_logging, transformers_logging)
+    before = [each.get_verbosity() for each in loggers]
+    for each in loggers:
+        each.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.set_verbosity(level)
 
 
 def _first_not_finite(components: Mapping[str, object]) -> str | None:
@@ -104,12 +147,13 @@ def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) 
     Raises:
         UserError: If they leave weights that are not finite.
     """
-    if adapters.tokens:
-        dtype = pipeline.text_encoder.dtype
-        embeddings = [embedding.to(dtype) for embedding in adapters.tokens.values()]
-        pipeline.load_textual_inversion(embeddings, token=list(adapters.tokens))
-    if adapters.lora is not None:
-        _merge_lora(pipeline, adapters.lora)
+    with _quiet():
+        if adapters.tokens:
+            dtype = pipeline.text_encoder.dtype
+            embeddings = [embedding.to(dtype) for embedding in adapters.tokens.values()]
+            pipeline.load_textual_inversion(embeddings, token=list(adapters.tokens))
+        if adapters.lora is not None:
+            _merge_lora(pipeline, adapters.lora)
     if weight := _first_not_finite(pipeline.components):
         raise UserError(
             "finetune.path must hold adapters that leave all weights finite, got NaN or infinity "

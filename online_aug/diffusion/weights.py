@@ -4,12 +4,12 @@ The digests of all that decides a generator's pixels make its fingerprint, a par
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError, one_line
 
 Shape = tuple[int, ...]
@@ -17,6 +17,8 @@ ENGINE_VERSION = 2
 """To be raised when the engine makes other pixels of the same request, be it only by rounding."""
 
 _WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
+VARIANTS = ("fp16", "bf16")
+"""Number formats that files are named after if a directory holds no others."""
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _DECIDING_SUFFIXES = {".safetensors", ".json", ".txt", ".bin"}
 
@@ -60,21 +62,41 @@ def tensor_shapes(part: Path, key: str = "generation.model") -> dict[str, Shape]
 
 
 def _weight_files(part: Path, key: str) -> list[Path]:
-    for suffix in (".safetensors", ".bin"):
-        for stem in _STEMS:
-            index = part / f"{stem}{suffix}.index.json"
-            if index.is_file():
-                return _shards(index, key)
-            if (part / f"{stem}{suffix}").is_file():
-                return [part / f"{stem}{suffix}"]
+    for variant in ("", *(f".{name}" for name in VARIANTS)):
+        for suffix in (".safetensors", ".bin"):
+            for stem in _STEMS:
+                index = part / f"{stem}{suffix}.index{variant}.json"
+                if index.is_file():
+                    return _shards(index, key)
+                if (part / f"{stem}{variant}{suffix}").is_file():
+                    return [part / f"{stem}{variant}{suffix}"]
     raise UserError(f"{key} must have weights in {part}, got neither .safetensors nor .bin")
+
+
+def variant_of(part: Path, key: str = "generation.model") -> str | None:
+    """Return the variant in which alone the weights of a part are there; None for plain names.
+
+    Args:
+        part: Directory of one part of a model.
+        key: Configuration key that named it, for errors.
+
+    Raises:
+        UserError: If there are no weights.
+    """
+    first = _weight_files(part, key)[0].name
+    return next((name for name in VARIANTS if f".{name}." in first or f".{name}-" in first), None)
 
 
 def _shards(index: Path, key: str) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{key} must have a whole {index}, got {error!r}") from None
+        found = read_object(index).get("weight_map")
+        names = set(found.values()) if isinstance(found, dict) else set()
+        if not names or not all(
+            isinstance(each, str) and each == Path(each).name for each in names
+        ):
+            raise DocumentError("weight_map must give each tensor the name of a file beside it")
+    except (DocumentError, TypeError) as error:
+        raise UserError(f"{key} must have a whole {index}: {error}") from None
     return [index.parent / name for name in sorted(names)]
 
 

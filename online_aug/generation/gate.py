@@ -23,6 +23,7 @@ from online_aug.config import Config
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square, normalise
 from online_aug.diffusion.weights import digest_folder
+from online_aug.documents import read_object
 from online_aug.errors import UserError, one_line
 from online_aug.request import GenerationRequest
 from online_aug.saliency.maps import file_digest
@@ -333,15 +334,15 @@ def _load_clip(folder: Path) -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor  # seconds, which only CLIP is worth
 
     try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        kind = read_object(folder / "config.json").get("model_type")
         if kind != "clip":
-            raise ValueError(f"its model is of type {kind}")
-        asked = {"local_files_only": True, "output_loading_info": True}
-        model, found = CLIPModel.from_pretrained(folder, **asked)
+            raise ValueError(f"model_type must be clip in its config.json, got {kind!r}")
+        own = {"local_files_only": True, "trust_remote_code": False}
+        model, found = CLIPModel.from_pretrained(folder, **own, output_loading_info=True)
         if found["missing_keys"]:
             raise ValueError(f"{len(found['missing_keys'])} of its weights are missing")
-        return model, CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        return model, CLIPProcessor.from_pretrained(folder, **own)
+    except Exception as error:  # whatever a foreign directory makes transformers raise
         raise UserError(
             "gate.clip must be a directory with a CLIP model and its processor in transformers' "
             f"format, got {folder}: {one_line(error)}"

@@ -67,7 +67,10 @@ def test_a_model_of_neither_kind_says_how_many_channels_its_u_net_takes(tiny_mod
 
 def test_a_model_without_settings_of_its_u_net_is_one_clear_line(model):
     (model / "unet" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"^generation\.model .* cannot be loaded: FileNotFound"):
+    with pytest.raises(
+        UserError,
+        match=r"must have a readable .*unet/config\.json: No such file",
+    ):
         locate_model(GenerationConfig(model=str(model)), "image_to_image")
 
 
@@ -174,3 +177,126 @@ def test_autoencoder_settings_without_blocks_are_one_clear_line(tiny_model, tiny
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in settings.items() if "block" not in k}))
     vae_error(folder, tiny_model)
+
+
+FAMILIES = {
+    "StableDiffusionXLPipeline": {
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    },
+    "StableDiffusion3Pipeline": {
+        "unet": None,
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+    },
+    "FluxPipeline": {"unet": None, "transformer": ["diffusers", "FluxTransformer2DModel"]},
+    "PixArtSigmaPipeline": {
+        "unet": None,
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+    },
+    "StableDiffusionControlNetPipeline": {"controlnet": ["diffusers", "ControlNetModel"]},
+}
+
+
+def with_index(model, **changes):
+    path = model / "model_index.json"
+    kept = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in kept.items() if value is not None}))
+    return model
+
+
+def refused(model):
+    with pytest.raises(UserError) as caught:
+        locate_model(GenerationConfig(model=str(model)), "image_to_image")
+    message = str(caught.value)
+    assert message.startswith("generation.model must ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_another_family_is_named(model, family):
+    message = refused(with_index(model, _class_name=family, **FAMILIES[family]))
+    assert f"a {family} with " in message
+    assert message.endswith("which cannot be run yet")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("addition_embed_type", "text_time"),
+        ("class_embed_type", "projection"),
+        ("encoder_hid_dim_type", "text_proj"),
+        ("attention_type", "gated"),
+    ],
+)
+def test_a_u_net_that_wants_more_inputs_is_refused_by_the_setting(
+    tiny_model, tmp_path, name, value
+):
+    message = refused(copy_with(tiny_model, tmp_path / "other", "unet", **{name: value}))
+    assert f"whose U-Net has no {name}, got {value!r} in " in message
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("unet", ["builtins", "dict"]),
+        ("unet", ["my_model", "UNet2DConditionModel"]),
+        ("vae", ["diffusers", "DummyModel"]),
+        ("vae", "AutoencoderKL"),
+        ("text_encoder", ["transformers", "T5EncoderModel"]),
+        ("text_encoder", ["diffusers", "CLIPTextModel"]),
+        ("tokenizer", [None, None]),
+        ("tokenizer", {"a": 1}),
+        ("scheduler", ["os", "system"]),
+        ("scheduler", ["diffusers", "AutoencoderKL"]),
+        ("scheduler", 7),
+    ],
+)
+def test_a_part_of_another_class_is_never_loaded(model, part, value):
+    message = refused(with_index(model, **{part: value}))
+    assert f"whose {part} is " in message
+    assert f"got {value!r} in {model / 'model_index.json'}" in message
+
+
+SPOILT = {
+    "null": b"null",
+    "list": b"[]",
+    "text": b'"x"',
+    "empty": b"",
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000,
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "digits": b'{"in_channels": ' + b"9" * 100_000 + b"}",
+    "binary": bytes(range(256)),
+}
+FILES = ("model_index.json", "unet/config.json", "vae/config.json")
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("name", FILES)
+def test_a_spoilt_file_of_settings_is_named(model, name, kind):
+    (model / name).write_bytes(SPOILT[kind])
+    assert f"must have a readable {model / name}: " in refused(model)
+
+
+@pytest.mark.parametrize("value", ["four", [4], None, True, 4.5])
+def test_a_number_of_another_type_is_named(model, value):
+    path = model / "vae" / "config.json"
+    path.write_text(json.dumps({"latent_channels": value, "sample_size": "x"}))
+    assert "must have " in refused(model)
+
+
+def test_parts_that_are_not_used_need_no_folders(model):
+    listed = {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
+    listed["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    with_index(model, **listed)
+    assert locate_model(GenerationConfig(model=str(model)), "image_to_image") == model
+
+
+@pytest.mark.parametrize("name", ["models/x.safetensors", "v1-5.ckpt", "/data/x.SAFETENSORS"])
+def test_a_whole_model_in_one_file_is_told_how_to_become_a_directory(name, tiny_model):
+    message = refused(name)
+    assert f"got the single file {name!r}: convert it with diffusers" in message
+    assert "got the single file" in vae_error(name, tiny_model)

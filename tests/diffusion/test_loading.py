@@ -24,6 +24,7 @@ from online_aug.diffusion.loading import (
     load_pipeline,
     training_scheduler,
 )
+from online_aug.diffusion.weights import check_weights
 from online_aug.errors import UserError
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import SOLVERS, sampling_scheduler
@@ -82,7 +83,8 @@ def one_line(folder):
     with pytest.raises(UserError) as caught:
         load_img2img(folder, "float32")
     message = str(caught.value)
-    assert message.startswith(f"generation.model {folder} cannot be loaded: ")
+    assert message.startswith("generation.model ")
+    assert str(folder) in message
     assert "\n" not in message
     return message
 
@@ -107,6 +109,37 @@ def test_damaged_weights_are_one_clear_line(tiny_model, tmp_path):
 
 def test_weights_of_another_shape_are_one_clear_line(tiny_model, tmp_path):
     one_line(copy_with(tiny_model, tmp_path / "model", "unet", cross_attention_dim=64))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_renamed_weight_is_one_clear_line_that_names_it(tiny_model, tmp_path, part):
+    model = copy_with(tiny_model, tmp_path / "model")
+    (path,) = (model / part).glob("*.safetensors")
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    save_file({key + "x" * (key == name): tensors[key] for key in tensors}, path)
+    message = one_line(model)
+    assert f"{model / part} cannot be loaded: its files lack the weight " in message
+    assert message.endswith(name.removeprefix("text_model."))
+
+
+def test_a_directory_with_half_precision_files_alone_is_loaded(tiny_model, tmp_path):
+    model = copy_with(tiny_model, tmp_path / "model")
+    for part in ("unet", "vae", "text_encoder"):
+        (path,) = (model / part).glob("*.safetensors")
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"))
+        path.unlink()
+    check_weights(model)
+    made, plain = (load_img2img(folder, "float32").unet for folder in (model, tiny_model))
+    torch.testing.assert_close(made.conv_in.weight, plain.conv_in.weight, rtol=1e-3, atol=1e-3)
+
+
+def test_loading_says_nothing_that_a_user_could_not_act_on(tiny_model, capfd):
+    pipeline = load_img2img(tiny_model, "float32")
+    width = pipeline.text_encoder.config.hidden_size
+    load_adapters(pipeline, Adapters({"<emu>": torch.zeros(1, width)}, None))
+    assert capfd.readouterr() == ("", "")
 
 
 def spoil(folder, value):
