@@ -56,8 +56,8 @@ def check_parts(folder: Path) -> None:
         )
     if lacking:
         raise UserError(
-            f"generation.model must be {_FAMILY}, {folder} lacks {', '.join(lacking)}"
-            + (f" (it is a {family})" if isinstance(family, str) else "")
+            f"generation.model must be {_FAMILY}, the {family or 'model'} in {folder} lacks "
+            f"{', '.join(lacking)}"
         )
     for name, classes in PARTS.items():
         _check_class(folder, name, index[name], classes)

@@ -1,4 +1,4 @@
-"""LoRA files of other tools: known by what they hold, used at their strength, or refused by name."""
+"""LoRA files of other tools: known by what they hold, used at their strength, or refused."""
 
 import json
 
@@ -23,7 +23,10 @@ def matrices(tiny_model):
     found = {}
     for name, shape in tensor_shapes(tiny_model / "unet").items():
         if name.endswith(".to_q.weight"):
-            down, up = torch.randn(RANK, shape[1], generator=rng), torch.randn(shape[0], RANK)
+            down, up = (
+                torch.randn(RANK, shape[1], generator=rng),
+                torch.randn(shape[0], RANK, generator=rng),
+            )
             found[name.removesuffix(".weight")] = (down, up)
     return found
 

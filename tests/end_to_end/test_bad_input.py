@@ -198,7 +198,7 @@ CASES = {
     ),
     "spoilt model": (
         ["generation.model={place}/spoilt_model"],
-        r"generation\.model {place}/spoilt_model cannot be read: ",
+        r"generation\.model must have a readable {place}/spoilt_model/model_index\.json: ",
     ),
     "model cut short": (
         ["generation.model={place}/short_model"],
