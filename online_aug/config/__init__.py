@@ -64,7 +64,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
         rules = (
-            *(_data, _mixing, _generation, _schedule, _finetune, _devices),
+            *(_data, _mixing, _generation, _schedule, _finetune, _saliency, _devices),
             *(_methods, _shared_run, _imports),
         )
         if lines := [line for rule in rules for line in rule(self)]:
@@ -174,6 +174,21 @@ def _finetune(config: Config) -> Iterator[str]:
         yield (
             "finetune.per_class must be false unless finetune.mode is textual_inversion or "
             f"staged, got true for {finetune.mode}: all classes share one LoRA"
+        )
+
+
+def _saliency(config: Config) -> Iterator[str]:
+    saliency = config.saliency
+    has_masks = saliency.masks is not None or config.data.source == "pocket_birds"
+    if saliency.chosen_method == "masks" and not has_masks:
+        yield (
+            "saliency.masks must be a folder with saliency.method masks, got null, which "
+            "pocket_birds alone allows"
+        )
+    if saliency.chosen_method == "segmenter" and saliency.segmenter is None:
+        yield (
+            "saliency.segmenter must be a directory, a hub name or an ONNX file with "
+            "saliency.method segmenter, got null"
         )
 
 

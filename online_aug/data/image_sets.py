@@ -169,6 +169,13 @@ def file_names_of(images: ImageSet) -> tuple[str, ...]:
     return images.files if isinstance(images, FolderSet) else ()
 
 
+def folder_of(images: ImageSet) -> Path | None:
+    """Return the folder to which the files of a set are relative, or None if they are not files."""
+    if isinstance(images, Subset):
+        return folder_of(images.parent)
+    return images.root if isinstance(images, FolderSet) else None
+
+
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """Return the digest of shape and pixels, for an image that has no file."""
     return content_digest(repr(image.shape).encode() + image.tobytes())

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from online_aug.errors import UserError
 
@@ -77,6 +77,56 @@ def check_header(path: Path) -> None:
             pass
     except Exception as error:  # as in decode_image
         raise _bad(str(path), error) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image with its EXIF rotation applied, px.
+
+    Raises:
+        BadImageError: As `check_header`.
+    """
+    try:
+        with _opened(path) as image:
+            width, height = image.size
+            is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+            return (width, height) if is_turned else (height, width)
+    except Exception as error:  # as in decode_image
+        raise _bad(str(path), error) from error
+
+
+def read_levels(path: Path, *, numbers_palette: bool = False) -> Float[np.ndarray, "h w"]:
+    """Read one value for each pixel of a mask of any mode, 1 to 16 bits; their range is the file's.
+
+    A picture with transparency that varies is its opacity, as of a cut-out; of colours the largest
+    channel counts.
+
+    Args:
+        path: The file.
+        numbers_palette: Whether entries of a palette are their numbers, and not their colours.
+
+    Raises:
+        BadImageError: As `read_image`.
+    """
+    content = read_bytes(path)
+    try:
+        with _opened(io.BytesIO(content)) as image:
+            return _levels(PIL.ImageOps.exif_transpose(image), numbers_palette).astype(np.float32)
+    except Exception as error:  # as in decode_image
+        raise _bad(str(path), error) from error
+
+
+def _levels(image: PIL.Image.Image, numbers_palette: bool) -> np.ndarray:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode in ("1", "L") or image.mode.startswith("I"):
+        return np.asarray(image)
+    if image.mode == "P" and numbers_palette:
+        return np.asarray(image)
+    if image.has_transparency_data:
+        opacity = np.asarray(image.convert("RGBA"))[..., 3]
+        if opacity.min() < opacity.max():
+            return opacity
+    return np.asarray(np.asarray(image.convert("RGB")).max(2))
 
 
 def to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -29,6 +29,8 @@ from online_aug.saliency.masks import encode_mask, is_fallback
 _LOG = logging.getLogger(__name__)
 _CUTS_AT_ONCE = 64
 _CUT_THREADS = 8
+Maps = Mapping[int, Float[np.ndarray, "u v"]]
+"""Maps by the index of their image."""
 
 
 def ensure_saliency(experiment: Experiment) -> None:
@@ -79,8 +81,8 @@ def make_foregrounds(
     """
     map_version, *cut_version = parts_of(version)
     if places := _missing(experiment, store, map_version):
-        viewer = viewer or viewer_of(experiment)
-        _make_maps(experiment, store, map_version, viewer, places, is_shown=is_shown)
+        made = _made_maps(experiment, viewer, places, is_shown=is_shown)
+        _keep_maps(experiment, store, map_version, places, made)
     if cut_version and (places := _missing(experiment, store, version)):
         _make_masks(experiment, store, version, places, is_shown=is_shown)
 
@@ -92,22 +94,34 @@ def _missing(experiment: Experiment, store: Store, version: str) -> list[int]:
     return sorted(places[d] for d in digests if store.get_saliency(version, d) is None)
 
 
-def _make_maps(
+def _made_maps(
+    experiment: Experiment, viewer: Viewer | None, places: Sequence[int], *, is_shown: bool
+) -> Iterator[Maps]:
+    """Yield the maps of training images by their indices, a batch at a time."""
+    if viewer is None and experiment.saliency.method == "masks":
+        yield from experiment.saliency.mask_files.maps(places, is_shown=is_shown)
+        return
+    skips = experiment.config.data.on_bad_image == "skip"
+    images = Subset(experiment.splits.train, np.array(places))
+    viewer = viewer or viewer_of(experiment)
+    for found in saliency_maps(images, viewer, skips_bad_images=skips, is_shown=is_shown):
+        yield {places[number]: values for number, values in found.items()}
+
+
+def _keep_maps(
     experiment: Experiment,
     store: Store,
     version: str,
-    viewer: Viewer,
     places: Sequence[int],
-    *,
-    is_shown: bool,
+    made: Iterator[Maps],
 ) -> None:
-    digests = [experiment.data.sources[place].digest for place in places]
-    skips = experiment.config.data.on_bad_image == "skip"
-    images = Subset(experiment.splits.train, np.array(places))
-    for found in saliency_maps(images, viewer, skips_bad_images=skips, is_shown=is_shown):
+    digests = {place: experiment.data.sources[place].digest for place in places}
+    for found in made:
         entries = {digests[place]: encode_map(values) for place, values in found.items()}
         store.put_saliency(version, entries)
-    if bad := [digest for digest in digests if store.get_saliency(version, digest) is None]:
+    if bad := [
+        digest for digest in digests.values() if store.get_saliency(version, digest) is None
+    ]:
         blank = _blank_map(experiment, store, version)
         store.put_saliency(version, dict.fromkeys(bad, blank))
 
@@ -121,7 +135,7 @@ def _blank_map(experiment: Experiment, store: Store, version: str) -> bytes:
 
 def saliency_maps(
     images: ImageSet, viewer: Viewer, *, skips_bad_images: bool, is_shown: bool = True
-) -> Iterator[Mapping[int, Float[np.ndarray, "u v"]]]:
+) -> Iterator[Maps]:
     """Yield the maps of every image that can be read by its index, a batch at a time.
 
     Args:

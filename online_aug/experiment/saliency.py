@@ -25,6 +25,7 @@ from online_aug.classifier.model import (
 )
 from online_aug.data.transforms import normalise
 from online_aug.errors import UserError
+from online_aug.experiment.mask_files import MaskFiles
 from online_aug.methods import find_method
 from online_aug.saliency import SaliencyTable, grad_cam, quick_copy, spectral_residual
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
@@ -116,8 +117,15 @@ class ExperimentSaliency:
                 return spectral_version(self.teacher_size)
             case "diffusion":
                 return diffusion_version(self.experiment)
+            case "masks":
+                return self.mask_files.version
             case _:
                 return _teacher_version(self)
+
+    @cached_property
+    def mask_files(self) -> MaskFiles:
+        """The mask files of the training images."""
+        return MaskFiles(self.experiment.config, self.experiment.splits.train)
 
     @cached_property
     def version(self) -> str | None:
@@ -233,8 +241,9 @@ def check_saliency(experiment: "Experiment") -> None:
     """Refuse foregrounds that could not be made, before anything is started or written.
 
     Raises:
-        UserError: If a teacher's name is unknown, its file does not hold weights of it for the
-            classes, or the classifier being trained cannot look at images of `saliency.image_size`.
+        UserError: If masks are missing or cannot be used, a teacher's name is unknown, its file
+            does not hold weights of it for the classes, or the classifier being trained cannot look
+            at images of `saliency.image_size`.
     """
     if not experiment.saliency.is_needed:
         return
@@ -243,6 +252,9 @@ def check_saliency(experiment: "Experiment") -> None:
             return
         case "diffusion":
             diffusion_version(experiment)
+        case "masks":
+            if not experiment.has_maps:  # those in the cache were checked before they were made
+                experiment.saliency.mask_files.check()
         case _ if experiment.saliency.weights is not None:
             build_teacher(experiment)
         case _:

@@ -11,13 +11,20 @@ import torch
 from experiment_samples import make_sgd_mix_experiment
 
 from online_aug.classifier.model import build_classifier
+from online_aug.data.transforms import fit_square, normalise
 from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
-from online_aug.experiment.foregrounds import ensure_saliency, make_foregrounds, maps_lock
+from online_aug.experiment.foregrounds import (
+    count_fallbacks,
+    ensure_saliency,
+    make_foregrounds,
+    maps_lock,
+)
+from online_aug.experiment.images import SourceImages
 from online_aug.experiment.saliency import Viewer, build_teacher, check_saliency
 from online_aug.files import alone
 from online_aug.loader.pool import open_store
-from online_aug.saliency import grad_cam
+from online_aug.saliency import grab_cut, grad_cam
 from online_aug.saliency.maps import decode_map, encode_map
 from online_aug.training.describe_run import describe_run
 
@@ -61,8 +68,6 @@ def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(experime
 
 def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(experiment_of, weights):
     from online_aug.classifier.model import input_statistics
-    from online_aug.data.transforms import fit_square, normalise
-    from online_aug.experiment.images import SourceImages
 
     experiment = experiment_of(teacher=weights)
     ensure_saliency(experiment)
@@ -117,6 +122,60 @@ def test_spectral_residual_needs_no_teacher(experiment_of):
         64,
         64,
     )
+
+
+def test_an_interrupted_making_goes_on_where_it_stopped(experiment_of, monkeypatch):
+    experiment, seen = experiment_of(method="spectral_residual", mask="grabcut"), []
+
+    def look(images, labels):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.extend(images)
+        return torch.rand(len(images), 8, 8)
+
+    version = experiment.saliency.version
+    with open_store(experiment.config, experiment.splits.train) as store:
+        with pytest.raises(KeyboardInterrupt):
+            make_foregrounds(experiment, store, version, Viewer(look, 16, batch_size=2))
+        assert store.stats()["saliency_maps"] == 4
+        again = Viewer(lambda images, labels: look(images, labels), 16, batch_size=3)
+        seen.clear()
+        make_foregrounds(experiment, store, version, again)
+    assert len(seen) == 4
+    assert experiment.has_maps
+
+
+def test_grabcut_masks_are_stored_beside_the_maps_and_are_those_of_the_image(experiment_of):
+    plain = experiment_of(method="spectral_residual")
+    experiment = experiment_of(method="spectral_residual", mask="grabcut")
+    ensure_saliency(experiment)
+    assert experiment.saliency.version == "spectral_residual-64+grabcut-64"
+    assert plain.has_maps  # the same maps
+    assert {r.saliency_version for r in experiment.plan} == {experiment.saliency.version}
+    table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
+    images = SourceImages(experiment.splits.train, experiment.data.sources)
+    for digest in experiment.data.digests:
+        image = fit_square(images.by_digest(digest), 64).permute(1, 2, 0).numpy()
+        found = grab_cut(image, table.large_maps([digest], 64)[0].numpy())
+        np.testing.assert_array_equal(table.masks([digest], 64)[0], found)
+
+
+def test_where_grabcut_finds_nothing_otsu_s_mask_is_taken_and_told(
+    experiment_of, monkeypatch, caplog
+):
+    experiment = experiment_of(method="spectral_residual", mask="grabcut")
+    cuts = iter([None] * 3 + [np.ones((64, 64), np.bool_)] * 5)
+    monkeypatch.setattr("online_aug.experiment.foregrounds.grab_cut", lambda *_: next(cuts))
+    monkeypatch.setattr("online_aug.experiment.foregrounds._CUT_THREADS", 1)
+    ensure_saliency(experiment)
+    assert "GrabCut found no foreground in 3 of 8 images: Otsu's mask is taken" in caplog.text
+    version, digests = experiment.saliency.version, experiment.data.digests
+    with open_store(experiment.config, experiment.splits.train) as store:
+        assert count_fallbacks(experiment, store, version) == 3
+    masks = experiment.saliency.table(version, digests).masks(digests, 64)
+    plain = experiment.saliency.table("spectral_residual-64", digests).masks(digests, 64)
+    is_otsu = [np.array_equal(one, other) for one, other in zip(masks, plain, strict=True)]
+    assert sum(is_otsu) == 3
 
 
 @pytest.mark.parametrize(

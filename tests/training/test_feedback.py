@@ -74,6 +74,14 @@ def test_weights_that_did_not_change_are_no_new_version(experiment_of, tmp_path)
     assert [epoch for epoch, _ in loader.calls] == [1]
 
 
+def test_with_grabcut_the_plan_is_by_masks_that_are_cut_anew(experiment_of, tmp_path):
+    experiment = experiment_of(refresh_epochs=1, mask="grabcut")
+    calls = publish(experiment, tmp_path, range(3))
+    assert calls == [(epoch, f"{version_at(epoch)}+grabcut-64") for epoch in (1, 2)]
+    table = experiment.saliency.table(calls[1][1], experiment.data.digests)
+    assert table.packed_masks is not None
+
+
 def test_with_a_file_as_teacher_nothing_is_published(experiment_of, tmp_path):
     weights = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file(classifier_of(seed=5).state_dict(), weights)
