@@ -18,3 +18,9 @@ def one_line(error: Exception) -> str:
     if not words or isinstance(error, KeyError):  # a KeyError says no more than the key
         return f"{type(error).__name__} {words}".rstrip()
     return words
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error, to be quoted in a message of ours."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

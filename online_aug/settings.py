@@ -32,6 +32,10 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
+def _for_each_channel(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * 3
+
+
 # Last in the annotation of every float, so that the range is checked after it.
 Exponent = BeforeValidator(_exponent)
 
@@ -50,6 +54,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _Strengths = Annotated[tuple[Strength, ...], Field(min_length=1)]
 Strengths = Annotated[
     _Strengths, BeforeValidator(_as_tuple, json_schema_input_type=Strength | _Strengths)
+]
+_Channels = tuple[Fraction, Fraction, Fraction]
+Channels = Annotated[
+    _Channels, BeforeValidator(_for_each_channel, json_schema_input_type=Fraction | _Channels)
+]
+_Deviations = tuple[Strength, Strength, Strength]
+Deviations = Annotated[
+    _Deviations, BeforeValidator(_for_each_channel, json_schema_input_type=Strength | _Deviations)
 ]
 _Devices = Annotated[tuple[str, ...], Field(min_length=1)]
 Devices = Annotated[_Devices, BeforeValidator(_as_tuple, json_schema_input_type=str | _Devices)]

@@ -1,21 +1,19 @@
 """The timm classifier: built, loaded with weights, and checked before a run."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
-import safetensors.torch
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import nn
 
 from cache.text import nearest_hint
+from online_aug.classifier.weights import check_file, fit, misfit, read_weights
 from online_aug.config.sections import ClassifierConfig
-from online_aug.errors import UserError
+from online_aug.errors import UserError, first_line
 from online_aug.seeding import torch_global_state
 
-_SHOWN_NAMES = 3
 _REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
 """Errors that networks raise for settings or images they were not made for."""
 
@@ -27,6 +25,7 @@ def build_classifier(
     image_size: int | None = None,
     seed: int = 0,
     key: str = "classifier.checkpoint",
+    needs_head: bool = False,
 ) -> nn.Module:
     """Build a timm classifier on the CPU, with a new head or the weights the configuration names.
 
@@ -37,6 +36,8 @@ def build_classifier(
             size (most vision transformers).
         seed: Seed of the initial weights; PyTorch's global state is left alone.
         key: Configuration key of `config.checkpoint`, for error messages.
+        needs_head: Whether a file of weights without a head for these classes is refused; otherwise
+            the head is new.
 
     Raises:
         UserError: If timm does not know the name, or the weights are missing or do not fit.
@@ -44,13 +45,15 @@ def build_classifier(
     check_name(config.name)
     with torch_global_state(seed):
         classifier = _create(config, num_classes, image_size)
-    if config.checkpoint is not None:
-        _load_checkpoint(classifier, config.checkpoint, config.name, key)
+    load_checkpoint(classifier, config, key, needs_head=needs_head)
     return classifier
 
 
 def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the channel means and deviations that a model expects, for values in [0, 1]."""
+    """Return the channel means and deviations that a model expects, for values in [0, 1].
+
+    They are timm's for its name, or `classifier.mean` and `classifier.std`.
+    """
     found = resolve_model_data_config(classifier)
     return tuple(found["mean"]), tuple(found["std"])
 
@@ -86,14 +89,17 @@ def check_classifier(config: ClassifierConfig) -> None:
         UserError: If timm does not know the name, or the file of weights is missing.
     """
     check_name(config.name)
-    _check_checkpoint(config.checkpoint)
+    check_file(config.checkpoint)
 
 
-def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> None:
-    """Raise if the weights are for other classes, or the images too small for the network.
+def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> list[str]:
+    """Raise if the weights are of another network, or the images too small for it.
 
     The network is built to find out, but only if there are weights or the images are smaller than
     those it was made for.
+
+    Returns:
+        Lines that say which weights are not taken as they are.
 
     Raises:
         UserError: If the weights or the images do not fit.
@@ -101,9 +107,10 @@ def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> No
     cfg = None if ":" in config.name else timm.get_pretrained_cfg(config.name)
     is_small = cfg is not None and image_size < max(cfg.input_size)
     if config.checkpoint is None and not is_small:
-        return
-    bare = config.model_copy(update={"pretrained": False})
+        return []
+    bare = config.model_copy(update={"pretrained": False, "checkpoint": None})
     classifier = build_classifier(bare, num_classes, image_size=image_size).eval()
+    notes = load_checkpoint(classifier, config)
     try:
         with torch.no_grad():
             classifier(torch.zeros(1, 3, image_size, image_size))
@@ -112,6 +119,7 @@ def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> No
             f"data.image_size must be a size that {config.name} can take, got {image_size}: "
             f"{first_line(error)}"
         ) from None
+    return notes
 
 
 def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
@@ -161,7 +169,7 @@ def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) 
             drop_rate=config.drop_rate,
             **_size_option(config.name, image_size),
         )
-        return classifier
+        return _with_statistics(classifier, config)
     except OSError as error:
         raise UserError(
             f"classifier.pretrained must be false where the weights of {config.name} cannot be "
@@ -172,6 +180,13 @@ def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) 
             f"classifier.name must be a timm model that can be built with these settings, got "
             f"{config.name!r}: {first_line(error)}"
         ) from None
+
+
+def _with_statistics(classifier: Any, config: ClassifierConfig) -> nn.Module:
+    given = {"mean": config.mean, "std": config.std}
+    changes = {name: value for name, value in given.items() if value is not None}
+    classifier.pretrained_cfg = {**classifier.pretrained_cfg, **changes}
+    return cast(nn.Module, classifier)
 
 
 def sees_one_size(name: str) -> bool:
@@ -185,61 +200,47 @@ def _size_option(name: str, image_size: int | None) -> dict[str, int]:
     return {"img_size": image_size} if is_fixed and image_size is not None else {}
 
 
-def _load_checkpoint(classifier: nn.Module, path: Path, name: str, key: str) -> None:
-    weights = _read_weights(path, key)
-    expected = classifier.state_dict()
-    problems = [
-        *_listed("lacks", sorted(expected.keys() - weights.keys())),
-        *_listed("has unknown", sorted(weights.keys() - expected.keys())),
-        *_listed("differs in shape in", _other_shapes(expected, weights)),
-    ]
-    if problems:
-        raise UserError(
-            f"{key} must hold the weights of {name} with "
-            f"{getattr(classifier, 'num_classes', '?')} classes, {path} {' and '.join(problems)}"
-        )
-    classifier.load_state_dict(weights)
+def load_checkpoint(
+    classifier: nn.Module,
+    config: ClassifierConfig,
+    key: str = "classifier.checkpoint",
+    *,
+    needs_head: bool = False,
+) -> list[str]:
+    """Load the weights that `config.checkpoint` names, if any, without a head for other classes.
 
+    Args:
+        classifier: Model of `config.name`.
+        config: Names the file.
+        key: Configuration key of the file, for messages.
+        needs_head: Whether a file without a fitting head is refused.
 
-def _check_checkpoint(path: Path | None, key: str = "classifier.checkpoint") -> None:
-    if path is not None and not path.is_file():
-        raise UserError(f"{key} must be a file of weights, got {path}")
+    Returns:
+        Lines that say what was not taken as it is.
 
-
-def _read_weights(path: Path, key: str) -> Mapping[str, Tensor]:
-    _check_checkpoint(path, key)
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own kind of failure
-        raise UserError(
-            f"{key} must be safetensors or a torch.save of plain tensors, "
-            f"cannot read {path}: {first_line(error)}"
-        ) from None
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
-    if isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values()):
-        return weights
-    raise UserError(f"{key} must hold named tensors, {path} holds something else")
-
-
-def _other_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"{name} ({tuple(weights[name].shape)}, needs {tuple(expected[name].shape)})"
-        for name in expected
-        if name in weights and weights[name].shape != expected[name].shape
-    ]
-
-
-def _listed(verb: str, names: list[str]) -> list[str]:
-    if not names:
+    Raises:
+        UserError: If the file is missing, cannot be read or does not fit.
+    """
+    path = config.checkpoint
+    if path is None:
         return []
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return [f"{verb} {', '.join(names[:_SHOWN_NAMES])}{more}"]
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error, to be quoted in a message of ours."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    weights = read_weights(path, key)
+    fitted = fit(weights, classifier)
+    classes = getattr(classifier, "num_classes", "?")
+    if fitted is None or (needs_head and not fitted.has_head):
+        raise UserError(
+            f"{key} must hold the weights of {config.name} with {classes} classes, {path} "
+            f"{misfit(weights, classifier)}"
+        )
+    classifier.load_state_dict(fitted.weights, strict=fitted.has_head)
+    notes = []
+    if fitted.is_by_order:
+        notes.append(
+            f"{key}: the names in {path} are not those of {config.name}; its tensors were taken in "
+            "their order, in which all shapes agree"
+        )
+    if not fitted.has_head:
+        notes.append(
+            f"{key}: {path} has no head for {classes} classes; the head starts with new weights"
+        )
+    return notes

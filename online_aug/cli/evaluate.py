@@ -76,7 +76,7 @@ def _judge(config: Config, weights: Path) -> "Evaluation":
     device = torch.device(plan_devices(config.devices).train[0])
     settings = config.classifier.model_copy(update={"checkpoint": weights})
     classifier = build_classifier(
-        settings, len(images.class_names), image_size=config.data.image_size
+        settings, len(images.class_names), image_size=config.data.image_size, needs_head=True
     )
     classifier.to(device)
     return evaluate(classifier, images, config.data, device, train_labels=splits.train.labels)
@@ -93,9 +93,11 @@ def _print(result: "Evaluation", console: "Console") -> None:
     for title, shares in parts.items():
         if shares:
             console.print(_table(title, shares))
+    worst = result.worst_group
     console.print(
         f"top1 {percent(result.top1)}, top5 {percent(result.top5)} of {result.images} images, "
-        f"loss {result.loss:.4f}"
+        + (f"worst group {percent(worst)}, " if worst is not None else "")
+        + f"loss {result.loss:.4f}"
     )
 
 

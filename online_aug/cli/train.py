@@ -102,7 +102,9 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     check_training(config, devices.train, me.launched_ranks)
     splits = load_splits(config.data)
     num_classes = len(splits.train.class_names)
-    check_fit(config.classifier, num_classes, config.data.image_size)
+    notes = check_fit(config.classifier, num_classes, config.data.image_size)
+    if me.is_first and not me.is_ours:
+        sys.stdout.writelines(f"{note}\n" for note in notes)
     experiment = Experiment(config, splits, devices.generator)
     check_saliency(experiment)
     experiment.check(generates=bool(devices.generate))

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from online_aug.settings import (
+    Channels,
     Count,
     DeepSpeedSettings,
+    Deviations,
     Devices,
     Exponent,
     Fraction,
@@ -28,7 +30,13 @@ class ClassifierConfig(Section):
     pretrained: bool = False
     """Start from timm's weights for this name (hub or local cache)."""
     checkpoint: Path | None = None
-    """Start from this file of weights instead."""
+    """Start from this file of weights instead. A head for other classes is left out; tensors of
+    other names are taken in order if all their shapes agree."""
+    mean: Channels | None = None
+    """Mean of the input by channel that the weights expect, [0, 1], three numbers or one; null is
+    timm's for the name."""
+    std: Deviations | None = None
+    """Standard deviation of the input by channel, (0, 1], likewise."""
     drop_rate: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.0
     """Dropout before the head."""
     head_only: bool = False
@@ -40,6 +48,28 @@ class ClassifierConfig(Section):
     deepspeed: Annotated[dict[str, Any], DeepSpeedSettings] = Field(default_factory=dict)
     """DeepSpeed settings beside ours, such as `{zero_optimization: {stage: 1}}`, or the JSON file
     that holds them."""
+
+    @property
+    def statistics(self) -> str:
+        """The given input statistics as a part of a version; empty if they are timm's."""
+        given = {"mean": self.mean, "std": self.std}
+        return "".join(
+            f"-{name}-" + "-".join(f"{value:g}" for value in values)
+            for name, values in given.items()
+            if values is not None
+        )
+
+    def helper(self, name: str | None, weights: Path | None) -> "ClassifierConfig":
+        """Return the settings of another classifier of these classes, with weights of its own.
+
+        Args:
+            name: timm name; None is this one's, which then has this one's input statistics.
+            weights: File of its weights.
+        """
+        changes: dict[str, Any] = {"name": name or self.name, "checkpoint": weights}
+        if changes["name"] != self.name:
+            changes |= {"mean": None, "std": None}
+        return self.model_copy(update=changes)
 
 
 class OptimConfig(Section):

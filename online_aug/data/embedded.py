@@ -3,7 +3,9 @@
 Digits are scikit-learn's 1,797 handwritten digits; pocket birds are drawn by `pocket_birds.py`.
 """
 
+import csv
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from online_aug.console import Report
-from online_aug.data.folders import written_once
+from online_aug.data.folders import folder_splits, written_once
+from online_aug.data.image_sets import FolderSet, Groups
 
 EMBEDDED_SETS = ("digits", "pocket_birds")
 FORMATS = {"digits": 1, "pocket_birds": 2}
@@ -24,6 +27,34 @@ _SIZE_PX = 64
 _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 _SPLIT_SEED = 0
 """The split of the digits never changes, so that results stay comparable."""
+
+
+def embedded_splits(name: str, root: Path) -> dict[str, FolderSet]:
+    """Read the splits of an embedded set; those of pocket birds have groups of family and habitat.
+
+    Raises:
+        UserError: As `write_embedded`.
+    """
+    folder = write_embedded(name, root)
+    splits = folder_splits(folder)
+    if name != "pocket_birds":
+        return splits
+    places = _family_and_habitat(folder)
+    names = tuple(sorted(set(places.values())))
+    return {
+        split: replace(images, groups=_groups(names, [places[split, f] for f in images.files]))
+        for split, images in splits.items()
+    }
+
+
+def _family_and_habitat(folder: Path) -> dict[tuple[str, str], str]:
+    with (folder / "metadata.csv").open(newline="") as file:
+        rows = [(row["path"].partition("/"), row) for row in csv.DictReader(file)]
+    return {(split, file): f"{row['family']} in {row['habitat']}" for (split, _, file), row in rows}
+
+
+def _groups(names: tuple[str, ...], found: list[str]) -> Groups:
+    return Groups(names, np.array([names.index(name) for name in found]))
 
 
 def write_embedded(name: str, root: Path) -> Path:

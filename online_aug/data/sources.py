@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from online_aug.console import Report, terminal_progress
-from online_aug.data.embedded import EMBEDDED_SETS, write_embedded
+from online_aug.data.embedded import EMBEDDED_SETS, embedded_splits
 from online_aug.data.folders import doubtful_folders, folder_splits
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.data.images import BadImageError, check_header, read_image
@@ -85,7 +85,7 @@ def check_images(
 
 def _open(data: DataConfig) -> dict[str, ImageSet]:
     if data.source in EMBEDDED_SETS:
-        return dict(folder_splits(write_embedded(data.source, data.root)))
+        return dict(embedded_splits(data.source, data.root))
     if data.source in PUBLISHED:
         return dict(published_splits(data.source, data.root))
     folder = Path(data.source).expanduser()

@@ -23,6 +23,7 @@ from online_aug.classifier.model import (
     input_statistics,
     sees_one_size,
 )
+from online_aug.config.sections import ClassifierConfig
 from online_aug.data.transforms import normalise
 from online_aug.errors import UserError
 from online_aug.experiment.mask_files import MaskFiles
@@ -82,10 +83,10 @@ class ExperimentSaliency:
         return Path(str(saliency.teacher)) if is_asked else None
 
     @property
-    def teacher_name(self) -> str:
-        """timm name of the model that looks at the images."""
+    def teacher_settings(self) -> ClassifierConfig:
+        """Name, weights and input statistics of the model that looks at the images."""
         config = self.experiment.config
-        return config.saliency.name or config.classifier.name
+        return config.classifier.helper(config.saliency.name, self.weights)
 
     @property
     def teacher_size(self) -> int:
@@ -286,14 +287,12 @@ def build_teacher(experiment: "Experiment") -> nn.Module:
     config = experiment.config
     if config.saliency.name is not None:
         check_name(config.saliency.name, "saliency.name")
-    settings = config.classifier.model_copy(
-        update={"name": experiment.saliency.teacher_name, "checkpoint": config.saliency.teacher}
-    )
     return build_classifier(
-        settings,
+        experiment.saliency.teacher_settings,
         len(experiment.splits.train.class_names),
         image_size=experiment.saliency.teacher_size,
         key="saliency.teacher",
+        needs_head=True,
     )
 
 
@@ -301,7 +300,8 @@ def _teacher_version(saliency: ExperimentSaliency) -> str | None:
     if saliency.weights is None:
         return None
     try:
-        return file_version(saliency.weights, saliency.teacher_name, saliency.teacher_size)
+        name = saliency.teacher_settings.name + saliency.teacher_settings.statistics
+        return file_version(saliency.weights, name, saliency.teacher_size)
     except OSError as error:
         raise UserError(
             f"saliency.teacher must be a file of weights, cannot read {saliency.weights}: "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from online_aug.classifier.model import build_classifier, check_name, input_statistics
 from online_aug.config import Config
+from online_aug.config.sections import ClassifierConfig
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square, normalise
 from online_aug.diffusion.weights import digest_folder
@@ -272,7 +273,8 @@ def _judge_version(config: Config) -> str | None:
             f"{error.strerror}"
         ) from None
     rule = f"{gate.min_probability!r}-{gate.top_k}"
-    return f"{_judge_name(config)}-{_judge_size(config)}-{digest}-{rule}"
+    judge = _judge_settings(config)
+    return f"{judge.name}{judge.statistics}-{_judge_size(config)}-{digest}-{rule}"
 
 
 def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
@@ -284,8 +286,8 @@ def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
     return f"clip-{digest_folder(gate.clip)}-{digest}"
 
 
-def _judge_name(config: Config) -> str:
-    return config.gate.name or config.classifier.name
+def _judge_settings(config: Config) -> ClassifierConfig:
+    return config.classifier.helper(config.gate.name, config.gate.classifier)
 
 
 def _judge_size(config: Config) -> int:
@@ -293,13 +295,15 @@ def _judge_size(config: Config) -> int:
 
 
 def _load_judge(config: Config, num_classes: int) -> nn.Module:
-    name = _judge_name(config)
     if config.gate.name is not None:
-        check_name(name, "gate.name")
-    changes = {"name": name, "checkpoint": config.gate.classifier}
-    settings = config.classifier.model_copy(update=changes)
-    side = _judge_size(config)
-    return build_classifier(settings, num_classes, image_size=side, key="gate.classifier")
+        check_name(config.gate.name, "gate.name")
+    return build_classifier(
+        _judge_settings(config),
+        num_classes,
+        image_size=_judge_size(config),
+        key="gate.classifier",
+        needs_head=True,
+    )
 
 
 def _reference_scores(

@@ -60,6 +60,7 @@ def _summary_table(summary: Summary) -> str:
                 f"{summary.top1_best_val:.1%} (epoch {summary.best_val_epoch + 1})",
             ),
             ("test top5, last epoch", f"{summary.top5:.1%}"),
+            *_worst_group(summary),
             ("served real, fresh, cached", f"{served.real:,}, {served.fresh:,}, {served.cached:,}"),
             ("starved", f"{served.starved:,}"),
             ("images generated", summary.made_text),
@@ -68,6 +69,11 @@ def _summary_table(summary: Summary) -> str:
             ("whole run", f"{duration(summary.wall_s)}, {summary.epochs} epochs"),
         ]
     )
+
+
+def _worst_group(summary: Summary) -> list[tuple[str, str]]:
+    worst = summary.worst_group
+    return [] if worst is None else [("test worst group, last epoch", f"{worst:.1%}")]
 
 
 def _shares_table(shares: Mapping[str, float]) -> str:

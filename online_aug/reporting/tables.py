@@ -20,7 +20,7 @@ from online_aug.request import Counts
 
 MIX_COLOURS = {"real": "blue", "fresh": "green", "cached": "cyan", "starved": "yellow"}
 BAR_CELLS = 24
-WORST_CLASSES = 5
+WORST = 5
 COLUMN_WIDTHS = {
     "epoch": 7, "loss": 7, "val top1": 9, "images/s": 9, "real": 6, "fresh": 6, "cached": 7,
     "starved": 8, "made": 6, "made/s": 7, "cache": 8,
@@ -218,8 +218,9 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
         ("test top1, best validation", Text(best)),
         ("test top5, last epoch", Text(percent(summary.top5))),
-        *((title, Text(_listed(shares))) for title, shares in summary.parts.items()),
-        (_worst_title(summary.per_class), Text(_worst(summary.per_class))),
+        *_worst_group(summary),
+        *([("training images", Text(_listed(summary.per_shots)))] if summary.per_shots else []),
+        (_worst_title("classes", summary.per_class), Text(_worst(summary.per_class))),
         ("images served", mix_text(summary.served)),
         ("", Text(_served_counts(summary), "dim")),
         ("images generated", Text(summary.made_text)),
@@ -241,12 +242,21 @@ def _restarts(count: int) -> Text:
     return Text(f"{count}", "bold yellow" if count else "")
 
 
-def _worst_title(per_class: Mapping[str, float]) -> str:
-    return "worst classes" if len(per_class) > WORST_CLASSES else "classes, worst first"
+def _worst_group(summary: Summary) -> list[tuple[str, Text]]:
+    if summary.worst_group is None:
+        return []
+    return [
+        ("test worst group", Text(percent(summary.worst_group), "bold")),
+        (_worst_title("groups", summary.per_group), Text(_worst(summary.per_group))),
+    ]
 
 
-def _worst(per_class: Mapping[str, float]) -> str:
-    worst = sorted(per_class.items(), key=lambda entry: entry[1])[:WORST_CLASSES]
+def _worst_title(parts: str, shares: Mapping[str, float]) -> str:
+    return f"worst {parts}" if len(shares) > WORST else f"{parts}, worst first"
+
+
+def _worst(shares: Mapping[str, float]) -> str:
+    worst = sorted(shares.items(), key=lambda entry: entry[1])[:WORST]
     return _listed(dict(worst))
 
 

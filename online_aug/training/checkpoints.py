@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from cache import Store, cache_exists
-from online_aug.classifier.model import first_line
 from online_aug.config import Config
 from online_aug.distributed.identity import identify
 from online_aug.distributed.world import World
 from online_aug.documents import DocumentError, read_object
-from online_aug.errors import UserError
+from online_aug.errors import UserError, first_line
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
 from online_aug.loader.loader import check_same_cache

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from online_aug.classifier.model import first_line, input_statistics, prepare_training
+from online_aug.classifier.model import input_statistics, prepare_training
 from online_aug.classifier.optim import learning_rate, mix_batch, smooth
 from online_aug.config import Config
 from online_aug.data.transforms import normalise
 from online_aug.distributed.world import World, agree, barrier, set_environment
-from online_aug.errors import RunError, UserError
+from online_aug.errors import RunError, UserError, first_line
 from online_aug.files import write_atomically
 from online_aug.loader.dataset import Batch
 from online_aug.seeding import numpy_rng, torch_global_state

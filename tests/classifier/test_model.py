@@ -1,11 +1,13 @@
 """Classifiers are built by name, seeded, and loaded from weights that fit."""
 
+import argparse
+
 import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
 
-from online_aug.classifier.model import build_classifier, input_statistics
+from online_aug.classifier.model import build_classifier, check_fit, input_statistics
 from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError
 
@@ -74,13 +76,93 @@ def test_weights_are_loaded_from_a_file(tmp_path, suffix):
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
 
 
-def test_weights_for_another_number_of_classes_are_refused(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file(build(num_classes=5).state_dict(), path)
+def saved(path, classifier, rename=str, drop=()):
+    weights = {rename(name): value for name, value in classifier.state_dict().items()}
+    torch.save({name: value for name, value in weights.items() if name not in drop}, path)
+    return path
+
+
+def notes_on(path, name="test_resnet"):
+    return check_fit(ClassifierConfig(name=name, checkpoint=path), 3, 32)
+
+
+def test_a_head_for_other_classes_is_left_out_and_told(tmp_path):
+    other = build(num_classes=5)
+    path = saved(tmp_path / "weights.pt", other)
+    loaded, fresh = build(checkpoint=path), build()
+    assert torch.equal(loaded.conv1[0].weight, other.conv1[0].weight)
+    assert torch.equal(loaded.fc.weight, fresh.fc.weight)
+    assert notes_on(path) == [
+        f"classifier.checkpoint: {path} has no head for 3 classes; the head starts with new weights"
+    ]
+
+
+def test_a_file_without_a_head_is_loaded(tmp_path):
+    path = saved(tmp_path / "weights.pt", other := build(), drop=("fc.weight", "fc.bias"))
+    assert torch.equal(build(checkpoint=path).conv1[0].weight, other.conv1[0].weight)
+    assert len(notes_on(path)) == 1
+
+
+def test_where_a_head_is_needed_one_for_other_classes_is_refused(tmp_path):
+    path = saved(tmp_path / "weights.pt", build(num_classes=5))
+    config = ClassifierConfig(name="test_resnet", checkpoint=path)
     with pytest.raises(
-        UserError, match=r"with 3 classes, .* differs in shape in fc\.weight \(\(5, "
+        UserError, match=r"with 3 classes, .* differs in shape in fc\.bias|fc\.weight"
     ):
+        build_classifier(config, 3, needs_head=True)
+
+
+def test_tensors_of_other_names_are_taken_in_order_and_that_is_told(tmp_path):
+    other = build(num_classes=5)
+    path = saved(tmp_path / "weights.pt", other, rename=lambda name: f"_{name}")
+    assert torch.equal(build(checkpoint=path).conv1[0].weight, other.conv1[0].weight)
+    assert (
+        "are not those of test_resnet; its tensors were taken in their order" in notes_on(path)[0]
+    )
+
+
+def test_known_names_in_other_places_are_never_taken_in_order(tmp_path):
+    first, second = "layer1.0.bn1.weight", "layer1.0.bn1.bias"
+    swapped = {first: second, second: first, "bn1.bias": "_bn1.bias"}
+    path = saved(tmp_path / "weights.pt", build(), rename=lambda name: swapped.get(name, name))
+    with pytest.raises(UserError, match=r"lacks bn1\.bias and has unknown _bn1\.bias"):
         build(checkpoint=path)
+
+
+def test_fewer_tensors_of_other_names_are_refused(tmp_path):
+    names = {"drop": ("_bn1.bias",), "rename": lambda name: f"_{name}"}
+    with pytest.raises(UserError, match=r"lacks bn1\.bias"):
+        build(checkpoint=saved(tmp_path / "weights.pt", build(), **names))
+
+
+def test_a_checkpoint_of_timms_trainer_is_read_with_its_averaged_weights(tmp_path):
+    path, average = (
+        tmp_path / "model_best.pth.tar",
+        build_classifier(ClassifierConfig(name="test_resnet"), 3, seed=9),
+    )
+    torch.save(
+        {
+            "args": argparse.Namespace(model="test_resnet", lr=0.1),
+            "state_dict": build().state_dict(),
+            "state_dict_ema": {f"module.{k}": v for k, v in average.state_dict().items()},
+        },
+        path,
+    )
+    assert torch.equal(build(checkpoint=path).fc.weight, average.fc.weight)
+    assert notes_on(path) == []
+
+
+def test_given_statistics_replace_those_of_the_model():
+    assert input_statistics(build(mean=0.25, std=(0.1, 0.2, 0.3))) == (
+        (0.25, 0.25, 0.25),
+        (0.1, 0.2, 0.3),
+    )
+
+
+def test_another_model_has_statistics_of_its_own():
+    config = ClassifierConfig(name="test_resnet", mean=0.25)
+    assert config.helper(None, None).mean == (0.25, 0.25, 0.25)
+    assert config.helper("test_vit", None).mean is None
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):

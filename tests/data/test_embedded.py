@@ -1,5 +1,6 @@
 """Embedded sets are written once, completely or not at all, and never over something else."""
 
+import csv
 import hashlib
 import multiprocessing
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from online_aug.data import embedded
 from online_aug.data.embedded import digits_arrays, write_embedded
 from online_aug.data.folders import MARKER
+from online_aug.data.image_sets import groups_of
 from online_aug.data.images import read_image
 from online_aug.data.pocket_birds import SPECIES, random_scene, random_species, render
 from online_aug.data.settings import DataConfig
@@ -95,6 +97,19 @@ def test_pocket_birds_are_an_ordinary_image_folder(tmp_path, monkeypatch):
     assert splits.train.class_names == tuple(sorted(pocket_birds.SPECIES))
     assert [len(images) for images in (splits.train, splits.val, splits.test)] == [24, 12, 12]
     assert splits.test.load(0).shape == (64, 64, 3)
+
+
+def test_pocket_birds_are_grouped_by_family_and_habitat(tmp_path, monkeypatch):
+    from online_aug.data import pocket_birds
+
+    monkeypatch.setattr(pocket_birds, "IMAGES_PER_SPECIES", {"train": 2, "val": 1, "test": 1})
+    images = load_splits(DataConfig(source="pocket_birds", root=tmp_path)).train
+    groups = groups_of(images)
+    with (tmp_path / "pocket_birds" / "metadata.csv").open(newline="") as file:
+        told = {row["path"]: f"{row['family']} in {row['habitat']}" for row in csv.DictReader(file)}
+    found = [groups.names[number] for number in groups.numbers]
+    assert found == [told[f"train/{name}"] for name in images.files]
+    assert set(groups.names) == set(told.values())  # those of all splits, in each
 
 
 def test_a_set_is_written_once(tmp_path, tiny):

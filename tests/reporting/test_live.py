@@ -1,5 +1,6 @@
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,5 +224,18 @@ def test_the_summary_says_what_came_out_and_where_it_lies() -> None:
     shown = text_of(console)
     for part in ("90.0 %", "91.0 % (epoch 2)", "null: 80%", "20 made, 5 reused"):
         assert part in shown
+    assert "group" not in shown
     for part in ("70 real, 20 fresh, 10 cached", "12 s, 3 epochs", "runs/quick-seed0"):
         assert part in shown
+
+
+def test_the_summary_names_the_worst_group() -> None:
+    console = pipe()
+    groups = {"wren in sea": 0.6, "jay in snow": 0.55, "tern in sea": 1.0}
+    found = replace(summary(), per_group=groups, worst_group=0.55)
+    print_summary(found, Path("runs/quick-seed0"), console)
+    lines = [line.strip("│ ") for line in text_of(console).splitlines()]
+    assert next(line for line in lines if "test worst group" in line).endswith("55.0 %")
+    assert next(line for line in lines if "groups, worst first" in line).endswith(
+        "jay in snow: 55%, wren in sea: 60%, tern"
+    )
