@@ -88,7 +88,7 @@ class SaliencyPublisher:
         experiment = self._experiment
         saliency = experiment.saliency
         version = saliency.version_of(
-            weights_version(classifier, saliency.teacher_name, saliency.teacher_size)
+            weights_version(classifier, saliency.teacher_settings.name, saliency.teacher_size)
         )
         if version in {each.version for each in self._published}:
             return
