@@ -20,12 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from benchmarks._paired import difference, estimate
 from online_aug.config import Config
-from online_aug.config.loading import config_digest, find_recipe, load_config
+from online_aug.config.loading import find_recipe, load_config
 from online_aug.errors import UserError
 from online_aug.reporting.metrics import read_metrics
+from online_aug.reporting.run_directory import CONFIG_FILE, MAY_DIFFER
 
 ROOT = Path(__file__).parents[1]
 ROWS: dict[str, tuple[str, ...]] = {
@@ -38,6 +42,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "true_masks": ("method.name=paste", "saliency.method=masks"),
 }
 """Overrides of each row that has a name."""
+REAL = ("run", "data", "mixing", "classifier", "optim")
+"""Sections that decide a run without generated images."""
 TESTS = {"test": "top1", "worst group": "worst_group"}
 """Columns, and where `summary.json` has them."""
 Cells = dict[int, float]
@@ -62,11 +68,13 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether its summary is there; raise `UserError` if it is one of other settings."""
-        path = self.folder / "summary.json"
-        if not path.exists():
+        if not (self.folder / "summary.json").exists():
             return False
-        if json.loads(path.read_text())["config_digest"] != config_digest(self.config):
-            raise UserError(f"{self.folder} must be free or hold this run, has other settings")
+        trained = yaml.safe_load((self.folder / CONFIG_FILE).read_text())
+        if others := _differences(trained, self.config):
+            raise UserError(
+                f"{self.folder} must be free or hold this run, has another {', '.join(others)}"
+            )
         return True
 
     def results(self) -> dict[str, float]:
@@ -136,6 +144,23 @@ def _run(
         *(f"finetune.path={folder / 'finetuned'}", *rows[row], *options.overrides),
     )
     return Run(row, seed, options.recipe, overrides, folder / name)
+
+
+def _differences(trained: Mapping[str, Any], config: Config) -> list[str]:
+    sections = config.model_dump(mode="json")
+    decisive = sections if config.mixing.is_synthetic else REAL
+    return [
+        f"{section}.{key}"
+        for section in decisive
+        for key, value in _keys(sections[section]).items()
+        # A key that is new since then had no effect.
+        if _keys(trained.get(section, {})).get(key, value) != value
+        and f"{section}.{key}" not in MAY_DIFFER
+    ]
+
+
+def _keys(section: Any) -> dict[str, Any]:
+    return section if isinstance(section, dict) else {"list": section}
 
 
 def _launch(run: Run) -> Run:

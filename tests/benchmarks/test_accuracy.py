@@ -1,14 +1,14 @@
 """The comparison of methods: its intervals, its table, and which runs it takes for finished."""
 
-import json
 import math
+from dataclasses import replace
 
 import pytest
 from run_records import epoch, summary
 
 from benchmarks import accuracy
 from benchmarks._paired import Estimate, difference, estimate
-from online_aug.config.loading import config_digest
+from online_aug.config.loading import resolved_yaml
 from online_aug.errors import UserError
 from online_aug.files import to_json
 from online_aug.reporting.metrics import MetricsLog
@@ -42,8 +42,8 @@ def finished(tmp_path, row, seed, top1, steps=10):
     log = MetricsLog(run.folder, from_epoch=0)
     log.append(epoch(0, step=steps))
     log.close()
-    found = json.loads(to_json(summary())) | {"config_digest": config_digest(run.config)}
-    (run.folder / "summary.json").write_text(json.dumps(found | {"top1": top1}))
+    (run.folder / "config.yaml").write_text(resolved_yaml(run.config))
+    (run.folder / "summary.json").write_text(to_json(replace(summary(), top1=top1)))
     return run
 
 
@@ -67,8 +67,18 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     run = finished(tmp_path, "vanilla", 0, 0.5)
     assert run.is_finished
     other = accuracy.Run("vanilla", 0, "quickstart", (*run.overrides, "optim.lr=0.1"), run.folder)
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"has another optim\.lr$"):
         assert other.is_finished
+
+
+def test_how_images_are_made_does_not_matter_to_a_run_without_any(tmp_path):
+    run = finished(tmp_path, "vanilla", 0, 0.5)
+    keys = (*run.overrides, "method.strength=0.1")
+    assert accuracy.Run("vanilla", 0, "quickstart", keys, run.folder).is_finished
+    run = finished(tmp_path, "recipe", 0, 0.5)
+    keys = (*run.overrides, "method.strength=0.1")
+    with pytest.raises(UserError, match=r"has another method\.strength$"):
+        assert accuracy.Run("recipe", 0, "quickstart", keys, run.folder).is_finished
 
 
 def test_a_row_of_ones_own_may_begin_with_one_that_has_a_name():
