@@ -191,7 +191,11 @@ class TrainingEngine:
         """Write the evaluated weights as safetensors that timm loads; only the first rank does."""
         if self._world.is_first:
             weights = self.evaluated_model().state_dict()
-            whole = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            # Safetensors knows one order of the channels.
+            whole = {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in weights.items()
+            }
             write_atomically(path, safetensors.torch.save(whole, metadata={"format": "pt"}))
 
     def _descend(

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from classifier_samples import CLASSES, make_batch
+from safetensors.torch import load_file
 
 from online_aug.classifier.optim import learning_rate
 from online_aug.errors import RunError, UserError
@@ -223,6 +224,15 @@ def test_channels_last_trains_the_same_network(make_engine):
     assert ends[0] == pytest.approx(ends[1], rel=1e-3)
     layout = {p.is_contiguous(memory_format=torch.channels_last) for p in conv_weights(engine)}
     assert layout == {True}
+
+
+def test_weights_with_the_channels_innermost_are_exported_as_others_are(make_engine, tmp_path):
+    engine = make_engine(classifier={"channels_last": True})
+    engine.export(tmp_path / "model.safetensors")
+    exported = load_file(tmp_path / "model.safetensors")
+    assert {name: value.tolist() for name, value in exported.items()} == {
+        name: value.tolist() for name, value in weights(engine).items()
+    }
 
 
 def conv_weights(engine):
