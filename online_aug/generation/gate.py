@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from online_aug.classifier.model import build_classifier, check_name, input_statistics
 from online_aug.config import Config
-from online_aug.config.sections import ClassifierConfig
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square, normalise
 from online_aug.diffusion.weights import digest_folder
@@ -273,7 +272,7 @@ def _judge_version(config: Config) -> str | None:
             f"{error.strerror}"
         ) from None
     rule = f"{gate.min_probability!r}-{gate.top_k}"
-    judge = _judge_settings(config)
+    judge = config.classifier.helper(gate.name, gate.classifier)
     return f"{judge.name}{judge.statistics}-{_judge_size(config)}-{digest}-{rule}"
 
 
@@ -286,10 +285,6 @@ def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
     return f"clip-{digest_folder(gate.clip)}-{digest}"
 
 
-def _judge_settings(config: Config) -> ClassifierConfig:
-    return config.classifier.helper(config.gate.name, config.gate.classifier)
-
-
 def _judge_size(config: Config) -> int:
     return config.gate.image_size or config.data.image_size
 
@@ -297,13 +292,9 @@ def _judge_size(config: Config) -> int:
 def _load_judge(config: Config, num_classes: int) -> nn.Module:
     if config.gate.name is not None:
         check_name(config.gate.name, "gate.name")
-    return build_classifier(
-        _judge_settings(config),
-        num_classes,
-        image_size=_judge_size(config),
-        key="gate.classifier",
-        needs_head=True,
-    )
+    settings = config.classifier.helper(config.gate.name, config.gate.classifier)
+    side, key = _judge_size(config), "gate.classifier"
+    return build_classifier(settings, num_classes, image_size=side, key=key, needs_head=True)
 
 
 def _reference_scores(

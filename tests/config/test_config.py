@@ -357,7 +357,7 @@ def test_every_float_takes_an_exponent_without_a_dot(empty, dotted):
     text = "1e1" if dotted.endswith("guidance_scale") else "5e-1"
     assert isinstance(yaml.safe_load(text), str)
     found = value_of(load_config(empty, [*taking(dotted), f"{dotted}={text}"]), dotted)
-    assert found in (float(text), (float(text),))
+    assert found in (float(text), (float(text),), (float(text),) * 3)
 
 
 @pytest.mark.parametrize("dotted", fields_of_kind("number"))
@@ -366,7 +366,7 @@ def test_every_float_takes_a_whole_number_or_says_its_range(empty, dotted):
         assert error_lines(empty, *taking(dotted), f"{dotted}=1")[0].endswith("got 1")
     else:
         found = value_of(load_config(empty, [*taking(dotted), f"{dotted}=1"]), dotted)
-        assert found in (1.0, (1.0,))
+        assert found in (1.0, (1.0,), (1.0,) * 3)
 
 
 @pytest.mark.parametrize("text", ["true", "'64'", "64.0", "6e1", "[64]"])
