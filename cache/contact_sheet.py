@@ -4,7 +4,7 @@
 font, scaling) serve other sheets too, so that all sheets look alike on every machine.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -100,12 +100,13 @@ def draw_sheet(cells: Sequence[Cell], title: str, *, has_sources: bool) -> bytes
     return png_file(sheet)
 
 
-def caption_of(request: Mapping[str, Scalar], class_name: Callable[[int], str]) -> list[str]:
+def caption_of(
+    request: Mapping[str, Scalar], source_class: str | None, target_class: str | None
+) -> list[str]:
     """Tell a request in lines: its method, its classes, then everything else that was set."""
-    labels = [request.get("source_label"), request.get("target_label")]
-    names = [class_name(label) if isinstance(label, int) else "unknown" for label in labels]
+    names = [source_class or "unknown", target_class or "unknown"]
     lines = [str(request.get("method", "no method"))]
-    if labels != [None, None]:
+    if names != ["unknown", "unknown"]:
         lines.append(names[0] if names[0] == names[1] else f"{names[0]} to {names[1]}")
     shown = {name: request[name] for name in (*_FIRST_FIELDS, *request) if name in request}
     return lines + [

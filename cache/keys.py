@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TypeAlias
 
 from cache.errors import CacheError, CorruptRecordError
@@ -45,7 +46,9 @@ _MAX_NAME_BYTES = 2**16 - 1
 _MAX_VALUE_BYTES = 2**20
 _MAX_DIGITS = 100
 _TOO_LARGE = 10**_MAX_DIGITS
-_MAX_LABEL_CHARACTERS = 64
+_MAX_LABEL_CHARACTERS = 48
+SEPARATOR = "\t"
+"""Stands between data set and class in the name of a counter."""
 
 
 def request_key(fields: Mapping[str, Scalar]) -> bytes:
@@ -244,18 +247,23 @@ def label_of(request: Mapping[str, Scalar], side: str) -> int | None:
 
 
 def index_terms(
-    request: Mapping[str, Scalar], encoded: Mapping[str, bytes] | None = None
+    request: Mapping[str, Scalar],
+    encoded: Mapping[str, bytes] | None = None,
+    classes: Mapping[str, str] = MappingProxyType({}),
 ) -> IndexTerms:
     """Return the recipe, the source and the counters of a request.
 
     Args:
         request: Its fields, from whatever program.
         encoded: `canonical_fields(request)`, if the caller has it.
+        classes: Names of its data set and classes, as in `Entry.classes`.
     """
     parts = canonical_fields(request) if encoded is None else encoded
     recipe = b"".join([part for name, part in parts.items() if name not in VARYING])
     source = request.get("source_digest")
-    return IndexTerms(recipe, recipe_id(recipe), source_id(source), tuple(_counters(request)))
+    return IndexTerms(
+        recipe, recipe_id(recipe), source_id(source), tuple(_counters(request, classes))
+    )
 
 
 @lru_cache(maxsize=256)
@@ -272,17 +280,23 @@ def source_id(source_digest: Scalar) -> bytes:
     return hashlib.blake2b(text, digest_size=ID_BYTES, person=_SOURCE_PERSON).digest()
 
 
-def _counters(request: Mapping[str, Scalar]) -> list[str]:
+def _counters(request: Mapping[str, Scalar], classes: Mapping[str, str]) -> list[str]:
     method, strength = request.get("method"), request.get("strength")
+    data_set = _shortened(classes.get("data_set", ""))
     names = [f"method/{_shortened(method) if isinstance(method, str) else ''}"]
-    for name in ("source_label", "target_label"):
-        label = request.get(name)
-        if isinstance(label, int | str) and not isinstance(label, bool):
-            names.append(f"{name}/{_shortened(str(label))}")
+    names.append(f"data_set/{data_set}")
+    for side in ("source", "target"):
+        label = request.get(f"{side}_label")
+        name = classes.get(f"{side}_class", request.get(f"{side}_class"))
+        is_label = isinstance(label, int | str) and not isinstance(label, bool)
+        words = [str(label)] if is_label else []
+        if words or isinstance(name, str):
+            words += [name] if isinstance(name, str) else []
+            names.append(f"{side}_class/{data_set}{SEPARATOR}{_shortened(' '.join(words))}")
     if isinstance(strength, float) and 0 <= strength <= 1:
         names.append(f"strength/{strength:.2f}")  # at most 101 counters, however it was drawn
     return names
 
 
 def _shortened(label: str) -> str:
-    return label[:_MAX_LABEL_CHARACTERS]
+    return label.replace(SEPARATOR, " ")[:_MAX_LABEL_CHARACTERS]

@@ -14,7 +14,6 @@ from cache.backend.claims import Claims, Owner, Pins, Status
 from cache.backend.environment import Environment
 from cache.backend.opening import SCHEMA_VERSION
 from cache.backend.tables import (
-    COUNTERS,
     Recipe,
     Tables,
     Transaction,
@@ -24,7 +23,7 @@ from cache.backend.tables import (
     numbers,
 )
 from cache.errors import CorruptRecordError
-from cache.keys import Scalar, check_keys, first_key, source_id
+from cache.keys import SEPARATOR, Scalar, check_keys, first_key, source_id
 from cache.record import Record, parse, read_summary
 
 _LOG_PART = 8192
@@ -153,7 +152,9 @@ def _statistics(txn: Transaction, tables: Tables, now: float) -> dict[str, Any]:
         "payload_bytes": get_number(txn, tables, "payload_bytes"),
         "stored_bytes": get_number(txn, tables, "stored_bytes"),
         "recipes": txn.stat(tables.recipes)["entries"],
-        **{f"by_{prefix[:-1]}": numbers(txn, tables, prefix) for prefix in COUNTERS},
+        "by_method": numbers(txn, tables, "method/"),
+        "by_data_set": _by_data_set(txn, tables),
+        "by_strength": numbers(txn, tables, "strength/"),
         "made_last_hour": index.arrivals_since(txn, tables, now - _HOUR_S),
         "evicted": get_number(txn, tables, "evicted"),
         "corrupt": get_number(txn, tables, "corrupt"),
@@ -166,6 +167,18 @@ def _statistics(txn: Transaction, tables: Tables, now: float) -> dict[str, Any]:
         "saliency_maps": txn.stat(tables.saliency)["entries"],
         "saliency_bytes": get_number(txn, tables, "saliency_bytes"),
     }
+
+
+def _by_data_set(txn: Transaction, tables: Tables) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, entries in numbers(txn, tables, "data_set/").items():
+        found[name] = {"entries": entries, "source_classes": {}, "target_classes": {}}
+    for side in ("source", "target"):
+        for counter, entries in numbers(txn, tables, f"{side}_class/").items():
+            data_set, _, name = counter.partition(SEPARATOR)
+            if data_set in found:
+                found[data_set][f"{side}_classes"][name] = entries
+    return found
 
 
 def _owner_row(owner: Owner, claims: int) -> dict[str, Any]:

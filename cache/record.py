@@ -1,9 +1,10 @@
-"""Records of the cache and their bytes: header, checksum, request, scores and image."""
+"""Records of the cache and their bytes: header, checksum, request, scores, class names, image."""
 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Self, TypeAlias
 from zlib import crc32
 
@@ -23,10 +24,11 @@ Bytes: TypeAlias = bytes | memoryview
 """A stored record: a copy, or LMDB's own page while its transaction runs."""
 
 MAGIC = b"OARC"
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 """Version of the bytes of a record; the tables around it have a schema version of their own."""
-# magic, version, codec, zero, height, width, created, position, lengths of request/scores/image
-HEADER = struct.Struct(">4sHBBIIdQIII")
+# magic, version, codec, zero, height, width, created, position, then the lengths of request,
+# scores, class names and image
+HEADER = struct.Struct(">4sHBBIIdQIIII")
 _POSITION_FIELD = 7
 _CHECKSUM_BYTES = 4
 BODY = HEADER.size + _CHECKSUM_BYTES
@@ -42,6 +44,9 @@ class Entry:
     """uint8, `h w 3`."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Measurements of the gate by name."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Names that labels stand for: `data_set`, `source_class`, `target_class`. They decide no
+    pixels, so the key does not depend on them."""
 
     @cached_property
     def encoded_fields(self) -> dict[str, bytes]:
@@ -72,33 +77,35 @@ class Draft:
             raise CacheError(f"image must encode to at most {MAX_IMAGE_BYTES} bytes")
         height, width, _ = image.shape
         fixed = (codec.number, 0, height, width, created)
-        terms = index_terms(entry.request, entry.encoded_fields)
-        self._prepare(entry.encoded_request, terms, entry.scores, data, fixed)
+        terms = index_terms(entry.request, entry.encoded_fields, entry.classes)
+        described = _described(entry.scores, entry.classes)
+        self._prepare(entry.encoded_request, terms, described, data, fixed)
 
     @classmethod
     def copy(cls, stored: "Record") -> Self:
         """Draft the same record for another position or cache, without encoding its image again."""
         draft = cls.__new__(cls)
         fixed = (stored.codec.number, 0, stored.height, stored.width, stored.created)
-        encoded, terms = canonical_bytes(stored.request), index_terms(stored.request)
-        draft._prepare(encoded, terms, stored.scores, stored.image_bytes, fixed)
+        terms = index_terms(stored.request, classes=stored.classes)
+        described = _described(stored.scores, stored.classes)
+        encoded = canonical_bytes(stored.request)
+        draft._prepare(encoded, terms, described, stored.image_bytes, fixed)
         return draft
 
     def _prepare(
         self,
         encoded: bytes,
         terms: IndexTerms,
-        scores: Mapping[str, float],
+        described: tuple[bytes, bytes],
         data: bytes,
         fixed: tuple[float, ...],
     ) -> None:
-        measured = canonical_bytes({name: float(score) for name, score in scores.items()})
         self.key = digest_of(encoded)
         self.terms = terms
         self._fixed = (MAGIC, RECORD_VERSION, *fixed)
-        self._parts = (encoded, measured, data)
-        self._lengths = (len(encoded), len(measured), len(data))
-        self._crc = crc32(data, crc32(measured, crc32(encoded)))
+        self._parts = (encoded, *described, data)
+        self._lengths = tuple(map(len, self._parts))
+        self._crc = crc32(data, crc32(b"".join((encoded, *described))))
 
     @property
     def size(self) -> int:
@@ -109,6 +116,33 @@ class Draft:
         """Return the bytes of the record at that position of the log."""
         header = HEADER.pack(*self._fixed, position, *self._lengths)
         return b"".join((header, checksum(header, self._crc), *self._parts))
+
+
+def _described(scores: Mapping[str, float], classes: Mapping[str, str]) -> tuple[bytes, bytes]:
+    measured = canonical_bytes({name: float(score) for name, score in scores.items()})
+    return measured, encode_classes(classes)
+
+
+def encode_classes(classes: Mapping[str, str]) -> bytes:
+    """Encode the names of a record's data set and classes, with a checksum of their own.
+
+    They are counted when a record is removed whose image is broken.
+
+    Raises:
+        CacheError: If one of them is not text.
+    """
+    if not all(isinstance(name, str) for name in classes.values()):
+        raise CacheError(f"classes must be names, got {dict(classes)!r}")
+    encoded = canonical_bytes(classes)
+    return crc32(encoded).to_bytes(_CHECKSUM_BYTES, "big") + encoded if encoded else b""
+
+
+def _decode_classes(data: bytes) -> dict[str, str]:
+    names = decode_fields(data[_CHECKSUM_BYTES:])
+    is_whole = not data or crc32(data[_CHECKSUM_BYTES:]) == int.from_bytes(data[:_CHECKSUM_BYTES])
+    if not is_whole or not all(isinstance(name, str) for name in names.values()):
+        raise CorruptRecordError("class names must be text with the right checksum")
+    return {field: str(name) for field, name in names.items()}
 
 
 def checksum(header: Bytes, body_crc: int) -> bytes:
@@ -136,6 +170,7 @@ class Record:
     request_bytes: bytes
     """The encoded request. Its digest is `key`."""
     scores_bytes: bytes
+    classes_bytes: bytes
     image_bytes: bytes
 
     @cached_property
@@ -171,13 +206,28 @@ class Record:
             raise CorruptRecordError("scores must be floats")
         return {name: score for name, score in scores.items() if isinstance(score, float)}
 
+    @cached_property
+    def classes(self) -> dict[str, str]:
+        """Names of data set and classes: `data_set`, `source_class`, `target_class`.
+
+        Raises:
+            CorruptRecordError: If another program did not encode them canonically as text.
+        """
+        return _decode_classes(self.classes_bytes)
+
+    def class_name(self, side: str) -> str | None:
+        """Return the name of the `source` or `target` class; None if the record does not say."""
+        field = f"{side}_class"
+        name = self.classes.get(field, self.request.get(field))
+        return name if isinstance(name, str) else None
+
     def check(self) -> None:
         """Raise if a part of the record cannot be decoded.
 
         Raises:
-            CorruptRecordError: If the image, the request or the scores cannot be decoded.
+            CorruptRecordError: If image, request, scores or class names cannot be decoded.
         """
-        _ = self.image, self.request, self.scores
+        _ = self.image, self.request, self.scores, self.classes
 
 
 def parse(key: bytes, value: Bytes) -> Record:
@@ -189,7 +239,7 @@ def parse(key: bytes, value: Bytes) -> Record:
     header = _whole_header(key, value)
     if not header.has_checksum(value):
         raise _corrupt(key, "its checksum does not match")
-    codec, height, width, created, position, scores, image, _ = header
+    codec, height, width, created, position, scores, classes, image, _ = header
     request = bytes(value[BODY:scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
@@ -201,7 +251,8 @@ def parse(key: bytes, value: Bytes) -> Record:
         created=created,
         position=position,
         request_bytes=request,
-        scores_bytes=bytes(value[scores:image]),
+        scores_bytes=bytes(value[scores:classes]),
+        classes_bytes=bytes(value[classes:image]),
         image_bytes=bytes(value[image:]),
     )
 
@@ -211,24 +262,26 @@ class Summary:
     """The parts of a record that the indexes are made from."""
 
     request: dict[str, Scalar]
+    classes: dict[str, str]
     created: float
     """Unix time, s."""
     position: int
 
 
 def read_summary(key: bytes, value: Bytes) -> Summary:
-    """Return the request of a record, checked against its key, and its header, unchecked.
+    """Return request and class names of a record, each checked, and its header, unchecked.
 
     Neither the checksum nor the image is looked at.
 
     Raises:
-        CorruptRecordError: If the request is not the one that was written.
+        CorruptRecordError: If request or class names are not those that were written.
     """
     header = _whole_header(key, value)
     request = bytes(value[BODY : header.scores])
     if digest_of(request) != key:
         raise _corrupt(key, "its request belongs to another key")
-    return Summary(decode_fields(request), header.created, header.position)
+    classes = _decode_classes(bytes(value[header.classes : header.image]))
+    return Summary(decode_fields(request), classes, header.created, header.position)
 
 
 def position_in(value: Bytes) -> int | None:
@@ -246,6 +299,8 @@ class Header(NamedTuple):
     position: int
     scores: int
     """Offset of the scores; the request starts at `BODY`."""
+    classes: int
+    """Offset of the class names."""
     image: int
     """Offset of the image."""
     end: int
@@ -264,9 +319,8 @@ class Header(NamedTuple):
         )
         if magic != MAGIC or version != RECORD_VERSION or zero:
             raise CorruptRecordError("its header is not one of this version's")
-        scores = BODY + lengths[0]
-        image = scores + lengths[1]
-        return cls(codec, height, width, created, position, scores, image, image + lengths[2])
+        _, scores, classes, image, end = accumulate(lengths, initial=BODY)
+        return cls(codec, height, width, created, position, scores, classes, image, end)
 
     def has_checksum(self, value: Bytes) -> bool:
         """Return whether the checksum in `value` is right."""

@@ -12,7 +12,7 @@ from typing import Self
 from cache.codecs import checked_image
 from cache.errors import CacheError, CacheFullError
 from cache.keys import canonical_bytes
-from cache.record import Entry
+from cache.record import Entry, encode_classes
 from cache.store import Store
 
 
@@ -79,9 +79,11 @@ class Writer:
                 cases it was not accepted.
         """
         scores = {name: float(score) for name, score in entry.scores.items()}
-        copy = Entry(dict(entry.request), checked_image(entry.image).copy(), scores)
+        image, classes = checked_image(entry.image).copy(), dict(entry.classes)
+        copy = Entry(dict(entry.request), image, scores, classes)
         for fields in (copy.request, scores):
             canonical_bytes(fields)  # refused here, before its whole batch would be
+        encode_classes(classes)
         self._check_process()
         with self._changed:
             self._wait_for(lambda: len(self._queue) < self._max_queued)

@@ -28,18 +28,18 @@ def bird(variant: int) -> Entry:
         "guidance_scale": 0.1 + 0.2,
     }
     image = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    return Entry(request, image, {"confidence": 1 / 3})
+    return Entry(request, image, {"confidence": 1 / 3}, {"data_set": "birds-0a"})
 
 
 def contents(path: Path) -> dict[bytes, tuple[Any, ...]]:
-    """Return request, scores, time and pixels of every record by key."""
+    """Return request, scores, time, pixels and class names of every record by key."""
     found = {}
     with Store(path, readonly=True) as store:
         for _, key in store.tail():
             record = store.get(key)
             assert record is not None
             pixels = (record.image.shape, record.image.tobytes())
-            found[key] = (record.request, record.scores, record.created, pixels)
+            found[key] = (record.request, record.scores, record.created, pixels, record.classes)
     return found
 
 

@@ -35,7 +35,7 @@ MAP_BYTES = 2**40
 """Address space, not disk. The same in every process, so that none meets a map that grew."""
 MAX_READERS = 2048
 MAGIC = b"online-aug cache"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the tables. A cache of any other version is refused."""
 
 _TRIES = 3

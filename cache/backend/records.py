@@ -104,7 +104,10 @@ def _find(txn: Transaction, tables: Tables, key: bytes) -> int | None:
 
 def terms_of(key: bytes, value: bytes | None) -> IndexTerms | None:
     """Return the index terms of a record, or None if its request cannot be read."""
+    if value is None:
+        return None
     try:
-        return None if value is None else index_terms(read_summary(key, value).request)
+        seen = read_summary(key, value)
+        return index_terms(seen.request, classes=seen.classes)
     except CorruptRecordError:
         return None

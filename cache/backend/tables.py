@@ -14,7 +14,7 @@ from cache.keys import KEY_BYTES, IndexTerms, Scalar, decode_fields
 
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-COUNTERS = ("method/", "source_label/", "target_label/", "strength/")
+COUNTERS = ("method/", "data_set/", "source_class/", "target_class/", "strength/")
 """Prefixes of the counters that count records by the fields of their requests."""
 
 _NUMBER = struct.Struct(">q")

@@ -142,7 +142,7 @@ def _check_record(report: VerifyReport, tally: Tally, seen: _Seen) -> None:
     except CorruptRecordError as error:
         report.problems.append(Problem(str(error), seen.key))
         return
-    terms = index_terms(stored.request)
+    terms = index_terms(stored.request, classes=stored.classes)
     tally.add(terms, size)
     row = seen.row
     problems = seen.missing if row else ["record is not in the log"]
@@ -246,7 +246,7 @@ def _rows(txn: Transaction, tables: Tables) -> tuple[list[bytes], list[bytes], T
             except CorruptRecordError:
                 lost.append(key)
                 continue
-            terms = index_terms(seen.request)
+            terms = index_terms(seen.request, classes=seen.classes)
             arrived, served = _history(txn, tables, seen.position, key) or (seen.created, 0)
             size = len(value)
             row = Row(key, terms.recipe_id, terms.source_id, arrived, size, served, 0, 0)

@@ -35,8 +35,6 @@ from cache.text import byte_size, printable
 
 _COUNTS = {
     "by_method": "method",
-    "by_source_label": "source class",
-    "by_target_label": "target class",
     "by_strength": "strength",
     "rejected_by_reason": "rejected as",
 }
@@ -57,7 +55,8 @@ def _stats(options: argparse.Namespace) -> int:
     if options.json:
         print_json(stats | {"by_recipe": [_recipe_fields(recipe) for recipe in recipes]})
     else:
-        rows = [*_size_rows(stats), *_count_rows(stats), *_recipe_rows(recipes)]
+        sets = _data_set_rows(stats["by_data_set"])
+        rows = [*_size_rows(stats), *_count_rows(stats), *sets, *_recipe_rows(recipes)]
         print_table("", "", rows=rows)
     return 0
 
@@ -77,13 +76,23 @@ def _size_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _count_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, head in _COUNTS.items():
-        ordered = sorted(stats[name].items(), key=lambda counted: (-counted[1], counted[0]))
-        for label, number in ordered[:_COUNTS_SHOWN]:
-            yield f"{head} {label or '(none)'}", f"{number:,}"
-        if len(ordered) > _COUNTS_SHOWN:
-            rest = ordered[_COUNTS_SHOWN:]
-            total = sum(number for _, number in rest)
-            yield f"{head}: {len(rest)} others", f"{total:,}"
+        yield from _most(head, stats[name])
+
+
+def _data_set_rows(sets: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for name, held in sorted(sets.items(), key=lambda named: (-named[1]["entries"], named[0])):
+        yield f"data set {name or '(none)'}", f"{held['entries']:,}"
+        yield from _most("  source class", held["source_classes"])
+        yield from _most("  target class", held["target_classes"])
+
+
+def _most(head: str, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
+    ordered = sorted(counts.items(), key=lambda counted: (-counted[1], counted[0]))
+    for label, number in ordered[:_COUNTS_SHOWN]:
+        yield f"{head} {label or '(none)'}", f"{number:,}"
+    if len(ordered) > _COUNTS_SHOWN:
+        rest = ordered[_COUNTS_SHOWN:]
+        yield f"{head}: {len(rest)} others", f"{sum(number for _, number in rest):,}"
 
 
 def _recipe_rows(recipes: list[Recipe]) -> Iterator[tuple[str, str]]:
@@ -142,6 +151,7 @@ def _record_fields(record: Record) -> dict[str, Any]:
         "width": record.width,
         "bytes": len(record.image_bytes),
         "scores": record.scores,
+        "classes": record.classes,
         "request": record.request,
     }
 
@@ -163,7 +173,7 @@ def _columns(row: dict[str, Any]) -> list[str]:
     if "problem" in row:
         return [*start, "", "", "", row["problem"]]
     shape = f"{row['width']} x {row['height']}"
-    request = request_line(row["request"])
+    request = request_line(row["request"], row["classes"])
     return [*start, local_time(row["created"]), shape, f"{row['bytes']:,}", request]
 
 
@@ -231,7 +241,10 @@ def _draw(records: Sequence[Record], names: ClassNames, options: argparse.Namesp
 
 
 def _cell(record: Record, source: Path | None, names: ClassNames) -> Cell:
-    caption = [*caption_of(record.request, names.caption), f"key: {record.key.hex()[:12]}"]
+    classes = [names.caption_in(record, side) for side in ("source", "target")]
+    caption = [*caption_of(record.request, *classes), f"key: {record.key.hex()[:12]}"]
+    if data_set := record.classes.get("data_set"):
+        caption.append(f"data set: {data_set}")
     return Cell(record.image, _source_pixels(source), caption)
 
 
@@ -249,6 +262,7 @@ def _detail_rows(record: Record) -> list[tuple[str, str]]:
         "position": record.position,
         "created": local_time(record.created),
         "size": f"{image}, {byte_size(len(record.image_bytes))}",
+        **{name.replace("_", " "): value for name, value in record.classes.items()},
         **{f"request {name}": value for name, value in record.request.items()},
         **{f"score {name}": value for name, value in record.scores.items()},
     }
@@ -278,7 +292,7 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 
 STATS = Command(
     "stats",
-    "show entries and sizes, by method, recipe, class and strength; rejections; owners",
+    "show entries and sizes, by data set, class, method, strength, recipe; rejections; owners",
     """runs/cache                       what it holds, how large it is
 runs/cache --json                the same for a program""",
     _stats,

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cache.exchange.metadata import ClassNames, read_class_names
-from cache.exchange.records import Selection, find_recipe
+from cache.exchange.records import Selection, find_data_set, find_recipe
 from cache.store import Store
 from cache.text import printable
 
@@ -57,6 +57,9 @@ def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
     group = parser.add_argument_group("which records (all conditions hold)")
     group.add_argument("--method", metavar="NAME", help="made by this method")
     group.add_argument("--recipe", metavar="ID", help="of this recipe; stats lists them")
+    group.add_argument(
+        "--data-set", metavar="NAME", help="of this data set, or the start of its name"
+    )
     group.add_argument("--source-label", type=count, metavar="N", help="of this source class")
     group.add_argument("--target-label", type=count, metavar="N", help="of this target class")
     group.add_argument("--strength", type=number, metavar="S", help="of this strength")
@@ -70,11 +73,12 @@ def selection(options: argparse.Namespace, store: Store) -> Selection:
     """Return which records the options of `add_filters` ask for.
 
     Raises:
-        CacheError: If they name a recipe that the store does not have.
+        CacheError: If they name a recipe or data set that the store does not have.
     """
     return Selection(
         method=options.method,
         recipe=None if options.recipe is None else find_recipe(store, options.recipe),
+        data_set=None if options.data_set is None else find_data_set(store, options.data_set),
         source_label=options.source_label,
         target_label=options.target_label,
         strength=options.strength,
@@ -94,7 +98,7 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
 
 
 def class_names(options: argparse.Namespace) -> ClassNames:
-    """Return the class names of `--classes`; without that option labels are shown as digits.
+    """Return the class names of `--classes`; without that option records name their own.
 
     Raises:
         CacheError: If they cannot be read.
@@ -180,10 +184,15 @@ def progress(what: str, *, is_quiet: bool) -> Iterator[OnProgress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def request_line(request: Mapping[str, Any]) -> str:
+def request_line(request: Mapping[str, Any], classes: Mapping[str, str]) -> str:
     """Tell a request in one line by the fields that people know, by all if it has none of them."""
     main = [name for name in _MAIN_FIELDS if request.get(name) is not None]
-    return ", ".join(f"{name}={request[name]}" for name in main or request)
+    fields = {name: request[name] for name in main or request}
+    for side in ("source", "target"):
+        label, name = f"{side}_label", classes.get(f"{side}_class")
+        if label in fields and name is not None:
+            fields[label] = f"{fields[label]} ({name})"
+    return ", ".join(f"{name}={value}" for name, value in fields.items())
 
 
 def local_time(unix_s: float) -> str:

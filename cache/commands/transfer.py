@@ -149,7 +149,7 @@ EXPORT = Command(
     "export",
     "write records in another format: all of them or, on an error, nothing",
     """runs/cache out                              class folders and metadata.csv
-runs/cache out --classes data/birds/train   with the names of the classes
+runs/cache out --data-set birds             of one data set, if it holds several
 runs/cache out --format diff-mix            as Diff-Mix's scripts write
 runs/cache out --format webdataset          tar shards
 runs/cache out.parquet --format parquet     the metadata, without images""",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from cache.errors import CacheError, CorruptRecordError
 from cache.exchange.folder_formats import DiffMixWriter, FolderWriter, LeftOutError
-from cache.exchange.metadata import ClassNames, to_row
+from cache.exchange.metadata import CLASS_COLUMNS, ClassNames, to_row
 from cache.exchange.records import Report, Unreadable
 from cache.exchange.webdataset import WebDatasetWriter
 from cache.keys import label_of
@@ -63,8 +63,8 @@ class ParquetWriter:
                 "position": record.position,
                 "source_label": source,
                 "target_label": target,
-                "source_class": None if source is None else self._classes.name(source),
-                "target_class": None if target is None else self._classes.name(target),
+                "source_class": self._classes.name_in(record, "source"),
+                "target_class": self._classes.name_in(record, "target"),
                 "strength": float(strength) if isinstance(strength, int | float) else None,
                 "codec": record.codec.name,
                 "height": record.height,
@@ -126,8 +126,8 @@ def export(
         force: Replace an earlier export.
 
     Raises:
-        CacheError: If no record can be written, a class has no name, or the target exists or
-            cannot be written.
+        CacheError: If no record can be written, a class has no name, records for a folder are of
+            several data sets, or the target exists or cannot be written.
     """
     report = Report()
     if format == "parquet":
@@ -139,7 +139,7 @@ def export(
         return report
     with _staged_folder(target, force=force) as folder:
         with closing(FOLDERS[format](folder, classes)) as writer:
-            _write(records, writer, report)
+            _write(_of_one_data_set(records), writer, report)
         manifest = {"format": format, "records": report.done}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return report
@@ -203,6 +203,20 @@ def _staged(
         remove(staged)
 
 
+def _of_one_data_set(records: Iterable[Record | Unreadable]) -> Iterator[Record | Unreadable]:
+    first: str | None = None
+    for record in records:
+        if isinstance(record, Record):
+            name = record.classes.get("data_set", "")
+            first = name if first is None else first
+            if name != first:
+                raise CacheError(
+                    f"records must be of one data set, got {first or '(none)'} and "
+                    f"{name or '(none)'}: their labels mean other classes; choose one by --data-set"
+                )
+        yield record
+
+
 def _write(records: Iterable[Record | Unreadable], writer: Writer, report: Report) -> None:
     for record in records:
         if isinstance(record, Unreadable):
@@ -232,7 +246,7 @@ def _parquet_schema(arrow: Any) -> Any:
     text, integer, number = arrow.string(), arrow.int64(), arrow.float64()
     columns = {
         **dict.fromkeys(("key", "method", "prompt", "request", "scores", "codec"), text),
-        **dict.fromkeys(("source_class", "target_class"), text),
+        **dict.fromkeys(CLASS_COLUMNS, text),
         **dict.fromkeys(("position", "source_label", "target_label"), integer),
         **dict.fromkeys(("height", "width", "bytes"), integer),
         **dict.fromkeys(("created", "strength"), number),

@@ -27,7 +27,7 @@ from cache.exchange.metadata import (
     read_table,
     to_row,
 )
-from cache.keys import Scalar, content_digest, label_of
+from cache.keys import Scalar, content_digest
 from cache.record import Record
 
 FoundImage: TypeAlias = tuple[str, Callable[[], Record]]
@@ -134,9 +134,8 @@ class FolderWriter:
         self._table.close()
 
     def _class_folder(self, record: Record) -> str:
-        label = label_of(record.request, "target")
-        label = label_of(record.request, "source") if label is None else label
-        return _UNLABELLED if label is None else self._classes.folder(label)
+        folders = (self._classes.folder_in(record, side) for side in ("target", "source"))
+        return next(filter(None, folders), _UNLABELLED)
 
 
 def is_export(root: Path) -> bool:
@@ -195,12 +194,11 @@ class DiffMixWriter:
         self._table.close()
 
     def _name_parts(self, record: Record) -> tuple[str, str, float]:
-        source, target = (label_of(record.request, side) for side in ("source", "target"))
+        source, target = (self._classes.folder_in(record, side) for side in ("source", "target"))
         strength = record.request.get("strength")
         if source is None or target is None or not isinstance(strength, float):
-            raise LeftOutError("request must name source_label, target_label and strength")
-        folders = (self._classes.folder(label).replace(" ", "_") for label in (source, target))
-        return (*folders, strength)  # type: ignore[return-value]
+            raise LeftOutError("request must name source class, target class and strength")
+        return source.replace(" ", "_"), target.replace(" ", "_"), strength
 
 
 def is_diff_mix(root: Path) -> bool:

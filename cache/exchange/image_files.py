@@ -18,7 +18,7 @@ import PIL.Image
 from cache.codecs import CODECS, MAX_IMAGE_BYTES, MAX_SIDE_PX, Codec, Pixels, webp_sides
 from cache.errors import CacheError, CorruptRecordError
 from cache.keys import Scalar, canonical_bytes, content_digest, digest_of
-from cache.record import Record
+from cache.record import Record, encode_classes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MAX_TEXT_BYTES = 2**22
@@ -37,6 +37,8 @@ class Description:
     created: float
     """Unix time, s."""
     scores: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Names of data set and classes, as in `Entry.classes`."""
 
 
 def as_file(record: Record) -> tuple[str, bytes]:
@@ -80,6 +82,7 @@ def from_file(content: bytes, description: Description) -> Record:
         position=0,  # assigned when the record is put
         request_bytes=request,
         scores_bytes=canonical_bytes(description.scores),
+        classes_bytes=encode_classes(description.classes),
         created=description.created,
         codec=codec,
         height=height,

@@ -11,12 +11,14 @@ from typing import Any, TextIO
 
 from cache.errors import CacheError
 from cache.exchange.image_files import MAX_TEXT_BYTES, Description, bounded_lines, open_regular
-from cache.keys import Scalar, request_key
+from cache.keys import Scalar, label_of, request_key
 from cache.record import Record
 
 REQUEST_COLUMNS = ("method", "source_label", "target_label", "strength", "prompt")
 """Fields of the request with a column of their own, for people who filter a table."""
-COLUMNS = ("key", "created", *REQUEST_COLUMNS, "request", "scores")
+CLASS_COLUMNS = ("data_set", "source_class", "target_class")
+"""Names of data set and classes, as in `Entry.classes`."""
+COLUMNS = ("key", "created", *CLASS_COLUMNS, *REQUEST_COLUMNS, "request", "scores")
 
 _MAX_JSON_CHARACTERS = 2**21
 _MAX_CLASS_FILE_BYTES = 2**24
@@ -32,6 +34,7 @@ def to_row(record: Record) -> dict[str, str]:
     return {
         "key": record.key.hex(),
         "created": repr(record.created),
+        **{name: record.classes.get(name, "") for name in CLASS_COLUMNS},
         **{name: "" if value is None else str(value) for name, value in values.items()},
         "request": json.dumps(record.request, ensure_ascii=False),
         "scores": json.dumps(record.scores),
@@ -39,9 +42,9 @@ def to_row(record: Record) -> dict[str, str]:
 
 
 def from_row(row: Mapping[str, Any]) -> Description:
-    """Read a record's request, scores and time from a row.
+    """Read a record's request, scores, time and class names from a row.
 
-    Only `key`, `created`, `request` and `scores` are read.
+    Of other columns with values of the request nothing is read.
 
     Raises:
         CacheError: If one of them is missing or malformed, or the key is not that of the request.
@@ -52,8 +55,12 @@ def from_row(row: Mapping[str, Any]) -> Description:
         raise CacheError("scores must be numbers")
     if request_key(request).hex() != row.get("key"):
         raise CacheError("key must be the request's own")
+    classes = {name: row.get(name) or "" for name in CLASS_COLUMNS}
+    if not all(isinstance(name, str) for name in classes.values()):
+        raise CacheError(f"{', '.join(CLASS_COLUMNS)} must be text")
     return Description(
         request=request,
+        classes={field: name for field, name in classes.items() if name},
         scores={name: _number(score) for name, score in scores.items()},
         created=_number(row.get("created")),
     )
@@ -108,48 +115,65 @@ def column_names(path: Path) -> frozenset[str]:
 
 
 class ClassNames:
-    """Names of classes by label, and a folder name for each; without names, labels as digits."""
+    """Names of classes: those given by label, else each record's own, else labels as digits.
+
+    Each has a folder name of its own that is safe.
+    """
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        """Take the names in the order of the labels, from 0."""
+        """Take the names in the order of the labels, from 0; without any, records name theirs."""
         self.names = tuple(names)
-        self._folders: dict[int, str] = {}
-        taken: set[str] = set()
+        self._folders: dict[str | int, str] = {}
+        self._taken: set[str] = set()
         for label, name in enumerate(self.names):
-            folder = safe_name(name)
-            while _normalised(folder).casefold() in taken:
-                folder = f"{folder}-{label}"
-            taken.add(_normalised(folder).casefold())
-            self._folders[label] = folder
+            self._folder(label, name, label)
         labels = reversed([*enumerate(self.names)])  # the first of two equal names counts
         self._labels = {_normalised(name): label for label, name in labels}
 
-    def name(self, label: int) -> str:
-        """Return the class's own name.
+    def name_in(self, record: Record, side: str) -> str | None:
+        """Return the name of the `source` or `target` class of a record; None if it has none.
 
         Raises:
-            CacheError: If there are names but none for `label`.
+            CacheError: If there are names but none for its label.
         """
-        if not self.names:
-            return self.folder(label)
-        if not 0 <= label < len(self.names):
+        label = label_of(record.request, side)
+        if self.names and label is not None:
+            return self.names[self._checked(label)]
+        name = record.class_name(side)
+        return f"{label:04d}" if name is None and label is not None else name
+
+    def folder_in(self, record: Record, side: str) -> str | None:
+        """Return the folder of the `source` or `target` class of a record; None if it has none.
+
+        Raises:
+            CacheError: If there are names but none for its label.
+        """
+        name, label = self.name_in(record, side), label_of(record.request, side)
+        if name is None:
+            return None
+        by_label = self.names and label is not None
+        return self._folder(label if by_label and label is not None else name, name, label)
+
+    def caption_in(self, record: Record, side: str) -> str | None:
+        """Return the class for people to read, `class 7` if its name is not known."""
+        label = label_of(record.request, side)
+        if self.names and label is not None:
+            return self.names[label] if label < len(self.names) else f"class {label}"
+        return record.class_name(side) or (None if label is None else f"class {label}")
+
+    def _checked(self, label: int) -> int:
+        if label >= len(self.names):
             raise CacheError(f"classes must name label {label}, got {len(self.names)} names")
-        return self.names[label]
+        return label
 
-    def caption(self, label: int) -> str:
-        """Return the name for people to read, `class 7` if it is not known."""
-        return self.names[label] if 0 <= label < len(self.names) else f"class {label}"
-
-    def folder(self, label: int) -> str:
-        """Return the name of the class's folder, which is safe and no other class's.
-
-        Raises:
-            CacheError: If there are names but none for `label`.
-        """
-        if not self.names:
-            return safe_name(f"{label:04d}")
-        self.name(label)
-        return self._folders[label]
+    def _folder(self, key: str | int, name: str, label: int | None) -> str:
+        if key not in self._folders:
+            folder = safe_name(name)
+            while _normalised(folder).casefold() in self._taken:
+                folder = f"{folder}-{len(self._folders) if label is None else label}"
+            self._taken.add(_normalised(folder).casefold())
+            self._folders[key] = folder
+        return self._folders[key]
 
     def label(self, name: str) -> int:
         """Return the label of a class by its name or folder; underscores count as spaces.

@@ -23,6 +23,8 @@ class Selection:
     method: str | None = None
     recipe: bytes | None = None
     """Identifier of the recipe."""
+    data_set: str | None = None
+    """Name of the data set; empty for records that name none."""
     source_label: int | None = None
     target_label: int | None = None
     strength: float | None = None
@@ -37,6 +39,8 @@ class Selection:
             wanted = getattr(self, name)
             if wanted is not None and record.request.get(name) != wanted:
                 return False
+        if self.data_set is not None and record.classes.get("data_set", "") != self.data_set:
+            return False
         if self.recipe is not None and index_terms(record.request).recipe_id != self.recipe:
             return False
         return self.strength is None or _is_close(record.request.get("strength"), self.strength)
@@ -179,11 +183,29 @@ def find_recipe(store: Store, prefix: str) -> bytes:
     return found[0]
 
 
+def find_data_set(store: Store, name: str) -> str:
+    """Return the one data set of a store whose name is `name`, or starts so.
+
+    Raises:
+        CacheError: If none does or several do; names those there are.
+    """
+    known = store.stats()["by_data_set"]
+    found = [name] if name in known else [one for one in known if name and one.startswith(name)]
+    if len(found) != 1:
+        named = ", ".join(one or "(none)" for one in known)
+        raise CacheError(f"data set must be one of {named}, got {name!r}")
+    return found[0]
+
+
 def _read(store: Store, position: int, key: bytes) -> Record | Unreadable:
     try:
         record = store.inspect(key)
         if record is not None:
-            _ = record.request, record.scores  # decoded here, where an error can be reported
+            _ = (
+                record.request,
+                record.scores,
+                record.classes,
+            )  # decoded here, where an error can be reported
     except CacheError as error:
         return Unreadable(position, key, str(error))
     return Unreadable(position, key, "record is missing") if record is None else record

@@ -25,6 +25,8 @@ from cache.keys import Scalar, label_of
 from cache.record import Record
 
 RECORDS_PER_SHARD = 1000
+_MOST_CLASSES = 2**20
+"""Labels beyond this, of whatever program, are not listed by name."""
 _MEMBER_LIMITS = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | {
     ".json": MAX_TEXT_BYTES,
     ".cls": 100,
@@ -38,22 +40,26 @@ _Part = tuple[str, bytes | CacheError]
 
 
 class WebDatasetWriter:
-    """Writes `shard-000000.tar` and so on with 1000 records each, and `classes.txt`."""
+    """Writes `shard-000000.tar` and so on with 1000 records each, and `classes.txt`.
+
+    That file has a line for each label, digits where no record names the class.
+    """
 
     def __init__(self, folder: Path, classes: ClassNames) -> None:
         """Start in an empty folder."""
         self._folder, self._count = folder, 0
         self._tar: tarfile.TarFile | None = None
-        if classes.names:
-            lines = (name.replace("\n", " ") + "\n" for name in classes.names)
-            (folder / "classes.txt").write_text("".join(lines), encoding="utf-8")
+        self._classes, self._names = classes, dict(enumerate(classes.names))
 
     def add(self, record: Record) -> None:
         """Write `KEY.png` (or `.jpg`, `.webp`), `KEY.json` and, if it has a label, `KEY.cls`."""
         suffix, content = as_file(record)
         parts = {suffix: content, ".json": json.dumps(to_row(record), ensure_ascii=False).encode()}
-        label = label_of(record.request, "target")
-        if label is not None:
+        for side in ("source", "target"):
+            label, name = label_of(record.request, side), self._classes.name_in(record, side)
+            if label is not None and name is not None:
+                self._names[label] = name
+        if (label := label_of(record.request, "target")) is not None:
             parts[".cls"] = str(label).encode()
         tar = self._next_shard() if self._count % RECORDS_PER_SHARD == 0 else self._tar
         assert tar is not None
@@ -64,13 +70,21 @@ class WebDatasetWriter:
             tar.addfile(member, BytesIO(data))
 
     def close(self) -> None:
-        """Finish the last shard."""
+        """Finish the last shard and list the classes."""
+        self._close_shard()
+        if self._names:
+            labels = range(min(max(self._names) + 1, _MOST_CLASSES))
+            names = (self._names.get(label, f"{label:04d}") for label in labels)
+            lines = (name.replace("\n", " ") + "\n" for name in names)
+            (self._folder / "classes.txt").write_text("".join(lines), encoding="utf-8")
+
+    def _close_shard(self) -> None:
         if self._tar is not None:
             self._tar.close()
             self._tar = None
 
     def _next_shard(self) -> tarfile.TarFile:
-        self.close()
+        self._close_shard()
         name = f"shard-{self._count // RECORDS_PER_SHARD:06d}.tar"
         self._tar = tarfile.TarFile(self._folder / name, "w", format=tarfile.USTAR_FORMAT)
         return self._tar

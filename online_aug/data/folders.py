@@ -100,6 +100,11 @@ def _split_places(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_FOLDERS if split in found}
 
 
+def is_split_name(name: str) -> bool:
+    """Tell whether a folder of this name would be a split."""
+    return _split_named(name) is not None
+
+
 def _split_named(name: str) -> str | None:
     return next((s for s, names in SPLIT_FOLDERS.items() if name.casefold() in names), None)
 

@@ -1,5 +1,6 @@
 """From `data.source` to three splits: found, checked, divided and cut by index."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,9 +10,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from cache import content_digest
 from online_aug.console import Report, terminal_progress
 from online_aug.data.embedded import EMBEDDED_SETS, embedded_splits
-from online_aug.data.folders import doubtful_folders, folder_splits
+from online_aug.data.folders import doubtful_folders, folder_splits, is_split_name
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.data.images import BadImageError, check_header, read_image
 from online_aug.data.published import PUBLISHED, published_splits
@@ -48,6 +50,24 @@ def load_splits(data: DataConfig) -> Splits:
         skipped=tuple(skipped),
         doubts=_doubts(data),
     )
+
+
+def data_set_name(source: str, class_names: Sequence[str]) -> str:
+    """Return the name by which a cache knows a data set: its source's, and a digest of its classes.
+
+    Two folders of one name with other classes are two data sets.
+
+    Example:
+        >>> data_set_name("photos/birds/train", ["crow", "jay"])
+        'birds-c1c4d2'
+    """
+    known = source in EMBEDDED_SETS or source in PUBLISHED or is_timm_name(source)
+    name = source
+    if not known:
+        folder = Path(source).expanduser().resolve()
+        name = folder.parent.name if is_split_name(folder.name) else folder.name
+    listed = json.dumps(list(class_names)).encode()
+    return f"{name}-{content_digest(listed)[:6]}"
 
 
 def check_images(

@@ -13,6 +13,7 @@ from pathlib import Path
 from cache import check_usable
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, Splits, file_names_of
+from online_aug.data.sources import data_set_name
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept
 from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
@@ -306,6 +307,19 @@ class Experiment:
             gate_version=gate_version(self.config, self.data.digests),
         )
         return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
+
+    def classes_of(self, request: GenerationRequest) -> dict[str, str]:
+        """Return the names of data set and classes that the cache keeps with an image."""
+        names = self.splits.train.class_names
+        return {
+            "data_set": self._data_set,
+            "source_class": names[request.source_label],
+            "target_class": names[request.target_label],
+        }
+
+    @cached_property
+    def _data_set(self) -> str:
+        return data_set_name(self.config.data.source, self.splits.train.class_names)
 
     @property
     def parts(self) -> dict[str, Part]:

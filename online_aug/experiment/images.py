@@ -72,11 +72,18 @@ class ImportFinder:
                     found.images.append(self.image(key, request))
                 except _MisfitError as error:
                     found.misfits[str(error)] += 1
+            own = len(store) - found.misfits.total()
         if not found.images:
             path = self.config.cache.path
+            way_out = f"online-aug cache import {path} FOLDER brings them in"
+            if own:
+                way_out = (
+                    f"its {own} images are online-aug's own, imported again or not, and are served "
+                    "by the settings they were made with and mixing.imported=null"
+                )
             raise UserError(
-                f"mixing.imported must find imported images that fit in {path}, got none: "
-                + (str(found) if found.misfits else f"python -m cache import {path} brings them in")
+                f"mixing.imported must find images of other programs that fit in {path}, got none: "
+                f"{found if found.misfits else way_out}"
             )
         return found
 

@@ -1,10 +1,10 @@
 """The work of one generation process: the requests of an experiment and what makes their images."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import UInt8
@@ -25,6 +25,8 @@ from online_aug.methods import Picture
 from online_aug.producer.request_queue import Stripe, Weights, part_of
 from online_aug.request import GenerationRequest
 
+ClassesOf: TypeAlias = Callable[[GenerationRequest], Mapping[str, str]]
+"""Returns the names of data set and classes that the cache keeps with an image."""
 UNREADABLE = "unreadable source"
 """Why a request is rejected whose image was lost meanwhile, if `data.on_bad_image` is skip."""
 
@@ -64,6 +66,7 @@ class Work:
     """Says why a request cannot be prepared; None if it can."""
     max_ahead: int | None
     """Images not yet served at which to pause; None never pauses."""
+    classes_of: ClassesOf = lambda request: {}
     stripe: Stripe | None = None
     """Part of the plan that this process begins with."""
     weights: Weights | None = None
@@ -92,6 +95,7 @@ def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
         prepare=sources.prepare,
         refusal=sources.refusal,
         max_ahead=max_ahead_of_each(config, count),
+        classes_of=experiment.classes_of,
         stripe=Stripe.of(schedule).split(number, count),
         weights=_weights(experiment),
         follows_losses=schedule.priority == "hard",

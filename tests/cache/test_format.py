@@ -17,12 +17,14 @@ from cache.record import Draft
 
 TEXT = re.sub(r"\s", "", (Path(__file__).parents[2] / "docs/CACHE_FORMAT.md").read_text())
 REQUEST = {"method": "diff_mix", "resolution": 64, "source_digest": "ab", "variant": 0}
-ENTRY = Entry(REQUEST, np.arange(12, dtype=np.uint8).reshape(2, 2, 3), {"confidence": 0.5})
+PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+CLASSES = {"data_set": "birds-0a", "source_class": "wren"}
+ENTRY = Entry(REQUEST, PIXELS, {"confidence": 0.5}, CLASSES)
 TERMS = index_terms(REQUEST)
 
 
 def row():
-    return index.Row(request_key(REQUEST), TERMS.recipe_id, TERMS.source_id, 12.5, 162, 3, 4, 2)
+    return index.Row(request_key(REQUEST), TERMS.recipe_id, TERMS.source_id, 12.5, 216, 3, 4, 2)
 
 
 @pytest.mark.parametrize(

@@ -121,12 +121,18 @@ def test_stats_count_classes_and_strengths(store):
         ]
     )
     stats = store.stats()
-    assert stats["by_source_label"] == {"0": 3, "1": 3}
-    assert stats["by_target_label"] == {"0": 2, "1": 2, "2": 2}
+    assert stats["by_data_set"] == {
+        "": {
+            "entries": 6,
+            "source_classes": {"0": 3, "1": 3},
+            "target_classes": {"0": 2, "1": 2, "2": 2},
+        }
+    }
     assert stats["by_strength"] == {"0.50": 3, "0.90": 3}
     store.evict(Oldest(), count=5)
     stats = store.stats()
-    assert (stats["by_source_label"], stats["by_target_label"]) == ({"1": 1}, {"2": 1})
+    left = {"entries": 1, "source_classes": {"1": 1}, "target_classes": {"2": 1}}
+    assert stats["by_data_set"] == {"": left}
     assert (stats["by_strength"], stats["recipes"]) == ({"0.90": 1}, 1)
 
 

@@ -10,12 +10,14 @@ from cache.codecs import CODECS
 from cache.record import Draft, parse
 
 REQUEST = {"method": "demo", "strength": 0.5}
+CLASSES = {"data_set": "birds-0a", "target_class": "wren"}
 KEY = request_key(REQUEST)
 
 
 def sealed(codec="png", image=None):
     image = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(4, 5, 3) if image is None else image
-    return Draft(Entry(REQUEST, image, {"confidence": 0.5}), CODECS[codec], 12.5).seal(7)
+    entry = Entry(REQUEST, image, {"confidence": 0.5}, CLASSES)
+    return Draft(entry, CODECS[codec], 12.5).seal(7)
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -23,6 +25,7 @@ def test_a_parsed_record_is_what_was_sealed(name):
     stored = parse(KEY, sealed(name))
     assert (stored.codec.name, stored.position, stored.created) == (name, 7, 12.5)
     assert (stored.request, stored.scores) == (REQUEST, {"confidence": 0.5})
+    assert (stored.classes, stored.class_name("target")) == (CLASSES, "wren")
     assert stored.image.shape == (4, 5, 3)
     assert not stored.image.flags.writeable
 

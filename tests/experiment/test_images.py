@@ -141,7 +141,7 @@ def test_imports_that_all_do_not_fit_are_refused_with_the_reason(experiment_of):
 
 def test_a_cache_without_imports_is_refused_with_the_way_out(experiment_of):
     experiment = experiment_of({"method": "diff_mix"})
-    with pytest.raises(UserError, match="got none: python -m cache import .* brings them in"):
+    with pytest.raises(UserError, match="got none: online-aug cache import .* brings them in"):
         experiment.check(generates=False)
 
 

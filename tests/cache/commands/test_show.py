@@ -100,8 +100,7 @@ def test_a_caption_names_method_classes_and_settings():
         "prompt": "a bird",
         "saliency_version": None,
     }
-    names = ["wren", "robin"]
-    assert caption_of(request, names.__getitem__) == [
+    assert caption_of(request, "robin", "wren") == [
         "diff_mix",
         "robin to wren",
         "prompt: a bird",

@@ -10,14 +10,17 @@ import tracemalloc
 import zlib
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from exchange_samples import assert_refused, bird, contents, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import CacheError, CorruptRecordError, Store
+from cache import CacheError, CorruptRecordError, Entry, Store, request_key
+from cache.codecs import CODECS
 from cache.exchange.image_files import pixels_of
 from cache.exchange.metadata import ClassNames, safe_name
+from cache.record import Draft, parse
 
 HOSTILE = ["../../up", "/etc", "..", ".", "", "a/b", "a\\b", "\x00", "con", "x" * 300, "a\nb", "~"]
 
@@ -36,9 +39,17 @@ def test_a_safe_name_is_one_plain_name(name):
 @settings(max_examples=40)
 @given(st.lists(st.text() | st.sampled_from(["a", "A", "a ", "a/", "a_", "a-1"]), max_size=8))
 def test_classes_never_share_a_folder(names):
-    classes = ClassNames(names)
-    folders = [classes.folder(label).casefold() for label in range(len(names))]
-    assert len(set(folders)) == len(folders)
+    for classes in (ClassNames(names), ClassNames()):
+        named = names if classes.names else dict.fromkeys(names)  # by label, or by own name
+        folders = [classes.folder_in(labelled(n, name), "target") for n, name in enumerate(named)]
+        assert len({folder.casefold() for folder in folders}) == len(folders)
+
+
+def labelled(label, name):
+    """Return a record of a class."""
+    request, image = {"target_label": label, "target_class": name}, np.zeros((1, 1, 3), np.uint8)
+    entry = Entry(request, image)
+    return parse(request_key(request), Draft(entry, CODECS["raw"], 1.0).seal(1))
 
 
 @pytest.mark.parametrize("format", ["folder", "diff-mix", "webdataset"])

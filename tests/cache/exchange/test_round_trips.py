@@ -73,6 +73,44 @@ def test_a_folder_has_a_folder_a_class_and_one_row_an_image(birds, tmp_path, run
         assert (tmp_path / "out" / row["file_name"]).is_file()
 
 
+def two_data_sets(path):
+    """Write a cache with class 0 of two data sets."""
+    with Store(path, codec="raw") as store:
+        for number, (data_set, name) in enumerate([("digits-1a", "0"), ("pets-2b", "cat/tom")]):
+            request = {"source_label": 0, "target_label": 0, "strength": 0.5, "n": number}
+            classes = {"data_set": data_set, "source_class": name, "target_class": name}
+            image = np.full((2, 2, 3), number, np.uint8)
+            store.put_many([Entry(request, image, classes=classes)])
+    return path
+
+
+@pytest.mark.parametrize("format", LOSSLESS_FORMATS)
+def test_an_export_is_of_one_data_set_and_keeps_its_names(format, tmp_path, run):
+    cache = two_data_sets(tmp_path / "cache")
+    status, _, err = run("export", cache, tmp_path / "out", "--format", format)
+    assert status == 2
+    assert "records must be of one data set, got digits-1a and pets-2b" in err
+    options = ("--format", format, "--data-set", "pets")
+    assert run("export", cache, tmp_path / "out", *options)[0] == 0
+    assert run("import", tmp_path / "back", tmp_path / "out")[0] == 0
+    with Store(tmp_path / "back", readonly=True) as store:
+        assert list(store.stats()["by_data_set"]) == ["pets-2b"]
+        assert store.stats()["by_data_set"]["pets-2b"]["target_classes"] == {"0 cat/tom": 1}
+    files = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert {"folder": "cat_tom", "diff-mix": "cat_tom", "webdataset": "classes.txt"}[
+        format
+    ] in files
+    if format == "webdataset":
+        assert (tmp_path / "out/classes.txt").read_text() == "cat/tom\n"
+
+
+def test_an_unknown_data_set_names_those_there_are(tmp_path, run):
+    cache = two_data_sets(tmp_path / "cache")
+    status, _, err = run("export", cache, tmp_path / "out", "--data-set", "birds")
+    assert status == 2
+    assert "data set must be one of digits-1a, pets-2b, got 'birds'" in err
+
+
 def test_without_class_names_folders_are_labels(birds, tmp_path, run):
     run("export", birds, tmp_path / "out")
     folders = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
@@ -107,7 +145,7 @@ def test_records_without_two_classes_are_left_out_of_a_diff_mix_folder(
     status, out, _ = run("export", birds, tmp_path / "out", "--format", "diff-mix", "--json")
     report = json.loads(out)
     assert (status, report["done"], report["broken"]) == (1, 24, 2)
-    assert "request must name source_label, target_label" in report["problems"][0]["problem"]
+    assert "request must name source class, target class" in report["problems"][0]["problem"]
 
 
 def test_shards_are_plain_tars_with_image_json_and_class(birds, tmp_path, run, monkeypatch):
