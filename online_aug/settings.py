@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -65,6 +65,15 @@ Deviations = Annotated[
 ]
 _Devices = Annotated[tuple[str, ...], Field(min_length=1)]
 Devices = Annotated[_Devices, BeforeValidator(_as_tuple, json_schema_input_type=str | _Devices)]
+
+
+Setting = TypeVar("Setting")
+
+
+def decided(value: Setting | None) -> Setting:
+    """Return a setting whose default is null, once something else has decided it."""
+    assert value is not None, "the configuration is to be settled first"
+    return value
 
 
 class Section(BaseModel):

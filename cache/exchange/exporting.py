@@ -206,13 +206,12 @@ def _staged(
 def _of_one_data_set(records: Iterable[Record | Unreadable]) -> Iterator[Record | Unreadable]:
     first: str | None = None
     for record in records:
-        if isinstance(record, Record):
-            name = record.classes.get("data_set", "")
-            first = name if first is None else first
+        if isinstance(record, Record) and (name := record.classes.get("data_set")):
+            first = first or name
             if name != first:
                 raise CacheError(
-                    f"records must be of one data set, got {first or '(none)'} and "
-                    f"{name or '(none)'}: their labels mean other classes; choose one by --data-set"
+                    f"records must be of one data set, got {first} and {name}, whose labels mean "
+                    "other classes: choose one by --data-set"
                 )
         yield record
 

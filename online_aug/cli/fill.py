@@ -78,13 +78,15 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     import torch
 
     from online_aug.data.sources import load_splits
+    from online_aug.diffusion.compatibility import settle
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.saliency import check_saliency
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
-    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    splits = load_splits(config.data)
+    experiment = Experiment(settle(config), splits, devices.generator)
     check_saliency(experiment)
     experiment.check(generates=True)
     return experiment, devices

@@ -37,11 +37,13 @@ def main(argv: Sequence[str]) -> None:
         join_finetuning(config)
         return
     from online_aug.data.sources import load_splits
+    from online_aug.diffusion.compatibility import settle
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
 
     devices = plan_devices(config.devices)
-    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    splits = load_splits(config.data)
+    experiment = Experiment(settle(config), splits, devices.generator)
     experiment.check(generates=True)
     diffusion = experiment.diffusion
     if diffusion.finetuned is None:

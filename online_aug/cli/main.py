@@ -195,6 +195,10 @@ def parse_command(
             f"examples:\n{shown}\nrecipes that come with the package:\n\n{names}\n\n"
             f"keys, with their defaults:\n\n{describe()}"
         )
+    for word in argv:
+        if word.startswith("--") and "." in word.partition("=")[0]:
+            key = word.removeprefix("--").partition("=")[0]
+            raise UserError(f"a key must be given as {key}=VALUE, without dashes, got {word}")
     found = parser.parse_intermixed_args(argv)
     return Command(
         recipe=found.recipe,

@@ -55,6 +55,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
 
     me = identify()
     experiment, devices = check(config, me)
+    config = experiment.config
     if "--dry-run" in command.switches:
         sys.stdout.write(
             describe_run(experiment, devices, me.launched_ranks) if me.is_first else ""
@@ -90,6 +91,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     """
     from online_aug.classifier.model import check_fit
     from online_aug.data.sources import load_splits
+    from online_aug.diffusion.compatibility import settle
     from online_aug.distributed.devices import plan_devices
     from online_aug.distributed.world import rank_device
     from online_aug.experiment.experiment import Experiment
@@ -105,6 +107,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     notes = check_fit(config.classifier, num_classes, config.data.image_size)
     if me.is_first and not me.is_ours:
         sys.stdout.writelines(f"{note}\n" for note in notes)
+    config = settle(config)
     experiment = Experiment(config, splits, devices.generator)
     check_saliency(experiment)
     experiment.check(generates=bool(devices.generate))

@@ -147,7 +147,7 @@ def _waiting(config: Config) -> Iterator[str]:
 
 def _generation(config: Config) -> Iterator[str]:
     steps = config.generation.num_inference_steps
-    if config.generation.scheduler == "lcm" and steps > LCM_STEPS:
+    if config.generation.scheduler == "lcm" and steps is not None and steps > LCM_STEPS:
         yield (
             f"generation.num_inference_steps must be at most {LCM_STEPS} with "
             f"generation.scheduler lcm, got {steps}"

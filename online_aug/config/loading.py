@@ -8,7 +8,7 @@ JSON schema for editors are made from the settings' own declarations.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         lines = dict.fromkeys(" ".join(problem.splitlines()) for problem in problems)
         raise UserError("\n".join(lines))
     return config
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    """Return a configuration with some keys of a section changed, checked like any other.
+
+    Raises:
+        UserError: If it breaks a rule between keys.
+    """
+    before = _plain(config)
+    found, problems = _validate({**before, section: {**before[section], **values}})
+    if found is None:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return found
 
 
 def resolved_yaml(config: Config) -> str:
@@ -158,7 +171,7 @@ def _unknown_key_line(place: Place, values: Values) -> str:
     section = str(place[0])
     if len(place) == 1:
         owner, known = "a configuration", list(Config.model_fields)
-        near = _nearest(key, known)
+        near = nearest_names(key, known, limit=1) or _nearest(key, ())
     elif section == "method":
         owner = _method_at(place, values)
         known = list(method_fields(owner))
@@ -171,7 +184,7 @@ def _unknown_key_line(place: Place, values: Values) -> str:
     else:
         owner, known = section, list(sections()[section]["properties"])
         near = _nearest(key, [f"{section}.{name}" for name in known])
-    hint = f"did you mean {near}? " if near else ""
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{_dotted(place)} is no known key, got {got}; {hint}{owner} takes {', '.join(known)}"
 
 
@@ -190,12 +203,27 @@ def _value(place: Place, values: Values) -> Any:
     return found
 
 
-def _nearest(dotted: str, siblings: Sequence[str]) -> str | None:
-    # First beside the unknown one, then by its last word, then anywhere.
-    last = dotted.rpartition(".")[2]
-    namesakes = [key for key in fields() if key.rpartition(".")[2] == last]
+_OTHER_WORDS = {
+    **{"learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "batch": "batch_size"},
+    **{"num_epochs": "epochs", "n_epochs": "epochs", "num_workers": "workers", "optimizer": "name"},
+    **{"img_size": "image_size", "input_size": "image_size", "dataset": "source", "arch": "name"},
+    **{"guidance": "guidance_scale", "inference_steps": "num_inference_steps", "lora_rank": "rank"},
+}
+"""What other programs call a key, and the last word of ours."""
+
+
+def _nearest(dotted: str, siblings: Iterable[str]) -> list[str]:
+    """Return keys that may have been meant: by another word, beside it, its namesakes, anywhere."""
+    section, _, last = dotted.rpartition(".")
+    word = _OTHER_WORDS.get(last, last)
+    if word != last and f"{section}.{word}" in siblings:
+        return [f"{section}.{word}"]
     close = nearest_names(dotted, siblings, limit=1, similarity=0.75)
-    return next(iter([*close, *namesakes, *nearest_names(dotted, fields(), limit=1)]), None)
+    namesakes = [key for key in fields() if key.rpartition(".")[2] == word]
+    return close or namesakes[:_NAMESAKES] or nearest_names(dotted, fields(), limit=1)
+
+
+_NAMESAKES = 3
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -297,16 +297,18 @@ class GenerationConfig(Section):
     vae: str | None = None
     """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
     diffusers' format or a hub name, such as `madebyollin/taesd`."""
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
-    """Steps of the whole trajectory; `int(steps * strength)` are run."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Steps of the whole trajectory; `int(steps * strength)` are run. Null is 25, or 4 for a model
+    that was distilled to few steps (LCM, turbo)."""
     guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 7.5
     """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
     image_guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 1.5
     """DiffuseMix: weight of the source image in InstructPix2Pix; 1 turns this guidance off."""
     scheduler: Literal["dpmsolver++", "ddim", "euler", "euler_ancestral", "lcm"] = "dpmsolver++"
     """Solver of the denoising steps."""
-    resolution: Annotated[Pixels, Field(multiple_of=8)] = 512
-    """Side of the generated square, px, a multiple of 8."""
+    resolution: Annotated[Pixels, Field(multiple_of=8)] | None = None
+    """Side of the generated square, px, a multiple of 8; null is the side that the model was
+    trained for, such as 512."""
     slots: Literal["auto"] | Count = "auto"
     """Images denoised together; `auto` is 8 on a CPU, and on a GPU up to 16 that fit into half of
     the free memory. More than fit are refused; if memory runs out later, the number is halved."""

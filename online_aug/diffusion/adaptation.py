@@ -23,7 +23,7 @@ from online_aug.diffusion.adapters import (
     named_concepts,
     read_result,
 )
-from online_aug.diffusion.directory import scheduler_settings
+from online_aug.diffusion.directory import scheduler_settings, unet_settings
 from online_aug.diffusion.import_adapters import import_adapters
 from online_aug.diffusion.weights import digest_folder, tensor_shapes
 from online_aug.errors import UserError
@@ -32,6 +32,7 @@ LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 """The layers of an attention block that LoRA is added to."""
 
 _AMPERE = (8, 0)
+_FLOAT_BYTES = 4
 _PREDICTIONS = ("epsilon", "v_prediction")
 DECIDES_NOTHING = {
     *("enabled", "path", "gradient_checkpointing", "checkpoint_steps", "validation_steps")
@@ -70,6 +71,22 @@ class Adaptation:
     def imported(self) -> AdapterFiles | None:
         """Adapters made elsewhere, if `finetune.path` names some instead of a folder of results."""
         return find_adapters(self.config.path) if self.is_wanted else None
+
+    def result_bytes(self, model: Path) -> int:
+        """Estimate the size of what is learned: LoRA matrices, and a row for each class token.
+
+        Raises:
+            UserError: If the weights of the model cannot be read.
+        """
+        mode, numbers = self.config.mode, 0
+        if mode != "textual_inversion":
+            shapes = tensor_shapes(model / "unet")
+            sides = (sum(shape[:2]) for name, shape in shapes.items() if _takes_lora(name))
+            numbers += self.config.rank * sum(sides)
+        if mode != "lora":
+            width = int(unet_settings(model).get("cross_attention_dim") or 0)
+            numbers += width * len(self.class_names)
+        return _FLOAT_BYTES * numbers
 
     def is_ready(self, result: Path | None) -> bool:
         """Tell whether nothing is left to fine-tune."""
@@ -225,6 +242,10 @@ def check_prediction(model: Path) -> None:
         )
 
 
+def _takes_lora(name: str) -> bool:
+    return name.endswith(tuple(f".{layer}.weight" for layer in LORA_LAYERS))
+
+
 def check_lora_layers(model: Path, mode: str) -> None:
     """Raise if the U-Net of a model has no attention that LoRA could be added to.
 
@@ -232,7 +253,7 @@ def check_lora_layers(model: Path, mode: str) -> None:
         UserError: If it has none.
     """
     names = tensor_shapes(model / "unet")
-    if not any(name.endswith(tuple(f".{layer}.weight" for layer in LORA_LAYERS)) for name in names):
+    if not any(map(_takes_lora, names)):
         raise UserError(
             "generation.model must have attention in its U-Net for finetune.mode "
             f"{mode}, got {model} without {', '.join(LORA_LAYERS)}; set finetune.enabled=false"

@@ -17,9 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cache.text import byte_size
+from online_aug.config import Config
+from online_aug.config.loading import changed
 from online_aug.config.sections import GenerationConfig
-from online_aug.diffusion.directory import scheduler_settings, unet_settings
+from online_aug.diffusion.directory import (
+    locate_model,
+    native_resolution,
+    scheduler_settings,
+    unet_settings,
+)
 from online_aug.errors import UserError, one_line
+from online_aug.methods import make_method
+from online_aug.methods.base import USUAL_STEPS
+from online_aug.settings import decided
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -30,6 +40,8 @@ MAX_TURBO_STEPS = 4
 """A turbo model run for so few steps or fewer takes no guidance."""
 MAX_LCM_GUIDANCE = 2.0
 """For a model with LCM-LoRA: it was distilled with guidance, and more burns the colours."""
+USUAL_SIDE, FEW_STEPS = 512, 4
+"""Side if no model is used; steps of a model that was distilled to few."""
 CPU_SLOTS = 8
 """More make no image faster on a CPU and keep the first one waiting longer."""
 MAX_SLOTS = 16
@@ -78,19 +90,52 @@ def _check_lcm_guidance(config: GenerationConfig) -> None:
 
 
 def _check_turbo(config: GenerationConfig, model: Path, schedule: Mapping[str, Any]) -> None:
-    steps, is_trailing = config.num_inference_steps, schedule.get("timestep_spacing") == "trailing"
+    steps = decided(config.num_inference_steps)
+    is_trailing = schedule.get("timestep_spacing") == "trailing"
     if steps == 1 and not is_trailing:
         raise UserError(
             "generation.num_inference_steps must be at least 2 for a model whose one step would "
             f'begin without noise, got 1: turbo models have "timestep_spacing": "trailing" in '
             f"scheduler/scheduler_config.json, {model} has not"
         )
-    was_distilled = is_trailing and not schedule.get("rescale_betas_zero_snr")
-    if steps <= MAX_TURBO_STEPS and was_distilled and config.guidance_scale > 1:
+    if steps <= MAX_TURBO_STEPS and _is_turbo(schedule) and config.guidance_scale > 1:
         raise UserError(
             f"generation.guidance_scale must be 1 for {steps} steps of {model}, which by its "
             f"spacing of time steps is a turbo model, got {config.guidance_scale:g}"
         )
+
+
+def _is_turbo(schedule: Mapping[str, Any]) -> bool:
+    is_trailing = schedule.get("timestep_spacing") == "trailing"
+    return is_trailing and not schedule.get("rescale_betas_zero_snr")
+
+
+def settle(config: Config) -> Config:
+    """Return the configuration with the values of the model's own files in the place of null.
+
+    A model is looked for, and downloaded if it is a name of the hub, only if one is used.
+
+    Raises:
+        UserError: If there is no such model, or the values break a rule between keys.
+    """
+    made, mixing = config.generation, config.mixing
+    if made.resolution is not None and made.num_inference_steps is not None:
+        return config
+    resolution, steps = USUAL_SIDE, USUAL_STEPS
+    if mixing.is_synthetic and mixing.imported != "only":
+        model = locate_model(made, make_method(config.methods[0]).pipeline)
+        resolution, steps = native_resolution(model), _own_steps(made, model)
+    return changed(
+        config,
+        "generation",
+        resolution=made.resolution or resolution,
+        num_inference_steps=made.num_inference_steps or steps,
+    )
+
+
+def _own_steps(config: GenerationConfig, model: Path) -> int:
+    is_consistent = config.scheduler == "lcm" or unet_settings(model).get("time_cond_proj_dim")
+    return FEW_STEPS if is_consistent or _is_turbo(scheduler_settings(model)) else USUAL_STEPS
 
 
 def choose_dtype(name: str, device: str) -> str:
@@ -181,7 +226,8 @@ def choose_slots(config: GenerationConfig, pipeline: "Pipeline") -> int:
     unet, wanted = pipeline.unet, config.slots
     if wanted == "auto" and unet.device.type == "cpu":
         return CPU_SLOTS
-    rows, side = _rows_per_slot(config, pipeline), config.resolution // pipeline.vae_scale_factor
+    rows = _rows_per_slot(config, pipeline)
+    side = decided(config.resolution) // pipeline.vae_scale_factor
     free = _free_bytes(unet.device)
 
     def peak_bytes(count: int) -> int:

@@ -35,6 +35,8 @@ _METHODS: Mapping[PipelineKind, str] = {
     "image_to_image": "this method",
     "instruct": "method.name diffusemix",
 }
+_MOST_LATENTS = 512
+_MOST_BLOCKS, _USUAL_BLOCKS = 8, (128, 256, 512, 512)
 _TINY_VAE = "a directory with diffusers' AutoencoderTiny"
 _TINY_VAE_FILES = ("config.json", "diffusion_pytorch_model*")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -114,6 +116,27 @@ def _channels(path: Path, name: str) -> int:
     if not isinstance(count, int):
         raise UserError(f"generation.model must have {name} as a number, got {count!r} in {path}")
     return count
+
+
+def native_resolution(model: Path) -> int:
+    """Return the side of the images that a model was trained on, px.
+
+    Raises:
+        UserError: If its files do not say.
+    """
+    latent, vae = unet_settings(model).get("sample_size"), read_settings(model / "vae/config.json")
+    if not isinstance(latent, int) or isinstance(latent, bool) or not 1 <= latent <= _MOST_LATENTS:
+        raise UserError(
+            f"generation.resolution must be given for {model}, whose unet/config.json has no "
+            f"whole sample_size, got {latent!r}"
+        )
+    blocks = vae.get("block_out_channels", _USUAL_BLOCKS)
+    if not isinstance(blocks, list | tuple) or not 1 <= len(blocks) <= _MOST_BLOCKS:
+        raise UserError(
+            f"generation.resolution must be given for {model}, whose vae/config.json has no list "
+            f"of block_out_channels, got {blocks!r}"
+        )
+    return int(latent * 2 ** (len(blocks) - 1))
 
 
 class _LatentLayout(NamedTuple):

@@ -35,6 +35,7 @@ from online_aug.methods import (
 from online_aug.methods.base import Resources
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
+from online_aug.settings import decided
 
 
 @dataclass(frozen=True)
@@ -299,9 +300,9 @@ class Experiment:
             class_sizes=tuple(self.data.class_sizes),
             guidance_scale=made.guidance_scale,
             image_guidance_scale=made.image_guidance_scale,
-            num_inference_steps=made.num_inference_steps,
+            num_inference_steps=decided(made.num_inference_steps),
             scheduler=made.scheduler,
-            resolution=made.resolution,
+            resolution=decided(made.resolution),
             seed=made.seed,
             generator_fingerprint=self.diffusion.fingerprint,
             gate_version=gate_version(self.config, self.data.digests),

@@ -31,6 +31,7 @@ from online_aug.methods import find_method
 from online_aug.saliency import SaliencyTable, grad_cam, quick_copy, spectral_residual
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
 from online_aug.saliency.masks import decode_mask
+from online_aug.settings import decided
 
 if TYPE_CHECKING:
     from online_aug.experiment.experiment import Experiment
@@ -97,7 +98,7 @@ class ExperimentSaliency:
     @property
     def cut_size(self) -> int:
         """Side of the square that GrabCut works on, px."""
-        return min(LARGEST_CUT_PX, self.experiment.config.generation.resolution)
+        return min(LARGEST_CUT_PX, decided(self.experiment.config.generation.resolution))
 
     @property
     def is_known(self) -> bool:

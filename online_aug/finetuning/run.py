@@ -36,6 +36,7 @@ from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.files import alone
+from online_aug.settings import decided
 
 if TYPE_CHECKING:
     from online_aug.finetuning.loop import FinetuneTask
@@ -148,9 +149,10 @@ def _task(experiment: Experiment) -> "FinetuneTask":
     from online_aug.finetuning.objective import Examples
 
     config = experiment.config
+    side = decided(config.generation.resolution)
     images = SourceImages(experiment.splits.train, experiment.data.sources)
     examples = Examples(
-        load=lambda index: fit_square(images.by_index(index), config.generation.resolution),
+        load=lambda index: fit_square(images.by_index(index), side),
         labels=experiment.splits.train.labels,
         hflip=config.data.hflip,
     )

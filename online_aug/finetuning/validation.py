@@ -14,6 +14,7 @@ from online_aug.diffusion.adapters import Concept
 from online_aug.files import write_atomically
 from online_aug.generation.solvers import sampling_scheduler
 from online_aug.seeding import torch_rng
+from online_aug.settings import decided
 
 CLASSES, IMAGES = 4, 2
 """The number of classes, spread evenly over all, and the number of images of each."""
@@ -58,9 +59,9 @@ def _draw(
 ) -> UInt8[np.ndarray, "r r 3"]:
     latents = drawing(
         prompt,
-        height=config.resolution,
-        width=config.resolution,
-        num_inference_steps=config.num_inference_steps,
+        height=decided(config.resolution),
+        width=decided(config.resolution),
+        num_inference_steps=decided(config.num_inference_steps),
         guidance_scale=config.guidance_scale,
         generator=torch_rng(seed),
         output_type="latent",

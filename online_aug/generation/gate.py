@@ -27,6 +27,7 @@ from online_aug.documents import read_object
 from online_aug.errors import UserError, one_line
 from online_aug.request import GenerationRequest
 from online_aug.saliency.maps import file_digest
+from online_aug.settings import decided
 
 FLAT_LEVELS = 2.0
 """Standard deviation over all pixels, in grey levels of 255, below which an image is blank."""
@@ -306,7 +307,7 @@ def _reference_scores(
     scores: list[float] = []
     for digest in sorted(digests)[:CLIP_REFERENCES]:
         try:
-            image = fit_square(load(digest), config.generation.resolution) / 255
+            image = fit_square(load(digest), decided(config.generation.resolution)) / 255
         except BadImageError:
             if config.data.on_bad_image != "skip":
                 raise

@@ -47,12 +47,16 @@ class Source:
     label: int
 
 
+USUAL_STEPS = 25
+"""Denoising steps if neither the configuration nor the model says otherwise."""
+
+
 class GenerationSection(Protocol):
     """The keys of `generation` that a method may read."""
 
-    num_inference_steps: int
+    num_inference_steps: int | None
     guidance_scale: float
-    resolution: int
+    resolution: int | None
     variants_per_image: int
 
 
@@ -278,13 +282,17 @@ def draw_strength(strengths: Sequence[float], rng: np.random.Generator) -> float
     return float(strengths[int(rng.integers(len(strengths)))])
 
 
-def check_strengths(strengths: Sequence[float], num_inference_steps: int) -> None:
-    """Raise `ValueError` if a strength is so small that no denoising step would be run."""
+def check_strengths(strengths: Sequence[float], num_inference_steps: int | None) -> None:
+    """Raise `ValueError` if a strength is so small that no denoising step would be run.
+
+    Steps that the model is yet to decide are never more than `USUAL_STEPS`.
+    """
+    steps = num_inference_steps or USUAL_STEPS
     for strength in strengths:
-        if int(num_inference_steps * strength) < 1:
+        if int(steps * strength) < 1:
             raise ValueError(
                 "method.strength * generation.num_inference_steps must be at least 1, "
-                f"got {strength:g} * {num_inference_steps}"
+                f"got {strength:g} * {steps}"
             )
 
 

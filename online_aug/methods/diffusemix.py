@@ -25,7 +25,7 @@ from online_aug.methods.base import (
 )
 from online_aug.methods.fractals import FractalBank, bank_of
 from online_aug.request import GenerationRequest, PipelineKind, Servable
-from online_aug.settings import Exponent, Fraction, Text
+from online_aug.settings import Exponent, Fraction, Text, decided
 
 LARGEST_FRACTAL_PX = 256
 """Side of the kept fractals unless `fractals.side_px` is given, if images are larger."""
@@ -95,7 +95,9 @@ class DiffuseMix(Method):
 
     def resources(self, config: SharedSections) -> FractalBank:
         """Find the fractals to blend in."""
-        side = config.fractals.side_px or min(config.generation.resolution, LARGEST_FRACTAL_PX)
+        side = config.fractals.side_px or min(
+            decided(config.generation.resolution), LARGEST_FRACTAL_PX
+        )
         return bank_of(config.fractals, side)
 
     def plan(

@@ -24,6 +24,7 @@ from online_aug.loader.back_pressure import max_ahead_of_each
 from online_aug.methods import Picture
 from online_aug.producer.request_queue import Stripe, Weights, part_of
 from online_aug.request import GenerationRequest
+from online_aug.settings import decided
 
 ClassesOf: TypeAlias = Callable[[GenerationRequest], Mapping[str, str]]
 """Returns the names of data set and classes that the cache keeps with an image."""
@@ -107,7 +108,7 @@ class _Preparation:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._resolution = experiment.config.generation.resolution
+        self._resolution = decided(experiment.config.generation.resolution)
         self._sources = SourceImages(experiment.splits.train, experiment.data.sources)
         # Sources of requests that are accepted are kept until they are prepared.
         kept = _most_images_under_way(experiment.config.generation.slots)

@@ -4,13 +4,20 @@ from collections.abc import Iterator
 
 from cache import Store, cache_exists
 from cache.text import byte_size, printable
+from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.data.embedded import EMBEDDED_SETS
 from online_aug.distributed.devices import DevicePlan
 from online_aug.experiment.experiment import Experiment
 from online_aug.loader.slots import order_of
+from online_aug.settings import decided
+from online_aug.training.checkpoints import KEPT
 
-_RAW_BYTES = 3
+_RAW_BYTES, _FLOAT_BYTES = 3, 4
+_WEIGHT_FILES = 2
+"""`model.safetensors` and the best on validation."""
+_ADAM_MOMENTS = 2
+"""Numbers that Adam, and most others, keep beside each weight."""
 
 
 def describe_start(experiment: Experiment, devices: DevicePlan) -> str:
@@ -36,6 +43,7 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
         *_nodes(experiment, devices, ranks),
         *_data(experiment),
         f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}",
+        *_weights(experiment),
         *_requests(experiment),
         *_preparation(experiment),
         *_notes(experiment),
@@ -73,10 +81,26 @@ def _requests(experiment: Experiment) -> Iterator[str]:
     requests = unique * made.variants_per_image
     yield (
         f"requests   {requests} ({unique} sources x {made.variants_per_image}), each of "
-        f"{made.resolution} px in {made.num_inference_steps} steps"
+        f"{decided(made.resolution)} px in {made.num_inference_steps} steps"
     )
-    size = requests * made.resolution**2 * _RAW_BYTES
+    size = requests * decided(made.resolution) ** 2 * _RAW_BYTES
     yield f"disk       at most {byte_size(size)} of images (uncompressed size)"
+
+
+def _weights(experiment: Experiment) -> Iterator[str]:
+    config = experiment.config
+    if ":" in config.classifier.name:  # described elsewhere: not to be fetched for a count
+        return
+    bare = config.classifier.model_copy(update={"pretrained": False, "checkpoint": None})
+    classes, side = len(experiment.splits.train.class_names), config.data.image_size
+    weights = sum(w.numel() for w in build_classifier(bare, classes, image_size=side).parameters())
+    optim = config.optim
+    moments = (optim.momentum > 0) if optim.name in ("sgd", "momentum") else _ADAM_MOMENTS
+    copies = _WEIGHT_FILES + KEPT * (1 + moments + (optim.ema is not None))
+    yield (
+        f"run        about {byte_size(copies * weights * _FLOAT_BYTES)} of checkpoints and weights "
+        f"({config.classifier.name}, {weights / 1e6:.3g} million)"
+    )
 
 
 def _preparation(experiment: Experiment) -> Iterator[str]:
@@ -91,9 +115,10 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         yield f"imported   {experiment.imports}"
     if experiment.is_planned and not experiment.diffusion.is_ready:
         learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"
+        size = byte_size(experiment.diffusion.adaptation.result_bytes(experiment.diffusion.model))
         yield (
             f"fine-tune  {learning} of {config.finetune.batch_size} images, "
-            f"result {experiment.diffusion.finetuned}"
+            f"result about {size} in {experiment.diffusion.finetuned}"
         )
     elif experiment.plan_is_known:
         yield f"cache      {config.cache.path}: {_present(experiment)} of them are there"

@@ -11,6 +11,7 @@ from typing import Any
 from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config, resolved_yaml
 from online_aug.data.sources import load_splits
+from online_aug.diffusion.compatibility import settle
 from online_aug.distributed.devices import DevicePlan, check_unused, plan_devices
 from online_aug.distributed.world import single
 from online_aug.errors import UserError
@@ -49,8 +50,8 @@ def open_loader(config: Config | Path | str, **overrides: Any) -> Iterator[Onlin
                     train(batch.images, batch.labels)
     """
     folder = Path(mkdtemp(prefix="online-aug-"))  # an exception leaves it there, with its log
-    settings = _load(config, overrides, folder / CONFIG_FILE)
-    experiment, devices = _prepare(settings)
+    experiment, devices = _prepare(_load(config, overrides, folder / CONFIG_FILE))
+    (folder / CONFIG_FILE).write_text(resolved_yaml(experiment.config), encoding="utf-8")
     with build_loader(experiment, devices, single(devices.train[0]), folder) as loader:
         loader.start()
         yield loader
@@ -58,15 +59,13 @@ def open_loader(config: Config | Path | str, **overrides: Any) -> Iterator[Onlin
 
 
 def _load(config: Config | Path | str, overrides: Mapping[str, Any], file: Path) -> Config:
-    """Apply overrides, and write the result to `file`, which the generation process reads."""
+    """Apply overrides; a configuration goes through `file`, since a recipe is a file too."""
     if isinstance(config, Config):
         file.write_text(resolved_yaml(config), encoding="utf-8")
         path = file
     else:
         path = find_recipe(str(config))
-    loaded = load_config(path, list(_as_lines(overrides)))
-    file.write_text(resolved_yaml(loaded), encoding="utf-8")
-    return loaded
+    return load_config(path, list(_as_lines(overrides)))
 
 
 def _as_lines(overrides: Mapping[str, Any]) -> Iterator[str]:
@@ -82,7 +81,9 @@ def _prepare(config: Config) -> tuple[Experiment, DevicePlan]:
     """Check the configuration, then make what generation needs first."""
     generates = config.mixing.imported != "only" and config.run.replay is None
     devices = plan_devices(config.devices, generates=generates)
-    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    splits = load_splits(config.data)
+    config = settle(config)
+    experiment = Experiment(config, splits, devices.generator)
     if experiment.saliency.follows_classifier:
         raise UserError(
             "saliency.teacher must be a file of weights, or saliency.method one that needs no "

@@ -185,12 +185,12 @@ def test_the_newer_file_format_of_lmdb_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-@pytest.mark.parametrize("schema", [1, 2, 4])
+@pytest.mark.parametrize("schema", [1, 2, 3, 5])
 def test_another_schema_is_refused_with_one_line_that_says_what_to_do(tmp_path, schema, readonly):
     Store(tmp_path).open().close()
     overwrite(tmp_path, b"meta", b"n:schema", lambda _: schema.to_bytes(8, "big"))
     Path(tmp_path / "lock.mdb").unlink()
-    message = f"cache schema must be 3, got {schema} at .*; name a new directory, or export it with"
+    message = f"cache schema must be 4, got {schema} at .*; name a new directory, or export it with"
     assert_refused(tmp_path, message, readonly=readonly)
 
 

@@ -157,6 +157,10 @@ def test_main_gets_the_arguments(monkeypatch):
         (["quickstart"], "got quickstart; did you mean online-aug train quickstart"),
         (["my.yaml", "run.seed=1"], "got my.yaml; did you mean online-aug train my.yaml"),
         (["--verbose"], "unrecognized arguments: --verbose; see online-aug --help$"),
+        (
+            ["train", "quickstart", "--optim.lr=0.1"],
+            "a key must be given as optim.lr=VALUE, without dashes, got --optim.lr=0.1$",
+        ),
         (["schema", "x.yaml"], "unrecognized arguments: x.yaml; see online-aug schema --help$"),
         (["train", "quikstart"], "or the name of a recipe, got quikstart; nearest: quickstart"),
     ],

@@ -544,3 +544,18 @@ def test_all_rules_between_keys_that_are_broken_are_told_at_once(empty):
     lines = error_lines(empty, *overrides)
     assert len(lines) == 3
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("lr=1", "finetune.lr or optim.lr"),
+        ("optim.learning_rate=1", "optim.lr"),
+        ("learning_rate=1", "finetune.lr or optim.lr"),
+        ("data.img_size=64", "data.image_size"),
+        ("optm={}", "optim"),
+    ],
+)
+def test_the_words_of_other_programs_lead_to_our_keys(override, meant):
+    with pytest.raises(UserError, match=f"did you mean {re.escape(meant)}\\?"):
+        load_config(Path("configs/quickstart.yaml"), [override])

@@ -45,7 +45,8 @@ def dry_run_on_a_miniature(path, root, models):
     is_large = method.name == "sgd_mix"
     WRITERS[config.data.source](root / "data", **(CUB_IMAGES if is_large else {}))
     model = models["instruct" if method.name == "diffusemix" else "translate"]
-    return dry_run(path, root, root / "data", f"generation.model={model}")
+    words = (f"generation.model={model}", "optim.batch_size=2")
+    return dry_run(path, root, root / "data", *words)
 
 
 def dry_run(path, root, data, *words):

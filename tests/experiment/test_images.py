@@ -135,13 +135,15 @@ def test_a_run_of_imports_alone_needs_no_generator(experiment_of):
 
 def test_imports_that_all_do_not_fit_are_refused_with_the_reason(experiment_of):
     experiment = experiment_of(BETWEEN | {"source_class": "owl"}, BETWEEN | {"source_class": "emu"})
-    with pytest.raises(UserError, match="must find imported images that fit.*1 left out: the data"):
+    with pytest.raises(UserError, match="images of other programs .*1 left out: the data"):
         experiment.check(generates=False)
 
 
 def test_a_cache_without_imports_is_refused_with_the_way_out(experiment_of):
-    experiment = experiment_of({"method": "diff_mix"})
     with pytest.raises(UserError, match="got none: online-aug cache import .* brings them in"):
+        experiment_of().check(generates=False)
+    experiment = experiment_of({"method": "diff_mix"})
+    with pytest.raises(UserError, match=r"its 1 images are online-aug's own.*imported=null"):
         experiment.check(generates=False)
 
 

@@ -53,7 +53,7 @@ def test_another_programs_lmdb_is_refused(arguments, tmp_path, run):
 @pytest.mark.parametrize("schema", [2, 99])
 def test_another_schema_is_refused(schema, arguments, birds, tmp_path, run):
     overwrite(birds, b"meta", b"n:schema", lambda _: schema.to_bytes(8, "big"))
-    message = f"cache schema must be 3, got {schema} at"
+    message = f"cache schema must be 4, got {schema} at"
     assert_changes_nothing(run, tmp_path, birds, arguments, message)
 
 
@@ -83,7 +83,7 @@ def test_force_replaces_an_earlier_export_and_nothing_else(birds, tmp_path, run)
     run("export", birds, tmp_path / "out")
     assert run("export", birds, tmp_path / "out", "--format", "webdataset", "--force")[0] == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"shard-000000.tar", "export.json"}
+    assert names == {"shard-000000.tar", "classes.txt", "export.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"birds", "out"}
 
 

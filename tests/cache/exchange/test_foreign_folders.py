@@ -117,7 +117,7 @@ def test_any_kind_of_image_becomes_rgb(mode, tmp_path, run):
     assert run("import", tmp_path / "c", tmp_path / "p")[0] == 0
     with PIL.Image.open(tmp_path / f"p/a/x.{suffix}") as image:
         expected = np.asarray(image.convert("RGB"))
-    ((_, _, _, (shape, pixels)),) = contents(tmp_path / "c").values()
+    ((_, _, _, (shape, pixels), _),) = contents(tmp_path / "c").values()
     assert (shape, pixels) == (expected.shape, expected.tobytes())
 
 
