@@ -4,7 +4,6 @@ An `Experiment` is put together from its training data, the diffusion model on d
 maps and the methods with their contexts; out of these comes the plan. No model is loaded.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +11,7 @@ from pathlib import Path
 
 from cache import check_usable
 from online_aug.config import Config
-from online_aug.data.image_sets import ImageSet, Splits, file_names_of
-from online_aug.data.sources import data_set_name
+from online_aug.data.image_sets import Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept
 from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
@@ -23,12 +21,12 @@ from online_aug.diffusion.weights import check_weights, digest_folder, fingerpri
 from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
 from online_aug.experiment.saliency import ExperimentSaliency
+from online_aug.experiment.training_data import TrainingData
 from online_aug.generation.gate import check_gate, gate_version
 from online_aug.methods import (
     Method,
     MethodContext,
     Part,
-    Source,
     make_method,
     plan_requests,
 )
@@ -36,37 +34,6 @@ from online_aug.methods.base import Resources
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 from online_aug.settings import decided
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The training images of an experiment, as planning sees them."""
-
-    images: ImageSet
-
-    @cached_property
-    def sources(self) -> list[Source]:
-        """Digest and label of every training image, in the order of the set."""
-        return [
-            Source(digest=self.images.digest(index), label=int(label))
-            for index, label in enumerate(self.images.labels)
-        ]
-
-    @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """Digests of the training images, each once, sorted."""
-        return tuple(sorted({source.digest for source in self.sources}))
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """Index of an image with each digest."""
-        return {source.digest: place for place, source in enumerate(self.sources)}
-
-    @property
-    def class_sizes(self) -> list[int]:
-        """Number of training images of each class."""
-        counts = Counter(source.label for source in self.sources)
-        return [counts[label] for label in range(len(self.images.class_names))]
 
 
 @dataclass(frozen=True)
@@ -182,7 +149,7 @@ class Experiment:
     @cached_property
     def data(self) -> TrainingData:
         """The training images."""
-        return TrainingData(self.splits.train)
+        return TrainingData(self.config.data.source, self.splits.train)
 
     @cached_property
     def methods(self) -> dict[str, Method]:
@@ -308,19 +275,6 @@ class Experiment:
             gate_version=gate_version(self.config, self.data.digests),
         )
         return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
-
-    def classes_of(self, request: GenerationRequest) -> dict[str, str]:
-        """Return the names of data set and classes that the cache keeps with an image."""
-        names = self.splits.train.class_names
-        return {
-            "data_set": self._data_set,
-            "source_class": names[request.source_label],
-            "target_class": names[request.target_label],
-        }
-
-    @cached_property
-    def _data_set(self) -> str:
-        return data_set_name(self.config.data.source, self.splits.train.class_names)
 
     @property
     def parts(self) -> dict[str, Part]:

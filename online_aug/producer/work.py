@@ -96,7 +96,7 @@ def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
         prepare=sources.prepare,
         refusal=sources.refusal,
         max_ahead=max_ahead_of_each(config, count),
-        classes_of=experiment.classes_of,
+        classes_of=experiment.data.classes_of,
         stripe=Stripe.of(schedule).split(number, count),
         weights=_weights(experiment),
         follows_losses=schedule.priority == "hard",
