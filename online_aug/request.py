@@ -128,6 +128,8 @@ class Counts:
     """Slots with an image that was generated in this run and served for the first time."""
     cached: int = 0
     """Slots with any other generated image."""
+    composed: int = 0
+    """Slots with training images that were composed without a generator."""
     starved: int = 0
     """Slots that were planned synthetic and got the real image; not counted in `real`."""
     generated: int = 0
@@ -140,7 +142,7 @@ class Counts:
     @property
     def slots(self) -> int:
         """Images trained on."""
-        return self.real + self.fresh + self.cached + self.starved
+        return self.real + self.fresh + self.cached + self.composed + self.starved
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: n + getattr(other, name) for name, n in vars(self).items()})

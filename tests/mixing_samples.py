@@ -10,6 +10,7 @@ from request_samples import CLASSES, digest_of, make_part, make_plan, make_sourc
 from cache import Entry
 from online_aug.config.sections import MixingConfig
 from online_aug.experiment.images import BoundCompose
+from online_aug.labels import one_hot
 from online_aug.loader.back_pressure import BackPressure
 from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.loader import OnlineAugLoader
@@ -70,6 +71,14 @@ def with_noise(image, rng):
     return (image // 2 + torch.randint(128, image.shape, generator=rng)).to(torch.uint8)
 
 
+def compose_alone(index, rng):
+    """Compose what shows the image and its chance; every sixth image is refused."""
+    if index % 6 == 0:
+        return "every sixth"
+    image = np.full((8, 8, 3), (index, rng.integers(256), 77), np.uint8)
+    return image, one_hot(index % CLASSES, CLASSES)
+
+
 def make_pool(store, *, rank=0, world_size=1, limit=None, plan=PLAN, local=None):
     return SamplePool(
         plan, store, rank=rank, world_size=world_size, max_times_sampled=limit, local=local
@@ -112,6 +121,7 @@ class Setup:
     skips_bad_images: bool = False
     transform: object = as_it_is
     limiter: object = None
+    composed_share: float = 0.0
 
     def parts(self, process=None):
         """The sampler, and the back-pressure on a generation process."""
@@ -122,13 +132,20 @@ class Setup:
         )
         ranks = {"rank": self.rank, "world_size": self.world_size}
         pool = make_pool(self.store, limit=self.limit, **ranks)
-        order = replace(
-            self.order, probability=fixed(self.probability), adds=self.policy == "concat"
-        )
+        order = self.chosen_order
         digests = [digest_of(index) for index in range(IMAGES)]
         pressure = BackPressure(pool, process, self.limiter)
         filler = Mixing(order, pool, mixing, self.wait_for, digests=digests, pressure=pressure)
         return BatchSampler(order, pool, filler), pressure
+
+    @property
+    def chosen_order(self):
+        return replace(
+            self.order,
+            probability=fixed(self.probability),
+            adds=self.policy == "concat",
+            composed_share=self.composed_share,
+        )
 
     def sampler(self):
         return self.parts()[0]
@@ -139,6 +156,7 @@ class Setup:
             plan=list(PLAN),
             places={digest_of(index): index for index in range(IMAGES)},
             compose=BoundCompose({"diff_mix": PART}),
+            compose_alone=compose_alone,
             store=self.store,
             transform=self.transform,
             seed=self.order.seed,

@@ -17,6 +17,7 @@ INSTRUCTIONS = tuple(f"A transformed version of image into {prompt}" for prompt 
 SMALL = {
     "diffusemix": {"prompts": PROMPTS},
     "sgd_mix": {"candidates": (3, 5), "max_union_share": 0.9},
+    "paste": {"candidates": (3, 5), "max_union_share": 0.9},
 }
 """Settings of methods that fit a training set of a dozen images."""
 

@@ -60,6 +60,12 @@ def check_fillable(config: Config) -> None:
         raise UserError("mixing.synthetic_probability must be above 0 to fill a cache, got 0")
     if config.mixing.imported == "only":
         raise UserError("mixing.imported must be null or beside to fill a cache, got only")
+    if not config.is_planned:
+        names = ", ".join(settings.name for settings in config.methods)
+        raise UserError(
+            f"method must be one whose images a generator makes, to fill a cache, got {names}, "
+            "whose images are composed as they are served: there is nothing to fill"
+        )
     if config.devices.generate == "none":
         raise UserError("devices.generate must be auto or a device to fill a cache, got none")
     if len(config.devices.generate) > 1 and isinstance(config.devices.generate, tuple):

@@ -99,8 +99,9 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.training.build_loader import check_sequence
     from online_aug.training.deepspeed_setup import check_deepspeed
 
-    generates = config.mixing.imported != "only" and config.run.replay is None
-    devices = plan_devices(config.devices, generates=generates, ranks=me.local_world_size)
+    devices = plan_devices(
+        config.devices, generates=config.needs_generator, ranks=me.local_world_size
+    )
     check_training(config, devices.train, me.launched_ranks)
     splits = load_splits(config.data)
     num_classes = len(splits.train.class_names)

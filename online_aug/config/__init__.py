@@ -61,11 +61,41 @@ class Config(Section):
         uses = any(find_method(settings.name).uses_saliency for settings in self.methods)
         return uses and self.saliency.follows_classifier
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether a run serves images that a generator makes, or has made, by its plan."""
+        return self._is_mixed and any(find_method(each.name).generates for each in self.methods)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether a run serves images that methods compose without a generator."""
+        return self._is_mixed and not all(find_method(each.name).generates for each in self.methods)
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self.mixing.is_synthetic and self.mixing.imported != "only"
+
+    @property
+    def uses_saliency(self) -> bool:
+        """Whether a method of the run looks at the foregrounds of the training images."""
+        return self._is_mixed and any(find_method(each.name).uses_saliency for each in self.methods)
+
+    @property
+    def uses_diffusion(self) -> bool:
+        """Whether a run needs a diffusion model, for images or for foregrounds."""
+        looks = self.uses_saliency and self.saliency.chosen_method == "diffusion"
+        return self.is_planned or looks
+
+    @property
+    def needs_generator(self) -> bool:
+        """Whether a run makes images, instead of serving those there are or none."""
+        return self.is_planned and self.run.replay is None
+
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
         rules = (
             *(_data, _mixing, _generation, _schedule, _finetune, _saliency, _devices),
-            *(_methods, _shared_run, _imports),
+            *(_methods, _shared_run, _imports, _composed),
         )
         if lines := [line for rule in rules for line in rule(self)]:
             raise ValueError("\n".join(lines))
@@ -223,10 +253,8 @@ def _shared_run(config: Config) -> Iterator[str]:
             "saliency.teacher must be a file of weights, or saliency.method one that needs no "
             "training, if method lists several, got the classifier in training"
         )
-    named = [
-        (settings.name, method) for settings, method in zip(config.methods, methods, strict=True)
-    ]
-    (first_name, first), *others = named
+    named = [(settings.name, find_method(settings.name)) for settings in config.methods]
+    (first_name, first), *others = [(n, m) for n, m in named if m.generates] or named
     for name, method in others:
         if method.pipeline != first.pipeline:
             yield (
@@ -254,3 +282,38 @@ def _imports(config: Config) -> Iterator[str]:
             "mixing.imported must be null or only if saliency.teacher is the classifier in "
             "training, whose plans replace one another, got beside"
         )
+
+
+def _composed(config: Config) -> Iterator[str]:
+    methods = {settings.name: find_method(settings.name) for settings in config.methods}
+    composing = {name: method for name, method in methods.items() if not method.generates}
+    looking = [name for name, method in composing.items() if method.uses_saliency]
+    if looking and len(methods) == 1 and config.plans_follow_classifier:  # else told already
+        yield (
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+            f"training, for {looking[0]}, which composes from the first epoch on, got the "
+            "classifier in training"
+        )
+    if composing and len(composing) == len(methods):
+        named = ", ".join(composing)
+        for key, allowed, value in _of_generated_images(config):
+            yield f"{key} must be {allowed} with {named}, which needs no generator, got {value}"
+
+
+def _of_generated_images(config: Config) -> Iterator[tuple[str, str, object]]:
+    """Yield keys that are set but say nothing without a generator, what they may be, and are."""
+    devices, mixing, schedule, gate = config.devices, config.mixing, config.schedule, config.gate
+    if isinstance(devices.generate, tuple):
+        yield "devices.generate", "auto or none", ", ".join(devices.generate)
+    for name in ("max_times_sampled", "samples_per_insert", "imported"):
+        if (value := getattr(mixing, name)) is not None:
+            yield f"mixing.{name}", "null", value
+    if schedule.priority != "uniform":
+        yield "schedule.priority", "uniform", schedule.priority
+    for key, path in (
+        ("schedule.image_weights", schedule.image_weights),
+        ("gate.classifier", gate.classifier),
+        ("gate.clip", gate.clip),
+    ):
+        if path is not None:
+            yield key, "null", path

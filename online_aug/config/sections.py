@@ -206,7 +206,7 @@ class MixingConfig(Section):
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether generated images are served at all."""
+        """Whether synthetic images are served at all."""
         others = (self.final_probability or 0.0, *self.class_probability.values())
         return max(self.synthetic_probability, *others) > 0
 

@@ -80,7 +80,7 @@ class Frame:
         if self.resize == "squash":
             return fit_square(image, side)
         scale = side / (min if self.resize == "shortest" else max)(height, width)
-        return _interpolate(image, max(1, round(height * scale)), max(1, round(width * scale)))
+        return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def fit_square(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
@@ -89,10 +89,11 @@ def fit_square(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s
     This is the one resize of the project: what the classifier, the teacher, the image generator and
     the gallery see is made here. An image of that size is returned as it is.
     """
-    return _interpolate(image, size, size)
+    return resize(image, size, size)
 
 
-def _interpolate(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 a b"]:
+def resize(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 a b"]:
+    """Resize an image, bilinear with antialiasing; one of that size is returned as it is."""
     if image.shape[1:] == (height, width):
         return image
     # PyTorch's uint8 kernel is fastest in this memory format; the pixels are the same in both.

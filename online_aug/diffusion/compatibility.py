@@ -27,7 +27,7 @@ from online_aug.diffusion.directory import (
     unet_settings,
 )
 from online_aug.errors import UserError, one_line
-from online_aug.methods import make_method
+from online_aug.methods import find_method
 from online_aug.methods.base import USUAL_STEPS
 from online_aug.settings import decided
 
@@ -118,12 +118,14 @@ def settle(config: Config) -> Config:
     Raises:
         UserError: If there is no such model, or the values break a rule between keys.
     """
-    made, mixing = config.generation, config.mixing
+    made = config.generation
     if made.resolution is not None and made.num_inference_steps is not None:
         return config
     resolution, steps = USUAL_SIDE, USUAL_STEPS
-    if mixing.is_synthetic and mixing.imported != "only":
-        model = locate_model(made, make_method(config.methods[0]).pipeline)
+    if config.uses_diffusion:
+        methods = [find_method(settings.name) for settings in config.methods]
+        first = next((method for method in methods if method.generates), methods[0])
+        model = locate_model(made, first.pipeline)
         resolution, steps = native_resolution(model), _own_steps(made, model)
     return changed(
         config,

@@ -23,7 +23,7 @@ class DevicePlan:
     train: tuple[str, ...]
     """Empty if images are made ahead of training."""
     generate: tuple[str, ...]
-    """Empty if only the cache is served."""
+    """Empty if nothing is generated."""
     train_threads: int
     """Number of CPU threads of each rank."""
     generate_threads: int
@@ -48,7 +48,7 @@ class DevicePlan:
         return device != "cpu" and device in self.train and device in self.generate
 
     def __str__(self) -> str:
-        made = "no generation (cache only)"
+        made = "no generator"
         if self.generate:
             made = f"generate on {', '.join(map(self._described, self.generate))}"
         if not self.train:
@@ -78,7 +78,7 @@ def plan_devices(
     Args:
         devices: The section of the configuration.
         cores: Number of cores of this machine; None counts them.
-        generates: False if the run only serves the cache, whatever `devices.generate` says.
+        generates: False if the run makes no images, whatever `devices.generate` says.
         trains: False if images are made and nothing is trained.
         ranks: Number of ranks that a launcher has started on this node: rank n trains on GPU n, or
             all on the CPU.

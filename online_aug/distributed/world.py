@@ -170,6 +170,20 @@ def share(world: World, content: bytes) -> bytes:
     return shared.numpy().tobytes()
 
 
+def gather(world: World, content: bytes) -> list[bytes]:
+    """Return on all ranks the contents that they pass, by rank."""
+    if world.world_size == 1:
+        return [content]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world.world_size)]
+    dist.all_gather(sizes, torch.tensor([len(content)]), group=world.control)
+    longest = max(int(size) for size in sizes)
+    own = torch.frombuffer(bytearray(content.ljust(longest + 1)), dtype=torch.uint8)
+    found = [torch.zeros_like(own) for _ in sizes]
+    dist.all_gather(found, own, group=world.control)
+    pairs = zip(found, sizes, strict=True)
+    return [part.numpy().tobytes()[: int(size)] for part, size in pairs]
+
+
 def end_distributed() -> None:
     """Leave the process group; this process cannot train afterwards."""
     if dist.is_initialized():

@@ -43,13 +43,14 @@ class DiffusionFiles:
     config: Config
     data: TrainingData
     methods: Mapping[str, Method]
+    """The methods that generate; all if none does."""
     device: str
     """Device of the generator; it decides what `generation.dtype: auto` means."""
 
     @cached_property
     def model(self) -> Path:
         """Directory of the base model."""
-        first, *_ = self.methods.values()  # the others need the same kind
+        first, *_ = self.methods.values()  # the others that generate need the same kind
         return locate_model(self.config.generation, first.pipeline)
 
     @cached_property
@@ -73,7 +74,7 @@ class DiffusionFiles:
         return Adaptation(
             config=self.config.finetune,
             is_wanted=self.config.finetune.enabled
-            and is_planned(self.config)
+            and self.config.is_planned
             and any(method.uses_finetuning for method in self.methods.values()),
             class_names=self.data.images.class_names,
             metaclass=self.config.data.metaclass,
@@ -112,7 +113,7 @@ class DiffusionFiles:
     @property
     def fingerprint(self) -> str:
         """Digest of everything here that decides pixels; empty if no request is to be made."""
-        if not is_planned(self.config):
+        if not self.config.is_planned:
             return ""
         adapters = self.adaptation.digest(self.finetuned)
         replaced = digest_folder(self.vae) if self.vae else None
@@ -130,11 +131,6 @@ class DiffusionFiles:
         check_schedule(self.config.generation.scheduler, self.model)
         check_few_steps(self.config.generation, self.model)
         self.adaptation.check(self.model)
-
-
-def is_planned(config: Config) -> bool:
-    """Return whether a run serves images that a generator makes, or has made, by its plan."""
-    return config.mixing.is_synthetic and config.mixing.imported != "only"
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,8 @@ class Experiment:
     @cached_property
     def diffusion(self) -> DiffusionFiles:
         """The diffusion model on disk."""
-        return DiffusionFiles(self.config, self.data, self.methods, self.device)
+        users = {name: method for name, method in self.methods.items() if method.generates}
+        return DiffusionFiles(self.config, self.data, users or self.methods, self.device)
 
     @cached_property
     def saliency(self) -> ExperimentSaliency:
@@ -169,13 +166,8 @@ class Experiment:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the run serves generated images at all."""
+        """Whether the run serves synthetic images at all."""
         return self.config.mixing.is_synthetic
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether the run serves images that a generator makes, or has made, by its plan."""
-        return is_planned(self.config)
 
     @property
     def has_maps(self) -> bool:
@@ -185,7 +177,7 @@ class Experiment:
     @property
     def plan_is_known(self) -> bool:
         """Whether there is a plan and nothing has to be made before it is known."""
-        is_known = self.is_planned and not self.saliency.follows_classifier
+        is_known = self.config.is_planned and not self.saliency.follows_classifier
         return is_known and self.diffusion.is_ready and self.has_maps
 
     def check(self, *, generates: bool) -> None:
@@ -205,8 +197,9 @@ class Experiment:
             return
         self.resources  # noqa: B018 - usable, or refused
         self.imports  # noqa: B018 - some fit, or refused
-        for method in self.methods.values() if self.is_planned else ():
-            method.check_images(len(self.data.digests))
+        if self.config.mixing.imported != "only":
+            for method in self.methods.values():
+                method.check_images(len(self.data.digests))
         if generates:
             self.diffusion.check()
             self.image_weights  # noqa: B018 - of images there are, or refused
@@ -281,19 +274,23 @@ class Experiment:
         """The configured methods with their contexts, by name."""
         return {name: self._part(name, None) for name in self.methods}
 
+    def parts_by(self, version: str | None) -> list[Part]:
+        """Return the configured methods with their contexts and the saliency maps of a version."""
+        return [self._part(name, version) for name in self.methods]
+
     @cached_property
     def plan(self) -> list[GenerationRequest]:
         """Every request known at the start, in order; empty if nothing generated is served.
 
         It is also empty if the saliency maps come from the classifier being trained.
         """
-        if not self.is_planned or self.saliency.follows_classifier:
+        if not self.config.is_planned or self.saliency.follows_classifier:
             return []
         return self.plan_of(self.saliency.version)
 
     def plan_of(self, version: str | None) -> list[GenerationRequest]:
         """Return every request made with the saliency maps of a version, in order."""
-        parts = [self._part(name, version) for name in self.methods]
+        parts = [part for part in self.parts_by(version) if part.method.generates]
         return plan_requests(parts, self.data.sources, self.config.generation.variants_per_image)
 
     def context_for(self, request: GenerationRequest) -> MethodContext:

@@ -1,7 +1,8 @@
 """The images of an experiment: training images by digest, samples made of them, imported images.
 
 `ImportFinder` finds out which images of other programs an experiment can serve, and why not the
-others. `read_image_weights` reads which training images are to be varied first.
+others. `read_image_weights` reads which training images are to be varied first. `BoundCompose` and
+`ComposedSamples` make samples in a loader process.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,13 +22,21 @@ from torch import Tensor
 from cache import Scalar, Store, label_of
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
+from online_aug.data.transforms import resize
 from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError
-from online_aug.methods import Method, Part, Picture, Source, make_method
-from online_aug.request import ImportedImage, Servable
+from online_aug.methods import Method, Part, Picture, Source, draw_part, make_method
+from online_aug.methods.base import PictureOf
+from online_aug.request import GenerationRequest, ImportedImage, Servable
+from online_aug.seeding import numpy_rng
+
+if TYPE_CHECKING:
+    from online_aug.experiment.experiment import Experiment
 
 _REASONS_SHOWN = 3
 _MAX_WEIGHTS_BYTES = 2**30
+_IMAGES_TRIED = 1000
+"""Images that are planned to learn how many cannot be composed."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,97 @@ class BoundCompose:
         """Return image and soft label of one synthetic sample."""
         part = self.parts[request.method]
         return part.method.compose(source, generated, request, part.context, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedSamples:
+    """Samples that methods compose of training images alone; pickles to loader processes."""
+
+    images: ImageSet
+    sources: Sequence[Source]
+    """Digest and label of every image."""
+    places: Mapping[str, int]
+    """Index of an image with each digest."""
+    parts: Sequence[Part]
+    """The methods, drawn by their weights, with their contexts."""
+    draws_source: bool = False
+    """Whether any image may be the source, instead of the one at the slot."""
+
+    @classmethod
+    def of(cls, experiment: "Experiment") -> "ComposedSamples":
+        """Return the samples of an experiment whose maps are made.
+
+        Raises:
+            UserError: If the cache does not hold the saliency maps that the methods look at.
+        """
+        parts = experiment.parts_by(experiment.saliency.version)
+        return cls(
+            images=experiment.splits.train,
+            sources=experiment.data.sources,
+            places=experiment.data.places,
+            parts=[part for part in parts if not part.method.generates],
+            draws_source=experiment.config.mixing.policy == "global",
+        )
+
+    def __call__(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[Picture, Float[np.ndarray, " k"]] | str:
+        """Return image and soft label of one sample, or the reason why none can be composed.
+
+        Args:
+            index: The image at the slot.
+            rng: Chance of this sample.
+
+        Raises:
+            BadImageError: If an image can no longer be read.
+        """
+        part, request = self.plan(index, rng)
+        if reason := part.method.refusal(request, part.context):
+            return reason
+        source = self.read(request.source_digest)
+        mixed = self.prepared(part, request, source)
+        return part.method.compose(lambda: source, mixed, request, part.context, rng)
+
+    def plan(self, index: int, rng: np.random.Generator) -> tuple[Part, GenerationRequest]:
+        """Draw the method and what it makes of the source."""
+        part = draw_part(self.parts, rng)
+        source = self.sources[int(rng.integers(len(self.sources))) if self.draws_source else index]
+        return part, part.method.plan(source, 0, part.context, rng)
+
+    def prepared(self, part: Part, request: GenerationRequest, source: Picture) -> Picture:
+        """Return what the method mixes of the source and others at its size."""
+        image_of = self.reader(source.shape[:2])
+        return np.asarray(part.method.prepare(source[None], [request], part.context, image_of)[0])
+
+    def reader(self, size: tuple[int, int]) -> PictureOf:
+        """Return what reads images by their digests and resizes them to a height and width."""
+        return lambda digest: fitted(self.read(digest), size)
+
+    def read(self, digest: str) -> Picture:
+        """Return the image with this content."""
+        return self.images.load(self.places[digest])
+
+    def describe_refusals(self) -> str:
+        """Say how many images cannot be composed and are served as they are, and why."""
+        rng = numpy_rng("refusals")
+        tried = rng.permutation(len(self.sources))[:_IMAGES_TRIED]
+        planned = [self.plan(int(index), rng) for index in tried]
+        found = (part.method.refusal(request, part.context) for part, request in planned)
+        reasons = Counter(reason for reason in found if reason)
+        names = ", ".join(part.method.name for part in self.parts)
+        if not reasons:
+            return f"{names}: every image can be composed ({len(tried)} tried)"
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        refused = f"{reasons.total()} of {len(tried)} images are served as they are"
+        return f"{names}: {refused}: {said}"
+
+
+def fitted(image: Picture, size: tuple[int, int]) -> Picture:
+    """Resize an image to a height and width in px."""
+    if image.shape[:2] == size:
+        return image
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return resize(pixels, *size).permute(1, 2, 0).numpy()
 
 
 class SourceImages:

@@ -27,7 +27,6 @@ from online_aug.config.sections import ClassifierConfig
 from online_aug.data.transforms import normalise
 from online_aug.errors import UserError
 from online_aug.experiment.mask_files import MaskFiles
-from online_aug.methods import find_method
 from online_aug.saliency import SaliencyTable, grad_cam, quick_copy, spectral_residual
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
 from online_aug.saliency.masks import decode_mask
@@ -61,10 +60,7 @@ class ExperimentSaliency:
     @property
     def is_needed(self) -> bool:
         """Whether planning needs to know where the foregrounds are."""
-        config = self.experiment.config
-        is_planned = config.mixing.is_synthetic and config.mixing.imported != "only"
-        methods = (find_method(settings.name) for settings in config.methods)
-        return is_planned and any(method.uses_saliency for method in methods)
+        return self.experiment.config.uses_saliency
 
     @property
     def method(self) -> str:

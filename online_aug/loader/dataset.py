@@ -1,6 +1,7 @@
-"""The data set that a DataLoader worker reads: one sample for a slot, decoded once.
+"""The data set that a DataLoader worker reads: one sample for a slot.
 
-The real image, or the generated one composed with it, is transformed and gets its soft label.
+The real image, the generated one composed with it, or one composed of training images is
+transformed and gets its soft label.
 """
 
 import logging
@@ -29,6 +30,11 @@ Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3
 Compose = Callable[[Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Label]]
 """Makes a sample: source image (read only if called), generated image, request and random numbers
 to the image that is served and its soft label."""
+ComposeAlone = Callable[[int, np.random.Generator], tuple[Image, Label] | str]
+"""Makes a sample without a generator: index of the real image at its slot and random numbers to the
+image that is served and its soft label, or to the reason why none can be composed."""
+UNREADABLE = "unreadable image"
+"""The reason if an image is lost that a sample was to be composed of."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Sample:
     image: UInt8[Tensor, "3 s s"]
     label: Float[Tensor, " k"]
     kind: Kind
+    refusal: str | None = None
+    """Why nothing was composed, if that was planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +67,18 @@ class Batch:
 
 
 class Collated(NamedTuple):
-    """A batch, and how each of its slots was filled."""
+    """A batch, how each of its slots was filled, and why nothing was composed for some."""
 
     batch: Batch
     kinds: list[Kind]
+    refusals: list[str]
+
+
+class _Content(NamedTuple):
+    image: Image
+    label: Label
+    kind: Kind
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +91,9 @@ class MixedDataset(Dataset[Sample]):
     places: Mapping[str, int]
     """Index in `images` of the source image with each digest."""
     compose: Compose | None
-    """Makes a sample of a generated image; None if nothing synthetic is served."""
+    """Makes a sample of a generated image; None if no such image is served."""
+    compose_alone: ComposeAlone | None = None
+    """Makes a sample without a generator; None if no such sample is served."""
     store: Store
     transform: Transform
     seed: int
@@ -86,29 +104,48 @@ class MixedDataset(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, slot: Slot) -> Sample:
-        """Return the sample of a slot; the real image if the planned record cannot be read."""
-        image, label, kind = self._content(slot)
+        """Return the sample of a slot; the real image if what was planned cannot be served."""
+        found = self._composed(slot) if slot.kind is Kind.COMPOSED else self._content(slot)
         # The cache gives read-only arrays, which torch does not take.
-        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        seed = seed_of("transform", self.seed, slot.epoch, slot.position)
-        return Sample(self.transform(pixels, torch_rng(seed)), torch.from_numpy(label), kind)
+        pixels = torch.from_numpy(np.require(found.image, requirements=["C", "W"]))
+        rng = torch_rng(seed_of("transform", self.seed, slot.epoch, slot.position))
+        image = self.transform(pixels.permute(2, 0, 1), rng)
+        return Sample(image, torch.from_numpy(found.label), found.kind, found.refusal)
 
-    def _content(self, slot: Slot) -> tuple[Image, Label, Kind]:
+    def _content(self, slot: Slot) -> _Content:
         if slot.number < 0 or self.compose is None:
-            return *self._real(slot.index), slot.kind
+            return _Content(*self._real(slot.index), slot.kind)
         request = self.plan[slot.number]
         record = self._record(request.key)
         if record is None:
-            return *self._real(slot.index), Kind.STARVED
-        rng = numpy_rng("compose", self.seed, slot.epoch, slot.position)
+            return _Content(*self._real(slot.index), Kind.STARVED)
         try:
-            image, label = self.compose(lambda: self._source(request), record.image, request, rng)
+            composed = self.compose(
+                lambda: self._source(request), record.image, request, self._rng(slot)
+            )
         except BadImageError as error:
-            if not self.skips_bad_images:
-                raise
-            _log.warning("skipped: %s", error)
-            return *self._real(slot.index), Kind.STARVED
-        return image, label, slot.kind
+            self._skip(error)
+            return _Content(*self._real(slot.index), Kind.STARVED)
+        return _Content(*composed, slot.kind)
+
+    def _composed(self, slot: Slot) -> _Content:
+        assert self.compose_alone is not None  # else no slot is planned so
+        try:
+            found = self.compose_alone(slot.index, self._rng(slot))
+        except BadImageError as error:
+            self._skip(error)
+            found = UNREADABLE
+        if isinstance(found, str):
+            return _Content(*self._real(slot.index), Kind.STARVED, found)
+        return _Content(*found, Kind.COMPOSED)
+
+    def _rng(self, slot: Slot) -> np.random.Generator:
+        return numpy_rng("compose", self.seed, slot.epoch, slot.position)
+
+    def _skip(self, error: BadImageError) -> None:
+        if not self.skips_bad_images:
+            raise error
+        _log.warning("skipped: %s", error)
 
     def _source(self, request: Servable) -> Image:
         assert request.source_digest is not None  # else the method does not ask for the image
@@ -137,9 +174,7 @@ class MixedDataset(Dataset[Sample]):
             try:
                 image = self.images.load(place)
             except BadImageError as error:
-                if not self.skips_bad_images:
-                    raise
-                _log.warning("skipped: %s", error)
+                self._skip(error)
                 continue
             return image, one_hot(int(self.images.labels[place]), len(self.images.class_names))
         raise BadImageError("no image of the training set can be read")
@@ -155,7 +190,8 @@ def collate(samples: Sequence[Sample]) -> Collated:
             real=kinds.count(Kind.REAL),
             fresh=kinds.count(Kind.FRESH),
             cached=kinds.count(Kind.CACHED),
+            composed=kinds.count(Kind.COMPOSED),
             starved=kinds.count(Kind.STARVED),
         ),
     )
-    return Collated(batch, kinds)
+    return Collated(batch, kinds, [sample.refusal for sample in samples if sample.refusal])

@@ -51,10 +51,13 @@ class Received:
     """How often each request was served in this run, by number."""
     counts: Counts = Counts()
     """How the slots of this run were filled, and what earlier launches generated."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """How often nothing was composed for a slot of this run, by reason."""
 
-    def add(self, slots: Sequence[Slot], served: Counts) -> None:
+    def add(self, slots: Sequence[Slot], served: Counts, refusals: Sequence[str]) -> None:
         """Count a batch."""
         self.step += 1
+        self.refusals.update(refusals)
         self.times.update(slot.number for slot in slots if slot.number >= 0)
         self.counts += served
 
@@ -123,14 +126,16 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._received.step = sampler.first_step
         self._ledger.begin(sampler.epoch, sampler.first_step)
         try:
-            for batch, kinds in super().__iter__():
-                self._receive(sampler.planned.popleft(), kinds, batch.served)
-                yield batch
+            for collated in super().__iter__():
+                self._receive(sampler.planned.popleft(), *collated)
+                yield collated[0]
         finally:  # also if the training loop ends in the middle of the epoch
             self._ledger.save()
             self._notes.flush()
 
-    def _receive(self, slots: list[Slot], kinds: list[Kind], served: Counts) -> None:
+    def _receive(
+        self, slots: list[Slot], batch: Batch, kinds: list[Kind], refusals: list[str]
+    ) -> None:
         if self._batches.filler.is_exact and kinds != [slot.kind for slot in slots]:
             raise UserError(
                 "run.replay must find every image it serves in the cache, one cannot be read any "
@@ -138,7 +143,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             )
         if self.process:
             self.process.check()  # may raise: then this batch has not been received
-        self._received.add(slots, served)
+        self._received.add(slots, batch.served, refusals)
         self._pressure.report(self._received.counts.fresh)
         self._ledger.add(slots, kinds)
         filled = zip(slots, kinds, strict=True)
@@ -175,6 +180,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             "position": self._store.position(),
             "times_sampled": dict(self._received.times),
             "counts": vars(self.counts).copy(),
+            "refusals": dict(self._received.refusals),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,6 +195,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             step=state["step"],
             times=Counter(state["times_sampled"]),
             counts=Counts(**state["counts"]),
+            refusals=Counter(state["refusals"]),
         )
         self._pool.start(state["position_at_start"], self._received.times)
 
@@ -212,6 +219,11 @@ class OnlineAugLoader(DataLoader[Batch]):
         return counts + Counts(
             generated=status.generated, rejected=status.rejected, restarts=process.restarts
         )
+
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """How often nothing was composed for a slot of this rank, by reason, in this run."""
+        return self._received.refusals
 
     @property
     def samples_per_insert(self) -> float:

@@ -1,8 +1,8 @@
 """The batch sampler: the main process of each rank decides which image fills which slot.
 
 `BatchSampler` walks through an epoch for the DataLoader. How a slot is filled is decided by its
-`filler`: `Mixing` draws real, fresh and cached images as configured, `Replay` repeats the ledger of
-an earlier run.
+`filler`: `Mixing` draws real, composed, fresh and cached images as configured, `Replay` repeats the
+ledger of an earlier run.
 """
 
 import time
@@ -75,7 +75,7 @@ class BatchSampler:
 
 
 class Mixing:
-    """Fills slots with real, fresh and cached images, as `mixing` configures."""
+    """Fills slots with real, composed, fresh and cached images, as `mixing` configures."""
 
     is_exact = False
 
@@ -92,7 +92,7 @@ class Mixing:
         """Draw from `pool`.
 
         Args:
-            order: Says which slots are synthetic.
+            order: Says which slots are synthetic, and which of those are composed.
             pool: Generated images that this rank may serve.
             mixing: Says what a synthetic sample is drawn from, and what happens if none is ready.
             wait_for: Blocks until the request of this number is in the cache; False if it was
@@ -116,8 +116,8 @@ class Mixing:
     def begin(self, epoch: int) -> FillStep:
         """Return what fills the steps of an epoch, one after another."""
         indices = self._order.indices(epoch)
-        is_synthetic = self._order.is_synthetic(epoch)
-        turns = self._turns_before(epoch) + np.cumsum(is_synthetic) - is_synthetic
+        is_generated, is_composed = self._order.kinds(epoch)
+        turns = self._turns_before(epoch) + np.cumsum(is_generated) - is_generated
 
         def fill(step: int, positions: Sequence[int]) -> list[Slot]:
             rng = numpy_rng("choose", self._order.seed, epoch, step, self._pool.rank)
@@ -125,8 +125,10 @@ class Mixing:
             batch = []
             for position in positions:
                 index, (kind, number) = int(indices[position]), (Kind.REAL, -1)
-                if is_synthetic[position]:
-                    kind, number = self._synthetic(
+                if is_composed[position]:
+                    kind = Kind.COMPOSED
+                elif is_generated[position]:
+                    kind, number = self._generated(
                         (epoch, position), index, int(turns[position]), rng
                     )
                 batch.append(Slot(epoch, position, index, kind, number))
@@ -134,7 +136,7 @@ class Mixing:
 
         return fill
 
-    def _synthetic(
+    def _generated(
         self, place: tuple[int, int], index: int, turn: int, rng: np.random.Generator
     ) -> tuple[Kind, int]:
         """Fill one slot; with `wait` the result does not depend on what the cache holds now."""
@@ -163,11 +165,11 @@ class Mixing:
         return newest[int(rng.integers(len(newest)))] if newest else None
 
     def _turns_before(self, epoch: int) -> int:
-        """Return the synthetic slots of all ranks between the newest plan and this epoch."""
+        """Return how many generated images all ranks want from the newest plan to this epoch."""
         if self._mixing.starvation == "substitute" or self._mixing.policy != "global":
             return 0
         epochs = range(self._since_epoch, epoch)
-        return sum(int(self._order.is_synthetic(earlier).sum()) for earlier in epochs)
+        return sum(int(self._order.kinds(earlier)[0].sum()) for earlier in epochs)
 
 
 class Replay:

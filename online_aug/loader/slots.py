@@ -19,6 +19,7 @@ from online_aug.config import Config
 from online_aug.config.sections import MixingConfig
 from online_aug.data.image_sets import ImageSet
 from online_aug.errors import UserError, one_line
+from online_aug.methods import MethodSettings, find_method
 from online_aug.seeding import numpy_rng
 
 
@@ -31,7 +32,9 @@ class Kind(IntEnum):
     CACHED = 2
     """Any other generated image."""
     STARVED = 3
-    """The real image, because no synthetic one was ready."""
+    """The real image, because no synthetic one was ready, or none could be composed."""
+    COMPOSED = 4
+    """Training images, composed without a generator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Slot:
     """The real image at this position."""
     kind: Kind
     number: int
-    """Number of the request in the plan; -1 for a real image."""
+    """Number of the request in the plan; -1 if no generated image is served."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,6 +96,8 @@ class Order:
     """Probability of a synthetic sample; with `adds` its start, below 1, is used for all epochs."""
     adds: bool = False
     """Whether synthetic samples are added to the real ones instead of replacing some."""
+    composed_share: float = 0.0
+    """Probability that a synthetic sample is composed without a generator."""
 
     @property
     def steps(self) -> int:
@@ -119,6 +124,16 @@ class Order:
         steps = range(self.steps)
         draws = [numpy_rng("mix", self.seed, epoch, s).random(self.batch_size) for s in steps]
         return np.asarray(np.concatenate(draws) < wanted)
+
+    def kinds(self, epoch: int) -> tuple[Bool[np.ndarray, " slots"], Bool[np.ndarray, " slots"]]:
+        """Return which positions ask for a generated image, and which for a composed sample."""
+        wanted = self.is_synthetic(epoch)
+        if self.composed_share in (0, 1):
+            is_composed = np.full(len(wanted), bool(self.composed_share))
+        else:
+            draws = numpy_rng("composed", self.seed, epoch).random(len(wanted))
+            is_composed = draws < self.composed_share
+        return wanted & ~is_composed, wanted & is_composed
 
     @property
     def _pass_length(self) -> int:
@@ -149,7 +164,13 @@ def order_of(config: Config, images: ImageSet) -> Order:
         seed=config.run.seed,
         probability=probability_of(config.mixing, images, config.run.epochs),
         adds=config.mixing.policy == "concat",
+        composed_share=_composed_share(config.methods),
     )
+
+
+def _composed_share(methods: Sequence[MethodSettings]) -> float:
+    composed = sum(each.weight for each in methods if not find_method(each.name).generates)
+    return composed / sum(each.weight for each in methods)
 
 
 def probability_of(mixing: MixingConfig, images: ImageSet, epochs: int) -> Probability:
@@ -183,7 +204,7 @@ def _by_image(mixing: MixingConfig, images: ImageSet) -> Float[np.ndarray, " n"]
 LEDGER_FOLDER = "ledger"
 """Folder of the ledger in the run directory."""
 ROW = np.dtype([("index", "<u4"), ("kind", "u1"), ("number", "<i4")])
-"""Real image, `Kind`, and number of the request, which is -1 if the real image was served."""
+"""Real image, `Kind`, and number of the request, which is -1 if no generated image was served."""
 _PART = re.compile(r"epoch(\d+)-rank(\d+)-step(\d+)\.npy")
 
 Rows = Shaped[np.ndarray, " slots"]

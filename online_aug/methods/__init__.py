@@ -7,6 +7,7 @@ from online_aug.methods.base import (
     Part,
     Picture,
     Source,
+    draw_part,
     plan_requests,
 )
 from online_aug.methods.registry import METHODS, find_method, make_method
@@ -19,6 +20,7 @@ __all__ = [
     "Part",
     "Picture",
     "Source",
+    "draw_part",
     "find_method",
     "make_method",
     "plan_requests",

@@ -1,5 +1,8 @@
 """The base class of all methods, what a method is given, and the plan of a run.
 
+A method either decides what a generator makes (`generates`), or composes its images of training
+images alone, in a loader process.
+
 Images are NumPy arrays here, `h w 3` in uint8, and soft labels are float32 vectors: methods are
 imported wherever a configuration is read, and PyTorch takes seconds to load.
 """
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 # Without names for the sides: two pictures of one call may differ in size.
 Picture = UInt8[np.ndarray, "_ _ 3"]
 PictureOf = Callable[[str], Picture]
-"""Reads a training image by its digest, at the generator's resolution."""
+"""Reads a training image by its digest, at the generator's resolution; without a generator at the
+size of the source image."""
 WITHIN_CLASS = "it lies between two classes, where the method stays within one"
 """The reason against an imported image that a method cannot label."""
 
@@ -123,6 +127,10 @@ class Method(ABC):
     """Raise it if the method starts to make other pixels from the same fields of a request."""
     pipeline: ClassVar[PipelineKind] = "image_to_image"
     """The kind of model that makes the images."""
+    generates: ClassVar[bool] = True
+    """Whether a generator makes the images, from what `prepare` returns. Otherwise that is what
+    `compose` gets: every sample is planned, prepared and composed anew in a loader process, without
+    generator, cache or variants."""
     uses_saliency: ClassVar[bool] = False
     """Whether planning reads `MethodContext.saliency`."""
     uses_finetuning: ClassVar[bool] = True
@@ -215,7 +223,8 @@ class Method(ABC):
         """Return the images that diffusion starts from; write into no input.
 
         Args:
-            images: The source images, at the generator's resolution.
+            images: The source images, at the generator's resolution; without a generator one image
+                of any size.
             requests: The request of each image; none of them was refused.
             context: What the requests share.
             image_of: Reads another training image.
@@ -243,7 +252,8 @@ class Method(ABC):
 
         Args:
             source: Reads the source image, for a method that needs its pixels.
-            generated: The image that the cache holds for the request.
+            generated: The image that the cache holds for the request, or that `prepare` made if
+                no generator does.
             request: The request of that image.
             context: What the requests share.
             rng: Chance of this sample: depends on seed, epoch and position.
@@ -326,13 +336,14 @@ def plan_requests(
     for variant in range(variants_per_image):
         order = numpy_rng("order", seed, variant).permutation(len(unique))
         for source in (unique[position] for position in order):
-            part = _draw_part(parts, numpy_rng("method", seed, variant, source.digest))
+            part = draw_part(parts, numpy_rng("method", seed, variant, source.digest))
             rng = numpy_rng("plan", seed, variant, source.digest)
             request = part.method.plan(source, variant, part.context, rng)
             requests.append(replace(request, gate_version=part.context.gate_version))
     return requests
 
 
-def _draw_part(parts: Sequence[Part], rng: np.random.Generator) -> Part:
+def draw_part(parts: Sequence[Part], rng: np.random.Generator) -> Part:
+    """Draw one of several methods by their weights."""
     weights = np.array([part.method.settings.weight for part in parts])
     return parts[int(rng.choice(len(parts), p=weights / weights.sum()))]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from pydantic import model_validator
 
 from online_aug.errors import UserError
@@ -123,9 +123,35 @@ class ForegroundMix(Method):
         image_of: PictureOf,
     ) -> UInt8[np.ndarray, "b h w 3"]:
         """Mix: the source under either mask, the background elsewhere."""
-        masks = union_masks(requests, _table(context, self.name), images.shape[1])
-        backgrounds = np.stack([image_of(_digests(request)[1]) for request in requests])
-        return np.where(masks[..., None], images, backgrounds)
+        masks = self.union_masks(requests, context, images.shape[1:3])
+        mixed = np.stack([image_of(_digests(request)[1]) for request in requests])
+        for image, mask, background in zip(images, masks, mixed, strict=True):
+            self.paste(image, mask, background)
+        return mixed
+
+    def paste(self, image: Picture, mask: Bool[np.ndarray, "h w"], background: Picture) -> None:
+        """Write an image into a background under a mask."""
+        import cv2  # a hundred times faster than NumPy here
+
+        cv2.copyTo(np.ascontiguousarray(image), mask.view(np.uint8), background)
+
+    def union_masks(
+        self, requests: Sequence[GenerationRequest], context: MethodContext, size: tuple[int, int]
+    ) -> Bool[np.ndarray, "b h w"]:
+        """Mark the pixels at which the source or the background shows its own foreground.
+
+        Args:
+            requests: They name source and background.
+            context: Has the masks.
+            size: Height and width, px.
+        """
+        pairs = [digest for request in requests for digest in _digests(request)]
+        masks = _table(context, self.name).masks(pairs, self.mask_side(size))
+        return stretched(masks[0::2] | masks[1::2], size)
+
+    def mask_side(self, size: tuple[int, int]) -> int:
+        """Return the side of the square on which the masks of an image of some size are cut, px."""
+        return max(size)
 
     def compose(
         self,
@@ -153,27 +179,18 @@ class ForegroundMix(Method):
     ) -> Mapping[str, Picture]:
         """Return source, saliency map, union mask, background, their mix, and the result."""
         start, table = image_of(request.source_digest), _table(context, self.name)
-        side = start.shape[0]
-        saliency = table.large_maps([request.source_digest], side).numpy()
-        mask = union_masks([request], table, side)
+        size = start.shape[:2]
+        saliency = table.large_maps([request.source_digest], max(size)).numpy()
+        mask = self.union_masks([request], context, size)
         mixed = self.prepare(start[None], [request], context, image_of)
         return {
             "source": source,
-            "saliency": _grey((saliency[0] * 255).astype(np.uint8)),
+            "saliency": _grey((stretched(saliency, size)[0] * 255).astype(np.uint8)),
             "mask": _grey(mask[0].astype(np.uint8) * 255),
             "target": image_of(_digests(request)[1]),
             "mixed": mixed[0],
             "generated": generated,
         }
-
-
-def union_masks(
-    requests: Sequence[GenerationRequest], table: "SaliencyTable", side: int
-) -> Bool[np.ndarray, "b s s"]:
-    """Mark the pixels at which the source or the background shows its own foreground."""
-    pairs = [digest for request in requests for digest in _digests(request)]
-    masks = table.masks(pairs, side)
-    return np.asarray(masks[0::2] | masks[1::2])
 
 
 def source_masks(
@@ -182,6 +199,17 @@ def source_masks(
     """Mark the pixels at which the source shows its foreground."""
     digests = [request.source_digest for request in requests]
     return _table(context, requests[0].method).masks(digests, side)
+
+
+def stretched(
+    values: Shaped[np.ndarray, "b s s"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "b h w"]:
+    """Stretch squares to a height and width in px; the value of a pixel is that at its centre."""
+    side = values.shape[1]
+    if size == (side, side):
+        return values
+    rows, columns = ((2 * np.arange(n) + 1) * side // (2 * n) for n in size)
+    return np.asarray(values.take(rows, axis=1).take(columns, axis=2))
 
 
 def _table(context: MethodContext, name: str) -> "SaliencyTable":

@@ -30,6 +30,7 @@ from online_aug.methods.diff_mix import (
     RealMix,
 )
 from online_aug.methods.diffusemix import DiffuseMix
+from online_aug.methods.paste import Paste
 from online_aug.methods.sgd_mix import SgdMix
 
 METHODS: dict[str, type[Method]] = {
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "da_fusion": DaFusion,
     "diffusemix": DiffuseMix,
     "sgd_mix": SgdMix,
+    "paste": Paste,
 }
 """The methods of this package."""
 DEFAULT = "diff_mix"

@@ -1,8 +1,8 @@
-"""The gallery of a run: generated images beside their sources, with strength and soft label."""
+"""The gallery of a run: synthetic images beside their sources, with strength and soft label."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from cache.contact_sheet import FAINT, INK, LINE, PAPER, font, png_file, scaled,
 from online_aug.data.images import BadImageError
 from online_aug.data.transforms import fit_square
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.images import SourceImages
+from online_aug.experiment.images import ComposedSamples, SourceImages
 from online_aug.files import write_atomically
 from online_aug.methods import Picture
 from online_aug.request import GenerationRequest, Servable
@@ -35,7 +35,7 @@ BAR_HEIGHT, BAR_PITCH, LABEL_BARS = 14, 25, 4
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One generated image with its stages."""
+    """One synthetic image with its stages."""
 
     pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]
     """The image at every stage by name, from the source to what the classifier sees."""
@@ -43,7 +43,8 @@ class GalleryRow:
     """The class of the source image."""
     target_name: str
     """The class, or the instruction, of the prompt."""
-    strength: float
+    strength: float | None
+    """None if no generator made it."""
     soft_label: Mapping[str, float]
     """The mass of each class; classes without mass may be left out."""
     method: str | None = None
@@ -51,7 +52,7 @@ class GalleryRow:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
-    """Draw a PNG with a row for each generated image: stages, target, strength, soft label.
+    """Draw a PNG with a row for each synthetic image: stages, target, strength, soft label.
 
     Small images are enlarged without smoothing, so that every pixel keeps its value.
 
@@ -59,7 +60,7 @@ def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
         ValueError: If there are no rows.
     """
     if not rows:
-        raise ValueError("rows must hold at least one generated image, got none")
+        raise ValueError("rows must hold at least one image, got none")
     pictures = [
         {name: scaled(picture, SMALLEST_PX, LARGEST_PX) for name, picture in row.pictures.items()}
         for row in rows
@@ -163,7 +164,8 @@ def _draw_words(draw: ImageDraw.ImageDraw, columns: _Columns, middle: int, row: 
     draw.text((columns.target, middle), target, TARGET_COLOUR, font(20), anchor="lm")
     by = shortened(row.method or "", 15, columns.target_width)
     draw.text((columns.target, middle + 24), by, FAINT, font(15), anchor="lm")
-    _draw_strength(draw, columns.strength, middle, row.strength)
+    if row.strength is not None:
+        _draw_strength(draw, columns.strength, middle, row.strength)
     colours = {row.source_name: SOURCE_COLOUR, row.target_name: TARGET_COLOUR}
     bars = _heaviest(row.soft_label)
     for number, (name, mass) in enumerate(bars):
@@ -214,9 +216,9 @@ ROWS = 16
 def draw_run_gallery(
     experiment: Experiment, plan: Sequence[Servable], store: Store, path: Path
 ) -> None:
-    """Draw up to `ROWS` cached images of the plan; write nothing if there are none."""
-    rows = gallery_rows(experiment, plan, store, ROWS)
-    if rows:
+    """Draw up to `ROWS` images, cached ones of the plan and composed; write nothing without any."""
+    composed = composed_rows(experiment, ROWS // 2 if plan else ROWS)
+    if rows := [*gallery_rows(experiment, plan, store, ROWS - len(composed)), *composed]:
         names = " and ".join(experiment.methods)
         draw_gallery(rows, path, title=f"{names} on {experiment.config.data.source}")
 
@@ -236,6 +238,34 @@ def gallery_rows(
     ]
 
 
+def composed_rows(experiment: Experiment, count: int) -> list[GalleryRow]:
+    """Compose samples of training images, as the loader does; none if the run serves none."""
+    if not experiment.config.is_composed:
+        return []
+    samples = ComposedSamples.of(experiment)
+    order = numpy_rng("gallery", "composed").permutation(len(samples.sources))
+    rows = (_composed_row(experiment, samples, int(index)) for index in order)
+    return list(islice((row for row in rows if row is not None), count))
+
+
+def _composed_row(
+    experiment: Experiment, samples: ComposedSamples, index: int
+) -> GalleryRow | None:
+    rng, same = (numpy_rng("gallery", "compose", index) for _ in range(2))
+    part, request = samples.plan(index, numpy_rng("gallery", "plan", index))
+    if part.method.refusal(request, part.context):
+        return None
+    try:
+        source = samples.read(request.source_digest)
+        mixed = samples.prepared(part, request, source)
+        image_of = samples.reader(source.shape[:2])
+        pictures = part.method.stages(source, mixed, request, part.context, image_of, rng)
+    except BadImageError:
+        return None
+    _, label = part.method.compose(lambda: source, mixed, request, part.context, same)
+    return _as_row(experiment, request, pictures, label, is_generated=False)
+
+
 def _by_turns(requests: Sequence[Servable], methods: Iterable[str]) -> list[Servable]:
     parts = [[request for request in requests if request.method == name] for name in methods]
     turns = zip_longest(*parts)
@@ -250,6 +280,17 @@ def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow 
         pictures, label = _composed(experiment, request, record.image)
     except (CacheError, BadImageError):
         return None
+    return _as_row(experiment, request, pictures, label)
+
+
+def _as_row(
+    experiment: Experiment,
+    request: Servable,
+    pictures: Mapping[str, Picture],
+    label: Float[np.ndarray, " k"],
+    *,
+    is_generated: bool = True,
+) -> GalleryRow:
     names = experiment.splits.train.class_names
     order = np.argsort(-label, kind="stable")
     shares = {names[k]: float(label[k]) for k in order if label[k] > 0}
@@ -260,7 +301,7 @@ def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow 
         pictures=pictures,
         source_name=names[request.source_label],
         target_name=target,
-        strength=request.strength,
+        strength=request.strength if is_generated else None,
         soft_label=shares,
         method=request.method if len(experiment.methods) > 1 else None,
     )

@@ -9,10 +9,11 @@ from online_aug.console import duration
 from online_aug.files import write_atomically
 from online_aug.reporting.metrics import EpochMetrics, Summary, read_metrics
 from online_aug.reporting.run_directory import CONFIG_FILE
+from online_aug.reporting.tables import filled
 
 REPORT_FILE = "report.html"
 _WIDTH, _HEIGHT, _MARGIN = 420, 180, 36
-_COLOURS = ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728")
+_COLOURS = ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728", "#9467bd")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; } td, th { padding: .2em .8em .2em 0; text-align: left; }
@@ -40,7 +41,7 @@ def write_report(directory: Path, summary: Summary, gallery: Path) -> None:
     ]
     if gallery.exists():
         data = base64.b64encode(gallery.read_bytes()).decode()
-        parts += ["<h2>Generated images</h2>", f'<img src="data:image/png;base64,{data}" alt="">']
+        parts += ["<h2>Synthetic images</h2>", f'<img src="data:image/png;base64,{data}" alt="">']
     config = escape((directory / CONFIG_FILE).read_text())
     parts += ["<h2>Configuration</h2>", f"<pre>{config}</pre>"]
     page = (
@@ -51,7 +52,8 @@ def write_report(directory: Path, summary: Summary, gallery: Path) -> None:
 
 
 def _summary_table(summary: Summary) -> str:
-    served = summary.served
+    served = filled(summary.served)
+    refused = [("not composed", summary.refusals_text)] if summary.refusals else []
     return _table(
         [
             ("test top1, last epoch", f"{summary.top1:.1%}"),
@@ -61,8 +63,8 @@ def _summary_table(summary: Summary) -> str:
             ),
             ("test top5, last epoch", f"{summary.top5:.1%}"),
             *_worst_group(summary),
-            ("served real, fresh, cached", f"{served.real:,}, {served.fresh:,}, {served.cached:,}"),
-            ("starved", f"{served.starved:,}"),
+            (f"served {', '.join(served)}", ", ".join(f"{count:,}" for count in served.values())),
+            *refused,
             ("images generated", summary.made_text),
             ("restarts of the generator", str(summary.generator_restarts)),
             ("first step after", f"{summary.first_step_s:.1f} s"),
@@ -94,6 +96,7 @@ def _charts(metrics: Sequence[EpochMetrics]) -> dict[str, Curves]:
             "fresh": [float(m.served_fresh) for m in metrics],
             "cached": [float(m.served_cached) for m in metrics],
             "starved": [float(m.starved) for m in metrics],
+            "composed": [float(m.served_composed) for m in metrics],
         },
         "images in the cache": {"entries": [float(m.cache_entries) for m in metrics]},
     }

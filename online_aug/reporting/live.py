@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, SupportsFloat
 
@@ -11,6 +12,7 @@ from rich.live import Live
 from online_aug.console import is_watched, open_console, print_line
 from online_aug.reporting.metrics import EpochMetrics
 from online_aug.reporting.tables import (
+    GENERATED,
     GeneratorView,
     Now,
     draw_panel,
@@ -43,6 +45,7 @@ class LiveReport:
         enabled: bool,
         *,
         ranks: int = 1,
+        columns: Sequence[str] = GENERATED,
         console: Console | None = None,
     ) -> None:
         """Show nothing before it is entered.
@@ -52,6 +55,7 @@ class LiveReport:
             steps_per_epoch: Number of optimizer steps.
             enabled: False shows nothing, as on all ranks but the first.
             ranks: Number of ranks that train as fast as this one; multiplies the speed shown.
+            columns: Columns of the table of epochs.
             console: The console to use; standard output by default.
         """
         self._total_epochs, self._steps_per_epoch, self._ranks = (
@@ -59,6 +63,7 @@ class LiveReport:
             steps_per_epoch,
             ranks,
         )
+        self._columns = columns
         self._console = (console or open_console()) if enabled else None
         self._live: Live | None = None
         self._pace = Pace(total_epochs * steps_per_epoch)
@@ -114,9 +119,8 @@ class LiveReport:
         if self._console is None or not (is_last or now_s - self._read_s >= REDRAW_EVERY_S):
             return
         self._read_s = now_s
-        images = served.real + served.fresh + served.cached + served.starved
         steps = epoch * self._steps_per_epoch + step_in_epoch
-        self._pace.read(now_s, epoch, steps, images * self._ranks)
+        self._pace.read(now_s, epoch, steps, served.slots * self._ranks)
         if self._live is None and now_s - self._shown_s < LINE_EVERY_S:
             return
         self._shown_s = now_s
@@ -140,12 +144,13 @@ class LiveReport:
             return
         is_best, self._best = metrics.val_top1 > self._best, max(metrics.val_top1, self._best)
         if self._live is None:
-            print_line(self._console, epoch_line(metrics, self._total_epochs))
+            print_line(self._console, epoch_line(metrics, self._total_epochs, self._columns))
             return
         if self._rows % HEADS_EVERY_ROWS == 0:
-            self._console.print(epoch_heads())
+            self._console.print(epoch_heads(self._columns))
         self._rows += 1
-        self._console.print(epoch_row(metrics, self._total_epochs, is_best=is_best))
+        row = epoch_row(metrics, self._total_epochs, self._columns, is_best=is_best)
+        self._console.print(row)
 
     def _show(self, now: Now) -> None:
         if self._live is not None:

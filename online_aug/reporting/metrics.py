@@ -25,6 +25,7 @@ TENSORBOARD_TAGS = {
     "served_real": "served/real",
     "served_fresh": "served/fresh",
     "served_cached": "served/cached",
+    "served_composed": "served/composed",
     "starved": "served/starved",
     "samples_per_insert": "served/samples_per_insert",
     "generated": "generator/generated",
@@ -60,6 +61,8 @@ class EpochMetrics:
     served_real: int
     served_fresh: int
     served_cached: int
+    served_composed: int
+    """Number of slots with training images that were composed without a generator."""
     starved: int
     """Number of slots planned synthetic that got the real image; not part of `served_real`."""
     samples_per_insert: float
@@ -80,6 +83,7 @@ class EpochMetrics:
             real=self.served_real,
             fresh=self.served_fresh,
             cached=self.served_cached,
+            composed=self.served_composed,
             starved=self.starved,
         )
 
@@ -111,7 +115,10 @@ class Summary:
     served_real: int
     served_fresh: int
     served_cached: int
+    served_composed: int
     starved: int
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    """How often nothing could be composed for a slot, by reason; part of `starved`."""
     samples_per_insert: float
     """How often a generated image was served on average."""
     generated: int
@@ -130,6 +137,17 @@ class Summary:
         return {title: shares for title, shares in found.items() if shares}
 
     @property
+    def made(self) -> int:
+        """Number of images that were made, reused or rejected."""
+        return self.generated + self.reused + self.rejected
+
+    @property
+    def refusals_text(self) -> str:
+        """How often nothing could be composed and why, in words, the commonest reason first."""
+        ordered = sorted(self.refusals.items(), key=lambda entry: -entry[1])
+        return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
+
+    @property
     def made_text(self) -> str:
         """The number of images made, reused and rejected, in words."""
         tried = self.generated + self.rejected
@@ -143,6 +161,7 @@ class Summary:
             real=self.served_real,
             fresh=self.served_fresh,
             cached=self.served_cached,
+            composed=self.served_composed,
             starved=self.starved,
         )
 

@@ -3,7 +3,7 @@
 First one moment of training, then a finished epoch, then the summary at the end of a run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,22 @@ from online_aug.console import duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
 from online_aug.request import Counts
 
-MIX_COLOURS = {"real": "blue", "fresh": "green", "cached": "cyan", "starved": "yellow"}
+MIX_COLOURS = {
+    "real": "blue", "fresh": "green", "cached": "cyan", "composed": "magenta", "starved": "yellow",
+}  # fmt: skip
 BAR_CELLS = 24
 WORST = 5
 COLUMN_WIDTHS = {
     "epoch": 7, "loss": 7, "val top1": 9, "images/s": 9, "real": 6, "fresh": 6, "cached": 7,
-    "starved": 8, "made": 6, "made/s": 7, "cache": 8,
+    "composed": 9, "starved": 8, "made": 6, "made/s": 7, "cache": 8,
 }  # fmt: skip
-"""Columns of the table of epochs and their widths in characters, 80 in all."""
+"""Columns of the table of epochs and their widths in characters; at most 80 are shown together."""
+GENERATED = tuple(name for name in COLUMN_WIDTHS if name != "composed")
+"""Columns of a run whose synthetic images a generator makes."""
+COMPOSED = ("epoch", "loss", "val top1", "images/s", "real", "composed", "starved")
+"""Columns of a run whose synthetic images are composed without one."""
+BOTH = (*COLUMN_WIDTHS,)[:-2]
+"""Columns of a run with images of both kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +111,7 @@ def panel_line(now: Now) -> str:
 
 
 def mix_text(served: Counts) -> Text:
-    """Write the four shares with their names, in the colours of the bar."""
+    """Write the shares with their names, in the colours of the bar."""
     text = Text(no_wrap=True)
     for name, share in shares(served).items():
         text.append("  " if text else "").append(
@@ -113,7 +121,7 @@ def mix_text(served: Counts) -> Text:
 
 
 def mix_bar(served: Counts, cells: int) -> Text:
-    """Draw the four shares as one bar of exactly `cells` characters; grey if nothing was served."""
+    """Draw the shares as one bar of exactly `cells` characters; grey if nothing was served."""
     bar, drawn, reached = Text(no_wrap=True), 0, 0.0
     for name, share in shares(served).items():
         reached += share
@@ -124,15 +132,18 @@ def mix_bar(served: Counts, cells: int) -> Text:
 
 
 def shares(served: Counts) -> dict[str, float]:
-    """Return the share of slots filled in each of the four ways, in [0, 1]; 0 without slots."""
-    counts = {
-        "real": served.real,
-        "fresh": served.fresh,
-        "cached": served.cached,
-        "starved": served.starved,
-    }
-    total = sum(counts.values())
-    return {name: count / total if total else 0.0 for name, count in counts.items()}
+    """Return the share of slots filled in each way that the run has, in [0, 1]; 0 without slots."""
+    total = max(1, served.slots)
+    return {name: count / total for name, count in filled(served).items()}
+
+
+def filled(served: Counts) -> dict[str, int]:
+    """Return how many slots were filled in each way that the run has."""
+    generated = {"fresh": served.fresh, "cached": served.cached}
+    if served.composed and not any(generated.values()):
+        generated = {}
+    composed = {"composed": served.composed} if served.composed else {}
+    return {"real": served.real, **generated, **composed, "starved": served.starved}
 
 
 def _steps_bar(now: Now) -> ProgressBar:
@@ -158,36 +169,44 @@ def _generator_parts(view: GeneratorView) -> list[str]:
     ]
 
 
-def epoch_heads() -> Text:
+def epoch_heads(columns: Sequence[str] = GENERATED) -> Text:
     """Write the heads of the columns of `epoch_row`."""
     heads = Text(no_wrap=True, overflow="crop", style="bold")
-    for name, width in COLUMN_WIDTHS.items():
-        heads.append(f"{name:>{width}}", MIX_COLOURS.get(name))
+    for name in columns:
+        heads.append(f"{name:>{COLUMN_WIDTHS[name]}}", MIX_COLOURS.get(name))
     return heads
 
 
-def epoch_row(metrics: EpochMetrics, total_epochs: int, *, is_best: bool) -> Text:
+def epoch_row(
+    metrics: EpochMetrics, total_epochs: int, columns: Sequence[str] = GENERATED, *, is_best: bool
+) -> Text:
     """Write one epoch as a row of fixed columns; the best validation so far stands out."""
     styles = {**MIX_COLOURS, "val top1": "bold green" if is_best else ""}
-    row = Text(no_wrap=True, overflow="crop")
-    for name, value in _cells(metrics, total_epochs).items():
-        row.append(f"{value:>{COLUMN_WIDTHS[name]}}", styles.get(name))
+    row, cells = Text(no_wrap=True, overflow="crop"), _cells(metrics, total_epochs)
+    for name in columns:
+        row.append(f"{cells[name]:>{COLUMN_WIDTHS[name]}}", styles.get(name))
     return row
 
 
-def epoch_line(metrics: EpochMetrics, total_epochs: int) -> str:
+def epoch_line(metrics: EpochMetrics, total_epochs: int, columns: Sequence[str] = GENERATED) -> str:
     """Return one epoch as a plain line that explains itself."""
     cells = _cells(metrics, total_epochs)
-    return (
+    said = (
         f"epoch {cells['epoch']}: loss {cells['loss']}, val top1 {cells['val top1']}, "
-        f"{cells['images/s']} images/s, {mix_text(metrics.served).plain}, "
-        f"generator {cells['made']} made, {cells['made/s']} images/s, "
+        f"{cells['images/s']} images/s, {mix_text(metrics.served).plain}"
+    )
+    if "made" not in columns:
+        return said
+    return (
+        f"{said}, generator {cells['made']} made, {cells['made/s']} images/s, "
         f"cache {metrics.cache_entries:,} images, {cells['cache']}"
     )
 
 
 def _cells(metrics: EpochMetrics, total_epochs: int) -> dict[str, str]:
-    mix = {name: whole_percent(share) for name, share in shares(metrics.served).items()}
+    served = metrics.served
+    counts = {name: getattr(served, name) for name in MIX_COLOURS}
+    mix = {name: whole_percent(count / max(1, served.slots)) for name, count in counts.items()}
     return {
         "epoch": f"{metrics.epoch + 1}/{total_epochs}",
         "loss": f"{metrics.train_loss:.3f}",
@@ -223,8 +242,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         (_worst_title("classes", summary.per_class), Text(_worst(summary.per_class))),
         ("images served", mix_text(summary.served)),
         ("", Text(_served_counts(summary), "dim")),
-        ("images generated", Text(summary.made_text)),
-        ("generator restarts", _restarts(summary.generator_restarts)),
+        *_made(summary),
         ("first step after", Text(duration(summary.first_step_s))),
         ("whole run", Text(f"{duration(summary.wall_s)}, {summary.epochs} epochs")),
         ("run directory", Text(str(run_dir), "cyan")),
@@ -232,10 +250,19 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
 
 
 def _served_counts(summary: Summary) -> str:
-    return (
-        f"{summary.served_real:,} real, {summary.served_fresh:,} fresh, "
-        f"{summary.served_cached:,} cached, {summary.starved:,} starved"
-    )
+    return ", ".join(f"{count:,} {name}" for name, count in filled(summary.served).items())
+
+
+def _made(summary: Summary) -> list[tuple[str, Text]]:
+    """Return the rows on what the generator made, and on what could not be composed."""
+    rows = [("not composed", Text(summary.refusals_text))] if summary.refusals else []
+    if summary.served_composed and not summary.made:
+        return rows
+    return [
+        *rows,
+        ("images generated", Text(summary.made_text)),
+        ("generator restarts", _restarts(summary.generator_restarts)),
+    ]
 
 
 def _restarts(count: int) -> Text:

@@ -16,6 +16,8 @@ _SHARE_SIDE = 32
 """Side of the grid on which the covered share of an image is counted."""
 _PART = 1024
 """Images whose masks are made at a time."""
+_RECENT = 4096
+"""Masks that are kept, packed, for the next time they are asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,18 @@ class SaliencyTable:
 
     def masks(self, digests: Sequence[str], side: int) -> Bool[np.ndarray, "b s s"]:
         """Return the foregrounds of some images as masks, a square of `side` px each."""
-        return self._masks_at(np.array([self.place(digest) for digest in digests], int), side)
+        packed = [self._recent_mask(self.place(digest), side) for digest in digests]
+        return np.unpackbits(np.stack(packed), axis=2, count=side).view(np.bool_)
+
+    def _recent_mask(self, place: int, side: int) -> UInt8[np.ndarray, "s p"]:
+        recent, key = self._recent, (place, side)
+        packed = recent.pop(key, None)
+        if packed is None:
+            packed = np.packbits(self._masks_at(np.array([place]), side)[0], axis=1)
+        recent[key] = packed  # the latest
+        if len(recent) > _RECENT:
+            del recent[next(iter(recent))]
+        return packed
 
     def source_share(self, place: int) -> float:
         """Return the share of an image that its mask covers, [0, 1]."""
@@ -97,6 +110,10 @@ class SaliencyTable:
         packed = self.packed_masks[places]
         whole = np.unpackbits(packed, axis=2, count=packed.shape[1]).astype(np.bool_)
         return resized_masks(whole, side)
+
+    @cached_property
+    def _recent(self) -> dict[tuple[int, int], UInt8[np.ndarray, "s p"]]:
+        return {}
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -18,14 +18,14 @@ from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import World, agree, is_same_everywhere
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.images import BoundCompose
+from online_aug.experiment.images import BoundCompose, ComposedSamples
 from online_aug.files import write_atomically
 from online_aug.loader.back_pressure import BackPressure, limiter_of
 from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
-from online_aug.loader.slots import LEDGER_FOLDER, Order, order_of
+from online_aug.loader.slots import LEDGER_FOLDER, Ledger, Order, order_of
 from online_aug.producer.messages import Placement
 from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
@@ -58,7 +58,7 @@ def build_loader(
     store = open_store(config, experiment.splits.train)
     pin_if_awaited(store, config, agreed_plan(experiment, world))
     generator = None
-    if world.is_first_of_node and devices.generate and experiment.is_synthetic:
+    if world.is_first_of_node and devices.generate and config.is_planned:
         generator = build_generators(devices, node_folder(config, world, run_directory))
 
     def is_stopping() -> bool:
@@ -78,6 +78,7 @@ def build_loader(
         plan=served,
         places=experiment.data.places if experiment.is_synthetic else {},
         compose=BoundCompose(experiment.parts) if experiment.is_synthetic else None,
+        compose_alone=ComposedSamples.of(experiment) if config.is_composed else None,
         store=store,
         transform=train_transform(config.data),
         seed=config.run.seed,
@@ -264,12 +265,17 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
             exist, or the run to be replayed is one of other images, or its images are gone.
     """
     config = experiment.config
-    _check_batch(order_of(config, experiment.splits.train))
+    order = order_of(config, experiment.splits.train)
+    _check_batch(order)
     if config.run.replay is None:
         return
     check_same_sequence(config.run.replay, resolved_yaml)
     if not experiment.is_synthetic or experiment.saliency.follows_classifier:
         return  # the maps that the plan is made by come epoch by epoch
+    if not config.is_planned and not experiment.imports.images:  # nothing of the cache is served
+        folder = config.run.replay / LEDGER_FOLDER
+        Ledger(folder, batch_size=order.batch_size, steps=order.steps).numbers(config.run.epochs)
+        return
     if not cache_exists(config.cache.path):
         raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
     with Store(config.cache.path, readonly=True) as store:

@@ -297,12 +297,14 @@ def share_out(states: Sequence[dict[str, Any]], world: World) -> dict[str, Any]:
             **{name: places[name] for name in _NEW_CACHE},
             "times_sampled": {number: count for number, count in dealt.items() if count},
             "counts": _dealt([loader["counts"] for loader in loaders], rank, ranks),
+            "refusals": _dealt([loader["refusals"] for loader in loaders], rank, ranks),
         },
     }
 
 
 def _dealt(counts: Sequence[Mapping[str, int]], rank: int, ranks: int) -> dict[str, int]:
-    return {name: _part(sum(each[name] for each in counts), rank, ranks) for name in counts[0]}
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: _part(sum(each.get(name, 0) for each in counts), rank, ranks) for name in names}
 
 
 def _part(count: int, rank: int, ranks: int) -> int:

@@ -55,7 +55,7 @@ def _nodes(experiment: Experiment, devices: DevicePlan, ranks: int | None) -> It
     if not ranks or ranks <= len(devices.train):
         return
     said = f"nodes      {ranks} training devices in all, {len(devices.train)} here"
-    makes = experiment.is_planned and devices.generate
+    makes = experiment.config.is_planned and devices.generate
     yield f"{said}; {who_makes(experiment.config)}" if makes else said
 
 
@@ -73,8 +73,12 @@ def _data(experiment: Experiment) -> Iterator[str]:
 
 
 def _requests(experiment: Experiment) -> Iterator[str]:
-    if not experiment.is_planned:
-        yield "requests   0 (no generated images are served by a plan)"
+    if experiment.config.is_composed:
+        names = [name for name, method in experiment.methods.items() if not method.generates]
+        yield f"composed   by {', '.join(names)} in the loader: no generator, no images to make"
+    if not experiment.config.is_planned:
+        if not experiment.config.is_composed:
+            yield "requests   0 (no generated images are served by a plan)"
         return
     made = experiment.config.generation
     unique = len({source.digest for source in experiment.data.sources})
@@ -113,7 +117,7 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         yield f"saliency   {experiment.saliency.method} of {images} images, made at the start"
     if experiment.imports.images:
         yield f"imported   {experiment.imports}"
-    if experiment.is_planned and not experiment.diffusion.is_ready:
+    if experiment.config.is_planned and not experiment.diffusion.is_ready:
         learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"
         size = byte_size(experiment.diffusion.adaptation.result_bytes(experiment.diffusion.model))
         yield (
@@ -134,7 +138,7 @@ def _present(experiment: Experiment) -> int:
 
 def _notes(experiment: Experiment) -> Iterator[str]:
     config = experiment.config
-    if not experiment.is_planned:
+    if not experiment.config.is_planned:
         return
     if config.generation.model == "embedded" and config.data.source not in EMBEDDED_SETS:
         yield (

@@ -79,8 +79,7 @@ def _as_lines(overrides: Mapping[str, Any]) -> Iterator[str]:
 
 def _prepare(config: Config) -> tuple[Experiment, DevicePlan]:
     """Check the configuration, then make what generation needs first."""
-    generates = config.mixing.imported != "only" and config.run.replay is None
-    devices = plan_devices(config.devices, generates=generates)
+    devices = plan_devices(config.devices, generates=config.needs_generator)
     splits = load_splits(config.data)
     config = settle(config)
     experiment = Experiment(config, splits, devices.generator)

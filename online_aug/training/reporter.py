@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from online_aug.classifier.evaluation import Evaluation
+from online_aug.config import Config
 from online_aug.config.loading import config_digest
 from online_aug.console import open_console
 from online_aug.distributed.world import World
 from online_aug.experiment.experiment import Experiment
+from online_aug.experiment.images import ComposedSamples
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
 from online_aug.reporting.gallery import draw_run_gallery
@@ -16,10 +18,17 @@ from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
 from online_aug.reporting.run_directory import write_summary
+from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
 from online_aug.request import Counts
 from online_aug.training.describe_run import who_makes
 
 _CACHE_EVERY_S = 1.0
+
+
+def _columns_of(config: Config) -> tuple[str, ...]:
+    if not config.is_composed:
+        return GENERATED
+    return BOTH if config.is_planned else COMPOSED
 
 
 class TrainingReport:
@@ -35,7 +44,11 @@ class TrainingReport:
         self._log: MetricsLog | None = None
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self.live = LiveReport(
-            experiment.config.run.epochs, len(loader), world.is_first, ranks=world.world_size
+            experiment.config.run.epochs,
+            len(loader),
+            world.is_first,
+            ranks=world.world_size,
+            columns=_columns_of(experiment.config),
         )
 
     def begin(self, epoch: int) -> None:
@@ -44,6 +57,8 @@ class TrainingReport:
             self._log = MetricsLog(self._directory, from_epoch=epoch)
         if self._loader.process and self._world.nodes > 1:
             self.live.message(f"{self._world.nodes} nodes, {who_makes(self._experiment.config)}")
+        if self._world.is_first and self._experiment.config.is_composed:
+            self.live.message(ComposedSamples.of(self._experiment).describe_refusals())
 
     def close(self) -> None:
         """Close log and cache."""
@@ -94,6 +109,7 @@ class TrainingReport:
             served_real=counts.real,
             served_fresh=counts.fresh,
             served_cached=counts.cached,
+            served_composed=counts.composed,
             starved=counts.starved,
             samples_per_insert=self._loader.samples_per_insert,
             generated=counts.generated,
@@ -114,7 +130,7 @@ class TrainingReport:
             counts: Counts of the run, over all ranks.
             last: Result on the test split after the last epoch.
             best: The same after the epoch that was best on the validation split.
-            reached: `best_val_epoch`, `wall_s`, `first_step_s` and `reused`.
+            reached: `best_val_epoch`, `wall_s`, `first_step_s`, `reused` and `refusals`.
         """
         summary = Summary(
             top1=last.top1,
@@ -128,6 +144,7 @@ class TrainingReport:
             served_real=counts.real,
             served_fresh=counts.fresh,
             served_cached=counts.cached,
+            served_composed=counts.composed,
             starved=counts.starved,
             samples_per_insert=self._loader.samples_per_insert,
             generated=counts.generated,

@@ -1,6 +1,8 @@
 """One rank's run from its first epoch to its summary, and what it remembers on the way."""
 
+import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from online_aug.classifier.evaluation import Evaluation, evaluate
 from online_aug.data.image_sets import ImageSet
 from online_aug.distributed.processes import Interrupt
-from online_aug.distributed.world import World, agree, barrier, total
+from online_aug.distributed.world import World, agree, barrier, gather, total
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.loader.dataset import Batch
@@ -252,6 +254,7 @@ class TrainingRun:
         counts = self._over_ranks(self._loader.counts)
         reused = self._loader.reused()
         flags = total(self._world, [float(n in reused) for n in range(len(self._loader.plan))])
+        refusals = gather(self._world, json.dumps(self._loader.refusals).encode())
         if last is None:
             return
         self._engine.export(self._directory / "model.safetensors")
@@ -260,6 +263,7 @@ class TrainingRun:
             best_val_epoch=self._state.best_epoch, wall_s=wall_s,
             first_step_s=float(self._state.first_step_s or 0.0),
             reused=sum(flag > 0 for flag in flags),
+            refusals=dict(sum((Counter(json.loads(each)) for each in refusals), Counter[str]())),
         )  # fmt: skip
 
     def _test_best(self) -> Evaluation:

@@ -48,7 +48,9 @@ def fields_of_kind(kind):
 def taking(dotted):
     """Overrides that name a method which takes this key, if it is one of `method`."""
     section, key = dotted.split(".")
-    return [f"method.name={methods_with(key)[0]}"] if section == "method" else []
+    if section != "method":
+        return []
+    return [f"method.name={methods_with(key)[0]}", "saliency.method=spectral_residual"]
 
 
 def value_of(config, dotted):

@@ -168,9 +168,7 @@ def test_a_plan_says_who_computes_where(plan):
     assert str(plan(3, generate=["cuda:1", "cuda:2"])) == (
         "train on cuda:0 (8 threads each); generate on cuda:1, cuda:2"
     )
-    assert str(plan(0, generate="none")) == (
-        "train on cpu (8 threads each); no generation (cache only)"
-    )
+    assert str(plan(0, generate="none")) == ("train on cpu (8 threads each); no generator")
 
 
 @pytest.mark.parametrize(

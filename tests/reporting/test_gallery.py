@@ -94,7 +94,7 @@ def test_images_are_not_written_into(tmp_path: Path) -> None:
 
 
 def test_a_gallery_of_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rows must hold at least one generated image"):
+    with pytest.raises(ValueError, match="rows must hold at least one image"):
         draw_gallery([], tmp_path / "gallery.png", title="")
 
 
