@@ -96,12 +96,13 @@ def test_a_foreign_line_is_named_in_the_error(tmp_path: Path, line: str) -> None
 
 
 EPOCH_FIELDS = """epoch step train_loss val_top1 val_top5 val_worst_group lr images_per_s
-    loader_wait_s served_real served_fresh served_cached starved samples_per_insert
-    generated generated_per_s rejected
+    loader_wait_s served_real served_fresh served_cached served_composed starved
+    samples_per_insert generated generated_per_s rejected
     cache_entries cache_bytes"""
 SUMMARY_FIELDS = """top1 top1_best_val best_val_epoch per_class top5 per_group worst_group
-    per_shots epochs wall_s first_step_s served_real served_fresh served_cached starved
-    samples_per_insert generated rejected reused generator_restarts config_digest"""
+    per_shots epochs wall_s first_step_s served_real served_fresh served_cached served_composed
+    starved refusals samples_per_insert generated rejected reused generator_restarts
+    config_digest"""
 
 
 @pytest.mark.parametrize(
