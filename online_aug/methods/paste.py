@@ -19,7 +19,7 @@ LARGEST_MASK_PX = 256
 class PasteSettings(ForegroundMixSettings):
     """The keys of pasting."""
 
-    feather: Annotated[float, Field(ge=0, le=0.5), Exponent] = 0.0
+    feather: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.0
     """Width of the blend of source and background outside the seam, fraction of the image; 0 is
     hard."""
 
