@@ -9,6 +9,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests" / "distributed" / "scripts"
 LIMIT_S = 120
+GONE_S = 5
 
 
 def environment(**extra):
@@ -16,8 +17,8 @@ def environment(**extra):
     return clean | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | extra
 
 
-def wait_for(condition):
-    end = time.monotonic() + LIMIT_S
+def wait_for(condition, limit_s=LIMIT_S):
+    end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
-from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
+from online_aug.processes import Interrupt
 
 if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan

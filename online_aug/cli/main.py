@@ -26,6 +26,7 @@ from online_aug.config.loading import find_recipe, load_config, recipe_names
 from online_aug.config.schema import describe, fields, json_schema
 from online_aug.distributed.identity import LAUNCHER_S, SPEAKS_FOR_NODE
 from online_aug.errors import RunError, UserError, one_line
+from online_aug.processes import heeded, outlive_terminal
 
 COMMANDS = {
     "train": ("online_aug.cli.train:main", "train a classifier while images are generated for it"),
@@ -67,7 +68,10 @@ COMPLETE_RECIPE, COMPLETE_KEY = "_online_aug_recipe", "_online_aug_key"
 
 def main() -> NoReturn:
     """Run the command that the command line names, and exit with its status."""
-    run_main(run_command)
+    try:
+        run_main(run_command)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python ends quietly, if asked twice too
 
 
 def run_command(argv: Sequence[str]) -> int | None:
@@ -98,10 +102,11 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main` with the arguments of the process and exit with its status, 0 for None.
 
     `UserError`, `CacheError` and a full disk become lines on standard error and status 2,
-    `RunError` a line and status 1. Ctrl-C is status 130 and SIGTERM 143, both after everything on
-    the way out has cleaned up. If all ranks of a node find the same mistake, the first says it and
-    the others wait to be ended by their launcher.
+    `RunError` a line and status 1. Ctrl-C is status 130, SIGTERM 143 and SIGHUP 129, all after
+    everything on the way out has cleaned up. If all ranks of a node find the same mistake, the
+    first says it and the others wait to be ended by their launcher.
     """
+    outlive_terminal()
     try:
         with _clean_termination():
             status = main(sys.argv[1:]) or 0
@@ -122,11 +127,13 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
 @contextmanager
 def _clean_termination() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _leave)
+    watched = [number for number in heeded() if number != signal.SIGINT]
+    before = [signal.signal(number, _leave) for number in watched]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(watched, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -13,8 +13,8 @@ from online_aug.cli.main import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
 from online_aug.distributed.identity import Identity, identify
-from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
+from online_aug.processes import Interrupt
 
 if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan

@@ -14,6 +14,8 @@ LAUNCH_FOLDER = "ONLINE_AUG_LAUNCH"
 """Set in the ranks of our own launcher: the folder in which the first to fail notes its status."""
 LAUNCHER_PID = "ONLINE_AUG_LAUNCHER_PID"
 """Set in the ranks of our own launcher and in DeepSpeed's launcher below it: its process id."""
+PARENT_PID = "ONLINE_AUG_PARENT_PID"
+"""Set in the ranks of our own launcher: the process id of DeepSpeed's launcher."""
 VISIBLE_DEVICES = "ONLINE_AUG_VISIBLE_DEVICES"
 """Set in the ranks of our own launcher: CUDA_VISIBLE_DEVICES before DeepSpeed changed it."""
 LAUNCHER_S = 5.0

@@ -22,8 +22,14 @@ from types import FrameType
 
 import psutil
 
-from online_aug.distributed import processes
-from online_aug.distributed.identity import LAUNCH_FOLDER, LAUNCHER_PID, VISIBLE_DEVICES, identify
+from online_aug import processes
+from online_aug.distributed.identity import (
+    LAUNCH_FOLDER,
+    LAUNCHER_PID,
+    PARENT_PID,
+    VISIBLE_DEVICES,
+    identify,
+)
 
 FIRST_FAILURE = "first_failure"
 """The file in `LAUNCH_FOLDER` that holds the status of the first rank to fail."""
@@ -42,7 +48,8 @@ def launch(
 ) -> int:
     """Run a program in one rank for each device and wait for all; main thread only.
 
-    SIGINT and SIGTERM are passed on to the ranks, which decide when to stop; the third one kills.
+    SIGINT, SIGTERM and SIGHUP are passed on to the ranks, which decide when to stop; the third
+    one kills. If this process is killed, the kernel kills launcher and ranks.
 
     Args:
         program: A script, or the name of a module to run as the main program.
@@ -123,7 +130,7 @@ def _signals_to(send: Callable[[int], None], kill: Callable[[], None]) -> Iterat
         else:
             send(number)
 
-    watched = (signal.SIGINT, signal.SIGTERM)
+    watched = processes.heeded()
     before = [signal.signal(number, handle) for number in watched]
     try:
         yield received
@@ -164,9 +171,12 @@ def _status(returncode: int, folder: Path, received: list[int]) -> int:
 
 
 def _be_the_launcher() -> None:
-    processes.die_with_parent(signal.SIGTERM)
+    processes.die_with_parent(signal.SIGKILL)
     if os.getppid() != int(os.environ[LAUNCHER_PID]):
         sys.exit(1)  # the parent died before the request
+    os.environ[PARENT_PID] = str(os.getpid())
+    # Ranks inherit this: a signal that comes while Python starts waits until they can handle it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     runpy.run_module("deepspeed.launcher.launch", run_name="__main__", alter_sys=True)
 
 

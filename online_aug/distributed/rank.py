@@ -10,15 +10,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from online_aug.distributed import processes
-from online_aug.distributed.identity import LAUNCH_FOLDER, LAUNCHER_PID, VISIBLE_DEVICES
+from online_aug import processes
+from online_aug.distributed.identity import LAUNCH_FOLDER, PARENT_PID, VISIBLE_DEVICES
 from online_aug.distributed.launcher import FIRST_FAILURE
 
 
 def main() -> int:
     """Run the script or module that the arguments name as the main program; return its status."""
-    processes.die_with_parent(signal.SIGTERM)
-    if os.getppid() in (1, int(os.environ[LAUNCHER_PID])):
+    processes.die_with_parent(signal.SIGKILL)
+    if os.getppid() != int(os.environ[PARENT_PID]):
         return 1  # the launcher died before the request, and this process was adopted
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if VISIBLE_DEVICES in os.environ:
@@ -32,6 +32,8 @@ def main() -> int:
 
 def _run(program: str) -> int:
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.STOPPING)
         if os.sep in program:  # a script by its whole path
             sys.path[0] = str(Path(program).parent)
             runpy.run_path(program, run_name="__main__")
@@ -59,4 +61,7 @@ def _note(status: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(ended)  # taking torch apart in the middle of a collective call ends in an abort

@@ -23,7 +23,6 @@ from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square
 from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.launcher import launch, needs_launcher
-from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import (
     World,
     agree,
@@ -36,6 +35,7 @@ from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.files import alone
+from online_aug.processes import Interrupt
 from online_aug.settings import decided
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from itertools import count, islice
 from cache import Store
 from cache.text import byte_size
 from online_aug.console import Tally, progress, rate
-from online_aug.distributed.processes import Interrupt
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.loader.pool import pin
+from online_aug.processes import Interrupt
 from online_aug.producer.messages import Status
 from online_aug.producer.request_queue import part_of
 from online_aug.producer.service import Service

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from online_aug.distributed.processes import die_with_parent
+from online_aug.processes import die_with_parent
 
 PARENT_VARIABLE = "ONLINE_AUG_PARENT"
 """Environment variable that holds the process id of the trainer."""

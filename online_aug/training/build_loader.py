@@ -14,7 +14,6 @@ from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.data.transforms import train_transform
 from online_aug.distributed.devices import DevicePlan
-from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import World, agree, is_same_everywhere
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
@@ -26,6 +25,7 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
 from online_aug.loader.slots import LEDGER_FOLDER, Ledger, Order, order_of
+from online_aug.processes import Interrupt
 from online_aug.producer.messages import Placement
 from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence

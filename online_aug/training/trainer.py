@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from online_aug.classifier.evaluation import Evaluation, evaluate
 from online_aug.data.image_sets import ImageSet
-from online_aug.distributed.processes import Interrupt
 from online_aug.distributed.world import World, agree, barrier, gather, total
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.loader.dataset import Batch
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
+from online_aug.processes import Interrupt
 from online_aug.request import Counts
 from online_aug.training.checkpoints import FOLDER, share_out
 from online_aug.training.engine import TrainingEngine

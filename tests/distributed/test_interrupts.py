@@ -1,12 +1,15 @@
 import os
 import signal
+import sys
 
 import pytest
 
-from online_aug.distributed.processes import Interrupt
+from online_aug.processes import STOPPING, Interrupt, outlive_terminal
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_the_first_signal_is_noted_with_its_exit_status(number, status):
     with Interrupt() as interrupt:
         assert interrupt.exit_status == 0
@@ -30,14 +33,26 @@ def test_a_second_sigterm_lets_the_checkpoint_finish():
 
 
 def test_signals_are_handled_as_before_afterwards():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in STOPPING]
     with Interrupt():
         pass
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
-@pytest.mark.parametrize(("number", "outcome"), [(signal.SIGTERM, -15), (signal.SIGINT, 7)])
-def test_a_forked_worker_ends_on_sigterm_and_leaves_ctrl_c_to_its_parent(number, outcome):
+def test_a_run_under_nohup_outlives_its_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert interrupt.received is None
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"), [(signal.SIGTERM, -15), (signal.SIGINT, 7), (signal.SIGHUP, 7)]
+)
+def test_a_forked_worker_ends_on_sigterm_and_leaves_the_terminal_to_its_parent(number, outcome):
     with Interrupt() as interrupt:
         worker = os.fork()
         if worker == 0:
@@ -46,3 +61,23 @@ def test_a_forked_worker_ends_on_sigterm_and_leaves_ctrl_c_to_its_parent(number,
         _, status = os.waitpid(worker, 0)
     assert os.waitstatus_to_exitcode(status) == outcome
     assert interrupt.received is None
+
+
+def say(text):
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def test_output_that_nobody_reads_any_more_hangs_up_and_is_dropped(monkeypatch):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, Interrupt() as interrupt:
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.__stdout__", stream)
+        outlive_terminal()
+        say("heard")
+        assert os.read(reading, 99) == b"heard\n"
+        assert interrupt.received is None
+        os.close(reading)
+        say("unheard")
+        say("unheard too")
+        assert interrupt.received == signal.SIGHUP

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from classifier_samples import train_and_resume
-from launches import LIMIT_S, SCRIPTS, environment, is_alive, noted_pids, wait_for
+from launches import GONE_S, LIMIT_S, SCRIPTS, environment, is_alive, noted_pids, wait_for
 
 from online_aug.distributed.launcher import needs_launcher
 
@@ -77,7 +77,9 @@ def test_a_killed_rank_is_reported_and_what_it_started_is_gone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_lets_every_rank_save_and_leaves_nothing_behind(tmp_path, number, status):
     launching = start("rank_behaviour.py", str(tmp_path), "interrupted")
     wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
@@ -89,12 +91,12 @@ def test_a_signal_lets_every_rank_save_and_leaves_nothing_behind(tmp_path, numbe
 
 
 @pytest.mark.slow
-def test_ranks_end_when_the_launching_process_is_killed(tmp_path):
-    launching = start("rank_behaviour.py", str(tmp_path), "interrupted")
+def test_ranks_that_hear_nothing_end_when_the_launching_process_is_killed(tmp_path):
+    launching = start("rank_behaviour.py", str(tmp_path), "deaf")
     wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
     ranks = [int((tmp_path / f"ready{n}").read_text()) for n in (0, 1)]
     launching.kill()
-    wait_for(lambda: not any(is_alive(pid) for pid in ranks))
+    wait_for(lambda: not any(is_alive(pid) for pid in ranks), GONE_S)
     for pid in noted_pids(tmp_path):  # no one was left to end what the ranks had started
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)

@@ -23,7 +23,7 @@ from tiny_runs import (
 
 pytestmark = pytest.mark.slow
 
-KILLED, STOPPED, TERMINATED, TORN, ENDED = range(5)
+KILLED, STOPPED, HUNG_UP, TORN, ENDED = range(5)
 """The launches of the story."""
 
 
@@ -52,7 +52,7 @@ def story(pair, config):
 
     launch = begin()
     wait_for(story.has_epochs(2), launch)
-    story.stop(launch, signal.SIGTERM)
+    story.stop(launch, signal.SIGHUP)
 
     launch = begin()
     wait_for((story.folder / "checkpoints" / "step_00000030" / "complete.json").exists, launch)
@@ -77,8 +77,8 @@ def test_a_killed_generation_process_is_replaced_and_counted(story):
     assert read_summary(story.folder)["generator_restarts"] == 1
 
 
-def test_ctrl_c_and_sigterm_stop_with_a_status_of_their_own(story):
-    for launch, number in ((STOPPED, signal.SIGINT), (TERMINATED, signal.SIGTERM)):
+def test_ctrl_c_and_a_closed_terminal_stop_with_a_status_of_their_own(story):
+    for launch, number in ((STOPPED, signal.SIGINT), (HUNG_UP, signal.SIGHUP)):
         assert story.statuses[launch] == 128 + number
         assert "the same command goes on" in story.said[launch]
     assert "Traceback" not in "".join(story.said)

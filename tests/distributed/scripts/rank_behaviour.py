@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from online_aug.distributed.processes import Interrupt
+from online_aug.processes import STOPPING, Interrupt
 
 
 def wait_to_be_interrupted(folder, rank):
@@ -18,6 +18,12 @@ def wait_to_be_interrupted(folder, rank):
     time.sleep(0.3)  # a checkpoint takes a while
     (folder / f"saved{rank}").touch()
     sys.exit(interrupt.exit_status)
+
+
+def hear_nothing(folder, rank):
+    """As a rank in the middle of a long call into C does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    (folder / f"ready{rank}").write_text(str(os.getpid()))
 
 
 def start_a_grandchild(folder, rank):
@@ -49,4 +55,6 @@ if __name__ == "__main__":
     if behaviour == "interrupted":
         start_a_grandchild(place, number)
         wait_to_be_interrupted(place, number)
+    if behaviour == "deaf":
+        hear_nothing(place, number)
     time.sleep(600)

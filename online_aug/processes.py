@@ -1,21 +1,34 @@
-"""The end of processes: at the next step after a signal, with their parent, leaving none behind."""
+"""The end of processes: at the next step after a signal, with their parent, leaving none behind.
+
+A terminal that is closed and a pipe that nobody reads are signals too.
+"""
 
 import ctypes
+import errno
+import io
 import os
 import signal
+import sys
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a run to stop: Ctrl-C, the end of a job, the end of its terminal."""
+
+
+def heeded() -> list[signal.Signals]:
+    """Return the signals of `STOPPING` that count here: `nohup` makes a process ignore SIGHUP."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPPING if number != signal.SIGHUP or not is_ignored]
 
 
 class Interrupt:
-    """A note of the first SIGINT or SIGTERM, so that a loop can stop at the next step.
+    """A note of the first signal of `STOPPING`, so that a loop can stop at the next step.
 
     Main thread only. A second Ctrl-C raises `KeyboardInterrupt`. Processes forked meanwhile, such
-    as loader workers, end on SIGTERM as usual and ignore Ctrl-C, which a terminal sends to all.
+    as loader workers, end on SIGTERM as usual and ignore the others, which a terminal sends to all.
     """
 
     def __init__(self) -> None:
@@ -32,7 +45,7 @@ class Interrupt:
     def __enter__(self) -> Self:
         """Start to note signals."""
         self._owner = os.getpid()
-        self._before = {number: signal.signal(number, self._note) for number in _WATCHED}
+        self._before = {number: signal.signal(number, self._note) for number in heeded()}
         return self
 
     def __exit__(
@@ -58,6 +71,49 @@ def _act_in_fork(number: int) -> None:
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def outlive_terminal() -> None:
+    """Go on without a word if the terminal, or the reader of a pipe, goes away.
+
+    What is written to it afterwards is dropped. If that was standard output, this process gets
+    SIGHUP, as from a terminal that is closed: a run stops after a checkpoint, and one under
+    `nohup` goes on.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue  # somebody else's, as in a test or a notebook
+        stream.flush()
+        setattr(sys, name, _lasting(stream, is_heeded=name == "stdout"))
+
+
+def _lasting(stream: io.TextIOWrapper, *, is_heeded: bool) -> io.TextIOWrapper:
+    raw = _LastingFile(stream.fileno(), "w", closefd=False)
+    raw.is_heeded = is_heeded
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+class _LastingFile(io.FileIO):
+    is_heeded = False
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+        if self.is_heeded:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return memoryview(content).nbytes
 
 
 _SET_PARENT_DEATH_SIGNAL = 1
