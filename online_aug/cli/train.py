@@ -69,7 +69,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_can_go_on(experiment, directory, me.launched_ranks or len(devices.train))
     open_store(config, experiment.splits.train).open()
     if me.is_first:
-        sys.stdout.write(describe_start(experiment, devices))
+        sys.stdout.write(describe_start(experiment, devices, me.launched_ranks))
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
     if config.run.resume and is_finished(directory, config.run.epochs):
         if me.is_first:

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
-from online_aug.loader.dataset import Batch, MixedDataset, collate
+from online_aug.loader.dataset import Batch, Collated, MixedDataset, collate
 from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
+from online_aug.loader.workers import PREFETCHED, WorkerReasons, no_sudden_errors, worker_error
 from online_aug.request import Counts, Servable
 
 _SYNTHETIC = (Kind.FRESH, Kind.CACHED)
@@ -90,6 +91,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             ledger: Folder that gets a file for each epoch and rank, which says how every slot was
                 filled; None writes none.
         """
+        self._reasons = WorkerReasons()
         super().__init__(
             dataset,  # type: ignore[arg-type]  # collation makes batches of its samples
             batch_sampler=sampler,
@@ -97,6 +99,8 @@ class OnlineAugLoader(DataLoader[Batch]):
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            prefetch_factor=PREFETCHED if workers else None,
+            worker_init_fn=self._reasons.begin,
         )
         self.plan = dataset.plan
         self._batches, self._pool, self._pressure = sampler, sampler.pool, pressure
@@ -106,6 +110,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._received = Received()
         self._plan_starts: list[int] = []
         self._is_started = False
+        self._batch_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -126,16 +131,31 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._received.step = sampler.first_step
         self._ledger.begin(sampler.epoch, sampler.first_step)
         try:
-            for collated in super().__iter__():
+            for collated in self._fetched():
                 self._receive(sampler.planned.popleft(), *collated)
                 yield collated[0]
         finally:  # also if the training loop ends in the middle of the epoch
             self._ledger.save()
             self._notes.flush()
 
+    def _fetched(self) -> Iterator[Collated]:
+        with no_sudden_errors():
+            batches = super().__iter__()
+        while True:
+            try:
+                yield next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError):  # whatever it was doing when a worker ended
+                ended = exit_codes(getattr(batches, "_workers", ()))
+                if all(code is None for code in ended):
+                    raise
+                raise worker_error(ended, self._reasons.read(), self._batch_bytes) from None
+
     def _receive(
         self, slots: list[Slot], batch: Batch, kinds: list[Kind], refusals: list[str]
     ) -> None:
+        self._batch_bytes = batch.images.nbytes + batch.labels.nbytes
         if self._batches.filler.is_exact and kinds != [slot.kind for slot in slots]:
             raise UserError(
                 "run.replay must find every image it serves in the cache, one cannot be read any "

@@ -87,7 +87,7 @@ def build_loader(
     return OnlineAugLoader(
         dataset,
         sampler,
-        workers=_workers(config, devices),
+        workers=workers_of(config, devices),
         pin_memory=world.device.type == "cuda",
         pressure=pressure,
         ledger=run_directory / LEDGER_FOLDER,
@@ -163,7 +163,8 @@ def _alone_visible(device: str) -> tuple[str, str]:
     return names[number] if names else str(number), "cuda:0"
 
 
-def _workers(config: Config, devices: DevicePlan) -> int:
+def workers_of(config: Config, devices: DevicePlan) -> int:
+    """Return the number of worker processes of each rank."""
     if config.data.workers is not None:
         return config.data.workers
     cores = len(os.sched_getaffinity(0)) // len(devices.train)

@@ -10,7 +10,9 @@ from online_aug.data.embedded import EMBEDDED_SETS
 from online_aug.distributed.devices import DevicePlan
 from online_aug.experiment.experiment import Experiment
 from online_aug.loader.slots import order_of
+from online_aug.loader.workers import shared_memory_warning
 from online_aug.settings import decided
+from online_aug.training.build_loader import workers_of
 from online_aug.training.checkpoints import KEPT
 
 _RAW_BYTES, _FLOAT_BYTES = 3, 4
@@ -20,9 +22,14 @@ _ADAM_MOMENTS = 2
 """Numbers that Adam, and most others, keep beside each weight."""
 
 
-def describe_start(experiment: Experiment, devices: DevicePlan) -> str:
+def describe_start(experiment: Experiment, devices: DevicePlan, ranks: int | None = None) -> str:
     """Return what a run says before it starts: devices, data, and what is worth a thought."""
-    lines = [f"devices    {devices}", *_data(experiment), *_notes(experiment)]
+    lines = [
+        f"devices    {devices}",
+        *_data(experiment),
+        *_notes(experiment),
+        *_memory(experiment, devices, ranks),
+    ]
     if experiment.imports.images:
         lines.append(f"imported   {experiment.imports}")
     return "\n".join(map(printable, lines)) + "\n"
@@ -47,6 +54,7 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
         *_requests(experiment),
         *_preparation(experiment),
         *_notes(experiment),
+        *_memory(experiment, devices, ranks),
     ]
     return "\n".join(map(printable, lines)) + "\n"
 
@@ -156,3 +164,12 @@ def _notes(experiment: Experiment) -> Iterator[str]:
 
 def _prompts_name_classes(experiment: Experiment) -> bool:
     return any(method.pipeline == "image_to_image" for method in experiment.methods.values())
+
+
+def _memory(experiment: Experiment, devices: DevicePlan, ranks: int | None) -> Iterator[str]:
+    config, here = experiment.config, len(devices.train)
+    outputs = len(experiment.splits.train.class_names)
+    sample_bytes = _RAW_BYTES * config.data.image_size**2 + _FLOAT_BYTES * outputs
+    batch_bytes = config.optim.batch_size // (ranks or here) * sample_bytes
+    if said := shared_memory_warning(workers_of(config, devices), here, batch_bytes):
+        yield f"note       {said}"

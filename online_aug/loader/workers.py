@@ -1,0 +1,147 @@
+"""The worker processes of a loader: how they begin, the memory they share, and why one has ended.
+
+A worker hands a batch over in shared memory (`/dev/shm`), which containers keep small, and with a
+socket in the folder for temporary files. Torch waits for ever for a batch that cannot be handed
+over. Here such a worker ends with its reason, and the loader says what is likely to help.
+"""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from cache.text import byte_size
+from online_aug.errors import UserError, one_line
+from online_aug.processes import die_with_parent
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCHED = 2
+"""Batches that each worker makes ahead."""
+_LONGEST_REASON = 2000
+_NO_ROOM = ("No space left", "unable to allocate shared memory", "unable to write")
+"""Words in torch's errors when shared memory is full."""
+
+
+class WorkerReasons:
+    """The reasons that workers give before they end; `begin` runs in each worker first."""
+
+    def __init__(self) -> None:
+        """Open the pipe that all workers write to."""
+        self._heard, self._told = multiprocessing.Pipe(duplex=False)
+
+    def begin(self, number: int) -> None:
+        """End with the main process, at once on a bus error, and if a batch cannot be given."""
+        die_with_parent(signal.SIGKILL)
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        told = self._told
+
+        def give_up(error: Exception, batch: Any) -> NoReturn:
+            told.send_bytes(one_line(error).encode()[:_LONGEST_REASON])
+            os._exit(1)
+
+        Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
+
+    def read(self) -> str:
+        """Return the first reason; empty if a worker ended without one."""
+        return _first(self._heard)
+
+
+def _first(pipe: Connection) -> str:
+    return pipe.recv_bytes().decode(errors="replace") if pipe.poll() else ""
+
+
+@contextmanager
+def no_sudden_errors() -> Iterator[None]:
+    """Keep torch from raising at the end of a worker wherever the main process is just then.
+
+    It would in the middle of an optimizer step. The next batch that is asked for raises too.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
+def worker_error(exit_codes: Sequence[int | None], reason: str, batch_bytes: int) -> UserError:
+    """Return the error for a loader of which a worker has ended.
+
+    Args:
+        exit_codes: Of all workers; None for those that run.
+        reason: What a worker said before it ended, or nothing.
+        batch_bytes: Size of a batch; 0 if none has come yet.
+    """
+    ended = next(code for code in exit_codes if code is not None)
+    how = f"was killed by {signal.Signals(-ended).name}" if ended < 0 else f"ended ({ended})"
+    if reason:
+        how = f"could not hand over a batch ({reason})"
+    return UserError(
+        f"data.workers must be able to work, one of {len(exit_codes)} {how}: "
+        f"{_advice(ended, reason, len(exit_codes), batch_bytes)}"
+    )
+
+
+def _advice(ended: int, reason: str, workers: int, batch_bytes: int) -> str:
+    if "AF_UNIX" in reason:
+        return (
+            f"TMPDIR must be a short path, got {len(tempfile.gettempdir())} letters; or set "
+            "data.workers=0"
+        )
+    if ended == -signal.SIGKILL and not reason:
+        memory = psutil.virtual_memory()
+        return (
+            "the kernel does so when memory runs out "
+            f"({byte_size(memory.available)} of {byte_size(memory.total)} left here; a container "
+            f"or a job may have less); lower data.workers, or {_more_shared_memory()}"
+        )
+    if ended == -signal.SIGBUS or any(words in reason for words in _NO_ROOM):
+        needed = _in_flight(workers, batch_bytes)
+        asked = f"batches need up to {byte_size(needed)} of shared memory, and " if needed else ""
+        return f"{asked}{_more_shared_memory()}"
+    return "set data.workers=0 to see why"
+
+
+def _more_shared_memory() -> str:
+    total, free = shared_memory()
+    return (
+        f"{SHARED_MEMORY} has {byte_size(free)} free of {byte_size(total)}: start the container "
+        "with a larger --shm-size or with --ipc=host, or set data.workers=0"
+    )
+
+
+def shared_memory(path: Path = SHARED_MEMORY) -> tuple[int, int]:
+    """Return the size of shared memory and what is free of it, in bytes; 0 if there is none."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return 0, 0
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+
+
+def shared_memory_warning(workers: int, ranks: int, batch_bytes: int) -> str | None:
+    """Return a line if shared memory has no room for the batches in flight on this node.
+
+    Args:
+        workers: Worker processes of each rank.
+        ranks: Ranks on this node.
+        batch_bytes: Size of a rank's batch.
+    """
+    needed = ranks * _in_flight(workers, batch_bytes)
+    if workers == 0 or needed <= shared_memory()[1]:
+        return None
+    return (
+        f"data.workers={workers} may need {byte_size(needed)} of shared memory for their batches, "
+        f"and {_more_shared_memory()}"
+    )
+
+
+def _in_flight(workers: int, batch_bytes: int) -> int:
+    return (workers * PREFETCHED + 1) * batch_bytes
