@@ -18,7 +18,13 @@ from online_aug.loader.dataset import Batch, Collated, MixedDataset, collate
 from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
-from online_aug.loader.workers import PREFETCHED, WorkerReasons, no_sudden_errors, worker_error
+from online_aug.loader.workers import (
+    PREFETCHED,
+    WorkerReasons,
+    exit_codes,
+    no_sudden_errors,
+    worker_error,
+)
 from online_aug.request import Counts, Servable
 
 _SYNTHETIC = (Kind.FRESH, Kind.CACHED)

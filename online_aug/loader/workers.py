@@ -12,7 +12,8 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,7 @@ SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2
 """Batches that each worker makes ahead."""
 _LONGEST_REASON = 2000
+_MOMENT_S = 0.5
 _NO_ROOM = ("No space left", "unable to allocate shared memory", "unable to write")
 """Words in torch's errors when shared memory is full."""
 
@@ -71,38 +73,47 @@ def no_sudden_errors() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def worker_error(exit_codes: Sequence[int | None], reason: str, batch_bytes: int) -> UserError:
+def exit_codes(workers: Sequence[BaseProcess]) -> list[int | None]:
+    """Return the exit status of each worker, None for those that run; wait a moment for one."""
+    ending = wait([worker.sentinel for worker in workers], _MOMENT_S)
+    for worker in workers:
+        if worker.sentinel in ending:
+            worker.join()  # its files are closed a little before it has a status
+    return [worker.exitcode for worker in workers]
+
+
+def worker_error(ended: Sequence[int | None], reason: str, batch_bytes: int) -> UserError:
     """Return the error for a loader of which a worker has ended.
 
     Args:
-        exit_codes: Of all workers; None for those that run.
+        ended: The exit status of each worker; None for those that run.
         reason: What a worker said before it ended, or nothing.
         batch_bytes: Size of a batch; 0 if none has come yet.
     """
-    ended = next(code for code in exit_codes if code is not None)
-    how = f"was killed by {signal.Signals(-ended).name}" if ended < 0 else f"ended ({ended})"
+    status = next(code for code in ended if code is not None)
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended ({status})"
     if reason:
         how = f"could not hand over a batch ({reason})"
     return UserError(
-        f"data.workers must be able to work, one of {len(exit_codes)} {how}: "
-        f"{_advice(ended, reason, len(exit_codes), batch_bytes)}"
+        f"data.workers must be able to work, one of {len(ended)} {how}: "
+        f"{_advice(status, reason, len(ended), batch_bytes)}"
     )
 
 
-def _advice(ended: int, reason: str, workers: int, batch_bytes: int) -> str:
+def _advice(status: int, reason: str, workers: int, batch_bytes: int) -> str:
     if "AF_UNIX" in reason:
         return (
             f"TMPDIR must be a short path, got {len(tempfile.gettempdir())} letters; or set "
             "data.workers=0"
         )
-    if ended == -signal.SIGKILL and not reason:
+    if status == -signal.SIGKILL and not reason:
         memory = psutil.virtual_memory()
         return (
             "the kernel does so when memory runs out "
             f"({byte_size(memory.available)} of {byte_size(memory.total)} left here; a container "
             f"or a job may have less); lower data.workers, or {_more_shared_memory()}"
         )
-    if ended == -signal.SIGBUS or any(words in reason for words in _NO_ROOM):
+    if status == -signal.SIGBUS or any(words in reason for words in _NO_ROOM):
         needed = _in_flight(workers, batch_bytes)
         asked = f"batches need up to {byte_size(needed)} of shared memory, and " if needed else ""
         return f"{asked}{_more_shared_memory()}"
