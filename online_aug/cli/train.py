@@ -36,22 +36,14 @@ def main(argv: Sequence[str]) -> int:
 
 def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     """Check everything, prepare data and generator, then train on one or more ranks."""
-    from online_aug.console import open_console
+    from contextlib import nullcontext
+
     from online_aug.distributed.devices import check_unused
-    from online_aug.distributed.launcher import launch, needs_launcher
-    from online_aug.experiment.foregrounds import ensure_saliency
-    from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
-    from online_aug.reporting.live import print_summary
-    from online_aug.reporting.run_directory import (
-        check_room,
-        is_finished,
-        prepare,
-        read_summary,
-        run_folder,
-    )
+    from online_aug.reporting.run_directory import check_room, run_folder
+    from online_aug.reporting.run_lock import check_free, sole_trainer
     from online_aug.training.checkpoints import check_can_go_on
-    from online_aug.training.describe_run import describe_run, describe_start
+    from online_aug.training.describe_run import describe_run
 
     me = identify()
     experiment, devices = check(config, me)
@@ -64,17 +56,34 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     directory = run_folder(config.run, command.config_path)
     if me.is_ours:  # the process that launched this rank has done the rest
         return train(experiment, devices, directory)
+    if me.is_first:
+        check_free(directory)
     check_unused(devices.generate if me.is_first_of_node else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
     check_can_go_on(experiment, directory, me.launched_ranks or len(devices.train))
     open_store(config, experiment.splits.train).open()
+    with sole_trainer(directory) if me.is_first else nullcontext():
+        return run(experiment, devices, directory, argv)
+
+
+def run(
+    experiment: "Experiment", devices: "DevicePlan", directory: Path, argv: Sequence[str]
+) -> int:
+    """Prepare run directory, generator and maps of a checked run, and train; once a run."""
+    from online_aug.distributed.launcher import launch, needs_launcher
+    from online_aug.experiment.foregrounds import ensure_saliency
+    from online_aug.finetuning.run import ensure_finetuned
+    from online_aug.reporting.run_directory import describe_resumption, finished_text, prepare
+    from online_aug.training.describe_run import describe_start
+
+    me, config = identify(), experiment.config
+    if config.run.resume and (done := finished_text(directory, config.run.epochs)):
+        sys.stdout.write(f"{done}\n" if me.is_first else "")
+        return 0
     if me.is_first:
         sys.stdout.write(describe_start(experiment, devices, me.launched_ranks))
+        sys.stdout.write(describe_resumption(directory, config))
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
-    if config.run.resume and is_finished(directory, config.run.epochs):
-        if me.is_first:
-            print_summary(read_summary(directory), directory, open_console())
-        return 0
     ensure_finetuned(experiment, devices.finetune)
     ensure_saliency(experiment)
     if needs_launcher(devices.train):

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from online_aug.config import Config
 from online_aug.config.sections import RunConfig
 from online_aug.documents import (
     MAX_YAML_BYTES,
@@ -40,6 +41,8 @@ MAY_DIFFER = frozenset(
     }
 )  # fmt: skip
 """Keys that do not change what is computed: a run may be resumed with other values."""
+_SAME_AT_ANY_LENGTH = ("constant", "step", "multistep")
+"""Schedules that do not depend on `run.epochs`."""
 
 
 def run_folder(run: RunConfig, config_path: Path) -> Path:
@@ -123,6 +126,33 @@ def check_same_sequence(path: Path, resolved_yaml: str) -> None:
 def is_finished(path: Path, epochs: int) -> bool:
     """Return whether the run in `path` has a summary and at least so many epochs."""
     return (path / SUMMARY_FILE).exists() and read_summary(path).epochs >= epochs
+
+
+def finished_text(path: Path, epochs: int) -> str | None:
+    """Return a line that says when the run in `path` was finished, None if it was not."""
+    if not is_finished(path, epochs):
+        return None
+    when = datetime.fromtimestamp((path / SUMMARY_FILE).stat().st_mtime, UTC).astimezone()
+    done = read_summary(path).epochs
+    return (
+        f"{path} was already finished on {when:%Y-%m-%d %H:%M} ({done} epochs): nothing was done. "
+        f"To train again: run.resume=false (this run is then moved to {_free_name(path).name}), "
+        f"another run.name or run.seed; to train longer: run.epochs above {done}"
+    )
+
+
+def describe_resumption(path: Path, config: Config) -> str:
+    """Return a line if a run goes on with another length, which changes its learning rates."""
+    file = path / CONFIG_FILE
+    if not config.run.resume or not file.is_file():
+        return ""
+    before, now = _read_flat(file).get("run.epochs"), config.run.epochs
+    if before == now or config.optim.schedule in _SAME_AT_ANY_LENGTH:
+        return ""
+    return (
+        f"note       run.epochs was {before}, {now} now: from here on the learning rate is that "
+        f"of optim.schedule={config.optim.schedule} over {now} epochs\n"
+    )
 
 
 def write_summary(path: Path, summary: Summary) -> None:

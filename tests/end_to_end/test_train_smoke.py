@@ -135,12 +135,12 @@ def test_timm_loads_the_model(folder):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_the_same_command_again_prints_the_summary_and_does_nothing(folder, config):
+def test_the_same_command_again_says_so_and_does_nothing(folder, config):
     before = contents(folder)
     again = start(config, "seed0", "run.seed=0").succeed()
-    changed = {path.name for path, time in contents(folder).items() if before.get(path) != time}
-    assert changed <= {"config.yaml", "environment.json"}
-    assert "Finished" in again.out
+    assert contents(folder) == before
+    assert f"{folder} was already finished on " in again.out
+    assert again.out.count("\n") == 1
 
 
 def test_another_seed_makes_nothing_that_is_there(pair, config):

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from run_records import summary
 
+from online_aug.config import Config
+from online_aug.config.loading import resolved_yaml
 from online_aug.errors import UserError
 from online_aug.reporting.run_directory import (
+    describe_resumption,
+    finished_text,
     git_revision,
     is_finished,
     prepare,
@@ -181,3 +185,28 @@ def test_the_revision_is_marked_dirty_when_a_tracked_file_differs(tmp_path: Path
     assert git_revision(file) == commit
     file.write_text("two")
     assert git_revision(file) == f"{commit}-dirty"
+
+
+def test_a_finished_run_says_when_and_how_to_train_again(run: Path) -> None:
+    assert finished_text(run, epochs=3) is None
+    write_summary(run, summary(epochs=3))
+    assert finished_text(run, epochs=5) is None
+    said = finished_text(run, epochs=3)
+    assert said is not None
+    assert said.startswith(f"{run} was already finished on 2")
+    assert "(3 epochs): nothing was done. To train again: run.resume=false" in said
+    assert "moved to quick-seed0.1)" in said
+
+
+@pytest.mark.parametrize(
+    ("epochs", "schedule", "is_said"),
+    [(20, "cosine", False), (40, "cosine", True), (40, "constant", False)],
+)
+def test_a_longer_run_says_that_its_learning_rates_change(
+    run: Path, epochs: int, schedule: str, is_said: bool
+) -> None:
+    (run / "config.yaml").write_text(resolved_yaml(Config()))
+    config = Config(run={"epochs": epochs}, optim={"schedule": schedule})
+    said = describe_resumption(run, config)
+    assert ("run.epochs was 20, 40 now" in said) == is_said
+    assert describe_resumption(run.with_name("new"), config) == ""
