@@ -24,7 +24,7 @@ from cache.text import nearest_hint
 from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config, recipe_names
 from online_aug.config.schema import describe, fields, json_schema
-from online_aug.distributed.identity import LAUNCHER_S, SPEAKS_FOR_NODE
+from online_aug.distributed.identity import LAUNCHER_S, speaks_for_node
 from online_aug.errors import RunError, UserError, one_line
 from online_aug.processes import heeded, outlive_terminal
 
@@ -111,7 +111,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         with _clean_termination():
             status = main(sys.argv[1:]) or 0
     except (UserError, CacheError, RunError) as error:
-        if not SPEAKS_FOR_NODE:
+        if not speaks_for_node():
             time.sleep(LAUNCHER_S)
         sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
         status = FAILED if isinstance(error, RunError) else MISUSED

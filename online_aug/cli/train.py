@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
-from online_aug.distributed.identity import Identity, identify
+from online_aug.distributed.identity import Identity, check_master, identify
 from online_aug.errors import UserError
 from online_aug.processes import Interrupt
 
@@ -46,6 +46,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.training.describe_run import describe_run
 
     me = identify()
+    check_master()
     experiment, devices = check(config, me)
     config = experiment.config
     if "--dry-run" in command.switches:

@@ -4,9 +4,11 @@ A launcher is DeepSpeed's, torchrun's, or our own, which marks its ranks with `L
 """
 
 import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from online_aug.errors import UserError
+from online_aug.errors import UserError, one_line
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The variables that every launcher sets in a rank."""
@@ -21,8 +23,8 @@ VISIBLE_DEVICES = "ONLINE_AUG_VISIBLE_DEVICES"
 LAUNCHER_S = 5.0
 """A launcher ends the ranks beside one that failed within this many seconds."""
 
-SPEAKS_FOR_NODE = os.environ.get("LOCAL_RANK", "0") == "0"
-"""Whether this process reports the mistakes that all ranks of its node find."""
+_LARGEST_PORT = 65535
+_MOST_DIGITS = 9
 _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 """The number of ranks of this node, as torchrun and as DeepSpeed name it."""
 RANK_VARIABLES = (
@@ -67,30 +69,91 @@ def identify() -> Identity:
     """Read the environment of this process.
 
     Raises:
-        UserError: If a launcher set only some of its variables, or one of them to no number.
+        UserError: If a launcher set only some of its variables, or some to what cannot be; one line
+            names all of them.
     """
     if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
         return Identity()
-    lacking = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
-    if lacking:
+    if lacking := [name for name in LAUNCHER_VARIABLES if name not in os.environ]:
         raise UserError(
             f"a launcher must set {', '.join(LAUNCHER_VARIABLES)}, {', '.join(lacking)} missing: "
             "unset RANK and LOCAL_RANK to train without one"
         )
     is_ours = LAUNCH_FOLDER in os.environ
-    sizes = [_number(name) for name in _LOCAL_SIZES if name in os.environ and not is_ours]
+    sizes = [name for name in _LOCAL_SIZES if name in os.environ and not is_ours]
+    if wrong := list(_mistakes(sizes)):
+        raise UserError(
+            f"a launcher must set {', '.join(wrong)}: unset RANK and LOCAL_RANK to train without "
+            "one"
+        )
     return Identity(
-        rank=_number("RANK"),
-        world_size=_number("WORLD_SIZE"),
-        local_rank=_number("LOCAL_RANK"),
-        local_world_size=next(iter(sizes), None),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_world_size=int(os.environ[sizes[0]]) if sizes else None,
         is_launched=True,
         is_ours=is_ours,
     )
 
 
-def _number(name: str) -> int:
+def speaks_for_node() -> bool:
+    """Return whether this process reports the mistakes that all ranks of its node find."""
+    try:
+        return identify().local_rank == 0
+    except UserError:
+        return True  # who would else
+
+
+def check_master() -> None:
+    """Refuse the address of a first rank that no machine has; it may take a second to look up.
+
+    Raises:
+        UserError: If so.
+    """
+    me = identify()
+    if me.world_size == 1:
+        return
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(address, int(port))
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"a launcher must set MASTER_ADDR to the name or address of the first rank's machine, "
+            f"got {address!r} ({one_line(error)})"
+        ) from None
+
+
+def _mistakes(sizes: Sequence[str]) -> Iterator[str]:
+    """Yield what each variable must be and is not."""
+    numbers = {name: _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *sizes)}
+    for name, number in numbers.items():
+        if number is None:
+            yield f"{name} to a whole number, got {os.environ[name]!r}"
+    yield from _contradictions(numbers)
+    port = _number("MASTER_PORT")
+    if port is None or not 1 <= port <= _LARGEST_PORT:
+        yield f"MASTER_PORT to a port, 1 to {_LARGEST_PORT}, got {os.environ['MASTER_PORT']!r}"
+
+
+def _contradictions(numbers: Mapping[str, int | None]) -> Iterator[str]:
+    ranks, rank, local_rank = (numbers[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    sizes = [name for name in _LOCAL_SIZES if numbers.get(name) is not None]
+    if ranks == 0:
+        yield "WORLD_SIZE to at least 1, got 0"
+    if ranks and rank is not None and rank >= ranks:
+        yield f"RANK below WORLD_SIZE, got {rank} of {ranks}"
+    if local_rank is None:
+        return
+    yield from (
+        f"LOCAL_RANK below {name}, got {local_rank} of {numbers[name]}"
+        for name in sizes
+        if local_rank >= (numbers[name] or 0)
+    )
+    if rank is not None and local_rank > rank:
+        yield f"LOCAL_RANK to at most RANK, got {local_rank} for {rank}"
+
+
+def _number(name: str) -> int | None:
     text = os.environ[name]
-    if not text.isdecimal():
-        raise UserError(f"a launcher must set {name} to a whole number, got {text!r}")
-    return int(text)
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
+    return int(text) if is_number else None

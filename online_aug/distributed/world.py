@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from online_aug.distributed.identity import LAUNCHER_S, Identity, identify
+from online_aug.distributed.rendezvous import meet
 from online_aug.errors import RunError, UserError, one_line
 
 
@@ -233,7 +234,10 @@ def _start_group(device: torch.device, me: Identity) -> None:
         return
     # NCCL otherwise guesses the GPU from the rank.
     bound = device if backend == "nccl" and me.world_size > 1 else None
-    dist.init_process_group(backend, rank=me.rank, world_size=me.world_size, device_id=bound)
+    met = dist.PrefixStore("default_pg", meet(me))
+    dist.init_process_group(
+        backend, store=met, rank=me.rank, world_size=me.world_size, device_id=bound
+    )
 
 
 FAILURE_FILE = ".failure"

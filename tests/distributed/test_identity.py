@@ -6,7 +6,9 @@ from online_aug.distributed.identity import (
     LAUNCH_FOLDER,
     RANK_VARIABLES,
     Identity,
+    check_master,
     identify,
+    speaks_for_node,
 )
 from online_aug.errors import UserError
 
@@ -84,3 +86,39 @@ def test_a_rank_that_is_no_number_is_refused(say, name):
     say(TORCHRUN | {name: "first"})
     with pytest.raises(UserError, match=f"must set {name} to a whole number, got 'first'"):
         identify()
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE to a whole number, got 'x': unset"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK below WORLD_SIZE, got 3 of 2: unset"),
+        ({"LOCAL_RANK": "7"}, "LOCAL_RANK below LOCAL_WORLD_SIZE, got 7 of 2, LOCAL_RANK to at"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK to a whole number, got ''"),
+        ({"LOCAL_RANK": "9" * 5000}, "LOCAL_RANK to a whole number, got '999"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE to at least 1, got 0"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT to a port, 1 to 65535, got 'x'"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT to a port, 1 to 65535, got '70000'"),
+        ({"RANK": "abc", "MASTER_PORT": ""}, "RANK to a whole number, got 'abc', MASTER_PORT to"),
+    ],
+)
+def test_variables_that_cannot_be_are_all_named_in_one_line(say, variables, said):
+    say(TORCHRUN | variables)
+    with pytest.raises(UserError) as caught:
+        identify()
+    assert str(caught.value).startswith("a launcher must set ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert speaks_for_node()
+
+
+@pytest.mark.parametrize("address", ["nobody.invalid", "x" * 300])
+def test_an_address_that_no_machine_has_is_refused(say, address):
+    say(TORCHRUN | {"MASTER_ADDR": address})
+    with pytest.raises(UserError, match="MASTER_ADDR to the name or address of .*, got '"):
+        check_master()
+
+
+def test_a_single_rank_asks_no_name_server(say):
+    say(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nobody.invalid"})
+    check_master()
