@@ -5,7 +5,11 @@ import socket
 import time
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined]  # public, but not in __all__
+    Store,
+    TCPStore,
+    rendezvous,
+)
 
 from online_aug.console import duration
 from online_aug.distributed.identity import Identity
@@ -18,7 +22,7 @@ _AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Set to True by torchrun, which then listens itself."""
 
 
-def meet(me: Identity, patience: timedelta = PATIENCE) -> dist.Store:
+def meet(me: Identity, patience: timedelta = PATIENCE) -> Store:
     """Wait for all ranks that a launcher has started; return the store that they share.
 
     Raises:
@@ -30,8 +34,8 @@ def meet(me: Identity, patience: timedelta = PATIENCE) -> dist.Store:
     try:
         if address in LOOPBACK and os.environ.get(_AGENT) != "True":
             return _on_loopback(me, port, patience)
-        found = dist.rendezvous("env://", me.rank, me.world_size, timeout=patience)
-        store: dist.Store = next(iter(found))[0]
+        found = rendezvous("env://", me.rank, me.world_size, timeout=patience)
+        store: Store = next(iter(found))[0]
         return store
     except (RuntimeError, OSError) as error:
         waited = duration(time.monotonic() - began)
@@ -42,19 +46,19 @@ def meet(me: Identity, patience: timedelta = PATIENCE) -> dist.Store:
         ) from None
 
 
-def _on_loopback(me: Identity, port: int, patience: timedelta) -> dist.Store:
+def _on_loopback(me: Identity, port: int, patience: timedelta) -> Store:
     """Meet at a socket that no other machine reaches; torch's own listens on all addresses."""
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     address = LOOPBACK[0]
     if not me.is_first:
-        return dist.TCPStore(address, port, me.world_size, timeout=patience)
+        return TCPStore(address, port, me.world_size, timeout=patience)
     try:
         listening = socket.create_server((address, port))
     except OSError as error:
         raise UserError(
             f"a launcher must set MASTER_PORT to a free port, got {port} ({error.strerror})"
         ) from None
-    return dist.TCPStore(
+    return TCPStore(
         *(address, port, me.world_size, True, patience), master_listen_fd=listening.detach()
     )

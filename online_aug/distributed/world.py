@@ -234,7 +234,7 @@ def _start_group(device: torch.device, me: Identity) -> None:
         return
     # NCCL otherwise guesses the GPU from the rank.
     bound = device if backend == "nccl" and me.world_size > 1 else None
-    met = dist.PrefixStore("default_pg", meet(me))
+    met = dist.PrefixStore("default_pg", meet(me))  # type: ignore[attr-defined]  # as above
     dist.init_process_group(
         backend, store=met, rank=me.rank, world_size=me.world_size, device_id=bound
     )
