@@ -7,6 +7,7 @@ of one that comes with the package, and `key.sub=value` overrides.
 import argparse
 import errno
 import json
+import os
 import signal
 import sys
 import textwrap
@@ -25,7 +26,7 @@ from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config, recipe_names
 from online_aug.config.schema import describe, fields, json_schema
 from online_aug.distributed.identity import LAUNCHER_S, speaks_for_node
-from online_aug.errors import RunError, UserError, one_line
+from online_aug.errors import RunError, UserError, escaped, one_line
 from online_aug.processes import heeded, outlive_terminal
 
 COMMANDS = {
@@ -107,18 +108,24 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     first says it and the others wait to be ended by their launcher.
     """
     outlive_terminal()
+    # Files from elsewhere are data: no library here, or in a process that this one starts, runs
+    # what a file of tensors brings, whatever it asks torch for.
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
         with _clean_termination():
             status = main(sys.argv[1:]) or 0
     except (UserError, CacheError, RunError) as error:
         if not speaks_for_node():
             time.sleep(LAUNCHER_S)
-        sys.stderr.writelines(f"error: {line}\n" for line in str(error).splitlines())
+        lines = [escaped(line) for line in str(error).split("\n") if line]
+        sys.stderr.writelines(f"error: {line}\n" for line in lines)
         status = FAILED if isinstance(error, RunError) else MISUSED
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        sys.stderr.write(f"error: a disk must have room, got {one_line(error)}; free space\n")
+        reason = escaped(one_line(error))
+        sys.stderr.write(f"error: a disk must have room, got {reason}; free space\n")
         status = MISUSED
     except KeyboardInterrupt:
         status = INTERRUPTED

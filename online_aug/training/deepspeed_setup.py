@@ -67,14 +67,13 @@ def load_converted(engine: Any, folder: Path, tag: str) -> None:
     Raises:
         Exception: By torch or DeepSpeed, if a file is damaged or holds more than plain values.
     """
-    for file in (folder / tag / "zero").rglob("*.pt"):
-        _load_plain(
-            str(file), map_location="meta"
-        )  # DeepSpeed's own way to read runs what it finds
+    _allow_plain_classes()
     settings = engine._config
     settings.load_universal_checkpoint = True
     try:
-        engine.load_checkpoint(str(folder), tag=tag)
+        # DeepSpeed's own way to read these files runs what they bring; so every read is forced.
+        with set_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            engine.load_checkpoint(str(folder), tag=tag)
     finally:
         settings.load_universal_checkpoint = False
 
@@ -140,13 +139,18 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 def _load_plain(path: str, map_location: Any = None) -> Any:
     """Replace DeepSpeed's loader, which runs whatever code a file brings."""
+    _allow_plain_classes()
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _allow_plain_classes() -> None:
+    """Let the classes of plain values be read that DeepSpeed writes into its files."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    with torch.serialization.safe_globals(known):
-        return torch.load(path, map_location=map_location, weights_only=True)
+    torch.serialization.add_safe_globals(known)
 
 
 OWNED = {

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import shlex
 import shutil
@@ -171,6 +172,36 @@ def test_a_converted_checkpoint_runs_no_code(world, tmp_path, divided):
     torch.save(Trap(), place / "optimizer_state.pt")
     with pytest.raises(UserError, match="cannot be read"):
         divided_engine(world, stage).load(tmp_path, of_the_first)
+
+
+@pytest.mark.slow
+def test_a_converted_checkpoint_runs_no_code_through_a_link(world, tmp_path, divided):
+    saved_by_two, stage, _ = divided
+    shutil.copytree(saved_by_two, tmp_path / "run")
+    path = checkpoints.checkpoint_path(tmp_path / "run", 2)
+    ran = subprocess.run(
+        shlex.split(checkpoints.conversion(path).replace("python", sys.executable, 1)),
+        env=environment(),
+        check=False,
+    )
+    assert ran.returncode == 0
+    zero = path / checkpoints.UNIVERSAL / "zero"
+    parameter = next(place for place in sorted(zero.iterdir()) if place.is_dir())
+    parameter.symlink_to(parameter.rename(tmp_path / "away"))
+    torch.save({"param": Marker(tmp_path / "ran")}, parameter / "fp32.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        divided_engine(world, stage).load(tmp_path / "run", of_the_first)
+    assert not (tmp_path / "ran").exists()
+
+
+class Marker:
+    """Makes a file if it is unpickled."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self._path),))
 
 
 def test_a_checkpoint_that_cannot_be_converted_is_refused_with_other_advice(saved):
