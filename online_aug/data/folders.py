@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 from online_aug.console import Report, terminal_progress
 from online_aug.data.image_sets import FolderSet
-from online_aug.data.images import IMAGE_SUFFIXES
-from online_aug.errors import UserError
+from online_aug.data.images import HEIF_PACKAGE, HEIF_SUFFIXES, IMAGE_SUFFIXES
+from online_aug.errors import UserError, escaped
 from online_aug.files import alone
 
 SPLIT_FOLDERS = {
@@ -21,6 +22,7 @@ SPLIT_FOLDERS = {
 }
 """Names of the folders of each split, in lower case; on disk any case counts."""
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
+_SHOWN_KINDS = 5
 
 
 def folder_splits(root: Path) -> dict[str, FolderSet]:
@@ -120,8 +122,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _read_split(folder: Path, class_names: tuple[str, ...]) -> FolderSet:
+    passed_over: Counter[str] = Counter()
     found = {
-        name: sorted(_images(folder / name)) for name in class_names if (folder / name).is_dir()
+        name: sorted(_images(folder / name, passed_over))
+        for name in class_names
+        if (folder / name).is_dir()
     }
     if not any(found.values()):
         raise UserError(f"data.source must hold images, no images were found in {folder}")
@@ -129,15 +134,41 @@ def _read_split(folder: Path, class_names: tuple[str, ...]) -> FolderSet:
     files, labels = [], []
     for name, members in found.items():
         if not members:
-            raise UserError(f"every class must have images, class {name!r} in {folder} has none")
+            kinds = said_of_kinds(passed_over)
+            raise UserError(
+                f"every class must have images, class {name!r} in {folder} has none"
+                + (f"; {kinds}" if kinds else "")
+            )
         files += [f"{name}/{member}" for member in members]
         labels += [number[name]] * len(members)
     return FolderSet(
         root=folder,
         files=tuple(files),
-        class_names=class_names,
+        class_names=_names_to_show(class_names),
         labels=np.asarray(labels, np.int64),
+        passed_over=passed_over,
     )
+
+
+def _names_to_show(folders: Sequence[str]) -> tuple[str, ...]:
+    """Return names of classes that any terminal, file and prompt can hold."""
+    names = tuple(map(escaped, folders))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two class folders must not both be shown as {twice}: rename one of them")
+    return names
+
+
+def said_of_kinds(passed_over: Mapping[str, int]) -> str:
+    """Say in half a sentence how many files of which kinds are not read; nothing if none."""
+    if not passed_over:
+        return ""
+    most = sorted(passed_over.items(), key=lambda kind: (-kind[1], kind[0]))
+    shown = ", ".join(f"{count} {suffix}" for suffix, count in most[:_SHOWN_KINDS])
+    more = f" and {len(most) - _SHOWN_KINDS} more kinds" if len(most) > _SHOWN_KINDS else ""
+    is_heif = any(suffix in HEIF_SUFFIXES for suffix in passed_over)
+    way_out = f" (pip install {HEIF_PACKAGE} reads HEIF)" if is_heif else ""
+    return f"left out as no images that are read here: {shown}{more}{way_out}"
 
 
 def _sub_folders(folder: Path) -> tuple[str, ...]:
@@ -148,7 +179,7 @@ def _sub_folders(folder: Path) -> tuple[str, ...]:
     )
 
 
-def _images(folder: Path) -> Iterator[str]:
+def _images(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = Path(place).resolve()
@@ -159,8 +190,12 @@ def _images(folder: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = Path(place).relative_to(folder).as_posix()
         for name in files:
-            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(_SUFFIXES):
                 yield name if prefix == "." else f"{prefix}/{name}"
+            else:
+                passed_over[escaped(Path(name).suffix.lower()) or "without suffix"] += 1
 
 
 def refuse_unknown_classes(unknown: Sequence[str], split: str, place: object) -> None:

@@ -2,9 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from cache import content_digest
-from online_aug.data.images import BadImageError, decode_image, read_bytes
+from online_aug.data.images import WAY_OUT, BadImageError, decode_image, read_bytes
 from online_aug.data.transforms import EvalTransform
 
 _MAX_THREADS = 8
@@ -69,6 +69,8 @@ class FolderSet:
     labels: Int[np.ndarray, " n"]
     groups: Groups | None = None
     """Groups of the images if the data set defines some."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files beside the images that are of no kind that is read, by suffix."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -176,6 +178,15 @@ def folder_of(images: ImageSet) -> Path | None:
     return images.root if isinstance(images, FolderSet) else None
 
 
+def order_digest(images: ImageSet) -> str:
+    """Return the digest of labels and file names in the set's order, by which indices mean images.
+
+    No file is read.
+    """
+    names = "\0".join(file_names_of(images)).encode(errors="surrogateescape")
+    return content_digest(images.labels.tobytes() + names)
+
+
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """Return the digest of shape and pixels, for an image that has no file."""
     return content_digest(repr(image.shape).encode() + image.tobytes())
@@ -209,9 +220,9 @@ def ordered_batches(
 def _load(images: ImageSet, transform: EvalTransform, skips: bool, index: int) -> _Pixels | None:
     try:
         pixels = images.load(index)
-    except BadImageError:
+    except BadImageError as error:
         if skips:
             return None
-        raise
+        raise BadImageError(f"{error}; {WAY_OUT}") from error
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return transform(image)

@@ -1,27 +1,55 @@
 """Decode image files of any mode to uint8 RGB; a broken or hostile file raises one clear error."""
 
 import io
+import os
+from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import PIL.ExifTags
+import PIL.features
 import PIL.Image
 import PIL.ImageOps
+import PIL.PngImagePlugin
 from jaxtyping import Float, UInt8
 
-from online_aug.errors import UserError
+from online_aug.documents import open_regular
+from online_aug.errors import UserError, escaped
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
-    + (".tif", ".tiff", ".webp")
-)
+# By Pillow's name of the format. Only decoders that run in this process: for an EPS file Pillow
+# would call Ghostscript.
+_SUFFIXES = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+if PIL.features.check("avif"):
+    _SUFFIXES["AVIF"] = (".avif",)
+if PIL.features.check("jpg_2000"):
+    _SUFFIXES["JPEG2000"] = (".jp2", ".j2k", ".jpx")
+HEIF_SUFFIXES, HEIF_PACKAGE = (".heic", ".heif", ".hif"), "pillow-heif"
+if find_spec("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _SUFFIXES["HEIF"] = HEIF_SUFFIXES
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 """Endings of the file names that count as images, in lower case."""
 MAX_PIXELS = 64 * 2**20
 """Largest number of pixels that is decoded: 192 MiB as RGB."""
+WAY_OUT = "mend or remove it, or set data.on_bad_image=skip"
 _END_OF_JPEG = b"\xff\xd9"
-# Only decoders that run in this process: PIL would hand an EPS file to Ghostscript.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_ENDS = {"JPEG": _END_OF_JPEG, "PNG": b"IEND"}
+"""What the last bytes of a whole file hold, by its format."""
+_TAIL_BYTES = 1024
+# A colour profile or text of a PNG may unpack to more than Pillow's limit of 1 MiB.
+PIL.PngImagePlugin.MAX_TEXT_CHUNK = max(PIL.PngImagePlugin.MAX_TEXT_CHUNK, 2**26)
 
 
 class BadImageError(UserError):
@@ -38,13 +66,14 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
+    """Read a whole regular file.
 
     Raises:
-        BadImageError: If it cannot be read.
+        BadImageError: If it cannot be read, or is a pipe, socket or device.
     """
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise _bad(str(path), error) from error
 
@@ -67,16 +96,30 @@ def decode_image(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def check_header(path: Path) -> None:
-    """Check format and size of an image file without decoding its pixels.
+    """Check format and size of an image file; decode it only if it may have been cut short.
 
     Raises:
-        BadImageError: If it is not an image or has more than `MAX_PIXELS` pixels.
+        BadImageError: If it is not an image, has more than `MAX_PIXELS` pixels, or has been cut.
     """
     try:
-        with _opened(path):
-            pass
+        with open_regular(path) as file, _opened(file) as image:
+            is_whole = _ends_whole(file, image.format or "")
     except Exception as error:  # as in decode_image
         raise _bad(str(path), error) from error
+    if not is_whole:
+        read_image(path)
+
+
+def _ends_whole(file: BinaryIO, format: str) -> bool:
+    size = os.fstat(file.fileno()).st_size
+    if format == "WEBP":
+        file.seek(4)
+        return int.from_bytes(file.read(4), "little") + 8 <= size
+    file.seek(max(0, size - _TAIL_BYTES))
+    tail = file.read()
+    if format == "GIF":
+        return tail.rstrip(b"\0").endswith(b";")
+    return format in _ENDS and _ENDS[format] in tail
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -174,8 +217,8 @@ def _from_16_bit(pixels: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _opened(file: Path | io.BytesIO) -> PIL.Image.Image:
-    image = PIL.Image.open(file, formats=_FORMATS)
+def _opened(file: BinaryIO) -> PIL.Image.Image:
+    image = PIL.Image.open(file, formats=tuple(_SUFFIXES))
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
@@ -189,4 +232,4 @@ def _bad(name: str, error: Exception) -> BadImageError:
         reason = error.strerror
     else:
         reason = str(error) or type(error).__name__
-    return BadImageError(f"image {name} cannot be read: {' '.join(reason.split())}")
+    return BadImageError(f"image {escaped(name)} cannot be read: {' '.join(reason.split())}")

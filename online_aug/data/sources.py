@@ -1,6 +1,7 @@
 """From `data.source` to three splits: found, checked, divided and cut by index."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,13 +14,18 @@ from jaxtyping import Int
 from cache import content_digest
 from online_aug.console import Report, terminal_progress
 from online_aug.data.embedded import EMBEDDED_SETS, embedded_splits
-from online_aug.data.folders import doubtful_folders, folder_splits, is_split_name
+from online_aug.data.folders import (
+    doubtful_folders,
+    folder_splits,
+    is_split_name,
+    said_of_kinds,
+)
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
-from online_aug.data.images import BadImageError, check_header, read_image
+from online_aug.data.images import WAY_OUT, BadImageError, check_header, read_image
 from online_aug.data.published import PUBLISHED, published_splits
 from online_aug.data.settings import DataConfig
 from online_aug.data.timm_sets import is_timm_name, timm_splits
-from online_aug.errors import UserError
+from online_aug.errors import UserError, escaped
 from online_aug.seeding import numpy_rng
 
 _CHECK_THREADS = 8
@@ -36,6 +42,7 @@ def load_splits(data: DataConfig) -> Splits:
         UserError: If the source cannot be found or used, or is too small for the cuts.
     """
     found = _open(data)
+    kinds = _kinds_left_out(found)
     skipped: list[str] = []
     with terminal_progress("checking images") as report:
         for split, images in found.items():
@@ -48,7 +55,7 @@ def load_splits(data: DataConfig) -> Splits:
         val=val,
         test=test,
         skipped=tuple(skipped),
-        doubts=_doubts(data),
+        doubts=(*_doubts(data), *kinds),
     )
 
 
@@ -67,7 +74,13 @@ def data_set_name(source: str, class_names: Sequence[str]) -> str:
         folder = Path(source).expanduser().resolve()
         name = folder.parent.name if is_split_name(folder.name) else folder.name
     listed = json.dumps(list(class_names)).encode()
-    return f"{name}-{content_digest(listed)[:6]}"
+    return f"{escaped(name)}-{content_digest(listed)[:6]}"
+
+
+def _kinds_left_out(found: Mapping[str, ImageSet]) -> list[str]:
+    sets = [images for images in found.values() if isinstance(images, FolderSet)]
+    said = said_of_kinds(sum((Counter(images.passed_over) for images in sets), Counter()))
+    return [said] if said else []
 
 
 def check_images(
@@ -97,10 +110,9 @@ def check_images(
         return images, ()
     if on_bad_image == "error":
         others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        way_out = "mend or remove it, or set data.on_bad_image=skip"
-        raise BadImageError(f"{next(iter(reasons.values()))}{others}; {way_out}")
+        raise BadImageError(f"{next(iter(reasons.values()))}{others}; {WAY_OUT}")
     good = np.setdiff1d(np.arange(len(images)), list(reasons))
-    return Subset(images, good), tuple(str(images.path(index)) for index in reasons)
+    return Subset(images, good), tuple(escaped(str(images.path(index))) for index in reasons)
 
 
 def _open(data: DataConfig) -> dict[str, ImageSet]:

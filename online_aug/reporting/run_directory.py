@@ -33,8 +33,8 @@ MAY_DIFFER = frozenset(
     {
         "run.name", "run.dir", "run.epochs", "run.resume",
         "run.checkpoint_epochs", "run.checkpoint_steps",
-        "data.root", "data.workers", "finetune.path", "cache.path", "cache.max_gib",
-        "cache.eviction", "cache.durability",
+        "data.root", "data.workers", "data.on_bad_image", "finetune.path",
+        "cache.path", "cache.max_gib", "cache.eviction", "cache.durability",
         "devices.train", "devices.generate",
         "generation.slots", "generation.attention", "generation.execution", "generation.max_ahead",
         "schedule.stripe", "schedule.stripes",

@@ -18,6 +18,7 @@ import torch
 
 from cache import Store, cache_exists
 from online_aug.config import Config
+from online_aug.data.image_sets import ImageSet, order_digest
 from online_aug.distributed.identity import identify
 from online_aug.distributed.world import World
 from online_aug.documents import DocumentError, read_object
@@ -245,10 +246,10 @@ def check_can_go_on(experiment: Experiment, directory: Path, ranks: int) -> None
     num_classes = len(experiment.splits.train.class_names)
     check_same_training(path, config, made_with(config, num_classes=num_classes, ranks=ranks))
     if identify().is_first:
-        _check_cache(path, config.cache.path)
+        _check_same_material(path, config.cache.path, experiment.splits.train)
 
 
-def _check_cache(checkpoint: Path, cache: Path) -> None:
+def _check_same_material(checkpoint: Path, cache: Path, train: ImageSet) -> None:
     try:
         state = torch.load(own_state_path(checkpoint, rank=0), weights_only=True)
     except Exception as error:  # whatever a damaged file makes torch raise
@@ -258,6 +259,12 @@ def _check_cache(checkpoint: Path, cache: Path) -> None:
         with Store(cache, readonly=True) as store:
             position = store.position()
     check_same_cache(state["loader"], position)
+    if state.get("images") != order_digest(train):
+        raise UserError(
+            f"data.source must give the training images that {checkpoint} was trained on, gives "
+            f"others ({len(train)} now): some were added, removed, or left out as unreadable; put "
+            "them back, or set run.resume=false"
+        )
 
 
 _NEW_CACHE = {"position": 0, "position_at_start": 0}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from online_aug.classifier.evaluation import Evaluation, evaluate
-from online_aug.data.image_sets import ImageSet
+from online_aug.data.image_sets import ImageSet, order_digest
 from online_aug.distributed.world import World, agree, barrier, gather, total
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
@@ -245,6 +245,7 @@ class TrainingRun:
             "run": asdict(replace(self._state, wall_s=self._wall_s)),
             "tally": self._tally.state_dict(),
             "loader": self._loader.state_dict(),
+            "images": order_digest(self._experiment.splits.train),
         }
         self._engine.save(self._directory / FOLDER, content)
 

@@ -1,6 +1,7 @@
 """Every kind of image file is decoded to upright uint8 RGB or refused by one error."""
 
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online_aug.data.images import (
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
     BadImageError,
     check_header,
@@ -203,8 +205,46 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
 
 
 def test_the_header_check_does_not_decode(tmp_path):
-    (tmp_path / "body.png").write_bytes(png(4, 4, 8, 0, b"\0\0"))
+    (tmp_path / "body.png").write_bytes(png(4, 4, 8, 0, b"\0\0"))  # too few pixels, but an end
     check_header(tmp_path / "body.png")
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000"])
+def test_newer_formats_are_read_by_their_suffixes(tmp_path, form):
+    path = tmp_path / {"AVIF": "a.avif", "JPEG2000": "a.jp2"}[form]
+    PIL.Image.fromarray(np.tile(COLOUR, (8, 8, 1))).save(path, form)
+    assert path.suffix in IMAGE_SUFFIXES
+    check_header(path)
+    assert read_image(path).shape == (40, 56, 3)
+
+
+def test_a_colour_profile_of_several_mebibytes_is_no_reason_to_refuse(tmp_path):
+    path = tmp_path / "profile.png"
+    profile = RNG.integers(0, 4, 3 * 2**20, dtype=np.uint8).tobytes()
+    PIL.Image.fromarray(COLOUR).save(path, icc_profile=profile)
+    check_header(path)
+    np.testing.assert_array_equal(read_image(path), COLOUR)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "AVIF"])
+def test_the_header_check_finds_a_file_that_was_cut_short(tmp_path, form):
+    path = tmp_path / "cut"
+    noise = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(path, form)
+    check_header(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(BadImageError, match="cut cannot be read"):
+        check_header(path)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "y.png").symlink_to("/dev/zero")
+    (tmp_path / "z.png").symlink_to(tmp_path / "none")
+    for name, reason in [("x", "not a regular file"), ("y", "not a reg"), ("z", "No such file")]:
+        for read in (check_header, read_image):
+            with pytest.raises(BadImageError, match=rf"{name}\.png cannot be read: .*{reason}"):
+                read(tmp_path / f"{name}.png")
 
 
 def test_the_error_can_be_pickled():
