@@ -3,11 +3,10 @@
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from io import BufferedReader, BytesIO
-from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Self, cast
 
 from cache.codecs import MAX_IMAGE_BYTES
@@ -103,9 +102,9 @@ def read_shards(source: ImportFolder) -> Iterator[FoundImage]:
     for path in _shards(source.root):
         try:
             with open_regular(path) as file:
-                for stem, group in groupby(_parts(file), key=lambda part: _stem(part[0])):
-                    parts = {_suffix(name): content for name, content in group}
-                    yield f"{path.name}: {stem}", partial(_load, source, parts)
+                for group in _groups(_parts(file)):
+                    for stem, parts in _samples(group):
+                        yield f"{path.name}: {stem}", partial(_load, source, parts)
         except CacheError as error:
             yield path.name, partial(refuse, str(error))
 
@@ -181,13 +180,46 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | CacheErro
     return file.read()
 
 
-def _stem(name: str) -> str:
+def _groups(parts: Iterable[_Part]) -> Iterator[dict[str, bytes | CacheError]]:
+    """Collect members in a row whose names agree up to the first dot; no name twice in a group."""
+    group: dict[str, bytes | CacheError] = {}
+    for name, content in parts:
+        if group and (name in group or _key(name) != _key(next(iter(group)))):
+            yield group
+            group = {}
+        group[name] = content
+    if group:
+        yield group
+
+
+def _samples(
+    group: Mapping[str, bytes | CacheError],
+) -> Iterator[tuple[str, dict[str, bytes | CacheError]]]:
+    """Give every image of a group what describes it, by suffix.
+
+    That is what has its name up to the last dot or, if there is none, up to the first: an image
+    `a.left.png` takes `a.left.cls` before `a.cls`.
+    """
+    key = _key(next(iter(group)))
+    stems = dict.fromkeys(_stem(name) for name in group if _suffix(name) in IMAGE_SUFFIXES)
+    for stem in stems or [key]:
+        shared = {_suffix(n): c for n, c in group.items() if _stem(n) == key != stem}
+        own = {_suffix(n): c for n, c in group.items() if _stem(n) == stem}
+        described = {s: c for s, c in shared.items() if s not in IMAGE_SUFFIXES}
+        yield stem, described | own
+
+
+def _key(name: str) -> str:
     folder, _, file_name = name.rpartition("/")
     return f"{folder}/{file_name.partition('.')[0]}".lstrip("/")
 
 
+def _stem(name: str) -> str:
+    return name.removesuffix(PurePosixPath(name).suffix).lstrip("/")
+
+
 def _suffix(name: str) -> str:
-    return "." + name.rpartition("/")[2].partition(".")[2].lower()
+    return PurePosixPath(name).suffix.lower()
 
 
 def _load(source: ImportFolder, parts: dict[str, bytes | CacheError]) -> Record:
