@@ -129,7 +129,7 @@ def image_size(path: Path) -> tuple[int, int]:
         BadImageError: As `check_header`.
     """
     try:
-        with _opened(path) as image:
+        with open_regular(path) as file, _opened(file) as image:
             width, height = image.size
             is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
             return (width, height) if is_turned else (height, width)
