@@ -14,7 +14,7 @@ from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError, first_line
 from online_aug.seeding import torch_global_state
 
-_REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
+REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
 """Errors that networks raise for settings or images they were not made for."""
 
 
@@ -92,36 +92,6 @@ def check_classifier(config: ClassifierConfig) -> None:
     check_file(config.checkpoint)
 
 
-def check_fit(config: ClassifierConfig, num_classes: int, image_size: int) -> list[str]:
-    """Raise if the weights are of another network, or the images too small for it.
-
-    The network is built to find out, but only if there are weights or the images are smaller than
-    those it was made for.
-
-    Returns:
-        Lines that say which weights are not taken as they are.
-
-    Raises:
-        UserError: If the weights or the images do not fit.
-    """
-    cfg = None if ":" in config.name else timm.get_pretrained_cfg(config.name)
-    is_small = cfg is not None and image_size < max(cfg.input_size)
-    if config.checkpoint is None and not is_small:
-        return []
-    bare = config.model_copy(update={"pretrained": False, "checkpoint": None})
-    classifier = build_classifier(bare, num_classes, image_size=image_size).eval()
-    notes = load_checkpoint(classifier, config)
-    try:
-        with torch.no_grad():
-            classifier(torch.zeros(1, 3, image_size, image_size))
-    except _REFUSALS as error:
-        raise UserError(
-            f"data.image_size must be a size that {config.name} can take, got {image_size}: "
-            f"{first_line(error)}"
-        ) from None
-    return notes
-
-
 def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
     """Raise if a training device does not support `classifier.precision`.
 
@@ -158,24 +128,40 @@ def check_name(name: str, key: str = "classifier.name") -> None:
     raise UserError(f"{key} must be a timm model, got {name!r}{hint}")
 
 
-def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
+def create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
+    """Create the network, for images of a size if it needs to know it; raise as timm does."""
     # A checkpoint replaces downloaded weights.
     pretrained = config.pretrained and config.checkpoint is None
+    classifier: nn.Module = timm.create_model(
+        config.name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        drop_rate=config.drop_rate,
+        **_size_option(config.name, image_size),
+    )
+    return classifier
+
+
+def check_buildable(config: ClassifierConfig, num_classes: int) -> None:
+    """Raise if timm cannot build a network with these settings, whatever the size of its images.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    bare = config.model_copy(update={"pretrained": False, "checkpoint": None})
+    with torch.device("meta"):
+        _create(bare, num_classes, None)
+
+
+def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
     try:
-        classifier: nn.Module = timm.create_model(
-            config.name,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            drop_rate=config.drop_rate,
-            **_size_option(config.name, image_size),
-        )
-        return _with_statistics(classifier, config)
+        return _with_statistics(create(config, num_classes, image_size), config)
     except OSError as error:
         raise UserError(
             f"classifier.pretrained must be false where the weights of {config.name} cannot be "
             f"downloaded ({first_line(error)}): give a file of weights as classifier.checkpoint"
         ) from None
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise UserError(
             f"classifier.name must be a timm model that can be built with these settings, got "
             f"{config.name!r}: {first_line(error)}"

@@ -99,7 +99,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     Raises:
         UserError: If anything about the run cannot be used.
     """
-    from online_aug.classifier.model import check_fit
+    from online_aug.classifier.fit import check_fit
     from online_aug.data.sources import load_splits
     from online_aug.diffusion.compatibility import settle
     from online_aug.distributed.devices import plan_devices
@@ -107,7 +107,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.saliency import check_saliency
     from online_aug.training.build_loader import check_sequence
-    from online_aug.training.deepspeed_setup import check_deepspeed
+    from online_aug.training.deepspeed_setup import check_deepspeed, part_size
 
     devices = plan_devices(
         config.devices, generates=config.needs_generator, ranks=me.local_world_size
@@ -115,9 +115,11 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     check_training(config, devices.train, me.launched_ranks)
     splits = load_splits(config.data)
     num_classes = len(splits.train.class_names)
-    notes = check_fit(config.classifier, num_classes, config.data.image_size)
-    if me.is_first and not me.is_ours:
-        sys.stdout.writelines(f"{note}\n" for note in notes)
+    if not me.is_ours:  # the process that launched this rank has tried
+        at_a_time = part_size(config, me.launched_ranks or len(devices.train))
+        size = config.data.image_size
+        notes = check_fit(config.classifier, num_classes, size, at_a_time)
+        sys.stdout.writelines(f"{note}\n" for note in notes if me.is_first)
     config = settle(config)
     experiment = Experiment(config, splits, devices.generator)
     check_saliency(experiment)

@@ -210,7 +210,7 @@ def _own_settings(config: Config, world_size: int) -> dict[str, Any]:
     parts, precision = config.optim.accumulation, config.classifier.precision
     return {
         "train_batch_size": per_rank * world_size,
-        "train_micro_batch_size_per_gpu": per_rank // parts,
+        "train_micro_batch_size_per_gpu": part_size(config, world_size),
         "gradient_accumulation_steps": parts,
         "gradient_clipping": config.optim.clip_grad or 0.0,
         "torch_autocast": {"enabled": precision != "float32", "dtype": precision},
@@ -241,6 +241,11 @@ def rank_batch_size(config: Config, world_size: int) -> int:
             f"each device, got {parts}"
         )
     return batch_size // world_size
+
+
+def part_size(config: Config, world_size: int) -> int:
+    """Return how many images a rank computes at a time; raise as `rank_batch_size`."""
+    return rank_batch_size(config, world_size) // config.optim.accumulation
 
 
 def zero_stage(config: Config) -> int:
