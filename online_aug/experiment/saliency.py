@@ -18,18 +18,21 @@ from torch import Tensor, nn
 
 from cache import Store, cache_exists
 from online_aug.classifier.model import (
+    REFUSALS,
     build_classifier,
     check_name,
+    create,
     input_statistics,
     sees_one_size,
 )
 from online_aug.config.sections import ClassifierConfig
 from online_aug.data.transforms import normalise
-from online_aug.errors import UserError
+from online_aug.errors import UserError, first_line
 from online_aug.experiment.mask_files import MaskFiles
 from online_aug.saliency import SaliencyTable, grad_cam, quick_copy, spectral_residual
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
 from online_aug.saliency.masks import decode_mask
+from online_aug.seeding import torch_global_state
 from online_aug.settings import decided
 
 if TYPE_CHECKING:
@@ -255,6 +258,7 @@ def check_saliency(experiment: "Experiment") -> None:
                 experiment.saliency.mask_files.check()
         case _ if experiment.saliency.weights is not None:
             build_teacher(experiment)
+            _check_view(experiment)
         case _:
             _check_classifier(experiment)
 
@@ -273,6 +277,29 @@ def _check_classifier(experiment: "Experiment") -> None:
             f"{config.classifier.name} takes (data.image_size), got "
             f"{experiment.saliency.teacher_size}"
         )
+    _check_view(experiment)
+
+
+def _check_view(experiment: "Experiment") -> None:
+    """Raise if Grad-CAM cannot be made of the classifier that is to look, by trying."""
+    side = experiment.saliency.teacher_size
+    bare: dict[str, object] = {"pretrained": False, "checkpoint": None}
+    settings = experiment.saliency.teacher_settings.model_copy(update=bare)
+    problem = ""
+    for device in ("meta", "cpu"):  # only some networks need values for it
+        try:
+            with torch.device(device), torch_global_state(0):
+                images = torch.linspace(-1, 1, 2 * 3 * side**2).view(2, 3, side, side)
+                network = create(settings, len(experiment.splits.train.class_names), side)
+                grad_cam(network, images, torch.tensor([0, 0]))
+        except (*REFUSALS, LookupError, NotImplementedError) as error:
+            problem = first_line(error)
+        else:
+            return
+    raise UserError(
+        f"saliency.method must be another than grad_cam for {settings.name} at {side} px, of "
+        f"which no map can be made: {problem}"
+    )
 
 
 def build_teacher(experiment: "Experiment") -> nn.Module:

@@ -9,12 +9,13 @@ other network goes through pytorch_grad_cam, which is also the reference in the 
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from online_aug.saliency.feature_map import last_activation, pools_features
 from online_aug.saliency.maps import scaled
 from online_aug.seeding import recorded, untouched
 
@@ -26,10 +27,11 @@ def grad_cam(
 ) -> Float[Tensor, "b u v"]:
     """Return maps in [0, 1] of where each image speaks for its class, at feature map resolution.
 
-    Equal to pytorch_grad_cam at the classifier's last feature map (`layer4[-1]` of a ResNet,
-    `blocks[-1].norm1` of a ViT) before it is enlarged; `upscaled` does that. If the network is
-    neither a CNN of timm nor a ViT, pytorch_grad_cam itself makes maps of the images' size. Mode,
-    gradients, buffers and random states of the classifier are restored, also on an error.
+    Equal to pytorch_grad_cam at the network's last feature map (`layer4[-1]` of a ResNet,
+    `blocks[-1].norm1` of a ViT; see `last_activation`) before it is enlarged; `upscaled` does
+    that. If the network is not built as timm's are, pytorch_grad_cam itself makes maps of the
+    images' size. Mode, gradients, buffers and random states of the classifier are restored, also
+    on an error.
 
     Args:
         classifier: timm model, or any module with a convolution; on the images' device.
@@ -39,80 +41,19 @@ def grad_cam(
     Raises:
         ValueError: If the classifier has no feature map.
     """
-    if _is_vision_transformer(classifier):
-        with untouched(classifier, images.device):
-            return _weighted(*_at_last_block(classifier, images, labels))
-    with untouched(classifier, images.device):
-        found = _at_pooled_features(classifier, images, labels)
-    return scaled(_by_library(classifier, images, labels)) if found is None else _weighted(*found)
-
-
-def pools_features(classifier: nn.Module) -> bool:
-    """Return whether a classifier has a body and a head, as timm's models do."""
-    return hasattr(classifier, "forward_features") and hasattr(classifier, "forward_head")
-
-
-class _Activation(NamedTuple):
-    """The output of one layer and the gradient of the chosen logits there."""
-
-    features: Float[Tensor, "b c u v"]
-    gradients: Float[Tensor, "b c u v"]
-
-
-def _weighted(
-    features: Float[Tensor, "b c u v"], gradients: Float[Tensor, "b c u v"]
-) -> Float[Tensor, "b u v"]:
-    weights = gradients.mean((2, 3))
-    return scaled(torch.einsum("bchw,bc->bhw", features, weights).clamp(min=0))
-
-
-def _at_pooled_features(
-    classifier: Any, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
-) -> _Activation | None:
     if not pools_features(classifier):
-        return None
-    features = classifier.forward_features(images)
-    if not isinstance(features, Tensor) or features.ndim != 4:
-        return None
-    with torch.enable_grad():
-        leaf = features.detach().requires_grad_()
-        gradients = _gradient(classifier.forward_head(leaf), labels, leaf)
-    if getattr(classifier, "output_fmt", "NCHW") == "NHWC":
-        return _Activation(features.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2))
-    return _Activation(features, gradients)
+        return scaled(_by_library(classifier, images, labels))
+    with untouched(classifier, images.device):
+        found = last_activation(classifier, images, labels)
+    if found is None:
+        raise _without_feature_map(classifier)
+    weights = found.gradients.mean((2, 3))
+    return scaled(torch.einsum("bchw,bc->bhw", found.features, weights).clamp(min=0))
 
 
-def _is_vision_transformer(classifier: Any) -> bool:
-    blocks = getattr(classifier, "blocks", None) or [None]
-    patch_embed = getattr(classifier, "patch_embed", None)
-    return hasattr(patch_embed, "dynamic_feat_size") and hasattr(blocks[-1], "norm1")
-
-
-def _at_last_block(
-    classifier: Any, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
-) -> _Activation:
-    leaves = []
-
-    def start_graph(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # `untouched` restores it
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
-
-    hook = classifier.blocks[-1].norm1.register_forward_hook(start_graph)
-    try:
-        logits = classifier(images)
-    finally:
-        hook.remove()
-    (leaf,) = leaves
-    height, width = classifier.patch_embed.dynamic_feat_size(images.shape[2:])
-    tokens = (leaf.detach(), _gradient(logits, labels, leaf))
-    patches = (part[:, -height * width :] for part in tokens)  # behind class and register tokens
-    return _Activation(*(part.transpose(1, 2).unflatten(2, (height, width)) for part in patches))
-
-
-def _gradient(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"], leaf: Tensor) -> Tensor:
-    chosen = logits.gather(1, labels.view(-1, 1)).sum()
-    return torch.autograd.grad(chosen, leaf)[0]
+def _without_feature_map(classifier: nn.Module) -> ValueError:
+    kind = type(classifier).__name__
+    return ValueError(f"classifier must have a feature map, {kind} has no part that makes one")
 
 
 def _by_library(
@@ -139,8 +80,7 @@ def _last_map(classifier: nn.Module, images: Float[Tensor, "b 3 h w"]) -> nn.Mod
         for hook in hooks:
             hook.remove()
     if not found:
-        kind = type(classifier).__name__
-        raise ValueError(f"classifier must have a feature map, {kind} has no part that makes one")
+        raise _without_feature_map(classifier)
     return found[-1]
 
 

@@ -28,7 +28,11 @@ def build(name, **options):
         torch.manual_seed(0)
         if name == "plain":
             return Plain().eval()
-        return timm.create_model(name, num_classes=CLASSES, **options).eval()
+        model = timm.create_model(name, num_classes=CLASSES, **options).eval()
+        for head in model.get_classifier().parameters():
+            if not head.any():  # some start at zero, and see nothing
+                nn.init.normal_(head)
+        return model
 
 
 def patches_of(model):
@@ -45,6 +49,13 @@ def late_class(model):
     return lambda tokens: tokens.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16))
 
 
+def tokens_at(side, others=0):
+    """Reshape tokens to a square, behind those that are no patches."""
+    return lambda model: (
+        lambda tokens: tokens[:, others:].transpose(1, 2).unflatten(2, (side, side))
+    )
+
+
 RESNET = ("resnet18", {}, lambda m: m.layer4[-1], None)
 CONVNEXT = ("convnext_atto", {}, lambda m: m.stages[-1], None)
 VIT = ("vit_tiny_patch16_224", {"img_size": SIDE}, lambda m: m.blocks[-1].norm1, patches_of)
@@ -59,6 +70,17 @@ OTHERS = [
     ("cait_xxs24_224", {"img_size": SIDE, "depth": 2, "init_values": 1.0},
      lambda m: m.blocks[-1].norm1, late_class),
     ("plain", {}, lambda m: m[1], None),
+    ("mixer_s32_224", {"img_size": SIDE}, lambda m: m.norm, tokens_at(2)),
+    ("resmlp_12_224", {"img_size": SIDE}, lambda m: m.norm, tokens_at(4)),
+    ("xcit_nano_12_p16_224", {"img_size": SIDE, "depth": 2}, lambda m: m.cls_attn_blocks[1].norm1,
+     tokens_at(4, 1)),
+    ("tnt_s_patch16_224", {"img_size": SIDE, "depth": 2}, lambda m: m.blocks[-1].norm_out,
+     tokens_at(4, 1)),
+    ("pit_ti_224", {"img_size": SIDE, "depth": (1, 1, 1)},
+     lambda m: m.transformers[2].blocks[-1].norm1, tokens_at(2, 1)),
+    ("mvitv2_tiny", {"img_size": SIDE}, lambda m: m.norm, tokens_at(2)),
+    ("samvit_base_patch16_224", {"img_size": SIDE, "depth": 1}, lambda m: m.neck, None),
+    ("volo_d1_224", {"img_size": SIDE}, lambda m: m.post_network[-1].norm1, tokens_at(4, 1)),
 ]  # fmt: skip
 FAST = ["test_resnet", "test_convnext", "test_vit"]
 
@@ -184,6 +206,12 @@ def test_maps_are_made_under_no_grad_and_with_frozen_parameters(name, batch):
     model.requires_grad_(False)
     with torch.no_grad():
         torch.testing.assert_close(grad_cam(model, *batch), expected, rtol=0, atol=0)
+
+
+def test_a_network_of_timm_without_a_feature_map_is_refused_by_name(batch):
+    images, labels = batch
+    with pytest.raises(ValueError, match="a feature map, ResNet has no part that makes one"):
+        grad_cam(build("resnet18"), images[:, :, :32, :32], labels)  # its last map is one pixel
 
 
 def test_a_network_without_a_feature_map_is_refused(batch):
