@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
     "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
+    "study": ("online_aug.cli.study:main", "answer a question about a recipe, without training"),
     "schema": (
         "online_aug.cli.main:print_schema",
         "print the JSON schema that editors check a recipe with",
@@ -290,7 +291,7 @@ def _completion(shell: str) -> str:
     commands = parser.add_subparsers()
     for name, (where, does) in COMMANDS.items():
         module = import_module(where.partition(":")[0])
-        if name == "cache":
+        if name in ("cache", "study"):
             commands.add_parser(name, help=does, parents=[module.build_parser()], add_help=False)
         elif name != "schema":
             add_arguments(commands.add_parser(name, help=does), getattr(module, "SWITCHES", {}))

@@ -81,7 +81,7 @@ def make_foregrounds(
     """
     map_version, *cut_version = parts_of(version)
     if places := _missing(experiment, store, map_version):
-        made = _made_maps(experiment, viewer, places, is_shown=is_shown)
+        made = made_maps(experiment, viewer, places, is_shown=is_shown)
         _keep_maps(experiment, store, map_version, places, made)
     if cut_version and (places := _missing(experiment, store, version)):
         _make_masks(experiment, store, version, places, is_shown=is_shown)
@@ -94,7 +94,7 @@ def _missing(experiment: Experiment, store: Store, version: str) -> list[int]:
     return sorted(places[d] for d in digests if store.get_saliency(version, d) is None)
 
 
-def _made_maps(
+def made_maps(
     experiment: Experiment, viewer: Viewer | None, places: Sequence[int], *, is_shown: bool
 ) -> Iterator[Maps]:
     """Yield the maps of training images by their indices, a batch at a time."""

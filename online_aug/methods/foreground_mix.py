@@ -85,16 +85,14 @@ class ForegroundMix(Method):
         table = _table(context, self.name)
         drawn = {**self.drawn(rng), "saliency_version": table.version}
         request = self.request(source, variant, context, rng, **drawn)
-        background = self._draw_background(table, table.place(source.digest), rng)
+        background = self.draw_background(table, table.place(source.digest), rng)
         return replace(request, target_digest=table.digests[background])
 
     def drawn(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the fields of a request that a subclass decides."""
         return {}
 
-    def _draw_background(
-        self, table: "SaliencyTable", source: int, rng: np.random.Generator
-    ) -> int:
+    def draw_background(self, table: "SaliencyTable", source: int, rng: np.random.Generator) -> int:
         """Return the nearest of some candidates, drawn again while too little of it is left."""
         fewest, most = self.settings.candidates
         for _ in range(self.settings.max_draws):
