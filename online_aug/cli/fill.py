@@ -111,6 +111,7 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.producer.filling import describe_plan, make_missing
+    from online_aug.reporting.refusals import refusal_warning, refused_shares
     from online_aug.training.describe_run import describe_start
 
     with open_store(experiment.config, experiment.splits.train).open() as store:
@@ -121,6 +122,8 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
         with Interrupt() as interrupt:
             if make_missing(experiment, store, interrupt):
                 sys.stdout.write(f"{describe_plan(experiment, store)}\n")
+        if warning := refusal_warning(refused_shares(experiment, experiment.plan)):
+            sys.stdout.write(f"warning: {warning}\n")
         if interrupt.received is not None:
             sys.stdout.write("interrupted: the same command goes on\n")
         return interrupt.exit_status

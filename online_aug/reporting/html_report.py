@@ -8,6 +8,7 @@ from pathlib import Path
 from online_aug.console import duration
 from online_aug.files import write_atomically
 from online_aug.reporting.metrics import EpochMetrics, Summary, read_metrics
+from online_aug.reporting.refusals import refusal_warning
 from online_aug.reporting.run_directory import CONFIG_FILE
 from online_aug.reporting.tables import filled
 
@@ -54,6 +55,8 @@ def write_report(directory: Path, summary: Summary, gallery: Path) -> None:
 def _summary_table(summary: Summary) -> str:
     served = filled(summary.served)
     refused = [("not composed", summary.refusals_text)] if summary.refusals else []
+    if warning := refusal_warning(summary.refused_shares):
+        refused.append(("refused", warning))
     return _table(
         [
             ("test top1, last epoch", f"{summary.top1:.1%}"),

@@ -124,7 +124,10 @@ class Summary:
     generated: int
     """Number of images that this run made; unfinished ones of a stopped launch do not count."""
     rejected: int = 0
-    """Number of images that the method refused to make or that did not pass the gate."""
+    """Number of images of the plan that a method refused to make or that did not pass the gate, in
+    this run or before it."""
+    refused_shares: Mapping[str, float] = field(default_factory=dict)
+    """Share of the newest plan that its methods refuse to make, by reason."""
     reused: int
     """Number of images of the plan that the cache already held."""
     generator_restarts: int
@@ -150,8 +153,7 @@ class Summary:
     @property
     def made_text(self) -> str:
         """The number of images made, reused and rejected, in words."""
-        tried = self.generated + self.rejected
-        share = f" ({self.rejected / tried:.1%})" if self.rejected else ""
+        share = f" ({self.rejected / self.made:.1%})" if self.rejected else ""
         return f"{self.generated:,} made, {self.reused:,} reused, {self.rejected:,} rejected{share}"
 
     @property

@@ -4,7 +4,7 @@ First one moment of training, then a finished epoch, then the summary at the end
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -16,6 +16,7 @@ from rich.text import Text
 from cache.text import byte_size
 from online_aug.console import duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
+from online_aug.reporting.refusals import refusal_warning
 from online_aug.request import Counts
 
 MIX_COLOURS = {
@@ -49,6 +50,8 @@ class GeneratorView:
     cache_bytes: int
     samples_per_insert: float = 0.0
     """How often a generated image has been served on average."""
+    refused_shares: Mapping[str, float] = field(default_factory=dict)
+    """Share of the plan that its methods refuse to make, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +166,18 @@ def _times(view: GeneratorView) -> str:
 def _generator_parts(view: GeneratorView) -> list[str]:
     return [
         f"{view.state}, {rate(view.images_per_s)}/s",
+        *_refused(view.refused_shares),
         f"{view.generated:,} made",
         f"cache {view.cache_entries:,} images",
         byte_size(view.cache_bytes),
     ]
+
+
+def _refused(shares: Mapping[str, float]) -> list[str]:
+    if refusal_warning(shares) is None:
+        return []
+    reason = max(shares, key=lambda name: shares[name]).removeprefix("saliency: ")
+    return [f"{whole_percent(sum(shares.values())).replace(' ', '')} refused: {reason}"]
 
 
 def epoch_heads(columns: Sequence[str] = GENERATED) -> Text:
@@ -256,6 +267,8 @@ def _served_counts(summary: Summary) -> str:
 def _made(summary: Summary) -> list[tuple[str, Text]]:
     """Return the rows on what the generator made, and on what could not be composed."""
     rows = [("not composed", Text(summary.refusals_text))] if summary.refusals else []
+    if warning := refusal_warning(summary.refused_shares):
+        rows.append(("refused", Text(warning, "bold yellow")))
     if summary.served_composed and not summary.made:
         return rows
     return [

@@ -1,6 +1,7 @@
 """The report of a rank on its run: the live panel, a record for each epoch, the summary."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from online_aug.reporting.gallery import draw_run_gallery
 from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
+from online_aug.reporting.refusals import refusal_warning, refused_shares
 from online_aug.reporting.run_directory import write_summary
 from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
 from online_aug.request import Counts
@@ -43,6 +45,7 @@ class TrainingReport:
         self._store = open_store(experiment.config, experiment.splits.train)
         self._log: MetricsLog | None = None
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
+        self._requests_seen, self._refused, self._has_warned = 0, dict[str, float](), False
         self.live = LiveReport(
             experiment.config.run.epochs,
             len(loader),
@@ -55,10 +58,23 @@ class TrainingReport:
         """Open the log for this epoch and later ones."""
         if self._world.is_first:
             self._log = MetricsLog(self._directory, from_epoch=epoch)
+            self._look_for_refusals()
         if self._loader.process and self._world.nodes > 1:
             self.live.message(f"{self._world.nodes} nodes, {who_makes(self._experiment.config)}")
         if self._world.is_first and self._experiment.config.is_composed:
             self.live.message(ComposedSamples.of(self._experiment).describe_refusals())
+
+    def _look_for_refusals(self) -> None:
+        """Find out how much of the newest plan is refused, and say once if it is most of it."""
+        newest = self._loader.plan[self._requests_seen :]
+        if not newest:
+            return
+        self._requests_seen += len(newest)
+        self._refused = refused_shares(self._experiment, newest)
+        warning = refusal_warning(self._refused)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            self.live.message(f"warning: {warning}")
 
     def close(self) -> None:
         """Close log and cache."""
@@ -88,6 +104,7 @@ class TrainingReport:
             state=status.state,
             images_per_s=status.images_per_s,
             generated=status.generated,
+            refused_shares=self._refused,
             cache_entries=self._cache_stats["entries"],
             cache_bytes=self._cache_stats["payload_bytes"],
             samples_per_insert=self._loader.samples_per_insert,
@@ -119,6 +136,7 @@ class TrainingReport:
             cache_bytes=cache["payload_bytes"],
             **reached,
         )
+        self._look_for_refusals()
         assert self._log  # opened on the first rank, which alone evaluates
         self._log.append(metrics)
         self.live.epoch(metrics)
@@ -132,6 +150,7 @@ class TrainingReport:
             best: The same after the epoch that was best on the validation split.
             reached: `best_val_epoch`, `wall_s`, `first_step_s`, `reused` and `refusals`.
         """
+        status = Counter(self._store.status([one.key for one in self._loader.plan]))
         summary = Summary(
             top1=last.top1,
             top1_best_val=best.top1,
@@ -148,7 +167,8 @@ class TrainingReport:
             starved=counts.starved,
             samples_per_insert=self._loader.samples_per_insert,
             generated=counts.generated,
-            rejected=counts.rejected,
+            rejected=max(counts.rejected, status["rejected"]),  # some before this run
+            refused_shares=self._refused,
             generator_restarts=counts.restarts,
             config_digest=config_digest(self._experiment.config),
             **reached,

@@ -101,8 +101,8 @@ EPOCH_FIELDS = """epoch step train_loss val_top1 val_top5 val_worst_group lr ima
     cache_entries cache_bytes"""
 SUMMARY_FIELDS = """top1 top1_best_val best_val_epoch per_class top5 per_group worst_group
     per_shots epochs wall_s first_step_s served_real served_fresh served_cached served_composed
-    starved refusals samples_per_insert generated rejected reused generator_restarts
-    config_digest"""
+    starved refusals samples_per_insert generated rejected refused_shares reused
+    generator_restarts config_digest"""
 
 
 @pytest.mark.parametrize(
