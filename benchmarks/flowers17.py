@@ -35,10 +35,10 @@ data: {image_size: 224, resize: shortest, crop: resized, crop_area: [0.5, 1], sh
        rotate_degrees: 0, scale: [1, 1], hflip: 0.5, examples_per_class: 5, epoch_repeats: 5,
        on_bad_image: skip}
 method: {name: paste}
-saliency: {method: masks, mask: otsu}
+saliency: {method: masks, layout: stretched, mask: otsu}
 mixing: {synthetic_probability: 0.5}
 classifier: {name: efficientnet_lite2, mean: 0.49804, std: 0.50196, head_only: true,
-             channels_last: true}
+             channels_last: true, precision: bfloat16}
 optim: {name: adamw, lr: 3e-3, weight_decay: 0.05, batch_size: 32}
 run: {epochs: 8}
 """
