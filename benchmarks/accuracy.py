@@ -92,7 +92,7 @@ class Run:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, print the table, and return 1 if a launch failed."""
-    options = _parser().parse_args(argv)
+    options = _options(argv)
     rows = {**{name: ROWS[name] for name in options.methods}, **_own_rows(options.row)}
     runs = [_run(options, rows, row, seed) for seed, row in product(range(options.seeds), rows)]
     missing = [] if options.table else [run for run in runs if not run.is_finished]
@@ -108,13 +108,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    options = _parser().parse_args(argv)
+    # An option with several words takes those after it too.
+    options.overrides += [word for word in options.methods if "=" in word]
+    options.methods = [word for word in options.methods if "=" not in word]
+    if unknown := [name for name in options.methods if name not in ROWS]:
+        raise UserError(f"--methods must be some of {', '.join(ROWS)}, got {unknown[0]}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
     parser.add_argument("--recipe", default="pocket_birds_sgd_mix", help="name or file")
-    parser.add_argument("--methods", nargs="+", default=[], choices=ROWS, help="rows by name")
+    parser.add_argument("--methods", nargs="+", default=[], help=", ".join(ROWS))
     parser.add_argument("--row", nargs="+", action="append", default=[], help="NAME KEY=VALUE ...")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--cuts", action="store_true", help="other training images each seed")

@@ -84,3 +84,10 @@ def test_how_images_are_made_does_not_matter_to_a_run_without_any(tmp_path):
 def test_a_row_of_ones_own_may_begin_with_one_that_has_a_name():
     found = accuracy._own_rows([["weak", "sgd_mix", "method.strength=0.1"]])
     assert found == {"weak": ("method.name=sgd_mix", "method.strength=0.1")}
+
+
+def test_overrides_may_follow_the_methods():
+    options = accuracy._options(["--methods", "vanilla", "paste", "optim.lr=0.1"])
+    assert (options.methods, options.overrides) == (["vanilla", "paste"], ["optim.lr=0.1"])
+    with pytest.raises(UserError, match="got pasta"):
+        accuracy._options(["--methods", "pasta"])
