@@ -1,7 +1,7 @@
 """SGD-Mix (arXiv:2505.11813): the source's foreground on another image's background, refined."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -18,8 +18,8 @@ class SgdMixSettings(ForegroundMixSettings):
     strength: Strengths = (0.5, 0.7, 0.9)
     """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
     keeps_foreground: bool = False
-    """Put the source's foreground back after every step of the refinement, so that only the rest is
-    drawn anew; the paper's refinement draws all of it."""
+    """Put the source's foreground back after every step of the refinement, and its own pixels in
+    the end, so that only the rest is drawn anew; the paper's refinement draws all of it."""
 
 
 class SgdMix(ForegroundMix):
@@ -27,6 +27,7 @@ class SgdMix(ForegroundMix):
 
     Settings = SgdMixSettings
     settings: SgdMixSettings
+    version: ClassVar[int] = 2
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""

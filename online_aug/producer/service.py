@@ -19,7 +19,7 @@ from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.loader.back_pressure import AheadLimit
 from online_aug.producer.messages import State, Status, Trainer
 from online_aug.producer.request_queue import RequestQueue
-from online_aug.producer.work import ClassesOf, ImageEngine, Work
+from online_aug.producer.work import ImageEngine, Work
 from online_aug.request import GenerationRequest
 
 POLL_S = 0.05
@@ -43,7 +43,7 @@ class Service:
         owner = Owner.current()
         self._work, self._engine, self._trainer = work, engine, trainer
         self._queue = RequestQueue(work.plan, store, owner, work.stripe, work.weights)
-        self._output = Output(store, owner, work.classes_of)
+        self._output = Output(store, owner, work)
         self._reporter = StatusReporter(trainer, self._output, self._queue)
         self._version: str | None = None
         self._limit = AheadLimit(work.max_ahead)
@@ -155,15 +155,15 @@ class Service:
 class Output:
     """Stores images that pass the gate, records the others as rejected, and counts both."""
 
-    def __init__(self, store: Store, owner: Owner, classes_of: ClassesOf) -> None:
+    def __init__(self, store: Store, owner: Owner, work: Work) -> None:
         """Take the cache, and the owner of the claims on images that are not yet written.
 
         Args:
             store: The cache.
             owner: Owner of the claims.
-            classes_of: Returns the class names that are kept with an image.
+            work: Says how an image is finished, and which class names are kept with it.
         """
-        self._store, self._owner, self._classes_of = store, owner, classes_of
+        self._store, self._owner, self._work = store, owner, work
         self._writer = Writer(store, batch_size=WRITE_BATCH, max_queued=2 * WRITE_BATCH)
         self._not_finite_in_a_row = 0
         self.made = 0
@@ -208,8 +208,8 @@ class Output:
         if verdict.reason is not None:
             self.reject(request, verdict.reason)
             return
-        classes = self._classes_of(request)
-        pixels = to_bytes(finished.image).permute(1, 2, 0).numpy()
+        classes = self._work.classes_of(request)
+        pixels = self._work.finish(request, to_bytes(finished.image).permute(1, 2, 0).numpy())
         self._writer.put(Entry(request.to_fields(), pixels, verdict.scores, classes))
         self.made += 1
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -67,6 +68,8 @@ class Work:
     """Says why a request cannot be prepared; None if it can."""
     max_ahead: int | None
     """Images not yet served at which to pause; None never pauses."""
+    finish: Callable[[GenerationRequest, Picture], Picture] = lambda _, made: made
+    """Returns the image to store, given the one that was made."""
     classes_of: ClassesOf = lambda request: {}
     stripe: Stripe | None = None
     """Part of the plan that this process begins with."""
@@ -95,6 +98,7 @@ def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
         plan_of=plan_of if experiment.saliency.follows_classifier else None,
         prepare=sources.prepare,
         refusal=sources.refusal,
+        finish=sources.finish,
         max_ahead=max_ahead_of_each(config, count),
         classes_of=experiment.data.classes_of,
         stripe=Stripe.of(schedule).split(number, count),
@@ -129,6 +133,15 @@ class _Preparation:
                 stays = method.foreground(some, context, self._resolution)
                 kept[places, 0] = torch.from_numpy(stays).byte()
         return torch.cat([images, kept], dim=1)
+
+    def finish(self, request: GenerationRequest, made: Picture) -> Picture:
+        """Show the source's own pixels where they are to be kept, which the autoencoder blurs."""
+        if not request.keeps_foreground:
+            return made
+        method = self._experiment.methods[request.method]
+        context = self._experiment.context_for(request)
+        stays = method.foreground([request], context, self._resolution)[0]
+        return np.where(stays[..., None], self._picture_of(request.source_digest), made)
 
     def _picture_of(self, digest: str) -> Picture:
         return self._image_of(digest).permute(1, 2, 0).numpy()

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from request_samples import make_plan, make_sources
@@ -515,3 +516,9 @@ def test_images_by_older_maps_that_were_never_served_do_not_hold_up_newer_ones(s
     painter, _ = serve(store, trainer=trainer, plan=[], plan_of=version_of, max_ahead=SLOTS)
     versions = Counter(request.saliency_version for request in painter.made)
     assert all(SLOTS <= versions[letter] < 2 * SLOTS for letter in "ab")
+
+
+def test_what_is_stored_is_the_finished_image(store):
+    serve(store, finish=lambda request, made: np.full_like(made, request.variant + 7))
+    for request in PLAN:
+        assert set(store.get(request.key).image.flat) == {request.variant + 7}

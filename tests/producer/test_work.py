@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from experiment_samples import CLASS_NAMES, make_config, make_experiment
 
@@ -182,3 +183,20 @@ def test_an_engine_with_a_device_of_its_own_never_rests():
     worker = Worker()
     assert share_device(worker, "cpu", 0.0) is worker
     assert isinstance(share_device(worker, "cuda:0", 0.5), DutyCycle)
+
+
+@pytest.mark.parametrize("keeps_foreground", [True, False])
+def test_a_kept_foreground_ends_with_the_source_s_own_pixels(
+    tmp_path, tiny_model, monkeypatch, keeps_foreground
+):
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False})
+    found = work_of(experiment)
+    request = replace(found.plan[0], keeps_foreground=keeps_foreground)
+    stays = np.zeros((1, 64, 64), np.bool_)
+    stays[0, :20, 5:] = True
+    (method,) = experiment.methods.values()
+    monkeypatch.setattr(type(method), "foreground", lambda *_: stays)
+    source = found.prepare([request])[0, :3].permute(1, 2, 0).numpy()
+    made = 255 - source
+    expected = np.where(stays[0][..., None], source, made) if keeps_foreground else made
+    np.testing.assert_array_equal(found.finish(request, made), expected)
