@@ -122,7 +122,8 @@ class ForegroundMix(Method):
     ) -> UInt8[np.ndarray, "b h w 3"]:
         """Mix: the source under either mask, the background elsewhere."""
         masks = self.union_masks(requests, context, images.shape[1:3])
-        mixed = np.stack([image_of(_digests(request)[1]) for request in requests])
+        backgrounds = [image_of(_digests(request)[1]) for request in requests]
+        mixed = np.ascontiguousarray(np.stack(backgrounds))  # a stack keeps the layout of its parts
         for image, mask, background in zip(images, masks, mixed, strict=True):
             self.paste(image, mask, background)
         return mixed

@@ -119,3 +119,13 @@ def test_the_stages_end_with_the_mix():
     np.testing.assert_array_equal(
         stages["mixed"], np.where(stages["mask"] == 255, source, background)
     )
+
+
+def test_pictures_may_have_any_layout_in_memory():
+    part, stock = part_of(), pictures(24, 40)
+    request, source, _, mixed = pasted(part, 5, (24, 40))
+    planes = {digest: np.asfortranarray(picture) for digest, picture in stock.items()}
+    (other,) = part.method.prepare(
+        np.asfortranarray(source)[None], [request], part.context, planes.__getitem__
+    )
+    np.testing.assert_array_equal(other, mixed)
