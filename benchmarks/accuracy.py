@@ -4,8 +4,8 @@
         --methods vanilla paste sgd_mix [--row NAME KEY=VALUE ...] [key=value ...]
 
 A row is some overrides on the recipe (`--row` may name one of `--methods` among them), then those
-for all rows. Each cell of a row is a launch of
-`online-aug train` with its own `run.seed`; all cells share the cache and the fine-tuned generator.
+for all rows. Each cell is a launch of `online-aug train` with its own `run.seed`; all cells share
+the cache and the fine-tuned generator, and with `--fill` all images are made before the training.
 The training images are those of `data.seed` 0, so the spread is that of training; with `--cuts`
 every seed has few shots of its own. Finished runs are not repeated, so the same command goes on
 where it was stopped, and more seeds can be added. `--table` prints what there is.
@@ -28,6 +28,7 @@ from benchmarks._paired import difference, estimate
 from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config
 from online_aug.errors import UserError
+from online_aug.methods import find_method
 from online_aug.reporting.metrics import read_metrics
 from online_aug.reporting.run_directory import CONFIG_FILE, MAY_DIFFER
 
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = {**{name: ROWS[name] for name in options.methods}, **_own_rows(options.row)}
     runs = [_run(options, rows, row, seed) for seed, row in product(range(options.seeds), rows)]
     missing = [] if options.table else [run for run in runs if not run.is_finished]
+    for run in {run.row: run for run in missing}.values() if options.fill else ():
+        _fill(run)
     with ThreadPoolExecutor(options.parallel) as pool:
         failed = [run for run in pool.map(_launch, missing) if not run.is_finished]
     finished = [run for run in runs if run.is_finished]
@@ -130,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cuts", action="store_true", help="other training images each seed")
     parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
     parser.add_argument("--dir", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--fill", action="store_true", help="make all images before training")
     parser.add_argument("--also", type=Path, help="image folder whose test split is judged too")
     parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
     return parser
@@ -171,6 +175,13 @@ def _differences(trained: Mapping[str, Any], config: Config) -> list[str]:
 
 def _keys(section: Any) -> dict[str, Any]:
     return section if isinstance(section, dict) else {"list": section}
+
+
+def _fill(run: Run) -> None:
+    config = run.config
+    if config.mixing.is_synthetic and any(find_method(m.name).generates for m in config.methods):
+        command = [sys.executable, "-m", "online_aug", "fill", run.recipe, *run.overrides]
+        subprocess.run(command, check=True)
 
 
 def _launch(run: Run) -> Run:
