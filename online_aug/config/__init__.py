@@ -78,7 +78,7 @@ class Config(Section):
     @property
     def uses_saliency(self) -> bool:
         """Whether a method of the run looks at the foregrounds of the training images."""
-        return self._is_mixed and any(find_method(each.name).uses_saliency for each in self.methods)
+        return self._is_mixed and any(make_method(each).needs_saliency for each in self.methods)
 
     @property
     def uses_diffusion(self) -> bool:
@@ -215,6 +215,14 @@ def _saliency(config: Config) -> Iterator[str]:
             "saliency.masks must be a folder with saliency.method masks, got null, which "
             "pocket_birds alone allows"
         )
+    methods = [make_method(settings) for settings in config.methods]
+    for method in methods:
+        if saliency.follows_classifier and method.needs_saliency and not method.uses_saliency:
+            yield (
+                "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+                f"training, for method.keeps_object of {method.name}, got the classifier in "
+                "training"
+            )
     if saliency.chosen_method == "segmenter" and saliency.segmenter is None:
         yield (
             "saliency.segmenter must be a directory, a hub name or an ONNX file with "

@@ -303,7 +303,9 @@ class Experiment:
 
     def _part(self, name: str, version: str | None) -> Part:
         method, context = self.methods[name], self.contexts[name]
-        if version is not None and method.uses_saliency:
+        if method.needs_saliency and not method.uses_saliency:  # whatever the plan is
+            version = self.saliency.version
+        if version is not None and method.needs_saliency:
             if version not in self._tables:
                 self._tables[version] = self.saliency.table(version, self.data.digests)
             context = replace(context, saliency=self._tables[version])

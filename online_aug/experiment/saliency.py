@@ -62,7 +62,7 @@ class ExperimentSaliency:
 
     @property
     def is_needed(self) -> bool:
-        """Whether planning needs to know where the foregrounds are."""
+        """Whether a method needs to know where the foregrounds are."""
         return self.experiment.config.uses_saliency
 
     @property

@@ -149,6 +149,11 @@ class Method(ABC):
         return restore, (self.settings.model_dump(mode="json"),)
 
     @property
+    def needs_saliency(self) -> bool:
+        """Whether planning, or composing with these settings, reads `MethodContext.saliency`."""
+        return self.uses_saliency
+
+    @property
     def name(self) -> str:
         """The name in requests: for a class in a file the name of the class."""
         return str(self.settings.name).rpartition(":")[2]

@@ -27,6 +27,8 @@ from online_aug.methods.fractals import FractalBank, bank_of
 from online_aug.request import GenerationRequest, PipelineKind, Servable
 from online_aug.settings import Exponent, Fraction, Text, decided
 
+OBJECT_PX = 64
+"""Side of the grid on which it is counted how much of the object a mask leaves real."""
 LARGEST_FRACTAL_PX = 256
 """Side of the kept fractals unless `fractals.side_px` is given, if images are larger."""
 Mask = Literal["left", "right", "top", "bottom", "centre", "rim"]
@@ -59,6 +61,9 @@ class DiffuseMixSettings(MethodSettings):
     """Width of the blend at the border, fraction of the image; 0 is hard (paper)."""
     fractal_weight: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.2
     """Share of the fractal in the final image, the paper's lambda."""
+    keeps_object: bool = False
+    """Take the mirror image of the drawn mask if that leaves more of the object real; `saliency`
+    says where the object is. The paper draws masks blindly."""
 
 
 class Pictures(Protocol):
@@ -80,6 +85,11 @@ class DiffuseMix(Method):
     settings: DiffuseMixSettings
     pipeline: ClassVar[PipelineKind] = "instruct"
     uses_finetuning: ClassVar[bool] = False
+
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether masks are chosen by where the object is."""
+        return self.settings.keeps_object
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if guidance is off, or the prompts do not come up equally often."""
@@ -125,7 +135,8 @@ class DiffuseMix(Method):
         rng: np.random.Generator,
     ) -> tuple[Picture, Float[np.ndarray, " k"]]:
         """Blend source, edit and fractal at the source's size; the label is the source's."""
-        final = self._blend(source(), generated, context.resources, rng)["final"]
+        mask = self._draw_mask(request, context, rng)
+        final = self._blend(source(), generated, mask, context.resources, rng)["final"]
         return final, one_hot(request.source_label, context.num_classes)
 
     def misfit(self, image: Servable) -> str | None:
@@ -149,17 +160,40 @@ class DiffuseMix(Method):
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
         """Return the pictures of the paper's figure 3: source, edit, mask, fractal, result."""
-        return self._blend(source, generated, context.resources, rng)
+        mask = self._draw_mask(request, context, rng)
+        return self._blend(source, generated, mask, context.resources, rng)
+
+    def _draw_mask(
+        self, request: Servable, context: MethodContext, rng: np.random.Generator
+    ) -> str:
+        """Draw a mask; its mirror image if more of the object is under that, on request."""
+        masks = self.settings.masks
+        drawn = masks[int(rng.integers(len(masks)))]
+        if not self.settings.keeps_object or request.source_digest is None:
+            return drawn
+        if context.saliency is None:
+            raise ValueError("context.saliency must be a table for method.keeps_object, got None")
+        (foreground,) = context.saliency.masks([request.source_digest], OBJECT_PX)
+        seam, other = self.settings.seam, MIRRORED[drawn]
+        real, mirrored = (
+            float(source_share(mask, OBJECT_PX, OBJECT_PX, seam=seam)[foreground].sum())
+            for mask in (drawn, other)
+        )
+        return drawn if real >= mirrored else other
 
     def _instruction(self, prompt: str) -> str:
         return self.settings.template.replace("{prompt}", prompt)
 
     def _blend(
-        self, source: Picture, generated: Picture, fractals: Pictures, rng: np.random.Generator
+        self,
+        source: Picture,
+        generated: Picture,
+        mask: str,
+        fractals: Pictures,
+        rng: np.random.Generator,
     ) -> dict[str, Picture]:
         settings = self.settings
         height, width = source.shape[:2]
-        mask = settings.masks[int(rng.integers(len(settings.masks)))]
         fractal = fractals[int(rng.integers(len(fractals)))]
         share = source_share(mask, height, width, seam=settings.seam)[..., None]
         edit, pattern = _resized(generated, height, width), _resized(fractal, height, width)
@@ -222,3 +256,13 @@ MASKS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 Four halves (DiffuseMix), a disc and what is around it (GenMix, arXiv:2412.02366).
 """
+
+MIRRORED: Mapping[str, str] = {
+    "left": "right",
+    "right": "left",
+    "top": "bottom",
+    "bottom": "top",
+    "centre": "rim",
+    "rim": "centre",
+}
+"""The mask that shows the source where another one does not."""

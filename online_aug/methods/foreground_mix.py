@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from online_aug.saliency import SaliencyTable
 
 SOURCE_TOO_SMALL = "saliency: source mask too small"
+TARGET_TOO_SMALL = "saliency: background's own mask too small"
 UNION_TOO_LARGE = "saliency: union mask too large"
 
 
@@ -40,9 +41,11 @@ class ForegroundMixSettings(MethodSettings):
     max_union_share: Strength = 0.7
     """Share of the image that both foregrounds may cover, (0, 1]; 1 allows all of it."""
     min_source_share: Fraction = 0.05
-    """Share of the image that the source's foreground must cover."""
+    """Share of the image that its own foreground must cover, in the source and in the background:
+    an object that was not found stays where it is, under the source's label."""
     max_draws: Count = 5
-    """How often candidates are drawn until both foregrounds leave enough background."""
+    """How often candidates are drawn until the background's own foreground is known, and both
+    leave enough background."""
 
     @model_validator(mode="after")
     def _fewest_come_first(self) -> "ForegroundMixSettings":
@@ -93,25 +96,33 @@ class ForegroundMix(Method):
         return {}
 
     def draw_background(self, table: "SaliencyTable", source: int, rng: np.random.Generator) -> int:
-        """Return the nearest of some candidates, drawn again while too little of it is left."""
+        """Return the nearest of some candidates, drawn again while it cannot be used."""
         fewest, most = self.settings.candidates
         for _ in range(self.settings.max_draws):
             count = int(rng.integers(fewest, most + 1))
             drawn = rng.choice(len(table) - 1, count, replace=False, shuffle=False)
             background = table.nearest(source, drawn + (drawn >= source))  # never the source itself
-            if table.union_share(source, background) <= self.settings.max_union_share:
+            if self._background_fault(table, source, background) is None:
                 break
         return background
 
+    def _background_fault(self, table: "SaliencyTable", source: int, background: int) -> str | None:
+        if table.source_share(background) < self.settings.min_source_share:
+            return TARGET_TOO_SMALL
+        if table.union_share(source, background) > self.settings.max_union_share:
+            return UNION_TOO_LARGE
+        return None
+
     def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
-        """Return the paper's break conditions: no foreground was found, or no background left."""
+        """Return why not to mix: a foreground was not found, or no background is left.
+
+        The paper's break conditions are the source's foreground and the background that is left.
+        """
         table = _table(context, self.name)
         source, background = (table.place(digest) for digest in _digests(request))
         if table.source_share(source) < self.settings.min_source_share:
             return SOURCE_TOO_SMALL
-        if table.union_share(source, background) > self.settings.max_union_share:
-            return UNION_TOO_LARGE
-        return None
+        return self._background_fault(table, source, background)
 
     def prepare(
         self,

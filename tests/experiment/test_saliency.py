@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from experiment_samples import make_sgd_mix_experiment
+from experiment_samples import make_experiment, make_sgd_mix_experiment
 
 from online_aug.classifier.model import build_classifier
 from online_aug.data.transforms import fit_square, normalise
@@ -204,3 +204,32 @@ def test_before_the_first_maps_a_dry_run_says_when_they_come(experiment_of, weig
     devices = plan_devices(experiment_of().config.devices)
     assert "new maps every 5 epochs" in describe_run(experiment_of(), devices)
     assert "8 images, made at the start" in describe_run(experiment_of(teacher=weights), devices)
+
+
+def test_a_method_that_composes_by_the_foreground_has_its_table_whatever_the_plan(
+    tmp_path, tiny_editor
+):
+    experiment = make_experiment(
+        tmp_path,
+        tiny_editor,
+        finetune={"enabled": False},
+        fractals={"count": 2},
+        method={"name": "diffusemix", "keeps_object": True},
+        saliency={"method": "spectral_residual", "image_size": 64},
+    )
+    check_saliency(experiment)
+    ensure_saliency(experiment)
+    assert {request.saliency_version for request in experiment.plan} == {None}
+    table = experiment.parts["diffusemix"].context.saliency
+    assert table.version == "spectral_residual-64"
+    assert experiment.context_for(experiment.plan[0]).saliency is table
+
+
+def test_keeping_the_object_by_the_classifier_in_training_is_refused(tmp_path, tiny_editor):
+    with pytest.raises(ValueError, match=r"for method\.keeps_object of diffusemix, got the class"):
+        make_experiment(
+            tmp_path,
+            tiny_editor,
+            method={"name": "diffusemix", "keeps_object": True},
+            saliency={"method": "grad_cam"},
+        )

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from request_samples import CLASSES, INSTRUCTIONS, make_part, make_sources
 
+from online_aug.data.pocket_birds import random_scene, random_species, render
 from online_aug.methods.diffusemix import MASKS, DiffuseMixSettings, source_share
+from online_aug.saliency import SaliencyTable
 from online_aug.seeding import numpy_rng
 
 SOURCE = make_sources(CLASSES)[2]
@@ -210,3 +212,43 @@ def test_a_half_is_where_its_name_says(mask, other):
 def test_a_seam_grows_with_the_image(size):
     share = source_share("left", size, size, seam=0.25)[0]
     assert ((share > 0) & (share < 1)).mean() == pytest.approx(0.25, abs=2 / size)
+
+
+def real_shares(images, *, keeps_object):
+    """Return the share of each object that the real part of the result shows, over some draws."""
+    rng = np.random.default_rng(5)
+    sources, masks = make_sources(images), {}
+    for source in sources:
+        species, scene = random_species(rng), random_scene(rng)
+        masks[source.digest] = render(species, scene)[1] > 0
+    maps = {digest: mask.astype(np.float32) for digest, mask in masks.items()}
+    part = part_of(
+        saliency=SaliencyTable.from_maps("v", maps), keeps_object=keeps_object, fractal_weight=0
+    )
+    dark, light = (np.full((64, 64, 3), value, np.uint8) for value in (0, 255))
+    shares = []
+    for source in sources:
+        request = part.method.plan(source, 0, part.context, rng)
+        for draw in range(8):
+            chance = numpy_rng("compose", draw)
+            image, _ = part.method.compose(lambda: light, dark, request, part.context, chance)
+            shares.append(image[masks[source.digest], 0].mean() / 255)
+    return np.array(shares)
+
+
+def test_the_object_is_kept_on_the_real_side_if_that_is_asked_for():
+    blind, kept = (real_shares(10, keeps_object=keeps) for keeps in (False, True))
+    assert (kept >= np.maximum(blind, 1 - blind) - 1e-6).all()
+    assert kept.min() >= 0.5
+    assert kept.mean() > blind.mean() + 0.05
+
+
+def test_keeping_the_object_needs_no_other_edit():
+    assert plan(keeps_object=True) == plan()
+
+
+def test_keeping_the_object_without_maps_is_an_error():
+    part = part_of(keeps_object=True, saliency=None)
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="must be a table for method.keeps_object, got None"):
+        part.method.compose(lambda: image, image, plan(), part.context, numpy_rng("c"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from request_samples import digest_of, make_part, make_sources, make_table
 from skimage.filters import threshold_otsu
 
-from online_aug.methods.foreground_mix import SOURCE_TOO_SMALL, UNION_TOO_LARGE
+from online_aug.methods.foreground_mix import SOURCE_TOO_SMALL, TARGET_TOO_SMALL, UNION_TOO_LARGE
 from online_aug.saliency import SaliencyTable, upscaled
 from online_aug.seeding import numpy_rng
 
@@ -148,6 +148,22 @@ def test_a_source_without_a_foreground_is_refused_with_that_reason():
     part = part_of(corner_table([1, 4, 4, 4, 4]), candidates=(4, 4))
     assert refusal(plan(0, part=part), part) == SOURCE_TOO_SMALL
     assert refusal(plan(1, part=part), part) is None
+
+
+def test_a_background_whose_own_foreground_was_not_found_is_refused_with_that_reason():
+    # Its object would stay in the picture, under the source's label.
+    part = part_of(corner_table([1, 4]), candidates=(1, 1))
+    assert refusal(plan(1, part=part), part) == TARGET_TOO_SMALL
+    looser = part_of(corner_table([1, 4]), candidates=(1, 1), min_source_share=0.01)
+    assert refusal(plan(1, part=looser), looser) is None
+
+
+def test_candidates_are_drawn_again_until_the_background_s_own_foreground_is_known():
+    table = corner_table([4, 1, 1, 4])
+    once = part_of(table, candidates=(1, 1), max_draws=1)
+    often = part_of(table, candidates=(1, 1), max_draws=200)
+    assert TARGET_TOO_SMALL in [refusal(plan(0, s, once), once) for s in range(30)]
+    assert all(refusal(plan(0, s, often), often) is None for s in range(30))
 
 
 def test_a_union_that_leaves_no_background_is_refused_with_that_reason():
