@@ -124,6 +124,7 @@ def test_nothing_is_pickled():
 
 def test_only_diffusion_generation_and_finetuning_know_the_diffusion_libraries():
     allowed = ("online_aug.diffusion", "online_aug.generation", "online_aug.finetuning")
+    allowed += ("online_aug.saliency.segmenter",)  # transformers, once an image is to be segmented
     assert offenders(lambda name: is_within(name, *DIFFUSION), *allowed) == []
 
 

@@ -31,7 +31,8 @@ from online_aug.distributed.world import rank_device, start_distributed
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import saliency_maps
-from online_aug.experiment.saliency import Look, Viewer, gaze_of
+from online_aug.experiment.saliency import Viewer
+from online_aug.experiment.saliency_models import Look, gaze_of
 from online_aug.saliency import otsu_masks, spectral_residual, upscaled
 from online_aug.training.build_loader import build_loader
 from online_aug.training.engine import TrainingEngine

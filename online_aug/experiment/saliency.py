@@ -5,7 +5,7 @@ image, and they serve every run, seed and method that asks for the same. `foregr
 stores them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
+from jaxtyping import Bool
+from torch import nn
 
 from cache import Store, cache_exists
-from online_aug.classifier.model import (
-    REFUSALS,
-    build_classifier,
-    check_name,
-    create,
-    input_statistics,
-    sees_one_size,
-)
 from online_aug.config.sections import ClassifierConfig
-from online_aug.data.transforms import normalise
-from online_aug.errors import UserError, first_line
+from online_aug.errors import UserError
 from online_aug.experiment.mask_files import MaskFiles
-from online_aug.saliency import SaliencyTable, grad_cam, quick_copy, spectral_residual
+from online_aug.experiment.saliency_models import (
+    Look,
+    build_segmenter,
+    build_teacher,
+    check_classifier_looks,
+    check_view,
+    find_segmenter,
+    gaze_of,
+)
+from online_aug.saliency import SaliencyTable, spectral_residual
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
 from online_aug.saliency.masks import decode_mask
-from online_aug.seeding import torch_global_state
+from online_aug.saliency.segmenter import segmenter_digest
 from online_aug.settings import decided
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 LARGEST_CUT_PX = 256
 """Largest side at which GrabCut works."""
 _CUT = "+grabcut-"
-Look = Callable[[UInt8[Tensor, "b 3 s s"], Int[Tensor, " b"]], Float[Tensor, "b u v"]]
-"""From uint8 images and their classes to maps in [0, 1]."""
 
 
 class Viewer(NamedTuple):
@@ -97,7 +95,9 @@ class ExperimentSaliency:
     @property
     def cut_size(self) -> int:
         """Side of the square that GrabCut works on, px."""
-        return min(LARGEST_CUT_PX, decided(self.experiment.config.generation.resolution))
+        config = self.experiment.config
+        made = config.generation.resolution if config.is_planned else config.data.image_size
+        return min(LARGEST_CUT_PX, decided(made))
 
     @property
     def is_known(self) -> bool:
@@ -120,8 +120,20 @@ class ExperimentSaliency:
                 return diffusion_version(self.experiment)
             case "masks":
                 return self.mask_files.version
+            case "segmenter":
+                seen = self.experiment.config.saliency.image_size or "own"
+                return f"segmenter-{seen}-{segmenter_digest(self.segmenter)}"
             case _:
                 return _teacher_version(self)
+
+    @cached_property
+    def segmenter(self) -> Path:
+        """Directory or ONNX file of the segmenter; fetched if it is a name of the hub.
+
+        Raises:
+            UserError: If there is none.
+        """
+        return find_segmenter(self.experiment.config.saliency.segmenter or "")
 
     @cached_property
     def mask_files(self) -> MaskFiles:
@@ -197,6 +209,9 @@ def viewer_of(experiment: "Experiment") -> Viewer:
             return Viewer(lambda images, _: spectral_residual(images.to(experiment.device)), side)
         case "diffusion":
             return _diffusion_viewer(experiment)
+        case "segmenter":
+            call, side = build_segmenter(experiment)
+            return Viewer(lambda images, _: call(images), side, batch_size=8)
         case _:
             classifier = build_teacher(experiment).to(experiment.device)
             return viewer_by(experiment, classifier, experiment.device)
@@ -216,7 +231,7 @@ def _diffusion_viewer(experiment: "Experiment") -> Viewer:
 
 
 _NO_DIFFUSION = (
-    "saliency.method must be grad_cam or spectral_residual, got diffusion, which is not built yet"
+    "saliency.method must be masks, segmenter, grad_cam or spectral_residual, got diffusion"
 )
 
 
@@ -227,97 +242,30 @@ def viewer_by(
     return Viewer(gaze_of(classifier, device), experiment.saliency.teacher_size)
 
 
-def gaze_of(classifier: nn.Module, device: torch.device | str) -> Look:
-    """Return Grad-CAM of a classifier with its present weights; the classifier is not changed."""
-    mean, std = input_statistics(classifier)
-    looking = quick_copy(classifier)
-
-    def look(images: UInt8[Tensor, "b 3 s s"], labels: Int[Tensor, " b"]) -> Tensor:
-        return grad_cam(looking, normalise(images.to(device), mean, std), labels.to(device))
-
-    return look
-
-
 def check_saliency(experiment: "Experiment") -> None:
     """Refuse foregrounds that could not be made, before anything is started or written.
 
     Raises:
-        UserError: If masks are missing or cannot be used, a teacher's name is unknown, its file
+        UserError: If masks or a segmenter cannot be used, a teacher's name is unknown, its file
             does not hold weights of it for the classes, or the classifier being trained cannot look
             at images of `saliency.image_size`.
     """
-    if not experiment.saliency.is_needed:
-        return
+    if experiment.has_maps and not experiment.saliency.follows_classifier:
+        return  # none are needed, or what made those in the cache was checked before
     match experiment.saliency.method:
         case "spectral_residual":
-            return
+            pass
         case "diffusion":
             diffusion_version(experiment)
+        case "segmenter":
+            build_segmenter(experiment)
         case "masks":
-            if not experiment.has_maps:  # those in the cache were checked before they were made
-                experiment.saliency.mask_files.check()
+            experiment.saliency.mask_files.check()
         case _ if experiment.saliency.weights is not None:
             build_teacher(experiment)
-            _check_view(experiment)
+            check_view(experiment)
         case _:
-            _check_classifier(experiment)
-
-
-def _check_classifier(experiment: "Experiment") -> None:
-    config = experiment.config
-    if config.saliency.name is not None:
-        raise UserError(
-            "saliency.name must be null where saliency.teacher is the classifier being trained, "
-            f"got {config.saliency.name!r}"
-        )
-    is_other_size = experiment.saliency.teacher_size != config.data.image_size
-    if is_other_size and sees_one_size(config.classifier.name):
-        raise UserError(
-            f"saliency.image_size must be null or {config.data.image_size}, the one size that "
-            f"{config.classifier.name} takes (data.image_size), got "
-            f"{experiment.saliency.teacher_size}"
-        )
-    _check_view(experiment)
-
-
-def _check_view(experiment: "Experiment") -> None:
-    """Raise if Grad-CAM cannot be made of the classifier that is to look, by trying."""
-    side = experiment.saliency.teacher_size
-    bare: dict[str, object] = {"pretrained": False, "checkpoint": None}
-    settings = experiment.saliency.teacher_settings.model_copy(update=bare)
-    problem = ""
-    for device in ("meta", "cpu"):  # only some networks need values for it
-        try:
-            with torch.device(device), torch_global_state(0):
-                images = torch.linspace(-1, 1, 2 * 3 * side**2).view(2, 3, side, side)
-                network = create(settings, len(experiment.splits.train.class_names), side)
-                grad_cam(network, images, torch.tensor([0, 0]))
-        except (*REFUSALS, LookupError, NotImplementedError) as error:
-            problem = first_line(error)
-        else:
-            return
-    raise UserError(
-        f"saliency.method must be another than grad_cam for {settings.name} at {side} px, of "
-        f"which no map can be made: {problem}"
-    )
-
-
-def build_teacher(experiment: "Experiment") -> nn.Module:
-    """Build the model whose weights `saliency.teacher` names, on the CPU.
-
-    Raises:
-        UserError: As `check_saliency`.
-    """
-    config = experiment.config
-    if config.saliency.name is not None:
-        check_name(config.saliency.name, "saliency.name")
-    return build_classifier(
-        experiment.saliency.teacher_settings,
-        len(experiment.splits.train.class_names),
-        image_size=experiment.saliency.teacher_size,
-        key="saliency.teacher",
-        needs_head=True,
-    )
+            check_classifier_looks(experiment)
 
 
 def _teacher_version(saliency: ExperimentSaliency) -> str | None:

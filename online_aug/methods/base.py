@@ -1,8 +1,5 @@
 """The base class of all methods, what a method is given, and the plan of a run.
 
-A method either decides what a generator makes (`generates`), or composes its images of training
-images alone, in a loader process.
-
 Images are NumPy arrays here, `h w 3` in uint8, and soft labels are float32 vectors: methods are
 imported wherever a configuration is read, and PyTorch takes seconds to load.
 """
@@ -128,9 +125,8 @@ class Method(ABC):
     pipeline: ClassVar[PipelineKind] = "image_to_image"
     """The kind of model that makes the images."""
     generates: ClassVar[bool] = True
-    """Whether a generator makes the images, from what `prepare` returns. Otherwise that is what
-    `compose` gets: every sample is planned, prepared and composed anew in a loader process, without
-    generator, cache or variants."""
+    """Whether a generator makes the images, from what `prepare` returns; otherwise every sample is
+    planned, prepared and composed anew in a loader process, without cache or variants."""
     uses_saliency: ClassVar[bool] = False
     """Whether planning reads `MethodContext.saliency`."""
     uses_finetuning: ClassVar[bool] = True

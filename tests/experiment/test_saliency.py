@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from experiment_samples import make_experiment, make_sgd_mix_experiment
+from segmenter_samples import save_onnx
 
 from online_aug.classifier.model import build_classifier
 from online_aug.data.transforms import fit_square, normalise
@@ -21,7 +22,8 @@ from online_aug.experiment.foregrounds import (
     maps_lock,
 )
 from online_aug.experiment.images import SourceImages
-from online_aug.experiment.saliency import Viewer, build_teacher, check_saliency
+from online_aug.experiment.saliency import Viewer, check_saliency
+from online_aug.experiment.saliency_models import build_teacher
 from online_aug.files import alone
 from online_aug.loader.pool import open_store
 from online_aug.saliency import grab_cut, grad_cam
@@ -84,7 +86,7 @@ def test_a_kept_map_is_the_teacher_s_grad_cam_of_the_image_s_own_class(experimen
 
 def test_maps_that_are_there_are_not_made_again(experiment_of, weights, monkeypatch):
     ensure_saliency(experiment_of(teacher=weights))
-    monkeypatch.setattr("online_aug.experiment.saliency.build_classifier", None)
+    monkeypatch.setattr("online_aug.experiment.saliency_models.build_classifier", None)
     ensure_saliency(experiment_of(teacher=weights))
 
 
@@ -233,3 +235,31 @@ def test_keeping_the_object_by_the_classifier_in_training_is_refused(tmp_path, t
             method={"name": "diffusemix", "keeps_object": True},
             saliency={"method": "grad_cam"},
         )
+
+
+def test_a_segmenter_needs_no_training(experiment_of, tmp_path):
+    file = save_onnx(tmp_path / "net.onnx")
+    experiment = experiment_of(method="segmenter", segmenter=str(file))
+    check_saliency(experiment)
+    ensure_saliency(experiment)
+    table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
+    assert table.maps.shape == (8, 64, 64)
+    assert len(experiment.plan) == 16
+
+
+def test_a_segmenter_that_is_none_is_one_line(experiment_of, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    for name, reason in (
+        (tmp_path, "it is BertModel, for neither semantic segmentation nor mask generation"),
+        (tmp_path / "none.onnx", "which is no directory here"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_saliency(experiment_of(method="segmenter", segmenter=str(name)))
+        assert str(caught.value).startswith("saliency.segmenter must be a directory with a model")
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_segmenter_has_to_be_named(experiment_of):
+    with pytest.raises(ValueError, match=r"saliency\.segmenter must be .* got null"):
+        experiment_of(method="segmenter")
