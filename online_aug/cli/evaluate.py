@@ -64,6 +64,7 @@ def _config_of(folder: Path) -> Path:
 def _judge(config: Config, weights: Path) -> "Evaluation":
     import torch
 
+    from online_aug.classifier.class_names import check_class_names
     from online_aug.classifier.evaluation import evaluate
     from online_aug.classifier.model import build_classifier
     from online_aug.data.sources import load_splits
@@ -74,6 +75,7 @@ def _judge(config: Config, weights: Path) -> "Evaluation":
     splits = load_splits(config.data)
     images = splits.test
     device = torch.device(plan_devices(config.devices).train[0])
+    check_class_names(weights, "the run", images.class_names)
     settings = config.classifier.model_copy(update={"checkpoint": weights})
     classifier = build_classifier(
         settings, len(images.class_names), image_size=config.data.image_size, needs_head=True

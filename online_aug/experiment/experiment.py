@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cache import check_usable
+from online_aug.classifier.class_names import check_class_names
 from online_aug.config import Config
 from online_aug.data.image_sets import Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
@@ -192,7 +193,12 @@ class Experiment:
                 be generated and the model whose images are to be served is not known.
         """
         check_usable(self.config.cache.path)
-        check_gate(self.config, len(self.splits.train.class_names), self.device)
+        names = self.splits.train.class_names
+        if self.config.gate.classifier is not None:
+            check_class_names(self.config.gate.classifier, "gate.classifier", names)
+        if self.saliency.is_needed and self.saliency.weights is not None:
+            check_class_names(self.saliency.weights, "saliency.teacher", names)
+        check_gate(self.config, len(names), self.device)
         if not self.is_synthetic:
             return
         self.resources  # noqa: B018 - usable, or refused

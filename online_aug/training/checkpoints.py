@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cache import Store, cache_exists
+from online_aug.classifier.class_names import difference
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, order_digest
 from online_aug.distributed.identity import identify
@@ -33,13 +34,13 @@ FOLDER = "checkpoints"
 """Folder of the checkpoints in the run directory."""
 KEPT = 2
 """Newest checkpoints that stay."""
-RANKS, STAGE = "number of training devices", "ZeRO stage"
+RANKS, STAGE, CLASSES = "number of training devices", "ZeRO stage", "classes"
 UNIVERSAL = "universal"
 """Folder in a checkpoint for the form that DeepSpeed converts it to, for any number of ranks."""
 MARKER = "complete.json"
 """File written last: a folder without it was interrupted."""
 
-MadeWith = Mapping[str, str | int | bool]
+MadeWith = Mapping[str, str | int | bool | list[str]]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -104,11 +105,11 @@ def is_converted(path: Path) -> bool:
     return (path / UNIVERSAL / "zero" / "optimizer_state.pt").is_file()
 
 
-def made_with(config: Config, *, num_classes: int, ranks: int) -> MadeWith:
+def made_with(config: Config, *, class_names: Sequence[str], ranks: int) -> MadeWith:
     """Return what a training must have in common with a checkpoint to continue from it."""
     return {
         "classifier.name": config.classifier.name,
-        "number of classes": num_classes,
+        CLASSES: list(class_names),
         RANKS: ranks,
         STAGE: zero_stage(config),
         "optim.name": config.optim.name,
@@ -195,11 +196,17 @@ def check_made_with(
             f"divided it: set devices.train for {then.get(RANKS)}, or {other}"
         )
     if differ:
-        named = ", ".join(f"{key} ({then.get(key)} there, {now[key]} now)" for key in differ)
+        named = ", ".join(_named(key, then.get(key), now[key]) for key in differ)
         raise UserError(
             f"checkpoint {path} must be of the same training to be resumed, differs in {named}: "
             "choose another run.name or set run.resume=false"
         )
+
+
+def _named(key: str, then: object, now: object) -> str:
+    if isinstance(then, list) and isinstance(now, list):
+        return f"{key} ({difference(then, now)})"
+    return f"{key} ({then} there, {now} now)"
 
 
 def conversion(path: Path) -> str:
@@ -243,8 +250,8 @@ def check_can_go_on(experiment: Experiment, directory: Path, ranks: int) -> None
     if not config.run.resume or step is None or is_finished(directory, config.run.epochs):
         return
     path = checkpoint_path(directory / FOLDER, step)
-    num_classes = len(experiment.splits.train.class_names)
-    check_same_training(path, config, made_with(config, num_classes=num_classes, ranks=ranks))
+    names = experiment.splits.train.class_names
+    check_same_training(path, config, made_with(config, class_names=names, ranks=ranks))
     if identify().is_first:
         _check_same_material(path, config.cache.path, experiment.splits.train)
 

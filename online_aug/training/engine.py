@@ -3,7 +3,7 @@
 `TrainingEngine.train_step` is the step. `LossScale` watches the scale of the loss in float16.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from online_aug.classifier.class_names import class_metadata
 from online_aug.classifier.model import input_statistics, prepare_training
 from online_aug.classifier.optim import learning_rate, mix_batch, smooth
 from online_aug.config import Config
@@ -49,14 +50,29 @@ class TrainingEngine:
     """Trains a classifier; Mixup and dropout are functions of seed, rank and step alone."""
 
     def __init__(
-        self, classifier: nn.Module, config: Config, world: World, *, steps_per_epoch: int
+        self,
+        classifier: nn.Module,
+        config: Config,
+        world: World,
+        *,
+        steps_per_epoch: int,
+        class_names: Sequence[str] = (),
     ) -> None:
         """Move the classifier to the rank's device and hand it to DeepSpeed.
+
+        Args:
+            classifier: The network on the CPU.
+            config: The configuration of the run.
+            world: This rank among all ranks.
+            steps_per_epoch: Optimizer steps in an epoch.
+            class_names: Names by label, kept with the weights; without them labels as digits.
 
         Raises:
             UserError: If the batch size or `classifier.deepspeed` cannot be used.
         """
         self._config, self._world = config, world
+        count = int(getattr(classifier, "num_classes", 0))
+        self._class_names = tuple(class_names) or tuple(map(str, range(count)))
         self.watch: Watch | None = None
         """Gets the logits in training, and the labels before smoothing."""
         self._steps_per_epoch = steps_per_epoch
@@ -196,7 +212,9 @@ class TrainingEngine:
                 name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
                 for name, value in weights.items()
             }
-            write_atomically(path, safetensors.torch.save(whole, metadata={"format": "pt"}))
+            write_atomically(
+                path, safetensors.torch.save(whole, metadata=class_metadata(self._class_names))
+            )
 
     def _descend(
         self, images: Float[Tensor, "b 3 h w"], labels: Float[Tensor, "b k"]
@@ -240,7 +258,7 @@ class TrainingEngine:
     def _made_with(self) -> checkpoints.MadeWith:
         return checkpoints.made_with(
             self._config,
-            num_classes=int(self._engine.module.num_classes),
+            class_names=self._class_names,
             ranks=self._world.world_size,
         )
 

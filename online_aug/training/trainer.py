@@ -104,7 +104,11 @@ class TrainingRun:
         self._loader, self._directory = loader, directory
         self._publisher = SaliencyPublisher(experiment, loader, world, directory)
         self._engine = TrainingEngine(
-            classifier, experiment.config, world, steps_per_epoch=len(loader)
+            classifier,
+            experiment.config,
+            world,
+            steps_per_epoch=len(loader),
+            class_names=experiment.splits.train.class_names,
         )
         self._losses = LossPublisher(experiment, loader, self._engine, world.device)
         self._state, self._tally = RunState(), EpochTally()

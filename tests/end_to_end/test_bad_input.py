@@ -245,7 +245,7 @@ CASES = {
     ),
     "checkpoint of other classes": (
         ["run.dir={place}", "run.name=other_classes"],
-        r"of the same training to be resumed, differs in number of classes \(7 there, 10 now\): ",
+        r"of the same training to be resumed, differs in classes \(label 0 was 'cat' and is '0' now\): ",
     ),
     "checkpoint of divided weights": (
         ["run.dir={place}", "run.name=other_stage"],
@@ -307,7 +307,7 @@ def spoil(place, config):
     (place / "file").write_text("")
     (place / "weights.json").write_text('{"emu": 1}')
     (place / "hosts").write_text("localhost slots=2\nnobody.invalid slots=1\n")
-    vit = timm.create_model("test_vit", num_classes=10)
+    vit = timm.create_model("test_vit", class_names=[str(n) for n in range(10)])
     save_file(vit.state_dict(), place / "vit.safetensors")
     (place / "no_class").mkdir(parents=True)
     write_images(place / "one_class" / "cat", 5)
@@ -335,7 +335,7 @@ def spoil_runs(place, config):
     """Runs that have stopped after a checkpoint, and cannot go on."""
     marks = {
         "older_run": {},
-        "other_classes": {"number of classes": 7},
+        "other_classes": {"classes": ["cat"]},
         "other_stage": {checkpoints.RANKS: 2, checkpoints.STAGE: 1},
         "damaged": {},
         "emptied": {},
@@ -344,7 +344,7 @@ def spoil_runs(place, config):
         path = checkpoints.checkpoint_path(place / name / checkpoints.FOLDER, 12)
         path.mkdir(parents=True)
         (place / name / "config.yaml").write_text(resolved_yaml(config))
-        own = checkpoints.made_with(config, num_classes=10, ranks=1)
+        own = checkpoints.made_with(config, class_names=[str(n) for n in range(10)], ranks=1)
         (path / checkpoints.MARKER).write_text(json.dumps({**own, **other}))
         torch.save({"loader": {"position": 5}}, checkpoints.own_state_path(path, 0))
     checkpoints.own_state_path(
