@@ -92,6 +92,17 @@ def check_classifier(config: ClassifierConfig) -> None:
     check_file(config.checkpoint)
 
 
+def check_pretrained(config: ClassifierConfig, num_classes: int, image_size: int) -> None:
+    """Raise if `classifier.pretrained` asks for weights that cannot be had; fetch them otherwise.
+
+    Raises:
+        UserError: If timm has none for the name, or they are neither in the local cache nor to be
+            downloaded.
+    """
+    if config.pretrained and config.checkpoint is None:
+        build_classifier(config, num_classes, image_size=image_size)
+
+
 def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
     """Raise if a training device does not support `classifier.precision`.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
+from online_aug.config.loading import changed
 from online_aug.errors import UserError
 from online_aug.processes import Interrupt
 
@@ -136,13 +137,18 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
         0, or 128 plus the signal that ended it early.
 
     Raises:
-        UserError: If fine-tuning or saliency maps are due: the plan is not known before.
+        UserError: If saliency maps are due: the plan is not known before.
     """
     from online_aug.console import duration, rate
+    from online_aug.experiment.experiment import Experiment
     from online_aug.producer.filling import measure_speed
     from online_aug.producer.work import load_generator, work_of
 
     sys.stdout.write(f"{devices}\n")
+    if not experiment.diffusion.is_ready:
+        sys.stdout.write("measured before fine-tuning, whose result is as fast\n")
+        plain = changed(experiment.config, "finetune", enabled=False)
+        experiment = Experiment(plain, experiment.splits, experiment.device)
     with Interrupt() as interrupt, closing(load_generator(experiment)) as generator:
         speed = measure_speed(
             work_of(experiment),

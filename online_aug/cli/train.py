@@ -100,6 +100,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
         UserError: If anything about the run cannot be used.
     """
     from online_aug.classifier.fit import check_fit
+    from online_aug.classifier.model import check_pretrained
     from online_aug.data.sources import load_splits
     from online_aug.diffusion.compatibility import settle
     from online_aug.distributed.devices import plan_devices
@@ -120,6 +121,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
         size = config.data.image_size
         notes = check_fit(config.classifier, num_classes, size, at_a_time)
         sys.stdout.writelines(f"{note}\n" for note in notes if me.is_first)
+        check_pretrained(config.classifier, num_classes, size)
     config = settle(config)
     experiment = Experiment(config, splits, devices.generator)
     check_saliency(experiment)

@@ -4,11 +4,13 @@ The digests of all that decides a generator's pixels make its fingerprint, a par
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from online_aug.diffusion.parts import INDEX, PARTS
 from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError, one_line
 
@@ -20,7 +22,9 @@ _WEIGHTED_PARTS = ("unet", "vae", "text_encoder")
 VARIANTS = ("fp16", "bf16")
 """Number formats that files are named after if a directory holds no others."""
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_DECIDING_SUFFIXES = {".safetensors", ".json", ".txt", ".bin"}
+_SETTINGS = {".json", ".txt"}
+_DECIDING_SUFFIXES = {".safetensors", ".bin", *_SETTINGS}
+_KEY = "generation.model"
 
 
 def check_weights(model: Path, vae: Path | None = None) -> None:
@@ -39,7 +43,7 @@ def check_weights(model: Path, vae: Path | None = None) -> None:
         tensor_shapes(vae, "generation.vae")
 
 
-def tensor_shapes(part: Path, key: str = "generation.model") -> dict[str, Shape]:
+def tensor_shapes(part: Path, key: str = _KEY) -> dict[str, Shape]:
     """Read the shape of every tensor, by name, from the files that diffusers would load.
 
     Args:
@@ -73,7 +77,7 @@ def _weight_files(part: Path, key: str) -> list[Path]:
     raise UserError(f"{key} must have weights in {part}, got neither .safetensors nor .bin")
 
 
-def variant_of(part: Path, key: str = "generation.model") -> str | None:
+def variant_of(part: Path, key: str = _KEY) -> str | None:
     """Return the variant in which alone the weights of a part are there; None for plain names.
 
     Args:
@@ -110,12 +114,31 @@ def _shapes_in(path: Path) -> dict[str, Shape]:
 
 def digest_folder(folder: Path) -> str:
     """Return the BLAKE2b digest of names and contents of all weights and settings in a folder."""
+    found = (path for path in folder.rglob("*") if path.suffix in _DECIDING_SUFFIXES)
+    return _digest(folder, (path for path in found if path.is_file()))
+
+
+def digest_model(model: Path) -> str:
+    """Return the digest of a model's settings and of the weights that are loaded.
+
+    Files beside them that nothing reads, such as `*.non_ema.*`, do not count.
+
+    Raises:
+        UserError: If a part has no weights.
+    """
+    parts = [model / name for name in PARTS]
+    settings = (path for part in parts for path in part.glob("*") if path.suffix in _SETTINGS)
+    weights = (path for name in _WEIGHTED_PARTS for path in _weight_files(model / name, _KEY))
+    read = {path for path in settings if ".index." not in path.name}
+    return _digest(model, {model / INDEX, *read, *weights})
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in _DECIDING_SUFFIXES and path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    for path in sorted(files):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
 
 

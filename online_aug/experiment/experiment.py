@@ -17,8 +17,9 @@ from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept
 from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
 from online_aug.diffusion.directory import locate_model, locate_vae
+from online_aug.diffusion.prompt_length import check_prompts
 from online_aug.diffusion.schedule_settings import check_schedule
-from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint
+from online_aug.diffusion.weights import check_weights, digest_folder, digest_model, fingerprint
 from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
 from online_aug.experiment.saliency import ExperimentSaliency
@@ -57,7 +58,7 @@ class DiffusionFiles:
     @cached_property
     def model_digest(self) -> str:
         """Digest of the base model's content."""
-        return digest_folder(self.model)
+        return digest_model(self.model)
 
     @cached_property
     def vae(self) -> Path | None:
@@ -131,6 +132,7 @@ class DiffusionFiles:
         check_weights(self.model, self.vae)
         check_schedule(self.config.generation.scheduler, self.model)
         check_few_steps(self.config.generation, self.model)
+        check_prompts(self.model, {one.name: one.prompt for one in self.concepts})
         self.adaptation.check(self.model)
 
 

@@ -7,7 +7,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from online_aug.classifier.model import build_classifier, check_fit, input_statistics
+from online_aug.classifier.model import (
+    build_classifier,
+    check_fit,
+    check_pretrained,
+    input_statistics,
+)
 from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError
 
@@ -184,3 +189,12 @@ def test_a_file_without_weights_is_refused(tmp_path, name):
 def test_a_missing_file_of_weights_is_named(tmp_path):
     with pytest.raises(UserError, match=r"checkpoint must be a file of weights, got .*none\.pt"):
         build(checkpoint=tmp_path / "none.pt")
+
+
+def test_timm_s_weights_are_looked_for_before_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    wanted = ClassifierConfig(name="test_resnet", pretrained=True)
+    with pytest.raises(UserError, match="classifier.pretrained must be false where the weights"):
+        check_pretrained(wanted, 3, 32)
+    check_pretrained(wanted.model_copy(update={"pretrained": False}), 3, 32)

@@ -185,9 +185,13 @@ def test_the_speed_is_measured_without_a_cache(call, tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_speed_of_a_plan_that_is_not_known_is_one_clear_line(call, tmp_path):
-    with pytest.raises(UserError, match=r"^finetune\.path must hold the result [^\n]*$"):
-        call("--print-speed", finetune={"enabled": True})
+@pytest.mark.slow
+def test_the_speed_is_known_before_fine_tuning(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "SPEED_S", 0.05)
+    status, lines = call("--print-speed", finetune={"enabled": True})
+    assert status == 0
+    assert "measured before fine-tuning, whose result is as fast" in lines
+    assert "the 16 of the plan take" in lines[-1]
     assert not (tmp_path / "finetuned").exists()
 
 

@@ -9,7 +9,13 @@ from safetensors.torch import load_file, save_file
 from tiny_model import copy_with
 
 from online_aug.diffusion import weights
-from online_aug.diffusion.weights import check_weights, digest_folder, fingerprint, tensor_shapes
+from online_aug.diffusion.weights import (
+    check_weights,
+    digest_folder,
+    digest_model,
+    fingerprint,
+    tensor_shapes,
+)
 from online_aug.errors import UserError
 
 PARTS = ["unet", "vae", "text_encoder"]
@@ -168,3 +174,16 @@ def test_another_version_of_the_engine_has_other_fingerprints(monkeypatch):
     before = fingerprint("m", None, "float32")
     monkeypatch.setattr(weights, "ENGINE_VERSION", weights.ENGINE_VERSION + 1)
     assert fingerprint("m", None, "float32") != before
+
+
+def test_files_that_nothing_loads_do_not_change_a_model_s_digest(tiny_model, model):
+    for name in ("unet/diffusion_pytorch_model.non_ema.safetensors", "safety_checker/model.bin"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_bytes(b"other weights")
+    assert digest_model(model) == digest_model(tiny_model) == digest_folder(tiny_model)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors"])
+def test_what_is_loaded_is_part_of_a_model_s_digest(tiny_model, model, name):
+    (model / name).write_bytes((model / name).read_bytes() + b" ")
+    assert digest_model(model) != digest_model(tiny_model)
