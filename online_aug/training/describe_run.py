@@ -18,6 +18,8 @@ from online_aug.training.checkpoints import KEPT
 _RAW_BYTES, _FLOAT_BYTES = 3, 4
 _WEIGHT_FILES = 2
 """`model.safetensors` and the best on validation."""
+_MUCH_LEFT = 0.1
+"""Share of an epoch that is left out and worth a word."""
 _ADAM_MOMENTS = 2
 """Numbers that Adam, and most others, keep beside each weight."""
 
@@ -49,7 +51,8 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
         f"devices    {devices}",
         *_nodes(experiment, devices, ranks),
         *_data(experiment),
-        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}",
+        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}, "
+        f"{order.samples} samples each",
         *_weights(experiment),
         *_requests(experiment),
         *_preparation(experiment),
@@ -146,7 +149,14 @@ def _present(experiment: Experiment) -> int:
 
 def _notes(experiment: Experiment) -> Iterator[str]:
     config = experiment.config
-    if not experiment.config.is_planned:
+    order = order_of(config, experiment.splits.train)
+    left = order.samples % order.batch_size
+    if left > _MUCH_LEFT * order.samples:
+        yield (
+            f"note       optim.batch_size={order.batch_size} leaves {left} of {order.samples} "
+            "samples out of each epoch, others each time: a smaller batch leaves fewer"
+        )
+    if not config.is_planned:
         return
     if config.generation.model == "embedded" and config.data.source not in EMBEDDED_SETS:
         yield (

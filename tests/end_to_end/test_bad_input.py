@@ -307,7 +307,7 @@ def spoil(place, config):
     (place / "file").write_text("")
     (place / "weights.json").write_text('{"emu": 1}')
     (place / "hosts").write_text("localhost slots=2\nnobody.invalid slots=1\n")
-    vit = timm.create_model("test_vit", class_names=[str(n) for n in range(10)])
+    vit = timm.create_model("test_vit", num_classes=10)
     save_file(vit.state_dict(), place / "vit.safetensors")
     (place / "no_class").mkdir(parents=True)
     write_images(place / "one_class" / "cat", 5)

@@ -27,7 +27,7 @@ def test_a_dry_run_counts_requests_steps_and_cached_images(experiment_of):
     experiment, devices = experiment_of()
     text = describe_run(experiment, devices)
     assert "8 train, 2 val, 2 test images of 2 classes (crow, jay)\n" in text
-    assert "2 epochs of 2 steps of 4" in text
+    assert "2 epochs of 2 steps of 4, 8 samples each" in text
     assert "16 (8 sources x 2), each of 64 px in 4 steps" in text
     assert "disk       at most 192 KiB of images" in text
     assert "0 of them are there" in text
@@ -91,6 +91,11 @@ def test_the_embedded_model_on_other_images_and_a_missing_metaclass_are_told(exp
 
 def test_a_model_of_one_s_own_with_a_metaclass_needs_no_note(experiment_of):
     assert "note" not in describe_start(*experiment_of())
+
+
+def test_a_batch_that_leaves_much_of_an_epoch_out_is_told(experiment_of):
+    said = describe_start(*experiment_of(optim={"batch_size": 5}))
+    assert "note       optim.batch_size=5 leaves 3 of 8 samples out of each epoch" in said
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(experiment_of):
