@@ -177,6 +177,8 @@ def _prompts_name_classes(experiment: Experiment) -> bool:
 
 
 def _memory(experiment: Experiment, devices: DevicePlan, ranks: int | None) -> Iterator[str]:
+    if not devices.train:
+        return
     config, here = experiment.config, len(devices.train)
     outputs = len(experiment.splits.train.class_names)
     sample_bytes = _RAW_BYTES * config.data.image_size**2 + _FLOAT_BYTES * outputs
