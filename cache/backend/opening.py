@@ -7,6 +7,7 @@ was last known to be sound; any other one, such as a copy, is first examined by 
 import errno
 import fcntl
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from cache.backend.directory import (
 )
 from cache.backend.tables import Tables, Transaction, number_key, put_number, unpack_number
 from cache.errors import CacheError, CacheFullError
+from cache.text import byte_size
 
 MAP_BYTES = 2**40
 """Address space, not disk. The same in every process, so that none meets a map that grew."""
@@ -313,6 +315,13 @@ def worded(path: Path, error: lmdb.Error) -> CacheError:
         return CacheFullError(
             f"cache {path} cannot grow: the disk is full, or a quota or file size limit was met "
             f"({text}); free space or use another disk"
+        )
+    if isinstance(error, lmdb.MemoryError):
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        said = "" if limit == resource.RLIM_INFINITY else f", here {byte_size(limit)}"
+        return CacheError(
+            f"cache {path} needs {byte_size(MAP_BYTES)} of address space, which takes neither "
+            f"memory nor disk, but a limit is lower (ulimit -v{said}): ulimit -v unlimited"
         )
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError):
         return CacheError(f"cache path must hold a cache, got {path} with another file ({text})")

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:

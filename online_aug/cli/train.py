@@ -107,6 +107,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.distributed.world import rank_device
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.saliency import check_saliency
+    from online_aug.loader.pool import check_writable
     from online_aug.training.build_loader import check_sequence
     from online_aug.training.deepspeed_setup import check_deepspeed, part_size
 
@@ -124,6 +125,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
         check_pretrained(config.classifier, num_classes, size)
     config = settle(config)
     experiment = Experiment(config, splits, devices.generator)
+    check_writable(config)
     check_saliency(experiment)
     experiment.check(generates=bool(devices.generate))
     check_sequence(experiment, resolved_yaml(config))

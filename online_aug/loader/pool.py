@@ -6,16 +6,18 @@
 
 import logging
 import math
+import os
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cache import CacheError, Oldest, Owner, Policy, ServedFirst, Store
+from cache import CacheError, Oldest, Owner, Policy, ServedFirst, Store, cache_exists
 from cache.codecs import DEFAULT_CODEC
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
+from online_aug.errors import UserError
 from online_aug.loader.slots import Kind
 from online_aug.request import Servable
 
@@ -44,6 +46,20 @@ def open_store(config: Config, train: ImageSet) -> Store:
         policy=eviction_policy(config),
         durability=settings.durability,
     )
+
+
+def check_writable(config: Config) -> None:
+    """Refuse a cache that cannot be written, before anything is started.
+
+    Raises:
+        UserError: If there is one on a read-only disk, or of another user.
+    """
+    path = config.cache.path
+    if cache_exists(path) and not all(os.access(each, os.W_OK) for each in path.iterdir()):
+        raise UserError(
+            "cache.path must be writable, also for a run that only serves from it and notes what "
+            f"it reads, got {path}: copy it, or change its owner or mount"
+        )
 
 
 def codec_for(codec: str, train: ImageSet) -> str:

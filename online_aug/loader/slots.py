@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from online_aug.config import Config
 from online_aug.config.sections import MixingConfig
 from online_aug.data.image_sets import ImageSet
+from online_aug.documents import open_regular
 from online_aug.errors import UserError, one_line
 from online_aug.methods import MethodSettings, find_method
 from online_aug.seeding import numpy_rng
@@ -306,8 +307,9 @@ def _parts(folder: Path) -> dict[Path, tuple[int, int, int]]:
 
 def _read(path: Path) -> Rows:
     try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            rows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
         raise UserError(f"{path} must be a part of a ledger: {one_line(error)}") from None
     if rows.dtype != ROW or rows.ndim != 1:
         raise UserError(f"{path} must be a part of a ledger, got an array of {rows.dtype}")

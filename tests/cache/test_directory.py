@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -228,3 +229,17 @@ def test_a_directory_without_permission_to_write_is_refused():
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)
+
+
+def test_a_limit_of_address_space_is_named(tmp_path):
+    Store(tmp_path / "cache").open().close()
+    code = f"from cache import Store; Store({str(tmp_path / 'cache')!r}).open()"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36)),  # noqa: PLW1509
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "needs 1.0 TiB of address space, which takes neither memory nor disk" in said.stderr
+    assert "(ulimit -v, here 64.0 GiB): ulimit -v unlimited" in said.stderr

@@ -1,6 +1,8 @@
 """A model is loaded in the wanted number format, or refused in one clear line."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -259,3 +261,10 @@ def test_an_autoencoder_s_weights_of_another_network_are_one_clear_line(
     with pytest.raises(UserError, match=rf"^generation\.vae {wider} cannot be loaded: ") as caught:
         load_pipeline(tiny_model, "float32", "image_to_image", wider)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_importing_the_libraries_says_nothing():
+    code = "import online_aug.diffusion.loading, online_aug.generation.engine"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cache.codecs import CODECS
+from online_aug.config import Config
 from online_aug.data.image_sets import FolderSet, Subset
-from online_aug.loader.pool import codec_for
+from online_aug.errors import UserError
+from online_aug.loader.pool import check_writable, codec_for
 
 
 def folder(*files):
@@ -49,3 +51,11 @@ def test_images_beside_images_without_files_are_stored_without_loss():
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_codec_that_is_named_is_used(codec):
     assert codec_for(codec, folder("a.jpg")) == codec
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_start(store, monkeypatch):
+    config = Config(cache={"path": store.path})
+    check_writable(config)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a read-only disk
+    with pytest.raises(UserError, match=r"^cache\.path must be writable, also for a run that only"):
+        check_writable(config)

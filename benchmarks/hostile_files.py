@@ -1,0 +1,307 @@
+"""Give every reader of foreign files hostile ones: each must be read or refused in one line.
+
+    python -m benchmarks.hostile_files [--count 400] [--seed 0]
+
+Recipes and overrides, files of a run directory, model directories, adapters, weights and image
+folders are spoilt at random: bytes changed or cut, values of other types, nested, repeated, other
+encodings, pipes, devices and links in the place of files, pickles that would make a folder. An
+exception that is no error of ours, a line break in its text, more than `LIMIT_S` seconds or a
+pickle that ran is a bug: exit status 1.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from safetensors.torch import save_file
+
+from cache import CacheError
+from online_aug.classifier.model import build_classifier
+from online_aug.config import Config
+from online_aug.config.loading import load_config, resolved_yaml
+from online_aug.config.schema import fields
+from online_aug.config.sections import ClassifierConfig, GenerationConfig
+from online_aug.data.settings import DataConfig
+from online_aug.data.sources import load_splits
+from online_aug.diffusion.adapters import find_adapters, named_concepts
+from online_aug.diffusion.compatibility import check_few_steps
+from online_aug.diffusion.directory import EMBEDDED, locate_model
+from online_aug.diffusion.import_adapters import import_adapters
+from online_aug.diffusion.loading import load_pipeline
+from online_aug.diffusion.schedule_settings import check_schedule
+from online_aug.diffusion.weights import check_weights
+from online_aug.errors import UserError
+from online_aug.reporting.metrics import METRICS_FILE, read_metrics
+from online_aug.reporting.run_directory import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    SUMMARY_FILE,
+    prepare,
+    read_summary,
+)
+from online_aug.training.checkpoints import MARKER, check_made_with
+
+LIMIT_S = 60
+RECORD = {"epoch": 1, "step": 3, "train_loss": None, "val_top1": 0.5}
+TEXTS = [
+    *(
+        "null",
+        "[]",
+        "{}",
+        '"x"',
+        "7",
+        "",
+        "true",
+        "NaN",
+        "\0",
+        "---\n---",
+        "*a",
+        "!!python/name:os",
+    ),
+    *("[" * 100_000, '{"a":' * 100_000, "- " * 50_000, "9" * 1_000_000, "1" + ":59" * 100_000),
+    "a: &a [x,x]\n" + "".join(f"b{n}: &b{n} [{','.join(['*a'] * 9)}]\n" for n in range(9)),
+    "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1},*a{n - 1}]\n" for n in range(1, 60)),
+]
+"""Documents that no reader can use."""
+VALUES: list[Any] = [
+    *(None, True, -1, 0, 10**12, 1.5, float("nan"), "", "x", "\x1b[31m", "../../x", "a" * 100_000),
+    *([], [[]], {}, {"a": {}}, ["os", "system"], ["builtins", "dict"], "/dev/zero"),
+]
+"""Values in the place of others."""
+
+
+class Trap:
+    """A pickle that makes a folder if it is loaded by running it."""
+
+    def __init__(self, place: Path) -> None:
+        """Take the folder's path."""
+        self._place = place
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self._place),)
+
+
+class HangError(Exception):
+    """A reader has taken longer than `LIMIT_S`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print how many inputs of each kind were read and refused; 1 if one did anything else."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_files", description=__doc__)
+    parser.add_argument("--count", type=int, default=400, help="inputs in all")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run(Path(folder), options.count, options.seed)
+    for (kind, outcome), number in sorted(outcomes.items()):
+        print(f"{number:6d}  {kind}: {outcome}")
+    bugs = sum(number for (_, outcome), number in outcomes.items() if outcome.startswith("BUG"))
+    print(f"{outcomes.total()} inputs, {bugs} bugs")
+    return int(bool(bugs))
+
+
+def run(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
+    """Try `count` inputs, dealt out over all kinds; return how often each had which outcome."""
+    found: Counter[tuple[str, str]] = Counter()
+    kinds = list(KINDS)
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        place = folder / f"{number}"
+        place.mkdir()
+        outcome = _outcome(kind, place, np.random.default_rng([seed, number]))
+        if (folder / "ran").exists():
+            (folder / "ran").rmdir()
+            outcome = "BUG: code was executed"
+        if outcome.startswith("BUG"):
+            print(f"input {number} of seed {seed}, {kind}: {outcome}", file=sys.stderr)
+        found[kind, outcome] += 1
+        shutil.rmtree(place)
+    return found
+
+
+def _outcome(kind: str, place: Path, rng: np.random.Generator) -> str:
+    def alarm(number: int, frame: FrameType | None) -> None:
+        raise HangError
+
+    signal.signal(signal.SIGALRM, alarm)
+    signal.alarm(LIMIT_S)
+    try:
+        KINDS[kind](place, rng)
+    except HangError:
+        return f"BUG: over {LIMIT_S} s"
+    except (UserError, CacheError) as error:
+        return "refused" if "\n" not in str(error) or kind == "recipe" else "BUG: several lines"
+    except Exception as error:
+        return f"BUG: {type(error).__name__}: {str(error)[:200]}"
+    finally:
+        signal.alarm(0)
+    return "read"
+
+
+def _spoil(path: Path, rng: np.random.Generator) -> None:
+    """Change one file: its bytes, its text, one of its values, or what kind of file it is."""
+    ways = [_change_bytes, _cut, _replace_text, _replace_kind, _trap]
+    if path.suffix == ".json":
+        ways += [_replace_value] * 5
+    ways[rng.integers(len(ways))](path, rng)
+
+
+def _change_bytes(path: Path, rng: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(rng.integers(1, 8)):
+        content[rng.integers(min(len(content), 4096))] = rng.integers(256)
+    path.write_bytes(bytes(content))
+
+
+def _cut(path: Path, rng: np.random.Generator) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.integers(len(content))])
+
+
+def _replace_text(path: Path, rng: np.random.Generator) -> None:
+    text = TEXTS[rng.integers(len(TEXTS))]
+    path.write_bytes(text.encode(["utf-8", "utf-16", "utf-8"][rng.integers(3)]))
+
+
+def _replace_kind(path: Path, rng: np.random.Generator) -> None:
+    path.unlink()
+    match rng.integers(5):
+        case 0:
+            os.mkfifo(path)
+        case 1:
+            path.mkdir()
+        case 2:
+            path.symlink_to("/dev/zero")
+        case 3:
+            path.symlink_to(path)
+
+
+def _trap(path: Path, rng: np.random.Generator) -> None:
+    ran = next(parent for parent in path.parents if parent.name.isdigit()).parent / "ran"
+    content = {name: Trap(ran) for name in ("param", "state_dict", "learned_embeds_dict")}
+    away = path.with_name(f"away-{path.name}")
+    torch.save(content, away)
+    path.unlink()
+    if path.name.startswith(("diffusion_pytorch", "model.")):
+        path = path.with_suffix(".bin")
+    away.rename(path) if rng.integers(2) else path.symlink_to(away)
+
+
+def _replace_value(path: Path, rng: np.random.Generator) -> None:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return
+    names = sorted(content)
+    content[names[rng.integers(len(names))]] = VALUES[rng.integers(len(VALUES))]
+    path.write_text(json.dumps(content))
+
+
+def _recipe(place: Path, rng: np.random.Generator) -> None:
+    path = place / "recipe.yaml"
+    path.write_text(resolved_yaml(Config()))
+    _spoil(path, rng)
+    load_config(path)
+
+
+def _override(place: Path, rng: np.random.Generator) -> None:
+    path, keys = place / "recipe.yaml", sorted(fields())
+    path.write_text("")
+    value = VALUES[rng.integers(len(VALUES))]
+    text = TEXTS[rng.integers(len(TEXTS))] if rng.integers(2) else json.dumps(value)
+    load_config(path, [f"{keys[rng.integers(len(keys))]}={text}"])
+
+
+def _run_directory(place: Path, rng: np.random.Generator) -> None:
+    text = resolved_yaml(Config())
+    prepare(place, text, "digest", resume=True)
+    for name in (SUMMARY_FILE, METRICS_FILE, MARKER):
+        (place / name).write_text(json.dumps(RECORD) + "\n")
+    names = (CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, METRICS_FILE, MARKER)
+    chosen = names[rng.integers(len(names))]
+    _spoil(place / chosen, rng)
+    readers: Mapping[str, Callable[[], object]] = {
+        SUMMARY_FILE: lambda: read_summary(place),
+        METRICS_FILE: lambda: read_metrics(place) if (place / METRICS_FILE).exists() else None,
+        MARKER: lambda: check_made_with(place, {"epoch": 1}),
+    }
+    (place / SUMMARY_FILE).unlink() if chosen in (CONFIG_FILE, ENVIRONMENT_FILE) else None
+    readers.get(chosen, lambda: prepare(place, text, "digest", resume=True))()
+
+
+def _model(place: Path, rng: np.random.Generator) -> None:
+    model = Path(shutil.copytree(EMBEDDED["image_to_image"], place / "model"))
+    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors"))
+    _spoil(files[rng.integers(len(files))], rng)
+    config = GenerationConfig(model=str(model), num_inference_steps=10, resolution=64)
+    folder = locate_model(config, "image_to_image")
+    check_weights(folder)
+    check_schedule(config.scheduler, folder)
+    check_few_steps(config, folder)
+    load_pipeline(folder, "float32", "image_to_image")
+
+
+def _adapters(place: Path, rng: np.random.Generator) -> None:
+    model, folder = EMBEDDED["image_to_image"], place / "adapters"
+    folder.mkdir()
+    names = ["lora.safetensors", "x_emb.safetensors", "learned_embeds.bin", "adapter_model.bin"]
+    path = folder / names[rng.integers(len(names))]
+    torch.save({"unet.x.lora_A.weight": torch.zeros(2, 2), "<emu>": torch.zeros(128)}, path)
+    _spoil(path, rng)
+    if files := find_adapters(folder):
+        mode = "lora" if files.lora else "textual_inversion"
+        import_adapters(files, named_concepts(["emu"], "bird"), mode, model)
+
+
+def _weights(place: Path, rng: np.random.Generator) -> None:
+    path = place / ("weights.pt" if rng.integers(2) else "weights.safetensors")
+    settings = ClassifierConfig(name="test_resnet")
+    weights = build_classifier(settings, 3).state_dict()
+    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
+    _spoil(path, rng)
+    build_classifier(settings.model_copy(update={"checkpoint": path}), 3, image_size=32)
+
+
+def _images(place: Path, rng: np.random.Generator) -> None:
+    forms = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF", "avif": "AVIF"}
+    pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    suffixes = list(forms)
+    for name in ("a", os.fsdecode(b"b\xe9\x1b")):
+        (place / name).mkdir()
+        for number in range(6):
+            suffix = suffixes[rng.integers(len(suffixes))]
+            path = place / name / f"{number}.{suffix}"
+            PIL.Image.fromarray(pixels).save(path, forms[suffix])
+    _spoil(path, rng)
+    policy = "error" if rng.integers(2) else "skip"
+    splits = load_splits(DataConfig(source=str(place), on_bad_image=policy))
+    str(splits).encode()
+    for index in range(len(splits.train)):
+        splits.train.load(index)
+
+
+KINDS: Mapping[str, Callable[[Path, np.random.Generator], None]] = {
+    "recipe": _recipe,
+    "override": _override,
+    "run directory": _run_directory,
+    "model": _model,
+    "adapters": _adapters,
+    "weights": _weights,
+    "images": _images,
+}
+"""What is spoilt, and a function that writes it, spoils it and reads it."""
+
+if __name__ == "__main__":
+    sys.exit(main())

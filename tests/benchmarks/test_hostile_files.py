@@ -1,0 +1,18 @@
+"""A short run of `python -m benchmarks.hostile_files`."""
+
+import pytest
+
+from benchmarks.hostile_files import KINDS, run
+
+EACH = 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_hostile_files_are_read_or_refused_in_one_line(tmp_path, seed):
+    count = EACH * len(KINDS) * (1 if seed == 1 else 5)
+    outcomes = run(tmp_path, count, seed)
+    assert outcomes.total() == count
+    assert {outcome for _, outcome in outcomes} == {"read", "refused"}
+    for kind in KINDS:
+        assert outcomes[kind, "refused"] > 0
