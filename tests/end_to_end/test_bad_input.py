@@ -49,6 +49,24 @@ CASES = {
         ],
         r"saliency\.teacher must hold the weights of test_resnet with 10 classes, .* differs",
     ),
+    "masks of other images": (
+        [
+            "method.name=sgd_mix",
+            "method.candidates=[3, 5]",
+            "saliency.method=masks",
+            "saliency.masks={place}",
+        ],
+        r"saliency\.masks must hold a usable mask for each of the 40 .*, got 40 missing",
+    ),
+    "no segmenter": (
+        [
+            "method.name=sgd_mix",
+            "method.candidates=[3, 5]",
+            "saliency.method=segmenter",
+            "saliency.segmenter={place}/none.onnx",
+        ],
+        r"saliency\.segmenter must be a directory .*none\.onnx', which is no directory here$",
+    ),
     "images too small for the classifier": (
         ["classifier.name=test_coatnet", "data.image_size=16"],
         r"data\.image_size must be a size that test_coatnet can take, got 16: .*too small.*32$",

@@ -1,12 +1,20 @@
 """A folder of masks as the foregrounds of an experiment."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from experiment_samples import make_experiment
 from PIL import Image
+from published_samples import write_cub, write_pets, write_waterbirds
 
+from online_aug.config import Config
+from online_aug.data.image_sets import FolderSet
+from online_aug.data.images import image_size
+from online_aug.data.published import published_splits
 from online_aug.errors import UserError
 from online_aug.experiment.foregrounds import ensure_saliency
+from online_aug.experiment.mask_files import MaskFiles
 from online_aug.experiment.saliency import check_saliency
 
 NAMES = [f"{name}/{number}" for name in ("crow", "jay") for number in range(4)]
@@ -158,3 +166,50 @@ def test_pocket_birds_bring_masks_of_their_own(experiment_of, tmp_path, monkeypa
 def test_other_data_sets_bring_none(experiment_of):
     with pytest.raises(ValueError, match=r"saliency\.masks must be a folder .* got null"):
         experiment_of(masks=None)
+
+
+@pytest.mark.parametrize(
+    ("source", "write", "layout", "folder"),
+    [
+        ("cub200", write_cub, "cub", "segmentations/{0.parent.name}"),
+        ("waterbirds", write_waterbirds, "cub", "segmentations/{0.parent.name}"),
+        ("oxford_pets", write_pets, "pets", "annotations/trimaps"),
+    ],
+)
+def test_the_masks_of_published_sets_lie_where_their_authors_put_them(
+    tmp_path, source, write, layout, folder
+):
+    write(tmp_path)
+    train = published_splits(source, tmp_path)["train"]
+    for place in range(len(train)):
+        image = train.path(place)
+        path = tmp_path / "masks" / folder.format(image) / f"{image.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        object_, ground = (1, 2) if layout == "pets" else (255, 0)
+        levels = np.full(image_size(image), ground, np.uint8)
+        levels[: len(levels) // 2] = object_
+        Image.fromarray(levels).save(path)
+    config = Config(
+        data={"source": source, "root": tmp_path},
+        saliency={"method": "masks", "masks": tmp_path / "masks", "layout": layout},
+    )
+    masks = MaskFiles(config, train)
+    masks.check()
+    expected = np.repeat(np.arange(64) < 32, 64).reshape(64, 64)
+    for found in masks.maps(range(len(train)), is_shown=False):
+        assert all(np.abs(values - expected).mean() < 0.02 for values in found.values())
+
+
+def test_files_that_timm_lists_are_found_below_the_root(tmp_path, masks):
+    files = [tmp_path / "images" / "train" / f"{name}.png" for name in NAMES]
+    images = FolderSet(
+        root=Path(),
+        files=tuple(map(str, files)),
+        class_names=("crow", "jay"),
+        labels=np.repeat([0, 1], 4),
+    )
+    config = Config(
+        data={"root": tmp_path / "images"}, saliency={"method": "masks", "masks": masks}
+    )
+    found = MaskFiles(config, images)
+    assert found.paths == tuple(masks / "train" / f"{name}.png" for name in NAMES)
