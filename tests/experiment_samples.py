@@ -66,5 +66,5 @@ def make_sgd_mix_experiment(folder, model, **saliency):
         model,
         finetune={"enabled": False},
         method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
-        saliency={"image_size": 64} | saliency,
+        saliency={"image_size": 64, "teacher": "classifier"} | saliency,
     )

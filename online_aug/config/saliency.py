@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from online_aug.settings import Count, Pixels, Section, Text
+from online_aug.settings import Count, Fraction, Pixels, Section, Text
 
 
 class SaliencyConfig(Section):
@@ -16,10 +16,23 @@ class SaliencyConfig(Section):
     )
     """Where the foregrounds come from: what the image generator itself looks at (`diffusion`), a
     folder of `masks`, a `segmenter`, `grad_cam` of a classifier for the image's own class, or
-    `spectral_residual`, which needs no model. Null is `grad_cam`."""
+    `spectral_residual`, which needs no model. Null is `grad_cam` if a `teacher` is named, else
+    `diffusion`."""
     mask: Literal["otsu", "grabcut"] | None = None
     """How a map becomes a mask: Otsu's threshold, or GrabCut on the image with that mask as its
     seed. Null is `grabcut` for `diffusion` and `otsu` for the others."""
+    prompt: Text | None = None
+    """`diffusion`: what the foreground is, such as `a photo of a bird`. Null is that prompt for
+    `data.metaclass`; without one, for the image's own class."""
+    timesteps: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.5,)
+    """`diffusion`: how noisy the generator sees an image, as shares of the time steps it was
+    trained with; more than one are averaged."""
+    draws: Count = 2
+    """`diffusion`: draws of noise at each of these; every second one is the negative of the one
+    before. An image costs two calls of the network for each."""
+    finetuned: bool = False
+    """`diffusion`: look with the fine-tuned model and the prompts of its classes. The base model's
+    maps serve every fine-tuning, and need none."""
     masks: Path | None = None
     """`masks`: folder with a mask for each training image; null is the folder that the data set
     brings, as pocket_birds does."""
@@ -45,7 +58,7 @@ class SaliencyConfig(Section):
     @property
     def chosen_method(self) -> str:
         """The method, also if none is named."""
-        return self.method or "grad_cam"
+        return self.method or ("diffusion" if self.teacher is None else "grad_cam")
 
     @property
     def chosen_mask(self) -> str:

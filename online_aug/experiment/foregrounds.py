@@ -52,6 +52,8 @@ def ensure_saliency(experiment: Experiment) -> None:
         if not experiment.has_maps:
             with open_store(experiment.config, experiment.splits.train) as store:
                 make_foregrounds(experiment, store, version)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # what looked at the images is gone
 
 
 def maps_lock(cache: Path) -> Path:

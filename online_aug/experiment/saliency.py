@@ -19,6 +19,7 @@ from torch import nn
 from cache import Store, cache_exists
 from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError
+from online_aug.experiment.generator_maps import GeneratorMaps
 from online_aug.experiment.mask_files import MaskFiles
 from online_aug.experiment.saliency_models import (
     Look,
@@ -92,6 +93,11 @@ class ExperimentSaliency:
         config = self.experiment.config
         return config.saliency.image_size or config.data.image_size
 
+    @cached_property
+    def by_generator(self) -> GeneratorMaps:
+        """The maps that the generator itself makes."""
+        return GeneratorMaps(self.experiment)
+
     @property
     def cut_size(self) -> int:
         """Side of the square that GrabCut works on, px."""
@@ -101,8 +107,8 @@ class ExperimentSaliency:
 
     @property
     def is_known(self) -> bool:
-        """Whether the version can be known by now; that of a generator needs its fine-tuning."""
-        return self.method != "diffusion" or self.experiment.diffusion.is_ready
+        """Whether the version can be known by now; a fine-tuned generator has to be made first."""
+        return self.method != "diffusion" or self.by_generator.is_known
 
     @cached_property
     def map_version(self) -> str | None:
@@ -117,7 +123,7 @@ class ExperimentSaliency:
             case "spectral_residual":
                 return spectral_version(self.teacher_size)
             case "diffusion":
-                return diffusion_version(self.experiment)
+                return self.by_generator.version
             case "masks":
                 return self.mask_files.version
             case "segmenter":
@@ -208,31 +214,14 @@ def viewer_of(experiment: "Experiment") -> Viewer:
             side = experiment.saliency.teacher_size
             return Viewer(lambda images, _: spectral_residual(images.to(experiment.device)), side)
         case "diffusion":
-            return _diffusion_viewer(experiment)
+            look, batch_size = experiment.saliency.by_generator.load()
+            return Viewer(look, experiment.saliency.by_generator.side, batch_size)
         case "segmenter":
             call, side = build_segmenter(experiment)
             return Viewer(lambda images, _: call(images), side, batch_size=8)
         case _:
             classifier = build_teacher(experiment).to(experiment.device)
             return viewer_by(experiment, classifier, experiment.device)
-
-
-# The generator's own maps come here: one branch each in `viewer_of`, `map_version` and
-# `check_saliency`, and these two functions.
-
-
-def diffusion_version(experiment: "Experiment") -> str:
-    """Name the maps that the generator of an experiment makes."""
-    raise UserError(_NO_DIFFUSION)
-
-
-def _diffusion_viewer(experiment: "Experiment") -> Viewer:
-    raise UserError(_NO_DIFFUSION)
-
-
-_NO_DIFFUSION = (
-    "saliency.method must be masks, segmenter, grad_cam or spectral_residual, got diffusion"
-)
 
 
 def viewer_by(
@@ -246,9 +235,9 @@ def check_saliency(experiment: "Experiment") -> None:
     """Refuse foregrounds that could not be made, before anything is started or written.
 
     Raises:
-        UserError: If masks or a segmenter cannot be used, a teacher's name is unknown, its file
-            does not hold weights of it for the classes, or the classifier being trained cannot look
-            at images of `saliency.image_size`.
+        UserError: If masks or a segmenter cannot be used, the generator cannot tell the foreground,
+            a teacher's name is unknown, its file does not hold weights of it for the classes, or
+            the classifier being trained cannot look at images of `saliency.image_size`.
     """
     if experiment.has_maps and not experiment.saliency.follows_classifier:
         return  # none are needed, or what made those in the cache was checked before
@@ -256,7 +245,7 @@ def check_saliency(experiment: "Experiment") -> None:
         case "spectral_residual":
             pass
         case "diffusion":
-            diffusion_version(experiment)
+            experiment.saliency.by_generator.check()
         case "segmenter":
             build_segmenter(experiment)
         case "masks":

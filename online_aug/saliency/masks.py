@@ -9,7 +9,7 @@ from torch import Tensor
 _BINS = 256
 _SURE_FOREGROUND, _SURE_BACKGROUND = 0.4, 0.25
 """Upper share of Otsu's mask by value, and lowest share of the rest, that GrabCut may not move."""
-_ROUNDS = 5
+_ROUNDS = 2
 _SEED = 0
 """GrabCut starts its colour models at random, by a generator of OpenCV's own in each thread."""
 _HEADER = np.dtype([("side", "<u2"), ("is_fallback", "u1")])

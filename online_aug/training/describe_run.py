@@ -125,7 +125,11 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         yield f"saliency   by the classifier in training, new maps every {every} epochs"
     elif not experiment.has_maps:
         images = len(experiment.data.digests)
-        yield f"saliency   {experiment.saliency.method} of {images} images, made at the start"
+        saliency = experiment.saliency
+        cost = ""
+        if saliency.method == "diffusion":
+            cost = f", {saliency.by_generator.calls} calls of the network for each"
+        yield f"saliency   {saliency.method} of {images} images, made at the start{cost}"
     if experiment.imports.images:
         yield f"imported   {experiment.imports}"
     if experiment.config.is_planned and not experiment.diffusion.is_ready:

@@ -145,7 +145,10 @@ def test_a_cache_that_is_full_is_one_line_and_loses_nothing_of_the_plan(call, pl
             "start a fill for each, they share the plan",
         ),
         (
-            {"method": {"name": "sgd_mix", "candidates": [1, 2]}},
+            {
+                "method": {"name": "sgd_mix", "candidates": [1, 2]},
+                "saliency": {"teacher": "classifier"},
+            },
             "saliency.teacher must be a file of weights, or saliency.method one that needs no "
             "training, to fill a cache ahead of it, got the classifier in training",
         ),
@@ -164,11 +167,10 @@ def test_images_are_made_ahead_for_a_share_that_only_grows_from_none(tmp_path, t
     command.check_fillable(make_config(tmp_path, tiny_model, mixing=mixing))
 
 
-def test_maps_that_need_no_classifier_are_made_before_the_images(call, tmp_path):
-    saliency = {"method": "spectral_residual"}
-    status, lines = call(
-        saliency=saliency, method={"name": "sgd_mix", "candidates": [1, 2], "min_source_share": 0}
-    )
+@pytest.mark.parametrize("method", ["spectral_residual", "diffusion"])
+def test_maps_that_need_no_classifier_are_made_before_the_images(call, tmp_path, method):
+    sgd_mix = {"name": "sgd_mix", "candidates": [1, 2], "min_source_share": 0}
+    status, lines = call(saliency={"method": method, "mask": "otsu"}, method=sgd_mix)
     assert status == 0
     with Store(tmp_path / "cache", readonly=True) as store:
         assert store.stats()["saliency_maps"] == 8

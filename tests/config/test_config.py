@@ -160,7 +160,7 @@ def test_a_mistake_in_a_list_of_methods_says_where_it_is(empty, value, line):
 )
 def test_methods_that_cannot_share_a_run_are_refused(empty, names, line):
     method = f"method=[{{name: {names[0]}}}, {{name: {names[1]}}}]"
-    (found,) = error_lines(empty, method)
+    (found,) = error_lines(empty, method, "saliency.teacher=classifier")
     assert found.startswith(line)
     load_config(empty, [method, "mixing.synthetic_probability=0"])
 
@@ -323,7 +323,8 @@ def test_a_consistency_model_has_no_more_steps_than_it_was_distilled_for(empty):
 
 
 def test_imports_cannot_stand_beside_plans_that_replace_one_another(empty):
-    (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside")
+    teacher = "saliency.teacher=classifier"
+    (line,) = error_lines(empty, "method.name=sgd_mix", "mixing.imported=beside", teacher)
     assert line.startswith("mixing.imported must be null or only if saliency.teacher is")
     load_config(empty, ["method.name=sgd_mix", "mixing.imported=only"])
 

@@ -112,7 +112,10 @@ CASES = {
         r"saliency\.name .* nearest: resnet50",
     ),
     "maps of another size": (
-        ["method.name=sgd_mix", "classifier.name=test_vit", "saliency.image_size=64"],
+        [
+            *("method.name=sgd_mix", "saliency.teacher=classifier"),
+            *("classifier.name=test_vit", "saliency.image_size=64"),
+        ],
         r"saliency\.image_size must be null or 32, the one size that test_vit takes .* got 64$",
     ),
     "batch and ranks": (
