@@ -34,6 +34,7 @@ from online_aug.training.deepspeed_setup import (
     start_engine,
     zero_stage,
 )
+from online_aug.training.divergence import is_finite
 
 AVERAGE_FILE = "average.pt"
 State = dict[str, Any]
@@ -139,6 +140,13 @@ class TrainingEngine:
         if self._average is not None:
             return cast(nn.Module, self._average.module)
         return cast(nn.Module, self._engine.module)
+
+    def is_finite(self) -> bool:
+        """Return whether all weights and statistics are finite on all ranks; all call it."""
+        average = [] if self._average is None else [self._average.module]
+        modules = [self._engine.module, *average]
+        found = is_finite([value for module in modules for value in module.state_dict().values()])
+        return not agree(self._world, int(not found))
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write a checkpoint of this step; all ranks call it. The newest two are kept.

@@ -24,6 +24,7 @@ from online_aug.loader.sampler import StopWaiting
 from online_aug.processes import Interrupt
 from online_aug.request import Counts
 from online_aug.training.checkpoints import FOLDER, share_out
+from online_aug.training.divergence import DivergenceWatch
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.feedback import LossPublisher, SaliencyPublisher
 from online_aug.training.reporter import TrainingReport
@@ -110,6 +111,7 @@ class TrainingRun:
             steps_per_epoch=len(loader),
             class_names=experiment.splits.train.class_names,
         )
+        self._divergence = DivergenceWatch(directory, experiment.config.optim.lr)
         self._losses = LossPublisher(experiment, loader, self._engine, world.device)
         self._state, self._tally = RunState(), EpochTally()
         self._report = TrainingReport(experiment, loader, world, directory)
@@ -149,7 +151,8 @@ class TrainingRun:
 
         Raises:
             UserError: If no more batches can be made, because an image cannot be read or the
-                generation process gave up. A run of one rank has then written a checkpoint.
+                generation process gave up. A run of one rank has then written a checkpoint, unless
+                training has diverged.
         """
         self._engine.gather()
         self._publisher.refresh(epoch, self._engine.evaluated_model())
@@ -184,6 +187,7 @@ class TrainingRun:
         loss = self._engine.train_step(batch)
         if skipped := self._engine.loss_scale.after_step(self._engine.step):
             self._report.live.message(skipped)
+        self._divergence.after_step(self._engine.step, loss)
         self._tally.add(loss)
         if self._state.first_step_s is None:
             self._state.first_step_s = time.monotonic() - self._built
@@ -198,6 +202,7 @@ class TrainingRun:
     def validate(self, epoch: int) -> None:
         """Evaluate on the validation split, report the epoch, and keep the best weights."""
         train_s = self._tally.train_s
+        self._check_finite()
         found = self._evaluate(self._experiment.splits.val)
         if found and found.top1 > self._state.best_top1:
             self._state.best_top1, self._state.best_epoch = found.top1, epoch
@@ -241,7 +246,11 @@ class TrainingRun:
 
         Args:
             epoch: The epoch to continue with.
+
+        Raises:
+            UserError: If training has diverged; nothing is then written.
         """
+        self._check_finite()
         self._loader.save_ledger()
         content = {
             "epoch": epoch,
@@ -252,6 +261,12 @@ class TrainingRun:
             "images": order_digest(self._experiment.splits.train),
         }
         self._engine.save(self._directory / FOLDER, content)
+
+    def _check_finite(self) -> None:
+        if not self._engine.is_finite():
+            raise self._divergence.error(
+                f"weights or statistics are not finite after step {self._engine.step}"
+            )
 
     def finish(self) -> None:
         """Test, export the weights, and write summary, report and gallery."""

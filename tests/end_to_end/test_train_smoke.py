@@ -161,3 +161,13 @@ def test_a_run_without_synthetic_images_needs_no_generator(config):
     assert read_summary(run_folder(config, name))["served_real"] == IMAGES_AN_EPOCH
     assert not nothing.exists()
     assert not (run_folder(config, name) / "generator.log").exists()
+
+
+def test_a_run_that_diverges_is_one_line_and_saves_nothing_of_it(config):
+    wishes = ["optim.lr=1e9", "optim.warmup_epochs=0", "mixing.synthetic_probability=0"]
+    launch = start(config, "diverged", "finetune.enabled=false", *wishes)
+    assert launch.wait() == 2
+    assert launch.err.startswith("error: optim.lr must let training converge, got 1e+09: ")
+    assert launch.err.count("\n") == 1
+    assert not list(run_folder(config, "diverged").rglob("*.safetensors"))
+    assert not list(run_folder(config, "diverged").glob("checkpoints/*/complete.json"))
