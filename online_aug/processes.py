@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -127,6 +128,14 @@ def die_with_parent(number: signal.Signals) -> None:
     The kernel means the thread of the parent that started this process.
     """
     _prctl(_SET_PARENT_DEATH_SIGNAL, number)
+
+
+def age_s(pid: int) -> float:
+    """Return how long ago a process began; 0 if it is gone."""
+    try:
+        return max(0.0, time.time() - float(psutil.Process(pid).create_time()))
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def adopt_orphans(is_adopting: bool) -> None:

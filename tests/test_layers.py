@@ -20,7 +20,7 @@ LAYERS = (
     "online_aug.documents",
     "online_aug.files",
     "online_aug.console",
-    "online_aug.processes",
+    ("online_aug.processes", "online_aug.cores"),
     "online_aug.settings",
     "online_aug.seeding",
     "online_aug.labels",

@@ -44,10 +44,12 @@ def read_weights(path: Path, key: str) -> Weights:
     check_file(path, key)
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _finite(safetensors.torch.load_file(path), path, key)
         # timm saves its command line beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # each format has its own kind of failure
         raise UserError(
             f"{key} must be safetensors or a torch.save of plain tensors, "
@@ -57,7 +59,18 @@ def read_weights(path: Path, key: str) -> Weights:
         weights = next((weights[part] for part in _PARTS if _is_dict(weights, part)), weights)
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f"{key} must hold named tensors, {path} holds something else")
-    return {str(name).removeprefix(_WRAPPED): value for name, value in weights.items()}
+    named = {str(name).removeprefix(_WRAPPED): value for name, value in weights.items()}
+    return _finite(named, path, key)
+
+
+def _finite(weights: Weights, path: Path, key: str) -> Weights:
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"{key} must hold finite weights, {name} in {path} has NaN or infinity: the "
+                "training that wrote it has diverged"
+            )
+    return weights
 
 
 def check_file(path: Path | None, key: str = "classifier.checkpoint") -> None:

@@ -4,6 +4,7 @@ This is the order of a whole run: check everything, prepare the run directory, t
 the saliency maps, start the ranks, train. Nothing is written before everything has been checked.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
-from online_aug.distributed.identity import Identity, check_master, identify
+from online_aug.distributed.identity import LAUNCHER_PID, Identity, check_master, identify
 from online_aug.errors import UserError
-from online_aug.processes import Interrupt
+from online_aug.processes import Interrupt, age_s
 
 if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan
@@ -89,7 +90,7 @@ def run(
     ensure_saliency(experiment)
     if needs_launcher(devices.train):
         words = ["train", *argv]
-        return launch("online_aug", words, devices.train, threads=devices.train_threads)
+        return launch("online_aug", words, devices.train)
     return train(experiment, devices, directory)
 
 
@@ -108,7 +109,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.saliency import check_saliency
     from online_aug.loader.pool import check_writable
-    from online_aug.training.build_loader import check_sequence
+    from online_aug.training.build_loader import check_sequence, check_served
     from online_aug.training.deepspeed_setup import check_deepspeed, part_size
 
     devices = plan_devices(
@@ -128,6 +129,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     check_writable(config)
     check_saliency(experiment)
     experiment.check(generates=bool(devices.generate))
+    check_served(experiment, generates=bool(devices.generate))
     check_sequence(experiment, resolved_yaml(config))
     check_deepspeed(config, num_classes, rank_device(devices.train))
     return experiment, devices
@@ -185,6 +187,7 @@ def train_rank(
     from online_aug.training.trainer import TrainingRun
 
     config = experiment.config
+    before_s = age_s(int(os.environ.get(LAUNCHER_PID, os.getpid())))
     classifier = build_classifier(
         config.classifier,
         len(experiment.splits.train.class_names),
@@ -194,7 +197,7 @@ def train_rank(
     with (
         Interrupt() as interrupt,
         build_loader(experiment, devices, world, directory, interrupt) as loader,
-        TrainingRun(experiment, classifier, loader, world, directory) as run,
+        TrainingRun(experiment, classifier, loader, world, directory, before_s) as run,
     ):
         run.resume()
         received = 0

@@ -1,6 +1,5 @@
 """Labelled images by index: the protocol, image files, subsets, and batches in order."""
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from cache import content_digest
+from online_aug.cores import usable_cores
 from online_aug.data.images import WAY_OUT, BadImageError, decode_image, read_bytes
 from online_aug.data.transforms import EvalTransform
 
@@ -205,7 +205,7 @@ def ordered_batches(
     load = partial(_load, images, transform, skips_bad_images)
     starts = deque(range(0, len(images), batch_size))
     waiting: deque[list[tuple[int, Future[_Pixels | None]]]] = deque()
-    with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, usable_cores())) as pool:
         while starts or waiting:
             while starts and len(waiting) <= _BATCHES_AHEAD:
                 start = starts.popleft()

@@ -3,7 +3,6 @@
 Two generation processes on one GPU would halve each other's speed and may not fit.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from filelock import Timeout
 
 from online_aug.config.sections import DevicesConfig
+from online_aug.cores import usable_cores, wished_threads
 from online_aug.errors import UserError
 from online_aug.files import alone, lock_of_user
 
@@ -77,7 +77,8 @@ def plan_devices(
 
     Args:
         devices: The section of the configuration.
-        cores: Number of cores of this machine; None counts them.
+        cores: Number of cores to divide; None counts those that may be used, unless the user has
+            set the threads of each process by OMP_NUM_THREADS.
         generates: False if the run makes no images, whatever `devices.generate` says.
         trains: False if images are made and nothing is trained.
         ranks: Number of ranks that a launcher has started on this node: rank n trains on GPU n, or
@@ -93,14 +94,16 @@ def plan_devices(
     if train and ranks is not None:
         train = _launched(train, gpus, ranks)
     generate = _generating(devices, gpus)
-    cores = cores or len(os.sched_getaffinity(0))
+    wish = wished_threads() if cores is None else None
+    cores = cores or usable_cores()
     parts = len(train) + generate.count("cpu")
-    train_threads = max(1, cores // max(1, parts))
+    train_threads = wish or max(1, cores // max(1, parts))
     return DevicePlan(
         train=train,
         generate=generate,
         train_threads=train_threads,
-        generate_threads=max(1, (cores - len(train) * train_threads) // max(1, len(generate))),
+        generate_threads=wish
+        or max(1, (cores - len(train) * train_threads) // max(1, len(generate))),
         share=devices.share,
     )
 

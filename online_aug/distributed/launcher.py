@@ -43,9 +43,7 @@ def needs_launcher(devices: Sequence[str]) -> bool:
     return len(devices) > 1 and not identify().is_launched
 
 
-def launch(
-    program: Path | str, argv: Sequence[str], devices: Sequence[str], *, threads: int | None = None
-) -> int:
+def launch(program: Path | str, argv: Sequence[str], devices: Sequence[str]) -> int:
     """Run a program in one rank for each device and wait for all; main thread only.
 
     SIGINT, SIGTERM and SIGHUP are passed on to the ranks, which decide when to stop; the third
@@ -55,7 +53,6 @@ def launch(
         program: A script, or the name of a module to run as the main program.
         argv: The arguments of the program.
         devices: All GPUs or all `cpu`; their order is that of the ranks.
-        threads: CPU threads of each rank; None divides the cores by the ranks.
 
     Returns:
         0 if all ranks succeeded, else the status of the first that failed: its exit status, or
@@ -67,7 +64,7 @@ def launch(
         # A session of its own: Ctrl-C in a terminal then reaches this process alone.
         launcher = subprocess.Popen(
             _command(str(program), argv, len(devices)),
-            env=_environment(devices, threads, folder),
+            env=_environment(devices, folder),
             start_new_session=True,
         )
         kill = partial(os.kill, launcher.pid, signal.SIGKILL)
@@ -102,7 +99,7 @@ def _command(program: str, argv: Sequence[str], ranks: int) -> list[str]:
     ]
 
 
-def _environment(devices: Sequence[str], threads: int | None, folder: str) -> dict[str, str]:
+def _environment(devices: Sequence[str], folder: str) -> dict[str, str]:
     environment = dict(os.environ)
     packages = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, packages))
@@ -113,8 +110,6 @@ def _environment(devices: Sequence[str], threads: int | None, folder: str) -> di
     if "CUDA_VISIBLE_DEVICES" in environment:
         environment[VISIBLE_DEVICES] = environment["CUDA_VISIBLE_DEVICES"]
     environment["DS_ACCELERATOR"] = devices[0].split(":")[0]
-    share = threads or max(1, len(os.sched_getaffinity(0)) // len(devices))
-    environment.setdefault("OMP_NUM_THREADS", str(share))
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's name may not resolve
     return environment
 

@@ -100,6 +100,7 @@ def join_finetuning(config: Config) -> None:
         SystemExit: With 128 plus the number of the signal that interrupted any of the ranks.
     """
     devices = plan_devices(config.devices, trains=False)
+    torch.set_num_threads(devices.generate_threads)
     world = start_distributed(rank_device(devices.generate))
     if not world.is_first:
         logging.disable(logging.WARNING)  # the first rank reports what all of them find

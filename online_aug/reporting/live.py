@@ -91,6 +91,11 @@ class LiveReport:
             self._live.stop()
             self._live = None
 
+    @property
+    def left_s(self) -> float | None:
+        """Time that the rest of the run takes; None before it is known."""
+        return self._pace.left_s
+
     def message(self, text: str) -> None:
         """Print one line that stays, such as `generator: ready in 4.1 s`."""
         if self._console is not None:

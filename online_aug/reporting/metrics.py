@@ -110,6 +110,7 @@ class Summary:
     """Accuracy on classes with few, medium and many training images; empty without a long tail."""
     epochs: int
     wall_s: float
+    """Seconds of all launches, with what each did before it trained, such as fine-tuning."""
     first_step_s: float
     """Seconds from building the classifier to the end of the first optimizer step."""
     served_real: int

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 from online_aug.config import Config
 from online_aug.config.sections import RunConfig
+from online_aug.cores import usable_cores
 from online_aug.documents import (
     MAX_YAML_BYTES,
     DocumentError,
@@ -286,7 +286,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cores(),
         "gpus": gpu_names(),
     }
 

@@ -245,6 +245,7 @@ def print_summary(summary: Summary, run_dir: Path, console: Console) -> None:
 def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
     best = f"{percent(summary.top1_best_val)} (epoch {summary.best_val_epoch + 1})"
     return [
+        *_unserved(summary),
         ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
         ("test top1, best validation", Text(best)),
         ("test top5, last epoch", Text(percent(summary.top5))),
@@ -258,6 +259,17 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         ("whole run", Text(f"{duration(summary.wall_s)}, {summary.epochs} epochs")),
         ("run directory", Text(str(run_dir), "cyan")),
     ]
+
+
+def _unserved(summary: Summary) -> list[tuple[str, Text]]:
+    served = summary.served
+    if not served.starved or served.fresh + served.cached + served.composed:
+        return []
+    said = (
+        "no generated image was served: training was over before there was one. Make them first "
+        "(online-aug fill), or wait for them (mixing.starvation=wait)"
+    )
+    return [("", Text(said, "bold yellow"))]
 
 
 def _served_counts(summary: Summary) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cache import Store, cache_exists
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
+from online_aug.cores import usable_cores
 from online_aug.data.transforms import train_transform
 from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.world import World, agree, is_same_everywhere
@@ -167,7 +168,7 @@ def workers_of(config: Config, devices: DevicePlan) -> int:
     """Return the number of worker processes of each rank."""
     if config.data.workers is not None:
         return config.data.workers
-    cores = len(os.sched_getaffinity(0)) // len(devices.train)
+    cores = usable_cores() // len(devices.train)
     return 0 if cores <= 2 else min(8, cores - 1)  # with few cores they would slow the classifier
 
 
@@ -290,6 +291,29 @@ def _check_batch(order: Order) -> None:
             f"optim.batch_size must be at most {order.samples}, the samples of an epoch, got "
             f"{order.batch_size}; take fewer, or raise data.epoch_repeats"
         )
+
+
+def check_served(experiment: Experiment, *, generates: bool) -> None:
+    """Refuse a run that makes no images and has none to serve; write nothing.
+
+    Raises:
+        UserError: If so.
+    """
+    config = experiment.config
+    if generates or config.run.replay is not None or experiment.imports.images:
+        return
+    if not experiment.plan_is_known:  # nothing is planned, or its maps come epoch by epoch
+        return
+    keys = [request.key for request in experiment.plan]
+    if cache_exists(config.cache.path):
+        with Store(config.cache.path, readonly=True) as store:
+            if any(store.contains(keys)):
+                return
+    raise UserError(
+        f"cache.path must hold images of this recipe if devices.generate is none, got 0 of "
+        f"{len(keys)} in {config.cache.path}: make them first (online-aug fill), or train without "
+        "(mixing.synthetic_probability=0)"
+    )
 
 
 def _replay(experiment: Experiment, pool: SamplePool, run: Path) -> Replay:

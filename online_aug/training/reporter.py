@@ -8,10 +8,11 @@ from typing import Any
 from online_aug.classifier.evaluation import Evaluation
 from online_aug.config import Config
 from online_aug.config.loading import config_digest
-from online_aug.console import open_console
+from online_aug.console import duration, open_console
 from online_aug.distributed.world import World
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import ComposedSamples
+from online_aug.loader.back_pressure import GeneratorStatus
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
 from online_aug.reporting.gallery import draw_run_gallery
@@ -33,6 +34,22 @@ def _columns_of(config: Config) -> tuple[str, ...]:
     return BOTH if config.is_planned else COMPOSED
 
 
+def forecast(generator: GeneratorStatus, left_s: float | None) -> str:
+    """Return a line on how many images will be made, as far as the first epoch tells.
+
+    Args:
+        generator: The state of the generation processes of this node.
+        left_s: Time that the rest of training takes; None if it is not known.
+    """
+    said = f"generator: {generator.state}, {generator.generated:,} images made so far"
+    if left_s is None or generator.state in ("finished", "full"):
+        return said
+    if not generator.images_per_s:
+        return f"{said}; {duration(left_s)} of training left"
+    more = round(generator.images_per_s * left_s)
+    return f"{said}, at most {more:,} more in the {duration(left_s)} left of training"
+
+
 class TrainingReport:
     """Shows and records a run; changes nothing of the training."""
 
@@ -44,6 +61,7 @@ class TrainingReport:
         self._directory = directory
         self._store = open_store(experiment.config, experiment.splits.train)
         self._log: MetricsLog | None = None
+        self._has_forecast = False
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self._requests_seen, self._refused, self._has_warned = 0, dict[str, float](), False
         self.live = LiveReport(
@@ -140,6 +158,9 @@ class TrainingReport:
         assert self._log  # opened on the first rank, which alone evaluates
         self._log.append(metrics)
         self.live.epoch(metrics)
+        if process and not self._has_forecast:
+            self._has_forecast = True
+            self.live.message(forecast(process.status, self.live.left_s))
 
     def finish(self, counts: Counts, last: Evaluation, best: Evaluation, **reached: Any) -> None:
         """Write report, gallery and summary, and print the summary; called by the first rank.

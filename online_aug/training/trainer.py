@@ -98,9 +98,20 @@ class TrainingRun:
         loader: OnlineAugLoader,
         world: World,
         directory: Path,
+        before_s: float = 0.0,
     ) -> None:
-        """Hand the classifier to the engine and start the clock of `first_step_s`."""
+        """Hand the classifier to the engine and start the clock of `first_step_s`.
+
+        Args:
+            experiment: What is trained on.
+            classifier: On the CPU.
+            loader: Serves this rank.
+            world: This rank among all ranks.
+            directory: Run directory.
+            before_s: Time that this launch has taken so far, such as for fine-tuning.
+        """
         self._built = time.monotonic()
+        self._before_s = before_s
         self._experiment, self._config, self._world = experiment, experiment.config, world
         self._loader, self._directory = loader, directory
         self._publisher = SaliencyPublisher(experiment, loader, world, directory)
@@ -300,7 +311,7 @@ class TrainingRun:
 
     @property
     def _wall_s(self) -> float:
-        return self._state.wall_s + time.monotonic() - self._built
+        return self._state.wall_s + self._before_s + time.monotonic() - self._built
 
     def _is_due_after(self, step: int) -> bool:
         every = self._config.run.checkpoint_steps

@@ -239,3 +239,16 @@ def test_the_summary_names_the_worst_group() -> None:
     assert "jay in snow: 55%, wren in sea: 60%, tern" in next(
         line for line in lines if "groups, worst first" in line
     )
+
+
+@pytest.mark.parametrize(
+    ("starved", "cached", "is_said"), [(7, 0, True), (7, 1, False), (0, 0, False)]
+)
+def test_a_run_that_served_no_generated_image_says_so_first(
+    starved: int, cached: int, is_said: bool
+) -> None:
+    console = pipe()
+    found = replace(summary(), served_fresh=0, served_cached=cached, starved=starved)
+    print_summary(found, Path("runs/quick-seed0"), console)
+    first = text_of(console).splitlines()[1]
+    assert ("no generated image was served" in first) == is_said

@@ -2,13 +2,14 @@
 
 import os
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from experiment_samples import make_config, make_experiment
 from request_samples import make_plan, make_sources
 
-from cache import Oldest, ServedFirst, Store
+from cache import Entry, Oldest, ServedFirst, Store
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.distributed import world
 from online_aug.distributed.devices import DevicePlan, plan_devices
@@ -24,6 +25,7 @@ from online_aug.training.build_loader import (
     agreed_plan,
     build_generators,
     build_loader,
+    check_served,
 )
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -290,3 +292,23 @@ def test_nodes_that_plan_other_images_are_refused(monkeypatch, tmp_path, tiny_mo
     monkeypatch.setattr(world, "agree", lambda world, n: max(n, 5))
     with pytest.raises(UserError, match="the plan must be the same on every node"):
         agreed_plan(experiment, world_of(0, (0,)))
+
+
+def test_a_run_that_makes_nothing_needs_an_image_to_serve(experiment_of):
+    experiment, _ = experiment_of(devices={"generate": "none"})
+    path = experiment.config.cache.path
+    check_served(experiment, generates=True)
+    refused = f"^cache.path must hold images of this recipe .*, got 0 of .* in {path}: make them "
+    with pytest.raises(UserError, match=refused):
+        check_served(experiment, generates=False)
+    assert not path.exists()
+    request = experiment.plan[0]
+    with open_store(experiment.config, experiment.splits.train).open() as store:
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        store.put_many([Entry(request.to_fields(), pixels)])
+    check_served(experiment, generates=False)
+
+
+def test_a_run_of_real_images_needs_none_to_serve(experiment_of):
+    experiment, _ = experiment_of(mixing={"synthetic_probability": 0})
+    check_served(experiment, generates=False)

@@ -1,0 +1,51 @@
+"""The cores of a process: the quota of its cgroup, and what the user wishes."""
+
+import pytest
+
+from online_aug.cores import cpu_quotas, usable_cores, wished_threads
+
+
+def quotas(tmp_path, own, files):
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "own").write_text(own)
+    return list(cpu_quotas(tmp_path / "cgroup", tmp_path / "own"))
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "200000 100000\n"}, [2.0]),
+        ("0::/", {"cpu.max": "max 100000\n"}, []),
+        ("0::/job/step", {"job/cpu.max": "150000 100000", "job/step/cpu.max": "max 9"}, [1.5]),
+        ("0::/elsewhere", {"cpu.max": "400000 100000"}, [4.0]),
+        (
+            "3:cpu,cpuacct:/job\n1:name=systemd:/",
+            {
+                "cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
+                "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            [2.5],
+        ),
+        ("0::/", {}, []),
+    ],
+)
+def test_the_quota_of_a_cgroup_is_found_in_both_versions(tmp_path, own, files, expected):
+    assert quotas(tmp_path, own, files) == expected
+
+
+def test_a_part_of_a_core_is_a_core(monkeypatch):
+    monkeypatch.setattr("online_aug.cores.cpu_quotas", lambda: iter([0.5]))
+    assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", 1), ("4,2", 4), ("", None), ("0", None), ("many", None)]
+)
+def test_a_user_may_set_the_threads(text, expected):
+    assert wished_threads({"OMP_NUM_THREADS": text}) == expected
+    assert wished_threads({}) is None
