@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from online_aug.errors import UserError
 from online_aug.training.checkpoints import FOLDER, checkpoint_path, newest_step
@@ -19,9 +19,10 @@ LOOK_EVERY_STEPS = 10
 """Reading a loss waits for its device."""
 
 
-def is_finite(tensors: list[Tensor]) -> bool:
-    """Return whether no number is NaN or infinite; waits for their device."""
-    found: list[Bool[Tensor, ""]] = [t.isfinite().all() for t in tensors if t.is_floating_point()]
+def is_finite(*modules: nn.Module) -> bool:
+    """Return whether no weight and no statistic is NaN or infinite; waits for their device."""
+    held = [value for module in modules for value in module.state_dict().values()]
+    found: list[Bool[Tensor, ""]] = [t.isfinite().all() for t in held if t.is_floating_point()]
     return not found or bool(torch.stack(found).all())
 
 

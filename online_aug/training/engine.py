@@ -41,8 +41,6 @@ State = dict[str, Any]
 States = list[State]
 _SCALER = "loss_scaler"
 """Key in a rank's own state."""
-
-
 Watch = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"]], None]
 """Called with logits and labels of every batch."""
 
@@ -144,9 +142,7 @@ class TrainingEngine:
     def is_finite(self) -> bool:
         """Return whether all weights and statistics are finite on all ranks; all call it."""
         average = [] if self._average is None else [self._average.module]
-        modules = [self._engine.module, *average]
-        found = is_finite([value for module in modules for value in module.state_dict().values()])
-        return not agree(self._world, int(not found))
+        return not agree(self._world, int(not is_finite(self._engine.module, *average)))
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write a checkpoint of this step; all ranks call it. The newest two are kept.
