@@ -150,6 +150,7 @@ def test_the_folders_of_published_sets_are_found(experiment_of, tmp_path, layout
     assert table_of(experiment).source_share(0) == pytest.approx(0.2, abs=0.03)
 
 
+@pytest.mark.slow
 def test_pocket_birds_bring_masks_of_their_own(experiment_of, tmp_path, monkeypatch):
     from online_aug.data import pocket_birds
 
