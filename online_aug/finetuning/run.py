@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock, Timeout
 
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
-from online_aug.console import progress
+from online_aug.console import open_console, print_line, progress
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square
 from online_aug.distributed.devices import plan_devices
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from online_aug.finetuning.loop import FinetuneTask
 
 
+_LOOK_EVERY_S = 1.0
+
+
 def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> None:
     """Fine-tune unless the result is there; a second process waits and takes the first one's.
 
@@ -60,7 +64,7 @@ def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> Non
     if folder is None or experiment.diffusion.is_ready:
         return
     devices = devices[: experiment.config.finetune.batch_size]  # at least one image a step for each
-    with _lock(folder):
+    with _lock(folder, experiment.diffusion.adaptation.steps):
         if experiment.diffusion.is_ready:
             return
         if needs_launcher(devices):
@@ -70,16 +74,37 @@ def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> Non
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time write a result."""
+def _lock(folder: Path, steps: int) -> Iterator[None]:
+    """Let one process at a time write a result; show how far another one is meanwhile."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(alone(folder.with_suffix(".lock")))
+            lock = alone(folder.with_suffix(".lock"), _LOOK_EVERY_S)
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                _wait(lock, folder.with_suffix(".unfinished"), steps)
+                stack.callback(lock.release)
         except OSError as error:
             raise UserError(
                 f"finetune.path must be a writable folder, got {folder.parent} ({error.strerror})"
             ) from error
         yield
+
+
+def _wait(lock: FileLock, unfinished: Path, steps: int) -> None:
+    with progress("waiting for another process, which fine-tunes the generator", steps) as bar:
+        while True:
+            try:
+                lock.acquire()
+            except Timeout:
+                bar.update(_newest_step(unfinished), steps)
+            else:
+                return
+
+
+def _newest_step(unfinished: Path) -> int:
+    names = [path.stem.removeprefix("step_") for path in unfinished.glob("*/step_*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _launch_ranks(config: Config, devices: Sequence[str]) -> None:
@@ -137,7 +162,16 @@ def _finetune(
             bar.advance(note=f"loss {loss:.3f}")
             after_step()
 
-        finetune(pipeline, _task(experiment), unfinished, report, checkpoint, world)
+        try:
+            finetune(pipeline, _task(experiment), unfinished, report, checkpoint, world)
+        except (KeyboardInterrupt, SystemExit):
+            if world.is_first:
+                print_line(
+                    open_console(),
+                    "interrupted: the same command goes on from step "
+                    f"{_newest_step(unfinished)} of the fine-tuning",
+                )
+            raise
     if world.is_first:
         unfinished.rename(folder)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # a whole result needs none

@@ -80,13 +80,16 @@ def test_nothing_is_learned_if_adapters_from_elsewhere_are_named(tmp_path, tiny_
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_a_second_process_waits_and_takes_the_result(experiment, is_not_run):
+def test_a_second_process_waits_and_takes_the_result(experiment, is_not_run, capsys):
     folder = experiment.diffusion.finetuned
     folder.parent.mkdir()
     with ThreadPoolExecutor() as pool, folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as the first process holds it
         second = pool.submit(ensure_finetuned, experiment)
-        assert wait([second], 0.3).done == set()
+        said = ""
+        while "waiting for another process, which fine-tunes the generator: 0/" not in said:
+            assert wait([second], 0.3).done == set()
+            said += capsys.readouterr().out
         folder.mkdir()
         (folder / CONCEPTS_FILE).write_text("[]")
         lock.close()
@@ -243,3 +246,19 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert line == f"fine-tuning does not go on from {newest}: it is damaged"
     assert "from step 3" in capsys.readouterr().out
     assert contents(long_experiment.diffusion.finetuned) == images[1]
+
+
+def test_an_interrupted_fine_tuning_says_from_which_step_it_goes_on(
+    experiment, monkeypatch, capsys
+):
+    def interrupted(pipeline, task, folder, *rest):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "step_00000004.pt").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("online_aug.finetuning.loop.finetune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_finetuned(experiment)
+    assert (
+        "interrupted: the same command goes on from step 4 of the fine" in capsys.readouterr().out
+    )
