@@ -7,12 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from online_aug.classifier.model import (
-    build_classifier,
-    check_fit,
-    check_pretrained,
-    input_statistics,
-)
+from online_aug.classifier.fit import check_fit
+from online_aug.classifier.model import build_classifier, check_pretrained, input_statistics
 from online_aug.config.sections import ClassifierConfig
 from online_aug.errors import UserError
 
