@@ -118,9 +118,17 @@ def _keep_maps(
     made: Iterator[Maps],
 ) -> None:
     digests = {place: experiment.data.sources[place].digest for place in places}
+    constant = 0
     for found in made:
+        constant += sum(values.min() == values.max() for values in found.values())
         entries = {digests[place]: encode_map(values) for place, values in found.items()}
         store.put_saliency(version, entries)
+    if constant:
+        _LOG.warning(
+            "%d of %d saliency maps are constant: these images have no foreground",
+            constant,
+            len(places),
+        )
     if bad := [
         digest for digest in digests.values() if store.get_saliency(version, digest) is None
     ]:

@@ -147,6 +147,14 @@ def test_an_interrupted_making_goes_on_where_it_stopped(experiment_of, monkeypat
     assert experiment.has_maps
 
 
+def test_maps_that_are_constant_are_counted_and_told(experiment_of, caplog):
+    experiment = experiment_of(method="spectral_residual")
+    flat = Viewer(lambda images, labels: torch.zeros(len(images), 4, 4), 16)
+    with open_store(experiment.config, experiment.splits.train) as store:
+        make_foregrounds(experiment, store, "flat", flat)
+    assert "8 of 8 saliency maps are constant: these images have no foreground" in caplog.text
+
+
 def test_grabcut_masks_are_stored_beside_the_maps_and_are_those_of_the_image(experiment_of):
     plain = experiment_of(method="spectral_residual")
     experiment = experiment_of(method="spectral_residual", mask="grabcut")
