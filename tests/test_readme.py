@@ -14,8 +14,10 @@ from request_samples import make_context
 
 from cache.__main__ import main as cache_main
 from online_aug.cli.main import COMMANDS, parse_command
+from online_aug.cli.study import study_parser
 from online_aug.config.loading import RECIPES, load_config
 from online_aug.methods import Source, make_method
+from online_aug.studies.registry import STUDIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +51,8 @@ def check_online_aug(argv):
     assert command in COMMANDS
     if command == "cache":
         check_cache(rest)
+    elif command == "study":
+        check_study(rest)
     elif rest and "--help" not in rest:
         check_recipe(command, rest)
 
@@ -60,6 +64,14 @@ def check_recipe(command, argv):
     is_the_reader_s = found.recipe.startswith(("runs/", "my_")) or found.recipe in STAND_INS
     if not is_the_reader_s and "my_method.py" not in " ".join(argv):
         load_config(RECIPES / f"{Path(found.recipe).stem}.yaml", found.overrides)
+
+
+def check_study(argv):
+    if argv:
+        name, *rest = argv
+        assert name in STUDIES
+        found = study_parser(name).parse_intermixed_args(rest or ["CONFIG"])
+        check_recipe("study", [found.recipe, *found.overrides])
 
 
 STAND_INS = ("CONFIG", "configs/x.yaml", "x.yaml")

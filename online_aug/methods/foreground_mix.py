@@ -120,6 +120,10 @@ class ForegroundMix(Method):
         """
         table = _table(context, self.name)
         source, background = (table.place(digest) for digest in _digests(request))
+        return self.fault(table, source, background)
+
+    def fault(self, table: "SaliencyTable", source: int, background: int) -> str | None:
+        """Return why an image of a table cannot be mixed with another; None if it can."""
         if table.source_share(source) < self.settings.min_source_share:
             return SOURCE_TOO_SMALL
         return self._background_fault(table, source, background)

@@ -11,6 +11,11 @@ from jaxtyping import Bool
 
 from online_aug.config import Config
 from online_aug.console import percent
+from online_aug.methods.foreground_mix import (
+    SOURCE_TOO_SMALL,
+    TARGET_TOO_SMALL,
+    UNION_TOO_LARGE,
+)
 
 COVERED = 0.8
 """Share of an object that a mask must hold for it to count as covered."""
@@ -19,7 +24,12 @@ MOST_INCOMPLETE = 0.2
 AGREED = 0.5
 """Intersection over union from which two masks count as one."""
 KINDS = ("otsu", "grabcut")
-REASONS = ("source", "background", "union")
+REASONS = {
+    SOURCE_TOO_SMALL: "source",
+    TARGET_TOO_SMALL: "background",
+    UNION_TOO_LARGE: "union",
+}
+"""Which foreground is at fault, by the reason for a refusal."""
 Mask = Bool[np.ndarray, "s s"]
 
 
@@ -72,7 +82,13 @@ class Report:
         """Return table and verdict as Markdown."""
         saliency = self.config.saliency
         held = "covered to 80 %" if self.is_truth else f"agree (IoU {AGREED})"
-        heads = ["mask", "mean IoU", held, "cut out", *(f"refused: {name}" for name in REASONS)]
+        heads = [
+            "mask",
+            "mean IoU",
+            held,
+            "cut out",
+            *(f"refused: {name}" for name in REASONS.values()),
+        ]
         lines = [
             f"# {self.title(total)}",
             "",
@@ -91,7 +107,7 @@ class Report:
         shares = [
             1 - self.incomplete(kind),
             float(np.mean([cut.mask.mean() for cut in cuts])),
-            *(float(np.mean([cut.refused == name for cut in cuts])) for name in REASONS),
+            *(float(np.mean([cut.refused == name for cut in cuts])) for name in REASONS.values()),
         ]
         iou = f"{np.mean([cut.iou for cut in cuts]):.3f}"
         return [self.name(kind), iou, *map(percent, shares)]

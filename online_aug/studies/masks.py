@@ -34,7 +34,7 @@ from online_aug.saliency import SaliencyTable
 from online_aug.saliency.maps import read_maps
 from online_aug.saliency.masks import decode_mask, resized_masks
 from online_aug.seeding import numpy_rng
-from online_aug.studies.mask_report import COVERED, Cut, Mask, Report
+from online_aug.studies.mask_report import COVERED, REASONS, Cut, Mask, Report
 from online_aug.studies.mask_sheet import SheetRow, draw_mask_sheet
 from online_aug.studies.registry import Study
 
@@ -160,8 +160,15 @@ def _reference(
     other = "diffusion" if experiment.saliency.method == "spectral_residual" else None
     other = other or "spectral_residual"
     saliency = experiment.config.saliency.model_copy(update={"method": other, "teacher": None})
-    changed = experiment.config.model_copy(update={"saliency": saliency})
-    maps = _maps(replace(experiment, config=changed), digests)
+    changed = replace(
+        experiment, config=experiment.config.model_copy(update={"saliency": saliency})
+    )
+    if not changed.saliency.is_known:
+        raise UserError(
+            "--truth must name a folder of true masks, got none, and nothing else can be compared "
+            f"with {experiment.saliency.method} before online-aug finetune"
+        )
+    maps = _maps(changed, digests)
     masks = SaliencyTable.from_maps(other, maps).masks(digests, side)
     return dict(zip(digests, masks, strict=True)), f"maps of {other}, cut by Otsu"
 
@@ -203,11 +210,7 @@ def _cut(
     drawing = type(method)(settings.model_copy(update={"candidates": fewer}))
     background = drawing.draw_background(table, place, rng)
     masks = table.masks([digest, table.digests[background]], len(truth))
-    refused = None
-    if table.union_share(place, background) > settings.max_union_share:
-        refused = "union"
-    for name, one in (("background", background), ("source", place)):
-        refused = name if table.source_share(one) < settings.min_source_share else refused
+    fault = drawing.fault(table, place, background)
     both, either = (masks[0] & truth).sum(), (masks[0] | truth).sum()
     return Cut(
         digest=digest,
@@ -216,7 +219,7 @@ def _cut(
         background_mask=masks[1],
         iou=float(both / max(1, either)),
         covered=float(both / max(1, truth.sum())),
-        refused=refused,
+        refused=None if fault is None else REASONS[fault],
     )
 
 
