@@ -28,9 +28,11 @@ SETTINGS = [
     *("devices.train=[cpu, cpu]", "data.workers=1"),
     *("run.epochs=100000", "run.checkpoint_steps=5"),
 ]
-LATEST_S = 60.0
+LATEST_S = 30.0
 GONE_S = 5.0
 ENDS_S = 60.0
+LATE_SHARE, LONGEST_START_S = 0.8, 300.0
+"""Share of the kills whose moment is counted from the start of the ranks, not of the command."""
 
 
 def main() -> int:
@@ -71,6 +73,10 @@ def _launch(options: argparse.Namespace, log: Path) -> psutil.Popen:
 
 def _kill_one(head: psutil.Popen, chance: random.Random, latest_s: float) -> str:
     """Kill a process of the tree; return its kind and what came of it."""
+    until = time.monotonic() + LONGEST_START_S
+    if chance.random() < LATE_SHARE:
+        while head.poll() is None and not _has_ranks(head) and time.monotonic() < until:
+            time.sleep(0.1)
     time.sleep(chance.uniform(0, latest_s))
     if head.poll() is not None:
         return f"BAD: ended by itself ({head.returncode})"
@@ -95,6 +101,10 @@ def _kill_one(head: psutil.Popen, chance: random.Random, latest_s: float) -> str
         process.kill()
     said = f"{kind} of {len(tree)} killed, status {status}"
     return f"{said}, BAD: {len(left)} left" if left else f"{said}, nothing left"
+
+
+def _has_ranks(head: psutil.Popen) -> bool:
+    return any(_kind(process, head) == "rank" for process in head.children(recursive=True))
 
 
 def _kind(process: psutil.Process, head: psutil.Process) -> str:
