@@ -54,6 +54,7 @@ from online_aug.reporting.run_directory import (
 from online_aug.training.checkpoints import MARKER, check_made_with
 
 LIMIT_S = 60
+SAID_EVERY = 100
 RECORD = {"epoch": 1, "step": 3, "train_loss": None, "val_top1": 0.5}
 TEXTS = [
     *(
@@ -93,8 +94,8 @@ class Trap:
         return os.mkdir, (str(self._place),)
 
 
-class HangError(Exception):
-    """A reader has taken longer than `LIMIT_S`."""
+class HangError(BaseException):
+    """A reader has taken longer than `LIMIT_S`; no `except Exception` stops it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,6 +128,8 @@ def run(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
         if outcome.startswith("BUG"):
             print(f"input {number} of seed {seed}, {kind}: {outcome}", file=sys.stderr)
         found[kind, outcome] += 1
+        if (number + 1) % SAID_EVERY == 0:
+            print(f"{number + 1}/{count}", file=sys.stderr)
         shutil.rmtree(place)
     return found
 

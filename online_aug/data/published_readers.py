@@ -1,6 +1,7 @@
 """Readers of published data sets: from `data.root` to the splits that their authors define."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from jaxtyping import Int, UInt8
 from online_aug.data.folders import read_splits
 from online_aug.data.image_sets import FolderSet, Groups, ImageSet, pixel_digest
 from online_aug.data.images import BadImageError
+from online_aug.documents import open_regular, read_text
 
 Reader = Callable[[Path], Mapping[str, ImageSet]]
 """Reads the splits under `data.root`; raises nearly anything if files are not as published."""
@@ -25,6 +27,7 @@ TINY_IMAGENET = "tiny-imagenet-200"
 WATERBIRDS = "waterbird_complete95_forest2water2"
 _WATERBIRD_COLUMNS = ("img_filename", "y", "split", "place")
 _CIFAR_SIDE_PX = 32
+_MAX_LIST_BYTES = 2**28
 _CIFAR_PIXEL_BYTES = 3 * _CIFAR_SIDE_PX**2
 BIRDS, PLACES = ("landbird", "waterbird"), ("land", "water")
 
@@ -160,8 +163,7 @@ def _with_spaces(name: str) -> str:
 
 def _waterbird_rows(root: Path) -> dict[str, list[dict[str, str]]]:
     path = root / WATERBIRDS / "metadata.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path, limit=_MAX_LIST_BYTES), newline="")))
     lacking = [column for column in _WATERBIRD_COLUMNS if not rows or column not in rows[0]]
     if lacking:
         raise ValueError(f"{path} must have the column {lacking[0]}")
@@ -240,7 +242,7 @@ def cifar100_splits(root: Path) -> dict[str, ImageSet]:
 
 
 def _words(path: Path) -> tuple[str, ...]:
-    return tuple(path.read_text(encoding="utf-8").split())
+    return tuple(read_text(path, limit=_MAX_LIST_BYTES).split())
 
 
 def _record_set(files: Sequence[Path], label_bytes: int, class_names: tuple[str, ...]) -> CifarSet:
@@ -272,7 +274,7 @@ def table(path: Path, columns: int) -> list[list[str]]:
         ValueError: If a line has fewer columns.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, limit=_MAX_LIST_BYTES).splitlines(), 1):
         row = line.split(maxsplit=columns - 1)
         if row and len(row) < columns:
             raise ValueError(f"{path} must have {columns} columns, got {line!r} in line {number}")
@@ -285,7 +287,8 @@ def matlab(path: Path) -> dict[str, Any]:
     """Read the arrays of a MATLAB file (before 7.3) by name; no code in it is run."""
     from scipy.io import loadmat
 
-    arrays: dict[str, Any] = loadmat(path, squeeze_me=True)
+    with open_regular(path) as file:
+        arrays: dict[str, Any] = loadmat(file, squeeze_me=True)
     return arrays
 
 

@@ -140,7 +140,7 @@ def find_adapters(path: Path) -> AdapterFiles | None:
     """
     if path.suffix in _TENSOR_FILES or path.is_file():
         return _single_file(path)
-    files = [file for file in sorted(path.glob("*")) if file.suffix in _TENSOR_FILES]
+    files = [file for file in sorted(path.glob("*")) if _holds_tensors(file)]
     loras = [file for file in files if file.name in _LORA_FILES or holds_lora(file)]
     if len(loras) > 1:
         names = ", ".join(file.name for file in loras)
@@ -167,10 +167,14 @@ def _single_file(path: Path) -> AdapterFiles:
     return AdapterFiles((), path) if holds_lora(path) else AdapterFiles((path,), None)
 
 
+def _holds_tensors(path: Path) -> bool:
+    return path.suffix in _TENSOR_FILES and path.is_file()  # opening a pipe would wait for ever
+
+
 def _newest(folder: Path, patterns: Sequence[str], others: Sequence[Path]) -> Path | None:
     """Return the file of the first pattern that has one; of several steps the last."""
     for pattern in patterns:
-        found = [path for path in folder.glob(pattern) if path.suffix in _TENSOR_FILES]
+        found = [path for path in folder.glob(pattern) if _holds_tensors(path)]
         found = [path for path in found if path not in others]
         if len(found) > 1 and "steps" not in pattern:
             names = ", ".join(sorted(path.name for path in found))
@@ -181,5 +185,6 @@ def _newest(folder: Path, patterns: Sequence[str], others: Sequence[Path]) -> Pa
 
 
 def _files_by_class(folder: Path) -> tuple[Path, ...]:
-    found = {path.parent: path for pattern in _TOKENS_BY_CLASS for path in folder.glob(pattern)}
+    paths = [path for pattern in _TOKENS_BY_CLASS for path in folder.glob(pattern)]
+    found = {path.parent: path for path in paths if _holds_tensors(path)}
     return tuple(found[place] for place in sorted(found))

@@ -100,6 +100,18 @@ def test_a_persons_mistake_is_one_line_each_on_stderr_and_status_2(kind, monkeyp
     assert capsys.readouterr() == ("", "error: a must be b\nerror: c must be d\n")
 
 
+def test_an_error_line_holds_nothing_that_steers_a_terminal(monkeypatch, capsys):
+    word = "\x1b[31mseed\x1b]0;mine\x07\udcff\u202e=1"
+    for argv in (["train", "quickstart", word], ["train", word], [word], ["cache", "stats", word]):
+        monkeypatch.setattr("sys.argv", ["online-aug", *argv])
+        with pytest.raises(SystemExit) as end:
+            run_main(run_command)
+        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.rstrip("\n").isprintable()
+
+
 def test_a_full_disk_is_one_line_that_names_the_file_and_status_2(monkeypatch, capsys):
     def main(argv):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")

@@ -1,6 +1,7 @@
 """LoRA files of other tools: known by what they hold, used at their strength, or refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -159,3 +160,11 @@ def test_two_lora_files_in_a_folder_are_refused(tiny_model, matrices, tmp_path):
         save_file(in_diffusers(matrices), tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"must name one LoRA, got .* with a\.safetensors, b\.saf"):
         find_adapters(tmp_path)
+
+
+def test_a_pipe_among_the_files_is_passed_over(tiny_model, matrices, tmp_path):
+    for name in ("a.bin", "b.safetensors", "learned_embeds.bin"):
+        os.mkfifo(tmp_path / name)
+    assert find_adapters(tmp_path) is None
+    save_file(in_diffusers(matrices), tmp_path / "c.safetensors")
+    assert read(tmp_path, tiny_model).lora is not None
