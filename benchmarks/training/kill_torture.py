@@ -119,7 +119,7 @@ def _kind(process: psutil.Process, head: psutil.Process) -> str:
     if found or "distributed.rank" not in words:
         return found or "helper"
     parent = process.parent()
-    is_worker = parent is not None and "distributed.rank" in " ".join(parent.cmdline())
+    is_worker = parent is not None and "distributed.launcher" not in " ".join(parent.cmdline())
     return "worker" if is_worker else "rank"
 
 
