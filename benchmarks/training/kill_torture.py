@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -35,7 +36,7 @@ LATE_SHARE, LONGEST_START_S = 0.8, 300.0
 """Share of the kills whose moment is counted from the start of the ranks, not of the command."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Kill as often as asked and print each outcome; return 1 if one was bad."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all launches")
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--latest", type=float, default=LATEST_S, help="moment of a kill, s")
     parser.add_argument("--seed", type=int, default=0, help="of processes and moments")
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "kill_torture")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     shutil.rmtree(options.dir, ignore_errors=True)
     options.dir.mkdir(parents=True)
     chance, outcomes = random.Random(options.seed), Counter[str]()
