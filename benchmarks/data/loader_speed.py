@@ -1,13 +1,16 @@
 """Compare OnlineAugLoader on a warm cache with a DataLoader over torchvision's ImageFolder.
 
     python -m benchmarks.data.loader_speed [--images 256] [--codec webp_lossless] [--resolution 256]
-        [--workers 0] [--turns 7]
+        [--workers 0] [--turns 7] [--paste]
 
 Both read JPEGs of 500 x 375 px, transform them alike (to 224 px) and take turns. ImageFolder reads
 by Pillow, as it does by default; a third side is a DataLoader with our decoder. At p = 0.5 every
 second slot is a generated image from the cache. The last line is what the main process spends on
 planning and accounting, a sample: the time of its own thread while workers do the rest, and that of
 the sampler alone.
+
+With `--paste` the loader without synthetic images takes turns with two that paste: every second
+image, and all.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from online_aug.data.folders import folder_splits
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import train_transform
-from online_aug.experiment.images import BoundCompose
+from online_aug.experiment.images import BoundCompose, ComposedSamples
 from online_aug.loader.back_pressure import BackPressure
 from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.loader import OnlineAugLoader
@@ -43,6 +47,7 @@ from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Order, order_of
 from online_aug.methods import METHODS, MethodContext, Part, Source, make_method, plan_requests
 from online_aug.request import GenerationRequest
+from online_aug.saliency import SaliencyTable
 from online_aug.seeding import torch_rng
 
 BATCH_SIZE, CLASSES = 32, 8
@@ -91,6 +96,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=256, help="of the generated images, px")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--paste", action="store_true", help="measure images pasted in the loader")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with (
@@ -98,6 +104,9 @@ def main() -> None:
         Store(Path(folder) / "cache", codec=options.codec) as store,
     ):
         images = _write_images(Path(folder) / "images", options.images)
+        if options.paste:
+            _print_paste(images, store, options.workers, options.turns)
+            return
         plan, part = _fill(store, images, options.resolution)
         loaders = {
             f"p = {share:g}": _loader(images, store, plan, part, share, options.workers)
@@ -116,6 +125,43 @@ def main() -> None:
             ratio = f", {faster(seconds, name, IMAGE_FOLDER):.2f} of {IMAGE_FOLDER}"
             sys.stdout.write(line + (ratio if name != IMAGE_FOLDER else "") + "\n")
         _print_main_process(images, store, plan, part)
+
+
+PLAIN = "no synthetic images"
+
+
+def _print_paste(images: ImageSet, store: Store, workers: int, turns: int) -> None:
+    samples = _pasted_samples(images)
+    sides = {PLAIN: _epoch(_loader(images, store, [], None, 0.0, workers))}
+    for share in (0.5, 1.0):
+        loader = _loader(images, store, [], samples, share, workers)
+        sides[f"paste, p = {share:g}"] = _epoch(loader)
+    seconds = in_turns(sides, turns)
+    served = len(images) // BATCH_SIZE * BATCH_SIZE
+    for name in sides:
+        ratio = f", {faster(seconds, name, PLAIN):.2f} of {PLAIN}" if name != PLAIN else ""
+        sys.stdout.write(f"{name}: {rate(seconds, name, served):,.0f} images/s{ratio}\n")
+
+
+def _pasted_samples(images: ImageSet) -> ComposedSamples:
+    """Return samples by maps with a soft spot in each, as large as those of a folder of masks."""
+    sources = _sources(images)
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:64, :64] / 63
+    spots = {
+        source.digest: np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 0.04)
+        for source, (cy, cx) in zip(sources, rng.uniform(0.3, 0.7, (len(sources), 2)), strict=True)
+    }
+    table = SaliencyTable.from_maps("benchmark", spots)
+    settings = METHODS["paste"].Settings(name="paste", max_union_share=1.0)
+    context = replace(_context(images, 64), saliency=table)
+    table.source_share(0)  # the workers share what it makes
+    return ComposedSamples(
+        images=images,
+        sources=sources,
+        places={source.digest: place for place, source in enumerate(sources)},
+        parts=[Part(method=make_method(settings), context=context)],
+    )
 
 
 def _print_main_process(
@@ -167,12 +213,15 @@ def _picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return Image.fromarray((127.5 + total * 0.6).clip(0, 255).astype(np.uint8))
 
 
-def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[GenerationRequest], Part]:
-    sources = [
+def _sources(images: ImageSet) -> list[Source]:
+    return [
         Source(digest=images.digest(index), label=int(label))
         for index, label in enumerate(images.labels)
     ]
-    context = MethodContext(
+
+
+def _context(images: ImageSet, resolution: int) -> MethodContext:
+    return MethodContext(
         prompts=tuple(f"a photo of a {name}" for name in images.class_names),
         class_sizes=tuple(np.bincount(images.labels, minlength=len(images.class_names)).tolist()),
         guidance_scale=7.5,
@@ -183,6 +232,10 @@ def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[Generat
         seed=0,
         generator_fingerprint="benchmark",
     )
+
+
+def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[GenerationRequest], Part]:
+    sources, context = _sources(images), _context(images, resolution)
     settings = METHODS["diff_mix"].Settings(name="diff_mix", strength=(0.7,))
     part = Part(method=make_method(settings), context=context)
     plan = plan_requests([part], sources, 1)
@@ -194,9 +247,14 @@ def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[Generat
 
 
 def _sampler(
-    images: ImageSet, store: Store, plan: list[GenerationRequest], share: float
+    images: ImageSet,
+    store: Store,
+    plan: list[GenerationRequest],
+    share: float,
+    composed_share: float = 0.0,
 ) -> BatchSampler:
-    order, pool = _order(images, share), SamplePool(plan, store)
+    order = replace(_order(images, share), composed_share=composed_share)
+    pool = SamplePool(plan, store)
     mixing = MixingConfig(synthetic_probability=share)
     return BatchSampler(order, pool, Mixing(order, pool, mixing))
 
@@ -214,21 +272,23 @@ def _loader(
     images: ImageSet,
     store: Store,
     plan: list[GenerationRequest],
-    part: Part,
+    maker: Part | ComposedSamples | None,
     share: float,
     workers: int,
 ) -> OnlineAugLoader:
+    composed = maker if isinstance(maker, ComposedSamples) else None
     dataset = MixedDataset(
         images=images,
         plan=list(plan),
         places={images.digest(index): index for index in range(len(images))},
-        compose=BoundCompose({"diff_mix": part}),
+        compose=BoundCompose({"diff_mix": maker}) if isinstance(maker, Part) else None,
+        compose_alone=composed,
         store=store,
         transform=train_transform(DATA),
         seed=0,
         skips_bad_images=False,
     )
-    sampler = _sampler(images, store, plan, share)
+    sampler = _sampler(images, store, plan, share, 0.0 if composed is None else 1.0)
     return OnlineAugLoader(
         dataset,
         sampler,
