@@ -34,13 +34,12 @@ from online_aug.saliency import SaliencyTable, spectral_residual
 from online_aug.saliency.maps import file_version, read_maps, spectral_version
 from online_aug.saliency.masks import decode_mask
 from online_aug.saliency.segmenter import segmenter_digest
-from online_aug.settings import decided
 
 if TYPE_CHECKING:
     from online_aug.experiment.experiment import Experiment
 
-LARGEST_CUT_PX = 256
-"""Largest side at which GrabCut works."""
+CUT_PX = 256
+"""Side at which GrabCut works: of small images, not enlarged, it shaves off thin parts."""
 _CUT = "+grabcut-"
 
 
@@ -101,9 +100,7 @@ class ExperimentSaliency:
     @property
     def cut_size(self) -> int:
         """Side of the square that GrabCut works on, px."""
-        config = self.experiment.config
-        made = config.generation.resolution if config.is_planned else config.data.image_size
-        return min(LARGEST_CUT_PX, decided(made))
+        return CUT_PX
 
     @property
     def is_known(self) -> bool:

@@ -22,7 +22,7 @@ from online_aug.experiment.foregrounds import (
     maps_lock,
 )
 from online_aug.experiment.images import SourceImages
-from online_aug.experiment.saliency import Viewer, check_saliency
+from online_aug.experiment.saliency import CUT_PX, Viewer, check_saliency
 from online_aug.experiment.saliency_models import build_teacher
 from online_aug.files import alone
 from online_aug.loader.pool import open_store
@@ -159,22 +159,22 @@ def test_grabcut_masks_are_stored_beside_the_maps_and_are_those_of_the_image(exp
     plain = experiment_of(method="spectral_residual")
     experiment = experiment_of(method="spectral_residual", mask="grabcut")
     ensure_saliency(experiment)
-    assert experiment.saliency.version == "spectral_residual-64+grabcut-64"
+    assert experiment.saliency.version == "spectral_residual-64+grabcut-256"
     assert plain.has_maps  # the same maps
     assert {r.saliency_version for r in experiment.plan} == {experiment.saliency.version}
     table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
     images = SourceImages(experiment.splits.train, experiment.data.sources)
     for digest in experiment.data.digests:
-        image = fit_square(images.by_digest(digest), 64).permute(1, 2, 0).numpy()
-        found = grab_cut(image, table.large_maps([digest], 64)[0].numpy())
-        np.testing.assert_array_equal(table.masks([digest], 64)[0], found)
+        image = fit_square(images.by_digest(digest), CUT_PX).permute(1, 2, 0).numpy()
+        found = grab_cut(image, table.large_maps([digest], CUT_PX)[0].numpy())
+        np.testing.assert_array_equal(table.masks([digest], CUT_PX)[0], found)
 
 
 def test_where_grabcut_finds_nothing_otsu_s_mask_is_taken_and_told(
     experiment_of, monkeypatch, caplog
 ):
     experiment = experiment_of(method="spectral_residual", mask="grabcut")
-    cuts = iter([None] * 3 + [np.ones((64, 64), np.bool_)] * 5)
+    cuts = iter([None] * 3 + [np.ones((CUT_PX, CUT_PX), np.bool_)] * 5)
     monkeypatch.setattr("online_aug.experiment.foregrounds.grab_cut", lambda *_: next(cuts))
     monkeypatch.setattr("online_aug.experiment.foregrounds._CUT_THREADS", 1)
     ensure_saliency(experiment)
@@ -182,8 +182,8 @@ def test_where_grabcut_finds_nothing_otsu_s_mask_is_taken_and_told(
     version, digests = experiment.saliency.version, experiment.data.digests
     with open_store(experiment.config, experiment.splits.train) as store:
         assert count_fallbacks(experiment, store, version) == 3
-    masks = experiment.saliency.table(version, digests).masks(digests, 64)
-    plain = experiment.saliency.table("spectral_residual-64", digests).masks(digests, 64)
+    masks = experiment.saliency.table(version, digests).masks(digests, CUT_PX)
+    plain = experiment.saliency.table("spectral_residual-64", digests).masks(digests, CUT_PX)
     is_otsu = [np.array_equal(one, other) for one, other in zip(masks, plain, strict=True)]
     assert sum(is_otsu) == 3
 

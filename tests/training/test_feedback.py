@@ -77,7 +77,7 @@ def test_weights_that_did_not_change_are_no_new_version(experiment_of, tmp_path)
 def test_with_grabcut_the_plan_is_by_masks_that_are_cut_anew(experiment_of, tmp_path):
     experiment = experiment_of(refresh_epochs=1, mask="grabcut")
     calls = publish(experiment, tmp_path, range(3))
-    assert calls == [(epoch, f"{version_at(epoch)}+grabcut-64") for epoch in (1, 2)]
+    assert calls == [(epoch, f"{version_at(epoch)}+grabcut-256") for epoch in (1, 2)]
     table = experiment.saliency.table(calls[1][1], experiment.data.digests)
     assert table.packed_masks is not None
 
