@@ -10,7 +10,7 @@ LONG = "bird with a very long name " * 12
 
 def test_two_classes_that_differ_behind_the_limit_are_named(tiny_model):
     prompts = {"crow": f"{LONG} crow", "jay": f"{LONG} jay", "wren": "wren"}
-    with pytest.raises(UserError, match="its first 77 tokens, got the same for 'crow' and 'jay'"):
+    with pytest.raises(UserError, match=r"its first \d+ tokens, got the same for 'crow' and 'jay'"):
         check_prompts(tiny_model, prompts)
 
 
