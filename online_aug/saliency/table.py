@@ -68,7 +68,14 @@ class SaliencyTable:
         return self._places[digest]
 
     def nearest(self, place: int, candidates: Int[np.ndarray, " c"]) -> int:
-        """Return the candidate whose map is nearest in the Euclidean norm, the first of equals."""
+        """Return the candidate whose foreground is nearest to an image's, the first of equals.
+
+        The Euclidean distance of the maps counts, or of the masks if the table has some: maps that
+        are soft say where an object is, not where it ends.
+        """
+        if self.packed_masks is not None:
+            others = self._small_masks[candidates] ^ self._small_masks[place]
+            return int(candidates[np.argmin(others.sum((1, 2)))])
         differences = self._rows[candidates] - self._rows[place]
         return int(candidates[np.argmin(np.einsum("cn,cn->c", differences, differences))])
 

@@ -48,7 +48,9 @@ def test_with_masks_the_shares_are_theirs():
     assert abs(table.union_share(two, four) - 0.4) < 0.02
 
 
-def test_the_nearest_is_told_by_the_maps_whatever_the_masks_are():
-    plain, masked = make_table(COUNT), table_with_masks()
-    others = np.arange(1, COUNT)
-    assert plain.nearest(0, others) == masked.nearest(0, others)
+def test_the_nearest_is_told_by_the_masks_if_there_are_some():
+    table, masks = table_with_masks(), quarters()
+    for place, digest in enumerate(table.digests):
+        others = np.array([other for other in range(COUNT) if other != place])
+        apart = [(masks[digest] ^ masks[table.digests[other]]).sum() for other in others]
+        assert table.nearest(place, others) == others[int(np.argmin(apart))]
