@@ -63,7 +63,10 @@ def check_usable(path: Path) -> None:
     if nearest == path:
         _check_content(path)
     elif not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise CacheError(f"cache path must be a directory that can be made, got {path}")
+        reason = "is read-only" if nearest.is_dir() else "is no directory"
+        raise CacheError(
+            f"cache path must be a directory that can be made, got {path}: {nearest} {reason}"
+        )
 
 
 def _no_directory(path: Path, error: OSError) -> CacheError:

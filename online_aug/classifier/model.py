@@ -16,6 +16,7 @@ from online_aug.seeding import torch_global_state
 
 REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
 """Errors that networks raise for settings or images they were not made for."""
+_HUB_TIMEOUT_S = 10
 
 
 def build_classifier(
@@ -100,7 +101,26 @@ def check_pretrained(config: ClassifierConfig, num_classes: int, image_size: int
             downloaded.
     """
     if config.pretrained and config.checkpoint is None:
+        _check_reachable(config.name)
         build_classifier(config, num_classes, image_size=image_size)
+
+
+def _check_reachable(name: str) -> None:
+    # Asked once: the download itself tries for over a minute when there is no network.
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository = None if ":" in name else timm.get_pretrained_cfg(name).hf_hub_id
+    if repository is None or isinstance(
+        try_to_load_from_cache(repository, "model.safetensors"), str
+    ):
+        return
+    try:
+        HfApi().model_info(repository, timeout=_HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        return  # the download says what is wrong
+    except Exception as error:  # whatever the HTTP client raises without a connection
+        raise _no_weights(name, error) from None
 
 
 def check_precision(config: ClassifierConfig, devices: Sequence[str]) -> None:
@@ -164,14 +184,18 @@ def check_buildable(config: ClassifierConfig, num_classes: int) -> None:
         _create(bare, num_classes, None)
 
 
+def _no_weights(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"classifier.pretrained must be false where the weights of {name} cannot be downloaded "
+        f"({first_line(error)}): give a file of weights as classifier.checkpoint"
+    )
+
+
 def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
     try:
         return _with_statistics(create(config, num_classes, image_size), config)
     except OSError as error:
-        raise UserError(
-            f"classifier.pretrained must be false where the weights of {config.name} cannot be "
-            f"downloaded ({first_line(error)}): give a file of weights as classifier.checkpoint"
-        ) from None
+        raise _no_weights(config.name, error) from None
     except REFUSALS as error:
         raise UserError(
             f"classifier.name must be a timm model that can be built with these settings, got "

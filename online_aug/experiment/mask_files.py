@@ -21,6 +21,8 @@ from online_aug.saliency.mask_files import FOLDERS, mask_map, mask_names
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
+_QUICK = 1000
+"""Masks that are checked before a progress bar would be read."""
 _BATCH_SIZE = 256
 _NAMED = 3
 """How many masks of one fault an error names."""
@@ -107,7 +109,7 @@ class MaskFiles:
         faults: dict[str, list[str]] = {}
         with (
             ThreadPoolExecutor(_THREADS) as pool,
-            progress("checking masks", len(self.paths)) as bar,
+            progress("checking masks", len(self.paths), enabled=self._takes_long) as bar,
         ):
             for place, fault in enumerate(pool.map(self._fault, range(len(self.paths)))):
                 if fault is not None:
@@ -127,6 +129,10 @@ class MaskFiles:
             f"saliency.masks must hold a usable mask for each of the {len(self.paths)} training "
             f"images, got {said}; {'; '.join(ways_out)}"
         )
+
+    @property
+    def _takes_long(self) -> bool:
+        return len(self.paths) > _QUICK
 
     def _name(self, place: int) -> str:
         path = self.paths[place]

@@ -24,7 +24,7 @@ CASES = {
     "strength 0": (["method.strength=0"], r"method\.strength must be a number > 0 and <= 1.* 0$"),
     "strength 2": (["method.strength=2"], r"method\.strength must be a number > 0 and <= 1.* 2$"),
     "no step": (["method.strength=0.05"], r"method\.strength \* .* at least 1, got 0\.05 \* 10$"),
-    "resolution": (["generation.resolution=60"], r"must be .* a multiple of 8, got 60$"),
+    "resolution": (["generation.resolution=60"], r"must be .* a multiple of 8, or null, got 60$"),
     "no training device": (["devices.train=[]"], r"devices\.train must be auto, .*got \[\]$"),
     "unknown device": (["devices.train=[cuda:7]"], r"a device of this machine \(.*'cuda:7'$"),
     "unknown generating device": (
@@ -253,7 +253,10 @@ CASES = {
         ["devices.generate=none"],
         r"finetune\.path must hold the result .* run online-aug finetune first$",
     ),
-    "cache under a file": (["cache.path={place}/file/cache"], r"cache path must be .*: Not a dir"),
+    "cache under a file": (
+        ["cache.path={place}/file/cache"],
+        r"cache path must be .*: .*/file is no dir",
+    ),
     "cache in a folder of others": (["cache.path={place}"], r"cache path must be new, empty or a"),
     "data under a file": (["data.root={place}/file/data"], r"data\.root must be a folder in which"),
     "run of others": (

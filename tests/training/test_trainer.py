@@ -46,7 +46,7 @@ def test_the_state_of_a_run_survives_a_checkpoint():
 
 def saved(times, fresh, *, node=0, generated=0, position=0):
     counts = vars(Counts(fresh=fresh, real=1, generated=generated))
-    loader = {"epoch": 2, "step": 7, "times_sampled": times, "counts": counts}
+    loader = {"epoch": 2, "step": 7, "times_sampled": times, "counts": counts, "refusals": {}}
     loader |= {"position": position, "position_at_start": position // 2}
     run = {"epoch_start": counts, "best_epoch": 1}
     tally = {"loss": 1.5}
