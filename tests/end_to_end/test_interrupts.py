@@ -159,7 +159,7 @@ def test_a_stop_while_fine_tuning_leaves_its_checkpoints_and_nothing_else(
 
 @pytest.fixture(scope="module")
 def hopeless(pair, config, embedded_root):
-    """A run whose generation process meets a source image that ends in the middle."""
+    """A run whose generation process meets a source image that is damaged inside."""
     images = config.parent / "images"
     digits = embedded_root / "digits"
     for name in ("0", "1"):
@@ -168,7 +168,8 @@ def hopeless(pair, config, embedded_root):
             shutil.copy(path, images / name / f"{number}.png")
     story = Story(run_folder(config, "hopeless"), config.parent / "cache_of_none")
     for path in images.rglob("*.png"):
-        path.write_bytes(path.read_bytes()[:60])
+        content = path.read_bytes()
+        path.write_bytes(content[:60] + bytes(12) + content[72:])
     overrides = [f"data.source={images}", "finetune.enabled=false", f"cache.path={story.cache}"]
     always = ["mixing.synthetic_probability=1", "data.examples_per_class=null"]
     story.end(start(config, "hopeless", *overrides, *always))

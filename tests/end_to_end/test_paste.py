@@ -115,7 +115,8 @@ def test_a_cache_cannot_be_filled_with_what_is_composed_as_it_is_served(pasting)
 
 def test_paste_and_a_generating_method_share_a_run(config, tmp_path):
     methods = (
-        "method=[{name: paste, candidates: [2, 4]}, {name: diff_mix, strength: [0.5, 0.9]}]",
+        "method=[{name: paste, candidates: [2, 4], min_source_share: 0}, "
+        "{name: diff_mix, strength: [0.5, 0.9]}]",
         "saliency.method=spectral_residual",
         "run.epochs=1",
         "finetune.enabled=false",

@@ -184,8 +184,8 @@ def test_a_dataset_pickles_to_a_worker_and_reads_the_same_there(store):
 def test_a_batch_counts_how_its_slots_were_filled_in_the_end():
     kinds = [Kind.REAL, Kind.FRESH, Kind.STARVED, Kind.REAL, Kind.CACHED, Kind.REAL]
     image, label = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.tensor([1.0, 0.0])
-    batch, told = collate([Sample(image, label, kind) for kind in kinds])
+    batch, told, refusals = collate([Sample(image, label, kind) for kind in kinds])
     assert batch.served == Counts(real=3, fresh=1, cached=1, starved=1)
-    assert told == kinds
+    assert (told, refusals) == (kinds, [])
     assert batch.images.shape == (6, 3, 2, 2)
     assert batch.labels.shape == (6, 2)

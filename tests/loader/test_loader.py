@@ -178,6 +178,7 @@ def test_worker_processes_change_no_batch_and_prefetching_no_state(mixed):
     setup, alone = mixed
     expected = run(alone, [0, 1])
     state_at_start = {"epoch": 0, "step": 0, "times_sampled": {}, "counts": vars(Counts())}
+    state_at_start["refusals"] = {}
     now = alone.state_dict()
     start = state_at_start | {name: now[name] for name in ("position_at_start", "position")}
 
