@@ -24,7 +24,7 @@ def test_a_replay_ends_with_the_same_weights_and_generates_nothing(whole, config
     assert files[0].read_bytes() == files[1].read_bytes()
     assert np.array_equal(ledger_of(folder), ledger_of(whole))
     assert read_summary(folder)["generated"] == 0
-    assert "no generation" in launch.out
+    assert "no generator" in launch.out
     assert not (folder / "generator.log").exists()
 
 
