@@ -11,7 +11,7 @@ of the image that is cut out (a large mask covers more), and share of sources wh
 small that SGD-Mix refuses them.
 
 Then the time of making map and mask of a source, and that of generating an image as configured, in
-seconds of one core.
+seconds of one core. Low strengths make generating cheap: `method.strength=0.7` tells another ratio.
 """
 
 import sys
@@ -33,6 +33,7 @@ from online_aug.cli.main import parse_command, run_main
 from online_aug.config import Config
 from online_aug.data.image_sets import FolderSet
 from online_aug.data.sources import load_splits
+from online_aug.data.transforms import EvalTransform, Frame
 from online_aug.diffusion.compatibility import settle
 from online_aug.distributed.devices import DevicePlan, plan_devices
 from online_aug.distributed.world import rank_device, start_distributed
@@ -43,7 +44,7 @@ from online_aug.experiment.saliency import Viewer, viewer_of
 from online_aug.experiment.saliency_models import gaze_of
 from online_aug.producer.work import load_generator
 from online_aug.saliency import otsu_masks, spectral_residual, upscaled
-from online_aug.saliency.masks import decode_mask
+from online_aug.saliency.masks import decode_mask, resized_masks
 from online_aug.training.build_loader import build_loader
 from online_aug.training.engine import TrainingEngine
 
@@ -110,7 +111,7 @@ class Judge:
         assert isinstance(images, FolderSet)
         self._images = images
         self._smallest = experiment.config.methods[0].min_source_share
-        self.pictures = np.stack([images.load(index) for index in range(len(images))])
+        self.pictures = _to_cut(experiment, range(len(images)))
         self.truth = _true_masks(images)
         tuned = np.arange(len(images)) % EVERY == 0
         self._groups: Mapping[str, np.ndarray] = {"every fourth": tuned, "the others": ~tuned}
@@ -130,7 +131,7 @@ class Judge:
         cut = [cut_out(*pair) for pair in zip(self.pictures, maps.numpy(), strict=True)]
         by_rule = {
             "otsu": otsu_masks(upscaled(maps, (height, width))).numpy(),
-            "grabcut": np.stack([decode_mask(content) for content in cut]),
+            "grabcut": resized_masks(np.stack([decode_mask(content) for content in cut]), height),
         }
         for rule, masks in by_rule.items():
             for group, chosen in self._groups.items():
@@ -194,7 +195,8 @@ def _print_cost(experiment: Experiment) -> None:
     labels = torch.tensor([request.source_label for request in requests])
 
     def make_masks() -> None:
-        for pair in zip(pictures, viewer.look(images, labels).cpu().numpy(), strict=True):
+        larger = _to_cut(experiment, places)
+        for pair in zip(larger, viewer.look(images, labels).cpu().numpy(), strict=True):
             cut_out(*pair)
 
     sides = {
@@ -208,6 +210,13 @@ def _print_cost(experiment: Experiment) -> None:
         print(f"{name}: {spent * 1e3:.1f} ms")
     made, cost = seconds.values()
     print(f"a source's mask costs {made / cost:.2f} of an image")
+
+
+def _to_cut(experiment: Experiment, places: Sequence[int]) -> np.ndarray:
+    """Return training images at the side on which GrabCut works."""
+    enlarged = EvalTransform(frame=Frame(size=experiment.saliency.cut_size))
+    images = (torch.from_numpy(experiment.splits.train.load(place)) for place in places)
+    return np.stack([enlarged(image.permute(2, 0, 1)).permute(1, 2, 0).numpy() for image in images])
 
 
 def _core_seconds(side: Callable[[], object]) -> float:

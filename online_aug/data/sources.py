@@ -66,7 +66,7 @@ def data_set_name(source: str, class_names: Sequence[str]) -> str:
 
     Example:
         >>> data_set_name("photos/birds/train", ["crow", "jay"])
-        'birds-c1c4d2'
+        'birds-de022d'
     """
     known = source in EMBEDDED_SETS or source in PUBLISHED or is_timm_name(source)
     name = source
