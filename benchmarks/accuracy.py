@@ -27,6 +27,7 @@ import yaml
 from benchmarks._paired import difference, estimate
 from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config
+from online_aug.diffusion.compatibility import settle
 from online_aug.errors import UserError
 from online_aug.methods import find_method
 from online_aug.reporting.metrics import read_metrics
@@ -64,7 +65,7 @@ class Run:
     @property
     def config(self) -> Config:
         """The configuration of the launch."""
-        return load_config(find_recipe(self.recipe), self.overrides)
+        return settle(load_config(find_recipe(self.recipe), self.overrides))
 
     @property
     def is_finished(self) -> bool:

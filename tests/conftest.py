@@ -6,14 +6,18 @@ from functools import cache
 
 # Before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that load weights in a forked process find no thread pool of torch's.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-# A shell makes what it starts in the background ignore Ctrl-C, and all its children with it.
+# A shell makes what it starts in the background ignore Ctrl-C, nohup makes it ignore a closed
+# terminal, and all its children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("suite")
 

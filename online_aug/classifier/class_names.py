@@ -16,8 +16,11 @@ FIELD = "class_names"
 
 
 def class_metadata(names: Sequence[str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file of weights for these classes."""
-    return {"format": "pt", FIELD: json.dumps(list(names))}
+    """Return the metadata of a safetensors file of weights for these classes.
+
+    It is one entry: safetensors writes several in an order that changes from process to process.
+    """
+    return {FIELD: json.dumps(list(names))}
 
 
 def class_names_in(path: Path) -> list[str] | None:
