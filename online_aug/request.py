@@ -120,7 +120,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What is counted in a batch, an epoch or a run; counts of several parts are added."""
+    """Numbers of samples in a batch, an epoch or a run; counts of several parts are added."""
 
     real: int = 0
     """Slots that were planned real."""

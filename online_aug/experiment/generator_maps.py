@@ -30,7 +30,7 @@ _OTHERS = "choose another saliency.method"
 
 @dataclass(frozen=True)
 class GeneratorMaps:
-    """What the generator of an experiment itself takes for the foreground."""
+    """The foreground maps that the generator of an experiment makes itself."""
 
     experiment: "Experiment"
 
@@ -60,7 +60,7 @@ class GeneratorMaps:
 
     @property
     def calls(self) -> int:
-        """How often the network is called for an image, with its prompt and without."""
+        """Calls of the network for an image, with its prompt and without."""
         saliency = self.experiment.config.saliency
         return 2 * len(saliency.timesteps) * saliency.draws
 

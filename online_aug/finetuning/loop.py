@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTask:
-    """What is to be learned, and how."""
+    """The concepts to learn, and the settings for learning them."""
 
     examples: Examples
     concepts: Sequence[Concept]

@@ -23,7 +23,7 @@ _WARM_UP_CALLS = 3
 
 
 class Conditions(NamedTuple):
-    """What steers the denoising of each of s images."""
+    """The prompts and guidance that steer the denoising of each of s images."""
 
     prompt: Float[Tensor, "s t d"]
     source: Float[Tensor, "s c h w"] | None

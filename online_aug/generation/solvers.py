@@ -170,7 +170,7 @@ def _data_prediction(kind: str, alpha: Column, sigma: Column) -> tuple[Column, C
 
 
 class SolverKind(NamedTuple):
-    """What defines a solver, whatever the model."""
+    """The definition of a solver, whatever the model."""
 
     schedule: Any
     """diffusers' scheduler class, which knows the time steps and noise levels."""

@@ -22,7 +22,7 @@ class GeneratorStatus(Protocol):
 
     @property
     def state(self) -> str:
-        """What they are doing, such as `generating` or `paused`; `full` if the cache is."""
+        """Their present work, such as `generating` or `paused`; `full` if the cache is."""
 
     @property
     def note(self) -> str:

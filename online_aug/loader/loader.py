@@ -237,7 +237,7 @@ class OnlineAugLoader(DataLoader[Batch]):
 
     @property
     def counts(self) -> Counts:
-        """What this rank received and its generation processes made, since the run began."""
+        """Samples that this rank received and its generation processes made since the run began."""
         counts, process = self._received.counts, self.process
         if process is None:
             return counts

@@ -82,7 +82,7 @@ class Resources(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
-    """What all requests of one method share in one experiment."""
+    """The values that all requests of one method share in one experiment."""
 
     prompts: tuple[str, ...]
     """The prompt of each class, such as `a photo of a <class_3> bird`."""
@@ -100,7 +100,7 @@ class MethodContext:
     gate_version: str | None = None
     """Version of the gate that judges the images' classes; None if no gate does."""
     resources: Any = None
-    """What `Method.resources` returned."""
+    """The result of `Method.resources`."""
     saliency: "SaliencyTable | None" = field(default=None, compare=False, repr=False)
     """The foreground of every training image, for methods that use it."""
 

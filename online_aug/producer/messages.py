@@ -24,7 +24,7 @@ State: TypeAlias = Literal["generating", "loading", "paused", "waiting", "full",
 
 
 class Placement(BaseModel):
-    """Where one generation process computes: its command line says it as JSON."""
+    """The device and threads of one generation process; its command line has them as JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -56,7 +56,7 @@ class ImageEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one process has to make, in which order, and what the images start from."""
+    """The requests of one process in their order, and the preparation of their images."""
 
     plan: Sequence[GenerationRequest]
     """Requests that are known at the start."""

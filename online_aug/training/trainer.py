@@ -32,7 +32,7 @@ from online_aug.training.reporter import TrainingReport
 
 @dataclass(kw_only=True)
 class RunState:
-    """What a checkpoint keeps of the run, beside weights, loader and epoch."""
+    """The part of a checkpoint beside weights, loader and epoch."""
 
     wall_s: float = 0.0
     """Time of earlier launches."""
