@@ -17,7 +17,7 @@ from online_aug.cli.main import COMMANDS, parse_command
 from online_aug.cli.study import study_parser
 from online_aug.config.loading import RECIPES, load_config
 from online_aug.methods import Source, make_method
-from online_aug.studies.registry import STUDIES
+from online_aug.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
 

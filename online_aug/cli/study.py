@@ -8,7 +8,7 @@ from pathlib import Path
 from cache.text import nearest_hint
 from online_aug.cli.main import Command, Parser, add_arguments
 from online_aug.errors import UserError
-from online_aug.studies.registry import STUDIES, find_study
+from online_aug.studies import STUDIES, find_study
 
 SUMMARY = "Answer a question about a configuration with a table and pictures, without training."
 

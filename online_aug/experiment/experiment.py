@@ -14,10 +14,9 @@ from online_aug.classifier.class_names import check_class_names
 from online_aug.config import Config
 from online_aug.data.image_sets import Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
-from online_aug.diffusion.adapters import Adapters, Concept
+from online_aug.diffusion.adapters import Adapters, Concept, check_prompts
 from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
 from online_aug.diffusion.directory import locate_model, locate_vae
-from online_aug.diffusion.prompt_length import check_prompts
 from online_aug.diffusion.schedule_settings import check_schedule
 from online_aug.diffusion.weights import check_weights, digest_folder, digest_model, fingerprint
 from online_aug.errors import UserError

@@ -1,1 +1,37 @@
-"""Studies: one question about a configuration each, answered with a table and pictures."""
+"""Studies: one question about a configuration each, answered with a table and pictures.
+
+A new one is a file with a `Study` named STUDY, and a line in the table here.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from online_aug.config import Config
+
+STUDIES = {
+    "masks": "whether the foregrounds hold the objects, and what SGD-Mix makes of them",
+}
+"""What each study asks; it is in the module of this package that has its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question about a configuration."""
+
+    about: str
+    """What it does and what it needs, for the help."""
+    examples: str
+    """Arguments that the help shows, one example a line."""
+    add_options: Callable[[ArgumentParser], None]
+    """Adds its options to a parser."""
+    run: Callable[[Config, Namespace, Path], str]
+    """Answers the question into a folder and returns the answer as Markdown."""
+
+
+def find_study(name: str) -> Study:
+    """Import a study of the table."""
+    study: Study = import_module(f"online_aug.studies.{name}").STUDY
+    return study

@@ -34,9 +34,9 @@ from online_aug.saliency import SaliencyTable
 from online_aug.saliency.maps import read_maps
 from online_aug.saliency.masks import decode_mask, resized_masks
 from online_aug.seeding import numpy_rng
+from online_aug.studies import Study
 from online_aug.studies.mask_report import COVERED, REASONS, Cut, Mask, Report
 from online_aug.studies.mask_sheet import SheetRow, draw_mask_sheet
-from online_aug.studies.registry import Study
 
 SAMPLES = 64
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from online_aug.diffusion.prompt_length import check_prompts
+from online_aug.diffusion.adapters import check_prompts
 from online_aug.errors import UserError
 
 LONG = "bird with a very long name " * 12
