@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def study_parser(name: str) -> Parser:
     shown = "".join(f"  {prog} {line}\n" for line in study.examples.splitlines())
     parser = Parser(
         prog=prog,
-        description=study.about,
+        description=textwrap.fill(study.about, 78),
         epilog=f"examples:\n{shown}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -63,6 +63,8 @@ def segmenter_digest(path: Path) -> str:
 
 
 def _from_transformers(folder: Path, device: str, side: int | None) -> Segmenter:
+    if not (folder / "config.json").is_file():
+        raise ValueError("it has no config.json")
     settings = read_object(folder / "config.json")
     if "auto_map" in settings:
         raise ValueError("its code lies in its own repository, which is not run")
