@@ -21,6 +21,7 @@ from cache.keys import (
     request_key,
 )
 from cache.record import Entry, Record
+from cache.rejection import Rejection
 from cache.store import Store
 from cache.writer import Writer
 
@@ -37,6 +38,7 @@ __all__ = [
     "Recipe",
     "RecipeFirst",
     "Record",
+    "Rejection",
     "Scalar",
     "ServedFirst",
     "Status",

@@ -161,6 +161,13 @@ def png_file(sheet: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def small_picture(image: Pixels, longest_px: int) -> bytes:
+    """Encode an image, reduced to `longest_px` if it is larger, as a lossy WebP file."""
+    buffer = BytesIO()
+    scaled(image, 1, longest_px).save(buffer, "WEBP", quality=85)
+    return buffer.getvalue()
+
+
 def _images(cell: Cell, has_sources: bool) -> list[PIL.Image.Image | None]:
     generated = scaled(cell.generated, _SMALLEST_PX, _LARGEST_PX)
     if not has_sources:

@@ -23,6 +23,7 @@ from cache.errors import CacheError
 from cache.keys import Scalar, check_keys, digest_of
 from cache.reader import Reader
 from cache.record import Draft, Entry, Record
+from cache.rejection import Rejection
 
 Durability: TypeAlias = Literal["power", "process"]
 _OLDEST = Oldest()
@@ -58,11 +59,11 @@ class Store:
 
         Args:
             path: Directory on a local disk, created by the first writer.
-            codec: Name of the codec for new images. Images of every codec are read.
+            codec: Name of the codec for new images; all are read.
             max_gib: Limit for all records and saliency maps, GiB; None is no limit.
             policy: What `put_many` evicts to stay within the limit; None refuses new records.
             durability: What a returned `put_many` survives: loss of `power`, or only the death of
-                any `process`, which saves waiting for the disk. Within a process `power` wins.
+                a `process`, which is faster. Within a process `power` wins.
             readonly: Never create or change anything.
 
         Raises:
@@ -87,8 +88,7 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments: an open environment must not leave its process."""
         names = ("codec", "max_gib", "policy", "durability", "readonly")
-        options = {name: getattr(self, name) for name in names}
-        return partial(type(self), **options), (self.path,)
+        return partial(type(self), **{name: getattr(self, name) for name in names}), (self.path,)
 
     def open(self) -> Self:
         """Open the cache now, and create it if it is missing, so that a bad path is found early.
@@ -131,11 +131,7 @@ class Store:
         return self._reader.inspect(key)
 
     def find(self, prefix: str, limit: int = 2) -> list[bytes]:
-        """Return at most `limit` keys whose hexadecimal form starts with `prefix`, ascending.
-
-        Raises:
-            CacheError: If `prefix` is not hexadecimal or is longer than a key.
-        """
+        """Return at most `limit` keys that start with these hexadecimal digits, ascending."""
         return self._reader.find(prefix, limit)
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
@@ -186,16 +182,14 @@ class Store:
 
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes, all seen at one moment. Fast however large the cache is."""
-        found = self._reader.statistics()
-        size = (self.path / DATA).stat().st_size
+        found, size = self._reader.statistics(), (self.path / DATA).stat().st_size
         return {"path": str(self.path), "max_gib": self.max_gib, "file_bytes": size, **found}
 
     def put_many(self, entries: Sequence[Entry]) -> int:
         """Store the entries that are not there yet and return how many they were.
 
-        One call is one transaction: records, log, indexes, counts, the evictions that make room,
-        and the end of all claims on the keys. After it has returned, power may fail (with the
-        default `durability`).
+        One call is one transaction: records, log, indexes, counts, evictions and the end of all
+        claims on the keys. After it has returned, power may fail (with the default `durability`).
 
         Raises:
             CacheError: If an entry cannot be stored; then none of the call is.
@@ -264,14 +258,22 @@ class Store:
         self._check_writable()
         self._leases.release(keys, owner)
 
-    def reject(self, key: bytes, request: Mapping[str, Scalar], reason: str) -> None:
+    def reject(
+        self, key: bytes, request: Mapping[str, Scalar], reason: str, picture: bytes | None = None
+    ) -> None:
         """End the claim on `key`; unless it has a record, note that it must not be made again.
+
+        The first rejections of each reason keep `picture`, a small image file.
 
         Raises:
             CacheError: If `key` is not the key of `request`.
         """
         self._check_writable()
-        self._leases.reject(key, request, reason)
+        self._leases.reject(key, request, Rejection(reason, picture))
+
+    def rejections(self, keys: Sequence[bytes]) -> dict[bytes, Rejection]:
+        """Return why those of `keys` that are rejected were, with their pictures if kept."""
+        return self._leases.rejections(keys)
 
     def pin(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> None:
         """Keep the records under `keys` from eviction while owner and lease live.
@@ -318,12 +320,11 @@ class Store:
         return saliency.adopt(self._environment, other._environment, self._quota)
 
     def verify(self, progress: Progress | None = None, *, repair: bool = False) -> VerifyReport:
-        """Read and decode everything; others may read and write meanwhile.
+        """Read and decode everything; others may read and write meanwhile, but not if it repairs.
 
         Args:
             progress: Called with how many of how many records and log positions are done.
-            repair: If anything is broken, drop broken records and write log, indexes and counts
-                anew from the others. Others cannot write during this repair.
+            repair: Drop what is broken and write the rest anew.
         """
         if repair:
             self._check_writable()

@@ -16,6 +16,7 @@ def epoch(number: int, **changes: float) -> EpochMetrics:
         lr=0.1,
         images_per_s=100.0,
         loader_wait_s=0.5,
+        val_s=0.2,
         served_real=60,
         served_fresh=20,
         served_cached=15,
@@ -25,6 +26,9 @@ def epoch(number: int, **changes: float) -> EpochMetrics:
         generated=30,
         generated_per_s=2.0,
         rejected=1,
+        rejections={"off-class": 1},
+        generating_s=12.0,
+        paused_s=3.0,
         cache_entries=90,
         cache_bytes=4096,
     )

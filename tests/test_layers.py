@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("cache.errors", "cache.text"),
-    ("cache.keys", "cache.codecs", "cache.record"),
+    ("cache.keys", "cache.codecs", "cache.record", "cache.rejection"),
     "cache.backend",
     ("cache.reader", "cache.store", "cache.writer", "cache"),
     ("cache.exchange", "cache.contact_sheet"),

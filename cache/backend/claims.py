@@ -16,14 +16,24 @@ from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
 from cache.backend.environment import Environment
-from cache.backend.tables import Tables, Transaction, add_number, clear_numbers, has_record
+from cache.backend.tables import (
+    Tables,
+    Transaction,
+    add_number,
+    clear_numbers,
+    get_number,
+    has_record,
+)
 from cache.errors import CacheError, CorruptRecordError
 from cache.keys import Scalar, canonical_bytes, check_keys, decode_fields, digest_of
+from cache.rejection import Rejection
 
 Status: TypeAlias = Literal["present", "rejected", "claimed", "free"]
 
+PICTURES_OF_A_REASON = 16
+"""Rejections of each reason that keep a picture: enough to look at, whatever the cache's size."""
+
 _PROC = Path("/proc")
-_LENGTH_BYTES = 4
 _OWNER_BYTES = 16
 _OWNER_PERSON = b"online-aug own 1"
 
@@ -211,11 +221,14 @@ def _owner_id(owner: Owner) -> bytes:
     return hashlib.blake2b(encoded, digest_size=_OWNER_BYTES, person=_OWNER_PERSON).digest()
 
 
-def reject(txn: Transaction, tables: Tables, key: bytes, request: bytes, reason: str) -> None:
+def reject(
+    txn: Transaction, tables: Tables, key: bytes, request: bytes, rejection: Rejection
+) -> None:
     """Note that `key` must not be made again; a later reason replaces an earlier one."""
     restore(txn, tables, key)
-    encoded = canonical_bytes({"reason": reason})
-    reject_as(txn, tables, key, len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded + request)
+    if get_number(txn, tables, f"rejected/{rejection.reason}") >= PICTURES_OF_A_REASON:
+        rejection = Rejection(rejection.reason)
+    reject_as(txn, tables, key, rejection.to_bytes(request))
 
 
 def reject_as(txn: Transaction, tables: Tables, key: bytes, raw: bytes) -> None:
@@ -267,11 +280,7 @@ def unreadable(txn: Transaction, tables: Tables) -> list[tuple[str, bytes]]:
 
 
 def _reason(raw: bytes) -> str:
-    length = int.from_bytes(raw[:_LENGTH_BYTES], "big")
-    match decode_fields(raw[_LENGTH_BYTES : _LENGTH_BYTES + length]):
-        case {"reason": str(reason)}:
-            return reason
-    raise CorruptRecordError("rejection must give a reason")
+    return Rejection.from_bytes(raw).reason
 
 
 class Leases:
@@ -295,14 +304,21 @@ class Leases:
             for key in keys:
                 held.drop(key, owner)
 
-    def reject(self, key: bytes, request: Mapping[str, Scalar], reason: str) -> None:
+    def rejections(self, keys: Sequence[bytes]) -> dict[bytes, Rejection]:
+        """Return the rejections among `keys`."""
+        check_keys(keys)
+        with self._environment.transaction() as (txn, tables):
+            found = {key: txn.get(key, db=tables.rejected) for key in keys}
+        return {key: Rejection.from_bytes(raw) for key, raw in found.items() if raw is not None}
+
+    def reject(self, key: bytes, request: Mapping[str, Scalar], rejection: Rejection) -> None:
         """Note that `request` must not be made again, and end the claim on it."""
         encoded = canonical_bytes(request)
         if digest_of(encoded) != key:
             raise CacheError(f"key must be the request's own, got {key.hex()}")
         with self._environment.transaction(write=True) as (txn, tables):
             if not has_record(txn, tables, key):
-                reject(txn, tables, key, encoded, reason)
+                reject(txn, tables, key, encoded, rejection)
             Claims(txn, tables, time.time()).drop(key)
 
     def pin(self, keys: Sequence[bytes], owner: Owner, lease_s: float) -> None:

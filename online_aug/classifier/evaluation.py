@@ -38,6 +38,8 @@ class Evaluation:
     per_shots: Mapping[str, float]
     """Top-1 accuracy on classes with few, medium and many training images; empty if the training
     set is not a long tail."""
+    confusion: Mapping[str, Mapping[str, int]]
+    """How many images of each class were taken for each class, by name; zeros are left out."""
     images: int
     """Number of images evaluated."""
 
@@ -65,7 +67,8 @@ def evaluate(
         BadImageError: If an image cannot be read and `data.on_bad_image` is not `skip`.
         ValueError: If there is no readable image.
     """
-    seen, is_best, is_among_best, loss = _predict(classifier, images, data, device, batch_size)
+    seen, taken_for, is_among_best, loss = _predict(classifier, images, data, device, batch_size)
+    is_best = taken_for == np.asarray(images.labels)[seen]
     groups, shots = groups_of(images), _shots_of(images, train_labels, data)
     per_group = _accuracies(groups, seen, is_best)
     return Evaluation(
@@ -76,6 +79,7 @@ def evaluate(
         per_group=per_group,
         worst_group=min(per_group.values(), default=None),
         per_shots=_accuracies(shots, seen, is_best),
+        confusion=_confusion(images, seen, taken_for),
         images=len(seen),
     )
 
@@ -86,8 +90,8 @@ def _predict(
     data: DataConfig,
     device: torch.device | str,
     batch_size: int,
-) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"], float]:
-    indices_seen, is_best, is_among_best = list[Tensor](), list[Tensor](), list[Tensor]()
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Bool[np.ndarray, " n"], float]:
+    indices_seen, taken_for, is_among_best = list[Tensor](), list[Tensor](), list[Tensor]()
     losses = 0.0
     mean, std = input_statistics(classifier)
     labels = torch.from_numpy(np.asarray(images.labels))
@@ -99,13 +103,13 @@ def _predict(
             logits = classifier(normalise(batch.to(device), mean, std)).float()
             losses += float(F.cross_entropy(logits, truth, reduction="sum"))
             indices_seen.append(indices)
-            is_best.append((logits.argmax(1) == truth).cpu())
+            taken_for.append(logits.argmax(1).cpu())
             is_among_best.append(_is_among_best(logits, truth).cpu())
     if not indices_seen:
         raise ValueError("images must hold at least one that can be read, got none")
     seen = torch.cat(indices_seen).numpy()
-    best, among_best = torch.cat(is_best).numpy(), torch.cat(is_among_best).numpy()
-    return seen, best, among_best, losses / len(seen)
+    classes, among_best = torch.cat(taken_for).numpy(), torch.cat(is_among_best).numpy()
+    return seen, classes, among_best, losses / len(seen)
 
 
 def _is_among_best(logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,6 +127,17 @@ def _accuracies(
     hits = np.bincount(numbers[right], minlength=count)
     triples = zip(parts.names, hits, total, strict=True)
     return {name: float(hit / number) for name, hit, number in triples if number}
+
+
+def _confusion(
+    images: ImageSet, indices: Int[np.ndarray, " n"], taken_for: Int[np.ndarray, " n"]
+) -> dict[str, dict[str, int]]:
+    names = images.class_names
+    cells = np.stack([np.asarray(images.labels)[indices], taken_for], axis=1)
+    found: dict[str, dict[str, int]] = {}
+    for (true, taken), count in zip(*np.unique(cells, axis=0, return_counts=True), strict=True):
+        found.setdefault(names[true], {})[names[taken]] = int(count)
+    return found
 
 
 def _shots_of(

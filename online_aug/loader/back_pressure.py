@@ -7,7 +7,7 @@ generation process and says when it has to pause.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +39,18 @@ class GeneratorStatus(Protocol):
     @property
     def images_per_s(self) -> float:
         """Images per second while generating; pauses are left out."""
+
+    @property
+    def rejected_by_reason(self) -> Mapping[str, int]:
+        """Images refused by the gate, by reason."""
+
+    @property
+    def generating_s(self) -> float:
+        """Time spent generating, summed over the processes."""
+
+    @property
+    def paused_s(self) -> float:
+        """Time in which back-pressure let them wait for training, summed over the processes."""
 
 
 class GeneratorProcess(Protocol):

@@ -88,15 +88,21 @@ class Status(_Message):
     """Requests of the plan that were in the cache already or were made by another process."""
     images_per_s: float = 0.0
     """Speed over the time spent generating; pauses do not count."""
+    generating_s: float = 0.0
+    """Time spent generating."""
+    paused_s: float = 0.0
+    """Time in which back-pressure let it wait for the trainer."""
 
     def after(self, earlier: "Status") -> "Status":
-        """Return this status with the images and rejections of an earlier process added."""
+        """Return this status with images, rejections and times of an earlier process added."""
         reasons = Counter(earlier.rejected_by_reason) + Counter(self.rejected_by_reason)
         return self.model_copy(
             update={
                 "generated": earlier.generated + self.generated,
                 "rejected": earlier.rejected + self.rejected,
                 "rejected_by_reason": dict(reasons),
+                "generating_s": earlier.generating_s + self.generating_s,
+                "paused_s": earlier.paused_s + self.paused_s,
             }
         )
 

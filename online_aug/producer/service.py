@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
+from cache.contact_sheet import small_picture
 from online_aug.errors import UserError
 from online_aug.generation.engine import Finished
 from online_aug.generation.gate import NOT_FINITE, to_bytes
@@ -30,6 +31,8 @@ TELL_EVERY_S = 1.0
 """Time between two messages of the same state, while there is nothing to do."""
 WRITE_BATCH = 64
 """Most images in a commit; twice as many may wait before generation does."""
+PICTURE_PX = 96
+"""Longest side of the pictures of rejected images."""
 MOST_NOT_FINITE = 32
 """Images in a row with NaN or infinity after which the model is said to make no others."""
 _log = logging.getLogger(__name__)
@@ -206,16 +209,16 @@ class Output:
         request, verdict = finished.request, finished.verdict
         self._check_finite(verdict.reason)
         if verdict.reason is not None:
-            self.reject(request, verdict.reason)
+            self.reject(request, verdict.reason, _small_picture(finished))
             return
         classes = self._work.classes_of(request)
         pixels = self._work.finish(request, to_bytes(finished.image).permute(1, 2, 0).numpy())
         self._writer.put(Entry(request.to_fields(), pixels, verdict.scores, classes))
         self.made += 1
 
-    def reject(self, request: GenerationRequest, reason: str) -> None:
+    def reject(self, request: GenerationRequest, reason: str, picture: bytes | None = None) -> None:
         """Record a request as rejected, so that no process tries it again."""
-        self._store.reject(request.key, request.to_fields(), reason)
+        self._store.reject(request.key, request.to_fields(), reason, picture)
         self.rejected[reason] += 1
 
     def flush(self) -> None:
@@ -239,6 +242,11 @@ class Output:
             )
 
 
+def _small_picture(finished: Finished) -> bytes:
+    pixels = to_bytes(finished.image.nan_to_num()).permute(1, 2, 0).numpy()
+    return small_picture(pixels, PICTURE_PX)
+
+
 class StatusReporter:
     """Tells the trainer the state of the work, and measures the time spent generating."""
 
@@ -246,7 +254,7 @@ class StatusReporter:
         """Take the trainer, and the two objects that count images."""
         self._trainer, self._output, self._queue = trainer, output, queue
         self._told_at = 0.0
-        self._busy_s = 0.0
+        self._busy_s = self._paused_s = 0.0
         self.state: State = "loading"
         """The state that was told last."""
 
@@ -261,7 +269,10 @@ class StatusReporter:
         """Sleep, and tell the state if it is new or was not told for a while."""
         if self.state != state or time.monotonic() - self._told_at > TELL_EVERY_S:
             self.tell(state)
+        began = time.monotonic()
         time.sleep(seconds)
+        if state == "paused":
+            self._paused_s += time.monotonic() - began
 
     def tell(self, state: State, note: str = "") -> None:
         """Send the state and all counts."""
@@ -276,5 +287,7 @@ class StatusReporter:
                 rejected_by_reason=dict(output.rejected),
                 reused=self._queue.reused,
                 images_per_s=output.made / self._busy_s if self._busy_s else 0.0,
+                generating_s=self._busy_s,
+                paused_s=self._paused_s,
             )
         )

@@ -14,11 +14,15 @@ METRICS_FILE = "metrics.jsonl"
 _MAX_LOG_BYTES = 256 * 2**20
 """About a quarter of a million epochs."""
 
+SLOT_KINDS = ("real", "fresh", "cached", "composed", "starved")
+"""How a slot can be filled, as `Counts` names it."""
+
 TENSORBOARD_TAGS = {
     "train_loss": "train/loss",
     "lr": "train/lr",
     "images_per_s": "train/images_per_s",
     "loader_wait_s": "train/loader_wait_s",
+    "val_s": "val/seconds",
     "val_top1": "val/top1",
     "val_top5": "val/top5",
     "val_worst_group": "val/worst_group",
@@ -31,6 +35,9 @@ TENSORBOARD_TAGS = {
     "generated": "generator/generated",
     "generated_per_s": "generator/images_per_s",
     "rejected": "generator/rejected",
+    "rejections": "generator/rejected_for",
+    "generating_s": "generator/generating_s",
+    "paused_s": "generator/paused_s",
     "cache_entries": "cache/entries",
     "cache_bytes": "cache/bytes",
 }
@@ -58,6 +65,8 @@ class EpochMetrics:
     """Number of images trained on in a second, over all ranks."""
     loader_wait_s: float
     """Seconds that the first rank waited for batches."""
+    val_s: float
+    """Seconds that the evaluation on the validation split took."""
     served_real: int
     served_fresh: int
     served_cached: int
@@ -72,9 +81,20 @@ class EpochMetrics:
     generated_per_s: float
     rejected: int
     """Number of images that the gate refused during this epoch."""
+    rejections: Mapping[str, int]
+    """The same by reason, of the first rank's node."""
+    generating_s: float
+    """Seconds that the generation processes of the first rank's node generated, all together."""
+    paused_s: float
+    """Seconds that back-pressure let them wait for training, all together."""
     cache_entries: int
     """Number of images in the cache at the end of the epoch, including those of other runs."""
     cache_bytes: int
+
+    @property
+    def ahead(self) -> int:
+        """How many more images were made than served for the first time, in this epoch."""
+        return self.generated - self.served_fresh
 
     @property
     def served(self) -> Counts:
@@ -127,6 +147,8 @@ class Summary:
     rejected: int = 0
     """Number of images of the plan that a method refused to make or that did not pass the gate, in
     this run or before it."""
+    rejections: Mapping[str, int] = field(default_factory=dict)
+    """The same by reason."""
     refused_shares: Mapping[str, float] = field(default_factory=dict)
     """Share of the newest plan that its methods refuse to make, by reason."""
     reused: int
@@ -179,17 +201,17 @@ class MetricsLog:
         write_atomically(folder / METRICS_FILE, "".join(to_json(line) + "\n" for line in kept))
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
         self._first_step = kept[-1].step + 1 if kept else 0
+        self._ahead = sum(line.ahead for line in kept)
         self._events: Any = None
 
     def append(self, metrics: EpochMetrics) -> None:
         """Log one epoch and flush it."""
         self._file.write(to_json(metrics) + "\n")
         self._file.flush()
+        self._ahead += metrics.ahead
         events = self._open_events()
-        values = asdict(metrics)
-        for name, tag in TENSORBOARD_TAGS.items():
-            if values[name] is not None:
-                events.add_scalar(tag, values[name], metrics.step)
+        for tag, value in {**_scalars(metrics), "generator/ahead": self._ahead}.items():
+            events.add_scalar(tag, value, metrics.step)
         events.flush()
 
     def close(self) -> None:
@@ -207,6 +229,19 @@ class MetricsLog:
             folder = str(self._folder / "tensorboard")
             self._events = SummaryWriter(folder, purge_step=self._first_step)
         return self._events
+
+
+def _scalars(metrics: EpochMetrics) -> dict[str, float]:
+    """Return the figures of an epoch by their tag in TensorBoard, shares of the slots included."""
+    values = asdict(metrics)
+    found = {tag: values[name] for name, tag in TENSORBOARD_TAGS.items() if name != "rejections"}
+    reasons = {
+        f"{TENSORBOARD_TAGS['rejections']}/{why}": count
+        for why, count in metrics.rejections.items()
+    }
+    served, slots = metrics.served, max(1, metrics.served.slots)
+    shares = {f"share/{kind}": getattr(served, kind) / slots for kind in SLOT_KINDS}
+    return {tag: value for tag, value in found.items() if value is not None} | reasons | shares
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:

@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from online_aug.classifier.evaluation import Evaluation
 from online_aug.config import Config
@@ -12,7 +13,8 @@ from online_aug.console import duration, open_console
 from online_aug.distributed.world import World
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import ComposedSamples
-from online_aug.loader.back_pressure import GeneratorStatus
+from online_aug.files import to_json, write_atomically
+from online_aug.loader.back_pressure import GeneratorProcess, GeneratorStatus
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
 from online_aug.reporting.gallery import draw_run_gallery
@@ -20,7 +22,7 @@ from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
 from online_aug.reporting.refusals import refusal_warning, refused_shares
-from online_aug.reporting.run_directory import write_summary
+from online_aug.reporting.run_directory import EVALUATION_FILE, write_summary
 from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
 from online_aug.request import Counts
 from online_aug.training.describe_run import who_makes
@@ -50,6 +52,23 @@ def forecast(generator: GeneratorStatus, left_s: float | None) -> str:
     return f"{said}, at most {more:,} more in the {duration(left_s)} left of training"
 
 
+@dataclass(frozen=True)
+class GeneratorTotals:
+    """What the generation processes of this node have told since they were first started."""
+
+    rejections: Counter[str] = field(default_factory=Counter)
+    generating_s: float = 0.0
+    paused_s: float = 0.0
+
+    @classmethod
+    def of(cls, process: GeneratorProcess | None) -> Self:
+        """Return the totals so far; nothing without a process."""
+        if process is None:
+            return cls()
+        status = process.status
+        return cls(Counter(status.rejected_by_reason), status.generating_s, status.paused_s)
+
+
 class TrainingReport:
     """Shows and records a run; changes nothing of the training."""
 
@@ -64,6 +83,7 @@ class TrainingReport:
         self._has_forecast = False
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self._requests_seen, self._refused, self._has_warned = 0, dict[str, float](), False
+        self._generator_before = GeneratorTotals()
         self.live = LiveReport(
             experiment.config.run.epochs,
             len(loader),
@@ -134,9 +154,11 @@ class TrainingReport:
         Args:
             found: Result on the validation split.
             counts: Counts of this epoch, over all ranks.
-            reached: `epoch`, `step`, `train_loss`, `lr`, `images_per_s` and `loader_wait_s`.
+            reached: `epoch`, `step`, `train_loss`, `lr`, `images_per_s`, `loader_wait_s`, `val_s`.
         """
         process, cache = self._loader.process, self._store.stats()
+        before, now = self._generator_before, GeneratorTotals.of(process)
+        self._generator_before = now
         metrics = EpochMetrics(
             val_top1=found.top1,
             val_top5=found.top5,
@@ -150,6 +172,9 @@ class TrainingReport:
             generated=counts.generated,
             generated_per_s=process.status.images_per_s if process else 0.0,
             rejected=counts.rejected,
+            rejections=dict(now.rejections - before.rejections),
+            generating_s=now.generating_s - before.generating_s,
+            paused_s=now.paused_s - before.paused_s,
             cache_entries=cache["entries"],
             cache_bytes=cache["payload_bytes"],
             **reached,
@@ -171,7 +196,7 @@ class TrainingReport:
             best: The same after the epoch that was best on the validation split.
             reached: `best_val_epoch`, `wall_s`, `first_step_s`, `reused` and `refusals`.
         """
-        status = Counter(self._store.status([one.key for one in self._loader.plan]))
+        rejected = self._store.rejections([one.key for one in self._loader.plan])
         summary = Summary(
             top1=last.top1,
             top1_best_val=best.top1,
@@ -188,7 +213,8 @@ class TrainingReport:
             starved=counts.starved,
             samples_per_insert=self._loader.samples_per_insert,
             generated=counts.generated,
-            rejected=max(counts.rejected, status["rejected"]),  # some before this run
+            rejected=max(counts.rejected, len(rejected)),  # some before this run
+            rejections=Counter(each.reason for each in rejected.values()),
             refused_shares=self._refused,
             generator_restarts=counts.restarts,
             config_digest=config_digest(self._experiment.config),
@@ -197,6 +223,7 @@ class TrainingReport:
         gallery = self._directory / "gallery.png"
         draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
         write_report(self._directory, summary, gallery)
+        write_atomically(self._directory / EVALUATION_FILE, to_json(last, indent=2) + "\n")
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())

@@ -214,7 +214,9 @@ class TrainingRun:
         """Evaluate on the validation split, report the epoch, and keep the best weights."""
         train_s = self._tally.train_s
         self._check_finite()
+        began = time.monotonic()
         found = self._evaluate(self._experiment.splits.val)
+        val_s = time.monotonic() - began
         if found and found.top1 > self._state.best_top1:
             self._state.best_top1, self._state.best_epoch = found.top1, epoch
             self._engine.export(self._best_weights)
@@ -227,6 +229,7 @@ class TrainingRun:
                 found, everywhere,
                 epoch=epoch, step=self._engine.step, train_loss=loss, lr=self._engine.lr,
                 images_per_s=own.slots * ranks / train_s, loader_wait_s=self._tally.wait_s,
+                val_s=val_s,
             )  # fmt: skip
         self._loader.set_epoch(epoch + 1)
         self._state.epoch_start, self._tally = counts, EpochTally()

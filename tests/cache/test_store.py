@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from cache_samples import keys_of
 
-from cache import CacheError, Entry, Oldest, Owner, Store, request_key
+from cache import CacheError, Entry, Oldest, Owner, Rejection, Store, request_key
+from cache.backend.claims import PICTURES_OF_A_REASON
 
 
 @pytest.mark.parametrize("codec", ["webp_lossless", "png", "raw"])
@@ -237,3 +238,20 @@ def test_a_failed_call_leaves_the_store_usable(store, make_entries, monkeypatch)
     assert len(store) == 0
     assert store.put_many(make_entries(2)) == 2
     assert store.verify().is_clean
+
+
+def test_a_rejection_says_why_and_keeps_its_picture(store):
+    requests = [{"x": 1}, {"x": 2}, {"x": 3}]
+    keys = [request_key(request) for request in requests]
+    store.reject(keys[0], requests[0], "blank", b"picture")
+    store.reject(keys[1], requests[1], "nan")
+    found = store.rejections(keys)
+    assert found == {keys[0]: Rejection("blank", b"picture"), keys[1]: Rejection("nan")}
+
+
+def test_only_the_first_rejections_of_a_reason_keep_their_pictures(store):
+    requests = [{"x": number} for number in range(PICTURES_OF_A_REASON + 3)]
+    for request in requests:
+        store.reject(request_key(request), request, "blank", b"picture")
+    pictures = [r.picture for r in store.rejections(list(map(request_key, requests))).values()]
+    assert pictures == [b"picture"] * PICTURES_OF_A_REASON + [None] * 3

@@ -60,6 +60,15 @@ def test_accuracies_equal_a_count_by_hand():
     assert found.images == 4
 
 
+def test_the_confusion_matrix_counts_what_was_taken_for_what():
+    found = evaluated((0, 0, 1, 2))
+    assert found.confusion == {
+        "dark": {"dark": 2},
+        "middle": {"dark": 1},
+        "bright": {"bright": 1},
+    }
+
+
 def test_the_loss_is_the_mean_over_images():
     separate = [evaluated((label,)).loss for label in (0, 1, 2)]
     assert evaluated((0, 1, 2)).loss == pytest.approx(sum(separate) / 3, rel=1e-5)

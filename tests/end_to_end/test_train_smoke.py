@@ -22,7 +22,7 @@ from tiny_runs import (
 )
 
 from cache import Store
-from online_aug.reporting.metrics import TENSORBOARD_TAGS
+from online_aug.reporting.metrics import SLOT_KINDS, TENSORBOARD_TAGS
 
 pytestmark = pytest.mark.slow
 
@@ -70,8 +70,9 @@ def test_every_epoch_is_logged_and_accounts_for_every_slot(folder):
 
 def test_tensorboard_has_every_figure_of_every_epoch(folder):
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    without_groups = set(TENSORBOARD_TAGS.values()) - {"val/worst_group"}
-    assert set(events.Tags()["scalars"]) == without_groups
+    expected = set(TENSORBOARD_TAGS.values()) - {"val/worst_group", "generator/rejected_for"}
+    expected |= {f"share/{kind}" for kind in SLOT_KINDS} | {"generator/ahead"}
+    assert set(events.Tags()["scalars"]) == expected
     assert [event.step for event in events.Scalars("train/loss")] == [12, 24, 36, 48]
 
 

@@ -6,10 +6,12 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from request_samples import make_plan, make_sources
 
 from cache import CacheFullError, Entry, Owner, Store, Writer
@@ -196,6 +198,13 @@ def test_blank_and_broken_images_are_rejected_and_not_tried_again(store):
     assert serve(store)[0].made == []
 
 
+def test_rejected_images_can_be_looked_at(store):
+    blank = PLAN[3]
+    serve(store, Painter(blank=frozenset([blank])))
+    picture = store.rejections([blank.key])[blank.key].picture
+    assert Image.open(BytesIO(picture)).convert("L").getextrema() == (255, 255)
+
+
 def test_a_model_that_makes_only_nan_is_an_error_line_and_leaves_nothing_behind(store):
     painter = Painter(not_finite=frozenset(PLAN))
     with pytest.raises(UserError) as caught:
@@ -244,6 +253,8 @@ def test_the_generator_pauses_when_it_is_far_ahead_and_goes_on_when_images_are_s
             trainer.served += 7
 
     painter, trainer = serve(store, trainer=Listener(serve_some), max_ahead=10)
+    assert trainer.told[-1].paused_s > 0
+    assert trainer.told[-1].generating_s > 0
     assert Counter(painter.made) == Counter(PLAN)
     assert 10 <= max(ahead) < 10 + SLOTS
     assert trainer.told[-1].state == "finished"

@@ -65,6 +65,20 @@ def test_tensorboard_knows_every_figure_but_the_axes() -> None:
     }
 
 
+def test_tensorboard_shows_shares_rejections_and_how_far_generation_is_ahead(
+    tmp_path: Path,
+) -> None:
+    log(tmp_path, range(2), from_epoch=0)
+    log(tmp_path, range(2, 3), from_epoch=2)
+    assert [value for _, value in logged_scalars(tmp_path, "share/cached")] == pytest.approx(
+        [0.15] * 3
+    )
+    assert [value for _, value in logged_scalars(tmp_path, "generator/rejected_for/off-class")] == [
+        1
+    ] * 3
+    assert [value for _, value in logged_scalars(tmp_path, "generator/ahead")] == [10, 20, 30]
+
+
 def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     log(tmp_path, range(2), from_epoch=0)
     path = tmp_path / "metrics.jsonl"
@@ -96,12 +110,12 @@ def test_a_foreign_line_is_named_in_the_error(tmp_path: Path, line: str) -> None
 
 
 EPOCH_FIELDS = """epoch step train_loss val_top1 val_top5 val_worst_group lr images_per_s
-    loader_wait_s served_real served_fresh served_cached served_composed starved
-    samples_per_insert generated generated_per_s rejected
+    loader_wait_s val_s served_real served_fresh served_cached served_composed starved
+    samples_per_insert generated generated_per_s rejected rejections generating_s paused_s
     cache_entries cache_bytes"""
 SUMMARY_FIELDS = """top1 top1_best_val best_val_epoch per_class top5 per_group worst_group
     per_shots epochs wall_s first_step_s served_real served_fresh served_cached served_composed
-    starved refusals samples_per_insert generated rejected refused_shares reused
+    starved refusals samples_per_insert generated rejected rejections refused_shares reused
     generator_restarts config_digest"""
 
 
