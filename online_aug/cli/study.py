@@ -11,7 +11,7 @@ from online_aug.cli.main import Command, Parser, add_arguments
 from online_aug.errors import UserError
 from online_aug.studies import STUDIES, find_study
 
-SUMMARY = "Answer a question about a configuration with a table and pictures, without training."
+SUMMARY = "Answer a question about a configuration with a table and pictures."
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,7 +70,7 @@ def build_parser() -> Parser:
 
 
 def _listing() -> Parser:
-    listed = "\n".join(f"  {name:<10} {asks}" for name, asks in STUDIES.items())
+    listed = "\n".join(f"  {name:<14} {asks}" for name, asks in STUDIES.items())
     return Parser(
         prog="online-aug study",
         usage="online-aug study NAME RECIPE [key.sub=value ...] [options]",

@@ -13,6 +13,10 @@ from online_aug.config import Config
 
 STUDIES = {
     "masks": "whether the foregrounds hold the objects, and what SGD-Mix makes of them",
+    "drift": "at which strength images stop showing their class; your own images by strength",
+    "targets": "how many candidates SGD-Mix needs to find a background",
+    "refinement": "what refining a mix changes, as a whole or around the source's foreground",
+    "noisy_saliency": "how wrong saliency maps may be before a mix loses its class",
 }
 """What each study asks; it is in the module of this package that has its name."""
 

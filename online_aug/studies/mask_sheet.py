@@ -7,17 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw
 
-from cache.contact_sheet import FAINT, INK, LINE, PAPER, font, png_file, scaled, shortened
-from online_aug.files import write_atomically
+from cache.contact_sheet import FAINT, INK
 from online_aug.methods import Picture
+from online_aug.studies.frame.sheet import BAD, Cell, draw_sheet
 
 MOST_ROWS = 48
-_SMALLEST_PX, _LARGEST_PX = 112, 160
-_MARGIN, _GAP, _CAPTION, _TITLE_HEIGHT, _HEAD_HEIGHT = 28, 14, 40, 50, 30
-_TITLE_PX, _HEAD_PX, _TEXT_PX = 22, 15, 13
-_BAD = "#c0392b"
 _FADED = 0.2
 """How much of an image is left where a mask leaves it out."""
 
@@ -58,55 +53,25 @@ def draw_mask_sheet(rows: Sequence[SheetRow], path: Path, *, title: str, referen
     Raises:
         ValueError: If there are no rows.
     """
-    if not rows:
-        raise ValueError("rows must hold at least one image, got none")
     places = np.unique(np.linspace(0, len(rows) - 1, min(MOST_ROWS, len(rows))).round().astype(int))
-    pictures = [_pictures(rows[place], reference) for place in places]
-    cell = max(side for row in pictures for picture in row.values() for side in picture.size)
-    width = 2 * _MARGIN + len(pictures[0]) * (cell + _GAP) - _GAP
-    top, pitch = _TITLE_HEIGHT + _HEAD_HEIGHT, cell + _CAPTION
-    sheet = Image.new("RGB", (width, top + len(pictures) * pitch + _MARGIN), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 18), shortened(title, _TITLE_PX, width - 2 * _MARGIN), INK, font(_TITLE_PX))
-    for column, head in enumerate(pictures[0]):
-        x = _MARGIN + column * (cell + _GAP)
-        draw.text((x, _TITLE_HEIGHT + 4), shortened(head, _HEAD_PX, cell), FAINT, font(_HEAD_PX))
-    for number, (place, row) in enumerate(zip(places, pictures, strict=True)):
-        captions = _captions(rows[place])
-        for column, (head, picture) in enumerate(row.items()):
-            corner = (_MARGIN + column * (cell + _GAP), top + number * pitch)
-            sheet.paste(picture, corner)
-            _frame_and_caption(draw, corner, picture.size, captions.get(head, ("", INK)))
-    write_atomically(path, png_file(sheet))
+    draw_sheet([_cells(rows[place], reference) for place in places], path, title=title)
 
 
-def _frame_and_caption(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    caption: tuple[str, str],
-) -> None:
-    (x, y), (width, height), (text, colour) = corner, size, caption
-    draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)
-    draw.text((x, y + height + 4), shortened(text, _TEXT_PX, width), colour, font(_TEXT_PX))
-
-
-def _pictures(row: SheetRow, reference: str) -> dict[str, Image.Image]:
-    shown: dict[str, Picture] = {"source": row.image, "map": _heat(row.values)}
-    shown |= {kind: _faded(row.image, mask) for kind, mask in row.masks.items()}
-    shown[reference] = _faded(row.image, row.reference)
-    shown["target"] = row.background
-    shown["union"] = _faded(row.image, row.union)
-    shown["mix"] = np.where(row.union[..., None], row.image, row.background)
-    return {name: scaled(picture, _SMALLEST_PX, _LARGEST_PX) for name, picture in shown.items()}
-
-
-def _captions(row: SheetRow) -> dict[str, tuple[str, str]]:
-    said = {kind: (note, FAINT) for kind, note in row.notes.items()}
-    said["source"] = (row.name, INK if row.is_good else _BAD)
-    if row.refused:
-        said["mix"] = (f"refused: {row.refused}", _BAD)
-    return said
+def _cells(row: SheetRow, reference: str) -> dict[str, Cell]:
+    masks = {
+        kind: Cell(_faded(row.image, mask), row.notes[kind], FAINT)
+        for kind, mask in row.masks.items()
+    }
+    mix = np.where(row.union[..., None], row.image, row.background)
+    return {
+        "source": Cell(row.image, row.name, INK if row.is_good else BAD),
+        "map": Cell(_heat(row.values)),
+        **masks,
+        reference: Cell(_faded(row.image, row.reference)),
+        "target": Cell(row.background),
+        "union": Cell(_faded(row.image, row.union)),
+        "mix": Cell(mix, f"refused: {row.refused}" if row.refused else "", BAD),
+    }
 
 
 def _heat(values: Float[np.ndarray, "s s"]) -> Picture:

@@ -18,16 +18,12 @@ from online_aug.config import Config
 from online_aug.console import counted
 from online_aug.data.image_sets import file_names_of
 from online_aug.data.images import BadImageError
-from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square
-from online_aug.diffusion.compatibility import settle
-from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import cut_out, made_maps
 from online_aug.experiment.images import SourceImages
 from online_aug.experiment.mask_files import MaskFiles
-from online_aug.experiment.saliency import check_saliency
 from online_aug.files import write_atomically
 from online_aug.methods.foreground_mix import ForegroundMix
 from online_aug.saliency import SaliencyTable
@@ -35,6 +31,7 @@ from online_aug.saliency.maps import read_maps
 from online_aug.saliency.masks import decode_mask, resized_masks
 from online_aug.seeding import numpy_rng
 from online_aug.studies import Study
+from online_aug.studies.frame.images import open_foregrounds
 from online_aug.studies.mask_report import COVERED, REASONS, Cut, Mask, Report
 from online_aug.studies.mask_sheet import SheetRow, draw_mask_sheet
 
@@ -57,7 +54,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         kind: [_cut(table, method, judge, digest, options.seed) for digest in digests]
         for kind, table in tables.items()
     }
-    report = Report(config, against, is_truth=bool(_truth(config, options)), cuts=cuts)
+    report = Report(config, against, is_truth=_truth(config, options.truth) is not None, cuts=cuts)
     total = len(experiment.data.digests)
     answer = report.text(total)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,20 +72,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
 
 
 def _experiment(config: Config, options: Namespace) -> tuple[Experiment, ForegroundMix]:
-    devices = plan_devices(config.devices, trains=False)
-    experiment = Experiment(settle(config), load_splits(config.data), devices.generator)
-    fitting = [one for one in experiment.methods.values() if isinstance(one, ForegroundMix)]
-    if not fitting:
-        raise UserError(
-            "method.name must be one that cuts out foregrounds (sgd_mix, paste) to study its "
-            f"masks, got {', '.join(experiment.methods)}"
-        )
-    if experiment.saliency.follows_classifier:
-        raise UserError(
-            "saliency.teacher must be null or a file of weights to study masks without training, "
-            "got the classifier in training"
-        )
-    check_saliency(experiment)
+    experiment, method = open_foregrounds(config, needs="its masks")
     if not experiment.saliency.is_known:
         experiment.contexts  # noqa: B018 - raises: the generator has to be fine-tuned first
     most = len(experiment.data.digests)
@@ -97,7 +81,7 @@ def _experiment(config: Config, options: Namespace) -> tuple[Experiment, Foregro
             f"--samples must be at least 2 and at most {most}, the different training images, "
             f"got {options.samples}"
         )
-    return experiment, fitting[0]
+    return experiment, method
 
 
 def _drawn(experiment: Experiment, options: Namespace) -> list[str]:
@@ -138,10 +122,31 @@ def _images(
     return {digest: square.permute(1, 2, 0).numpy() for digest, square in squares.items()}
 
 
-def _truth(config: Config, options: Namespace) -> Path | None:
-    """Return the folder of true masks; None if there is none."""
-    if options.truth is not None:
-        return Path(options.truth)
+def true_masks(
+    experiment: Experiment, given: Path | None, digests: Sequence[str], side: int
+) -> tuple[dict[str, Mask] | None, str]:
+    """Return the true masks of some images and where they are from; None if there are none.
+
+    Args:
+        experiment: Has the images.
+        given: Folder of true masks; None takes `saliency.masks` or those of pocket_birds.
+        digests: The images.
+        side: Side of the masks, px.
+
+    Raises:
+        UserError: If a mask is missing or cannot be used.
+    """
+    folder = _truth(experiment.config, given)
+    if folder is None:
+        return None, ""
+    found = _masks_in(experiment, folder, digests)
+    large = resized_masks(np.stack([found[digest] > 0.5 for digest in digests]), side)
+    return dict(zip(digests, large, strict=True)), f"true masks of {folder}"
+
+
+def _truth(config: Config, given: Path | None) -> Path | None:
+    if given is not None:
+        return given
     if config.saliency.masks is not None and config.saliency.chosen_method != "masks":
         return config.saliency.masks
     own = config.data.root / config.data.source / "masks"
@@ -153,10 +158,9 @@ def _reference(
 ) -> tuple[dict[str, Mask], str]:
     """Return the masks that others are compared with, and their name."""
     side = experiment.saliency.cut_size
-    if truth := _truth(experiment.config, options):
-        found = _masks_in(experiment, truth, digests)
-        large = resized_masks(np.stack([found[digest] > 0.5 for digest in digests]), side)
-        return dict(zip(digests, large, strict=True)), f"true masks of {truth}"
+    truth, against = true_masks(experiment, options.truth, digests, side)
+    if truth is not None:
+        return truth, against
     other = "diffusion" if experiment.saliency.method == "spectral_residual" else None
     other = other or "spectral_residual"
     saliency = experiment.config.saliency.model_copy(update={"method": other, "teacher": None})

@@ -1,0 +1,1 @@
+"""What studies share: images made now, a judge of their classes, launches, tables and pictures."""
