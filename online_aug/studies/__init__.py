@@ -17,6 +17,9 @@ STUDIES = {
     "targets": "how many candidates SGD-Mix needs to find a background",
     "refinement": "what refining a mix changes, as a whole or around the source's foreground",
     "noisy_saliency": "how wrong saliency maps may be before a mix loses its class",
+    "cost": "what an image takes of time and disk by stage, and a whole run",
+    "robustness": "how finished runs stand adversarial noise and corruptions",
+    "transfer": "of what use the features of finished runs are for another data set",
 }
 """What each study asks; it is in the module of this package that has its name."""
 

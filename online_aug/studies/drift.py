@@ -124,7 +124,9 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     )
     write_answer(folder, "drift", text, rows)
     write_atomically(folder / "drift_images.csv", csv_text(_image_rows(results)))
-    draw_lines(folder / "drift.png", Chart(_title(results), "strength", "images"), _lines(results))
+    draw_lines(
+        folder / "drift.png", Chart(_title(results), "strength", "images, %"), _lines(results)
+    )
     return text
 
 
@@ -315,7 +317,11 @@ def _add_options(parser: ArgumentParser) -> None:
     frame.add_strengths_option(parser, "0.1, 0.2, ... 1.0")
     frame.add_draw_options(parser, IMAGES)
     parser.add_argument(
-        "--methods", nargs="+", default=[], metavar="NAME", help="instead of the recipe's method"
+        "--methods",
+        type=frame.listed(str),
+        default=(),
+        metavar="NAME,...",
+        help="methods in the place of the recipe's",
     )
     parser.add_argument(
         "--sheet-only", action="store_true", help="draw the sheet and stop, without a judge"
@@ -334,8 +340,8 @@ STUDY = Study(
     ),
     examples=(
         "pocket_birds_sgd_mix\n"
-        "my_recipe.yaml --sheet-only --strengths 0.3 0.5 0.7 0.9\n"
-        "quickstart --methods diff_mix diff_aug --images 200\n"
+        "my_recipe.yaml --sheet-only --strengths 0.3,0.5,0.7,0.9\n"
+        "quickstart --methods diff_mix,diff_aug --images 200\n"
         "my_recipe.yaml --judge runs/vanilla/model.safetensors"
     ),
     add_options=_add_options,

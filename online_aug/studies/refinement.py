@@ -164,7 +164,7 @@ STUDY = Study(
     ),
     examples=(
         "pocket_birds_sgd_mix\n"
-        "pocket_birds_sgd_mix --strengths 0.3 0.7 --images 100\n"
+        "pocket_birds_sgd_mix --strengths 0.3,0.7 --images 100\n"
         "my_recipe.yaml --judge runs/vanilla/model.safetensors"
     ),
     add_options=_add_options,

@@ -80,9 +80,9 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         name: [
             (float(count), interval_of(row, name)) for count, row in zip(found, rows, strict=True)
         ]
-        for name in (HIDDEN, "refused", DIFFERENT)
+        for name in (HIDDEN, "IoU of both", "refused")
     }
-    chart = Chart("Backgrounds among N candidates", "candidates N", "share")
+    chart = Chart("Backgrounds among N candidates", "candidates N", "share, %")
     draw_lines(folder / "targets.png", chart, lines)
     _draw(experiment, table, found, folder / "targets_sheet.png")
     return text
@@ -142,7 +142,6 @@ def _row(count: int, draws: Sequence[Draw]) -> Row:
     def average(name: str) -> Interval:
         return mean([float(np.mean([getattr(d, name) for d in ds])) for ds in by_source.values()])
 
-    different = len({draw.background for draw in draws}) / min(len(draws), _most(draws))
     return {
         "candidates": count,
         HIDDEN: average("hidden"),
@@ -150,12 +149,8 @@ def _row(count: int, draws: Sequence[Draw]) -> Row:
         "covered by their union": average("union"),
         "refused": share(sum(reasons.values()), len(draws)),
         **{f"refused: {name}": exact(reasons[name] / len(draws)) for name in REASONS.values()},
-        DIFFERENT: exact(different),
+        DIFFERENT: len({draw.background for draw in draws}),
     }
-
-
-def _most(draws: Sequence[Draw]) -> int:
-    return len({draw.source for draw in draws} | {draw.background for draw in draws})
 
 
 def _text(experiment: Experiment, found: dict[int, list[Draw]], rows: Sequence[Row]) -> str:
@@ -203,10 +198,9 @@ def _draw(
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--candidates",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="N",
+        type=frame.listed(int),
+        default=(),
+        metavar="N,N,...",
         help=f"numbers of candidates; default {', '.join(map(str, CANDIDATES))}",
     )
     frame.add_draw_options(parser, IMAGES, "sources")
@@ -223,7 +217,7 @@ STUDY = Study(
     ),
     examples=(
         "pocket_birds_sgd_mix\n"
-        "pocket_birds_sgd_mix saliency.method=spectral_residual --candidates 1 5 50 500\n"
+        "pocket_birds_sgd_mix saliency.method=spectral_residual --candidates 1,5,50,500\n"
         "my_recipe.yaml --images 500 --seed 1"
     ),
     add_options=_add_options,

@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-SMALL = ("--images=4", "--strengths", "0.5", "1")
+SMALL = ("--images=4", "--strengths=0.5,1")
 
 
 def judged(call):
@@ -50,7 +50,7 @@ def test_the_sheet_alone_has_a_column_for_each_strength_and_needs_no_judge(call)
     call("drift", *SMALL, "--sheet-only")
     with Image.open(call.out / "drift-diff_mix.png") as sheet:
         two = sheet.width
-    call("drift", "--images=4", "--strengths", "0.25", "0.5", "1", "--sheet-only")
+    call("drift", "--images=4", "--strengths=0.25,0.5,1", "--sheet-only")
     with Image.open(call.out / "drift-diff_mix.png") as sheet:
         assert sheet.width > two
     assert sorted(path.name for path in call.out.iterdir()) == ["drift-diff_mix.png", "drift.md"]
@@ -58,7 +58,7 @@ def test_the_sheet_alone_has_a_column_for_each_strength_and_needs_no_judge(call)
 
 @pytest.mark.slow
 def test_other_methods_are_measured_by_name(call):
-    text = call("drift", *SMALL, judged(call), "--methods", "diff_aug", "diff_gen")
+    text = call("drift", *SMALL, judged(call), "--methods=diff_aug,diff_gen")
     names = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| diff")]
     assert names == [["| diff_aug", w] for w in ("start", "0.5", "1")] + [
         ["| diff_gen", w] for w in ("start", "1")
@@ -69,10 +69,10 @@ def test_other_methods_are_measured_by_name(call):
     ("argv", "said"),
     [
         (["--images=1"], "--images must be at least 2, got 1"),
-        (["--strengths", "0.1"], "--strengths.* must be at least 1, got 0.1 \\* 4"),
-        (["--strengths", "1.5"], "--strengths must be above 0 and at most 1, got"),
+        (["--strengths=0.1"], "--strengths.* must be at least 1, got 0.1 \\* 4"),
+        (["--strengths=1.5"], "--strengths must be above 0 and at most 1, got"),
         (["--judge=none.safetensors"], "--judge must be a file of weights, got none"),
-        (["--methods", "diff_mux"], "method.name"),
+        (["--methods=diff_mux"], "method.name"),
         (["mixing.synthetic_probability=0"], "method must be one whose images a generator makes"),
         (["devices.generate=none"], "devices.generate must be auto or a device"),
     ],

@@ -139,5 +139,5 @@ def test_the_help_lists_the_studies_and_an_unknown_one_is_refused(capsys):
     with pytest.raises(SystemExit):
         run_command(["study", "--help"])
     assert "masks          whether the foregrounds hold the objects" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"the study must be one of masks, .*got mask; nearest: mas"):
+    with pytest.raises(UserError, match="must be one of masks, .*got mask; nearest: mas"):
         run_command(["study", "mask"])

@@ -32,7 +32,7 @@ def judged(call):
 
 @pytest.mark.slow
 def test_more_candidates_hide_more_of_the_background_s_object(mixes):
-    mixes("targets", "--images=8", "--candidates", "1", "7", "method.max_draws=1")
+    mixes("targets", "--images=8", "--candidates=1,7", "method.max_draws=1")
     rows = table(mixes, "targets")
     assert [row["candidates"] for row in rows] == ["1", "7"]
     few, all_others = (float(row["IoU of both"]) for row in rows)
@@ -50,7 +50,7 @@ def test_the_study_of_targets_repeats_its_files(mixes):
 
 @pytest.mark.slow
 def test_refinement_that_keeps_the_source_changes_nothing_inside(mixes):
-    mixes("refinement", "--images=3", "--strengths", "1", judged(mixes))
+    mixes("refinement", "--images=3", "--strengths=1", judged(mixes))
     rows = {row["images"]: row for row in table(mixes, "refinement")}
     assert float(rows["mix alone"]["change outside"]) == 0
     assert float(rows["refined at 1"]["change inside"]) > 1
@@ -86,9 +86,9 @@ def test_a_method_without_foregrounds_is_refused(call, name):
     ("name", "argv", "said"),
     [
         ("targets", ["--images=9"], "--images must be at least 2 and at most 8"),
-        ("targets", ["--images=4", "--candidates", "8"], "--candidates must be .* at most 7"),
+        ("targets", ["--images=4", "--candidates=8"], "--candidates must be .* at most 7"),
         ("refinement", ["method=[{name: paste}]"], "method.name must be sgd_mix"),
-        ("refinement", ["--strengths", "2"], "--strengths must be above 0 and at most 1, got 2"),
+        ("refinement", ["--strengths=2"], "--strengths must be above 0 and at most 1, got 2"),
         ("noisy_saliency", ["--images=9"], "--images must be at least 3 and at most 8"),
         ("noisy_saliency", ["--images=4", "--judge=none"], "--judge must be a file of weights"),
     ],

@@ -6,9 +6,10 @@ kept where a run keeps them, so that a run finds them.
 
 from argparse import ArgumentParser
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 from online_aug.seeding import numpy_rng
 
+Item = TypeVar("Item")
 _TRIES = 8
 """How many variants of a source are looked through for one that names another class."""
 
@@ -50,14 +52,26 @@ def add_draw_options(parser: ArgumentParser, images: int, noun: str = "images") 
     )
 
 
+def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
+    """Return what reads an option of several values, separated by commas.
+
+    An option that took several words would take the overrides behind it too.
+    """
+
+    def read(text: str) -> tuple[Item, ...]:
+        return tuple(kind(word) for word in text.split(","))
+
+    read.__name__ = f"list of {kind.__name__}"
+    return read
+
+
 def add_strengths_option(parser: ArgumentParser, default: str) -> None:
     """Add the option that names strengths; it is empty if none are given."""
     parser.add_argument(
         "--strengths",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="S",
+        type=listed(float),
+        default=(),
+        metavar="S,S,...",
         help=f"strengths in (0, 1]; default {default}",
     )
 
