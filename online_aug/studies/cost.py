@@ -8,6 +8,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from online_aug.classifier.model import build_classifier, prepare_training
 from online_aug.config import Config
 from online_aug.config.loading import changed
 from online_aug.console import counted, duration
+from online_aug.cores import usable_cores
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import cut_out, made_maps
@@ -135,7 +137,9 @@ def _saliency(experiment: Experiment, count: int) -> list[Stage]:
         sizes: list[int] = []
 
         def cut() -> None:
-            sizes.extend(len(cut_out(squares[place], values)) for place, values in maps.items())
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                masks = pool.map(cut_out, [squares[place] for place in maps], maps.values())
+                sizes.extend(map(len, masks))
 
         seconds = _timed(cut) / len(maps)
         disk = float(np.mean(sizes))

@@ -87,7 +87,11 @@ def test_a_method_without_foregrounds_is_refused(call, name):
     [
         ("targets", ["--images=9"], "--images must be at least 2 and at most 8"),
         ("targets", ["--images=4", "--candidates=8"], "--candidates must be .* at most 7"),
-        ("refinement", ["method=[{name: paste}]"], "method.name must be sgd_mix"),
+        (
+            "refinement",
+            ["method=[{name: paste}]", "devices.generate=auto"],
+            "method.name must be sgd_mix",
+        ),
         ("refinement", ["--strengths=2"], "--strengths must be above 0 and at most 1, got 2"),
         ("noisy_saliency", ["--images=9"], "--images must be at least 3 and at most 8"),
         ("noisy_saliency", ["--images=4", "--judge=none"], "--judge must be a file of weights"),
