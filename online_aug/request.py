@@ -82,7 +82,8 @@ class GenerationRequest:
     guidance_scale: float
     image_guidance_scale: float | None = None
     num_inference_steps: int
-    """Steps of the whole trajectory; `int(num_inference_steps * strength)` of them are run."""
+    """Steps of the whole trajectory; `int(num_inference_steps * strength)` of them are run, with
+    scheduler `lcm` rounded up."""
     scheduler: str
     resolution: int
     """Side of the generated square, px."""

@@ -23,12 +23,10 @@ from online_aug.config.sections import (
 )
 from online_aug.data.settings import DataConfig
 from online_aug.methods import METHODS, MethodSettings, find_method, make_method
+from online_aug.methods.base import LCM_STEPS
 from online_aug.methods.fractals import FractalConfig
 from online_aug.methods.registry import DEFAULT, MethodSection
 from online_aug.settings import Section
-
-LCM_STEPS = 50
-"""Solver steps from which consistency models are distilled (arXiv:2310.04378)."""
 
 
 class Config(Section):
@@ -181,6 +179,11 @@ def _generation(config: Config) -> Iterator[str]:
         yield (
             f"generation.num_inference_steps must be at most {LCM_STEPS} with "
             f"generation.scheduler lcm, got {steps}"
+        )
+    if config.generation.few_step_adapter and config.generation.scheduler != "lcm":
+        yield (
+            "generation.scheduler must be lcm with generation.few_step_adapter, got "
+            f"{config.generation.scheduler}"
         )
 
 

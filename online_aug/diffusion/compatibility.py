@@ -1,6 +1,6 @@
 """Settings of generation that the model or the device decides, or rules out.
 
-Few steps, number format, attention kernels, and the number of images denoised together (slots).
+Number of steps, number format, attention kernels, images denoised together (slots).
 Importing this loads no diffusers, so a dry run can check.
 """
 
@@ -26,6 +26,7 @@ from online_aug.diffusion.directory import (
     scheduler_settings,
     unet_settings,
 )
+from online_aug.diffusion.few_steps import FEW_STEPS, is_turbo
 from online_aug.errors import UserError, one_line
 from online_aug.methods import find_method
 from online_aug.methods.base import USUAL_STEPS
@@ -36,12 +37,8 @@ if TYPE_CHECKING:
 
     from online_aug.diffusion.loading import Pipeline
 
-MAX_TURBO_STEPS = 4
-"""A turbo model run for so few steps or fewer takes no guidance."""
-MAX_LCM_GUIDANCE = 2.0
-"""For a model with LCM-LoRA: it was distilled with guidance, and more burns the colours."""
-USUAL_SIDE, FEW_STEPS = 512, 4
-"""Side if no model is used; steps of a model that was distilled to few."""
+USUAL_SIDE = 512
+"""Side if no model is used."""
 CPU_SLOTS = 8
 """More make no image faster on a CPU and keep the first one waiting longer."""
 MAX_SLOTS = 16
@@ -49,65 +46,6 @@ MAX_SLOTS = 16
 SHARE_OF_FREE = 0.5
 """Share of the free memory for slots; the decoder and a classifier yet to start need the rest."""
 _log = logging.getLogger(__name__)
-
-
-def check_few_steps(config: GenerationConfig, model: Path) -> None:
-    """Raise if solver, steps and guidance ruin the images of a model.
-
-    Consistency models (LCM) and turbo models were distilled to few steps and need certain
-    settings; other models make no image in one step.
-
-    Args:
-        config: Solver, steps and guidance.
-        model: A directory that has been checked to be a model.
-
-    Raises:
-        UserError: If they do not go together.
-    """
-    if unet_settings(model).get("time_cond_proj_dim"):
-        _check_consistency(config, model)
-    elif config.scheduler == "lcm":
-        _check_lcm_guidance(config)
-    else:
-        _check_turbo(config, model, scheduler_settings(model))
-
-
-def _check_consistency(config: GenerationConfig, model: Path) -> None:
-    if config.scheduler != "lcm":
-        raise UserError(
-            f"generation.scheduler must be lcm for {model}, a consistency model that reads its "
-            f"guidance scale, got {config.scheduler}"
-        )
-
-
-def _check_lcm_guidance(config: GenerationConfig) -> None:
-    if config.guidance_scale > MAX_LCM_GUIDANCE:
-        raise UserError(
-            "generation.guidance_scale must be at most 2 with generation.scheduler lcm, got "
-            f"{config.guidance_scale:g}: consistency models were distilled with guidance, 1 adds "
-            "none"
-        )
-
-
-def _check_turbo(config: GenerationConfig, model: Path, schedule: Mapping[str, Any]) -> None:
-    steps = decided(config.num_inference_steps)
-    is_trailing = schedule.get("timestep_spacing") == "trailing"
-    if steps == 1 and not is_trailing:
-        raise UserError(
-            "generation.num_inference_steps must be at least 2 for a model whose one step would "
-            f'begin without noise, got 1: turbo models have "timestep_spacing": "trailing" in '
-            f"scheduler/scheduler_config.json, {model} has not"
-        )
-    if steps <= MAX_TURBO_STEPS and _is_turbo(schedule) and config.guidance_scale > 1:
-        raise UserError(
-            f"generation.guidance_scale must be 1 for {steps} steps of {model}, which by its "
-            f"spacing of time steps is a turbo model, got {config.guidance_scale:g}"
-        )
-
-
-def _is_turbo(schedule: Mapping[str, Any]) -> bool:
-    is_trailing = schedule.get("timestep_spacing") == "trailing"
-    return is_trailing and not schedule.get("rescale_betas_zero_snr")
 
 
 def settle(config: Config) -> Config:
@@ -137,7 +75,7 @@ def settle(config: Config) -> Config:
 
 def _own_steps(config: GenerationConfig, model: Path) -> int:
     is_consistent = config.scheduler == "lcm" or unet_settings(model).get("time_cond_proj_dim")
-    return FEW_STEPS if is_consistent or _is_turbo(scheduler_settings(model)) else USUAL_STEPS
+    return FEW_STEPS if is_consistent or is_turbo(scheduler_settings(model)) else USUAL_STEPS
 
 
 def choose_dtype(name: str, device: str) -> str:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from online_aug.diffusion.adapters import CONCEPTS_FILE, AdapterFiles, Adapters, Concept
-from online_aug.diffusion.lora_files import lora_of_unet
+from online_aug.diffusion.lora_files import LoraFile
 from online_aug.diffusion.parts import read_settings
+from online_aug.diffusion.weights import read_tensors
 from online_aug.documents import DocumentError, read_json
 from online_aug.errors import UserError, one_line
 
@@ -48,8 +47,7 @@ def import_adapters(
         _check_width(tokens, files.tokens[0], model)
     if files.lora is None:
         return Adapters(tokens, None)
-    lora = lora_of_unet(_read_tensors(files.lora), files.lora, model)
-    return Adapters(tokens, files.lora if _states_strength(files.lora) else lora)
+    return Adapters(tokens, LoraFile(files.lora).read(model))
 
 
 def _check_kinds(files: AdapterFiles, mode: str) -> None:
@@ -65,20 +63,9 @@ def _check_kinds(files: AdapterFiles, mode: str) -> None:
         )
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
-    """Read a file of tensors, of which nothing is executed."""
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # whatever a damaged or hostile file makes torch raise
-        reason = one_line(error).partition(". ")[0]  # PyTorch goes on with what not to do
-        raise UserError(f"finetune.path must hold tensors only, got {path} ({reason})") from error
-
-
 def _read_tokens(path: Path) -> dict[str, Tensor]:
     """Read embeddings by class name, by class number, or by the class in the token."""
-    content = _read_tensors(path)
+    content = read_tensors(path, "finetune.path")
     if "learned_embeds_dict" in content:
         return _diff_mix_tokens(content, path)
     if "clip_l" in content:
@@ -173,11 +160,3 @@ def _check_width(tokens: Mapping[str, Tensor], path: Path, model: Path) -> None:
                 f"finetune.path must hold finite tokens of width {width}, that of {model}, "
                 f"got shape {list(tensor.shape)} in {path}"
             )
-
-
-def _states_strength(path: Path) -> bool:
-    """Tell whether the head of a file says how strong its LoRA is, which diffusers reads."""
-    if path.suffix != ".safetensors":
-        return False
-    with safe_open(path, framework="pt") as file:
-        return "lora_adapter_metadata" in (file.metadata() or {})

@@ -15,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
@@ -152,8 +152,8 @@ def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) 
             dtype = pipeline.text_encoder.dtype
             embeddings = [embedding.to(dtype) for embedding in adapters.tokens.values()]
             pipeline.load_textual_inversion(embeddings, token=list(adapters.tokens))
-        if adapters.lora is not None:
-            _merge_lora(pipeline, adapters.lora)
+    if adapters.lora is not None:
+        _merge_lora(pipeline, adapters.lora)
     if weight := _first_not_finite(pipeline.components):
         raise UserError(
             "finetune.path must hold adapters that leave all weights finite, got NaN or infinity "
@@ -161,13 +161,35 @@ def load_adapters(pipeline: StableDiffusionImg2ImgPipeline, adapters: Adapters) 
         )
 
 
-def _merge_lora(pipeline: StableDiffusionImg2ImgPipeline, lora: Path | Mapping[str, Any]) -> None:
-    if isinstance(lora, Path):
-        pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-    else:
-        pipeline.load_lora_weights(dict(lora))
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
+def load_few_step_adapter(
+    pipeline: Pipeline, lora: Path | Mapping[str, Tensor], path: Path
+) -> None:
+    """Merge an adapter for few steps into the U-Net's weights, after those of `load_adapters`.
+
+    Args:
+        pipeline: The model.
+        lora: A file in diffusers' format, or its tensors by diffusers' names.
+        path: The file that they are from, for the error.
+
+    Raises:
+        UserError: If it leaves weights that are not finite.
+    """
+    _merge_lora(pipeline, lora)
+    if weight := _first_not_finite({"unet": pipeline.unet}):
+        raise UserError(
+            "generation.few_step_adapter must leave all weights finite, got NaN or infinity in "
+            f"{weight} with {path}"
+        )
+
+
+def _merge_lora(pipeline: Pipeline, lora: Path | Mapping[str, Any]) -> None:
+    with _quiet():
+        if isinstance(lora, Path):
+            pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+        else:
+            pipeline.load_lora_weights(dict(lora))
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
 
 
 def training_scheduler(trained_with: Mapping[str, Any]) -> DDPMScheduler:

@@ -6,9 +6,11 @@ The digests of all that decides a generator's pixels make its fingerprint, a par
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from online_aug.diffusion.parts import INDEX, PARTS
 from online_aug.documents import DocumentError, read_object
@@ -112,10 +114,29 @@ def _shapes_in(path: Path) -> dict[str, Shape]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def read_tensors(path: Path, key: str) -> dict[str, Any]:
+    """Read a file of tensors, of which nothing is executed.
+
+    Args:
+        path: A file in safetensors' or PyTorch's format.
+        key: Configuration key that named it, for errors.
+
+    Raises:
+        UserError: If it holds anything else or is damaged.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever a damaged or hostile file makes torch raise
+        reason = one_line(error).partition(". ")[0]  # PyTorch goes on with what not to do
+        raise UserError(f"{key} must hold tensors only, got {path} ({reason})") from error
+
+
 def digest_folder(folder: Path) -> str:
     """Return the BLAKE2b digest of names and contents of all weights and settings in a folder."""
     found = (path for path in folder.rglob("*") if path.suffix in _DECIDING_SUFFIXES)
-    return _digest(folder, (path for path in found if path.is_file()))
+    return digest_files(folder, (path for path in found if path.is_file()))
 
 
 def digest_model(model: Path) -> str:
@@ -130,10 +151,11 @@ def digest_model(model: Path) -> str:
     settings = (path for part in parts for path in part.glob("*") if path.suffix in _SETTINGS)
     weights = (path for name in _WEIGHTED_PARTS for path in _weight_files(model / name, _KEY))
     read = {path for path in settings if ".index." not in path.name}
-    return _digest(model, {model / INDEX, *read, *weights})
+    return digest_files(model, {model / INDEX, *read, *weights})
 
 
-def _digest(folder: Path, files: Iterable[Path]) -> str:
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """Return the BLAKE2b digest of the names and contents of some files in a folder."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
@@ -143,13 +165,20 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
 
 
 def fingerprint(
-    model_digest: str, adapters_digest: str | None, dtype: str, vae_digest: str | None = None
+    model_digest: str,
+    adapters_digest: str | None,
+    dtype: str,
+    vae_digest: str | None = None,
+    few_steps_digest: str | None = None,
 ) -> str:
-    """Return the digest of weights, adapters, number format, engine and replaced autoencoder.
+    """Return the digest of weights, adapters, number format, engine and what else is added.
 
-    Without a replaced autoencoder the digest is the one from before they could be replaced.
+    Without a replaced autoencoder and an adapter for few steps the digest is the one from before
+    there were any.
     """
     text = f"{model_digest}/{adapters_digest or 'none'}/{dtype}/{ENGINE_VERSION}"
     if vae_digest is not None:
         text += f"/{vae_digest}"
+    if few_steps_digest is not None:
+        text += f"/few steps {few_steps_digest}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -15,8 +15,14 @@ from online_aug.config import Config
 from online_aug.data.image_sets import Splits, file_names_of
 from online_aug.diffusion.adaptation import Adaptation, finetuned_folder
 from online_aug.diffusion.adapters import Adapters, Concept, check_prompts
-from online_aug.diffusion.compatibility import check_attention, check_few_steps, choose_dtype
+from online_aug.diffusion.compatibility import check_attention, choose_dtype
 from online_aug.diffusion.directory import locate_model, locate_vae
+from online_aug.diffusion.few_steps import (
+    check_few_steps,
+    digest_few_step_adapter,
+    locate_few_step_adapter,
+    read_few_step_adapter,
+)
 from online_aug.diffusion.schedule_settings import check_schedule
 from online_aug.diffusion.weights import check_weights, digest_folder, digest_model, fingerprint
 from online_aug.errors import UserError
@@ -63,6 +69,11 @@ class DiffusionFiles:
     def vae(self) -> Path | None:
         """Directory of the autoencoder that replaces the model's own; None if none does."""
         return locate_vae(self.config.generation.vae, self.model)
+
+    @cached_property
+    def few_steps(self) -> Path | None:
+        """File of the adapter that lets the model do with few steps; None if there is none."""
+        return locate_few_step_adapter(self.config.generation.few_step_adapter)
 
     @cached_property
     def dtype(self) -> str:
@@ -118,7 +129,8 @@ class DiffusionFiles:
             return ""
         adapters = self.adaptation.digest(self.finetuned)
         replaced = digest_folder(self.vae) if self.vae else None
-        return fingerprint(self.model_digest, adapters, self.dtype, replaced)
+        few_steps = digest_few_step_adapter(self.few_steps) if self.few_steps else None
+        return fingerprint(self.model_digest, adapters, self.dtype, replaced, few_steps)
 
     def check(self) -> None:
         """Refuse a model that could never generate here.
@@ -131,6 +143,8 @@ class DiffusionFiles:
         check_weights(self.model, self.vae)
         check_schedule(self.config.generation.scheduler, self.model)
         check_few_steps(self.config.generation, self.model)
+        if self.few_steps:
+            read_few_step_adapter(self.few_steps, self.model)
         check_prompts(self.model, {one.name: one.prompt for one in self.concepts})
         self.adaptation.check(self.model)
 

@@ -20,7 +20,13 @@ from online_aug.data.transforms import fit_square
 from online_aug.diffusion.adapters import Adapters
 from online_aug.diffusion.compatibility import choose_attention, choose_slots
 from online_aug.diffusion.directory import kind_of, locate_vae
-from online_aug.diffusion.loading import Pipeline, load_adapters, load_pipeline
+from online_aug.diffusion.few_steps import locate_few_step_adapter, read_few_step_adapter
+from online_aug.diffusion.loading import (
+    Pipeline,
+    load_adapters,
+    load_few_step_adapter,
+    load_pipeline,
+)
 from online_aug.generation.denoiser import Denoiser, Execution, chosen_execution
 from online_aug.generation.denoising_loop import Slots, Start
 from online_aug.generation.gate import Gate, Verdict
@@ -98,6 +104,9 @@ class ImageGenerator:
         pipeline = load_pipeline(model, dtype, kind_of(model), locate_vae(config.vae, model))
         if finetuned:
             load_adapters(pipeline, finetuned)
+        if few_steps := locate_few_step_adapter(config.few_step_adapter):
+            lora = read_few_step_adapter(few_steps, model)
+            load_few_step_adapter(pipeline, lora, few_steps)
         pipeline.to(device)
         for network in (pipeline.unet, pipeline.vae):
             network.to(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ strengths and positions is the same few multiplications over all slots. Time ste
 are those of diffusers' schedulers, with the settings of the model's directory.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -240,6 +241,9 @@ class Solver:
     def from_image(self, num_inference_steps: int, strength: float) -> Trajectory:
         """Return the trajectory from a noised source: the last `int(steps * strength)` steps.
 
+        With `lcm` as many begin at the strength itself, rounded up, as in diffusers' pipeline for
+        LCM: few steps of a fixed grid would leave few strengths to choose from.
+
         Args:
             num_inference_steps: Steps of the whole trajectory.
             strength: Fraction of it that is run, in (0, 1].
@@ -247,8 +251,13 @@ class Solver:
         Raises:
             UserError: If this solver has no such trajectory.
         """
-        rows = self._rows(num_inference_steps)
-        rows = _without_history(rows[len(rows) - int(num_inference_steps * strength) :])
+        if self._name == "lcm":
+            most = int(self._scheduler.config.original_inference_steps * strength)
+            steps = min(math.ceil(num_inference_steps * strength), most)
+            rows = self._rows(steps, strength=strength)
+        else:
+            rows = self._rows(num_inference_steps)
+            rows = _without_history(rows[len(rows) - int(num_inference_steps * strength) :])
         return self._checked(rows, rows[0][0], rows[0][1])
 
     def from_noise(self, num_inference_steps: int) -> Trajectory:
@@ -260,9 +269,9 @@ class Solver:
         rows = _without_history(self._rows(num_inference_steps))
         return self._checked(rows, 0.0, float(self._scheduler.init_noise_sigma))
 
-    def _rows(self, num_inference_steps: int) -> Float[np.ndarray, "n 10"]:
+    def _rows(self, num_inference_steps: int, **settings: float) -> Float[np.ndarray, "n 10"]:
         try:
-            self._scheduler.set_timesteps(num_inference_steps)
+            self._scheduler.set_timesteps(num_inference_steps, **settings)
         except (TypeError, ValueError, RuntimeError) as error:  # too many steps for an LCM, ...
             raise UserError(f"generation.num_inference_steps does not fit: {error}") from None
         with np.errstate(

@@ -50,6 +50,8 @@ class Source:
 
 USUAL_STEPS = 25
 """Denoising steps if neither the configuration nor the model says otherwise."""
+LCM_STEPS = 50
+"""Solver steps from which consistency models are distilled (arXiv:2310.04378)."""
 
 
 class GenerationSection(Protocol):
@@ -59,6 +61,10 @@ class GenerationSection(Protocol):
     guidance_scale: float
     resolution: int | None
     variants_per_image: int
+
+    @property
+    def scheduler(self) -> str:
+        """Solver of the denoising steps."""
 
 
 class SharedSections(Protocol):
@@ -293,17 +299,21 @@ def draw_strength(strengths: Sequence[float], rng: np.random.Generator) -> float
     return float(strengths[int(rng.integers(len(strengths)))])
 
 
-def check_strengths(strengths: Sequence[float], num_inference_steps: int | None) -> None:
+def check_strengths(strengths: Sequence[float], generation: GenerationSection) -> None:
     """Raise `ValueError` if a strength is so small that no denoising step would be run.
 
-    Steps that the model is yet to decide are never more than `USUAL_STEPS`.
+    Steps that the model is yet to decide are never more than `USUAL_STEPS`. Consistency models
+    begin at any of `LCM_STEPS` strengths, however few steps follow.
     """
-    steps = num_inference_steps or USUAL_STEPS
+    if generation.scheduler == "lcm":
+        what, steps = "the steps of generation.scheduler lcm", LCM_STEPS
+    else:
+        what = "generation.num_inference_steps"
+        steps = generation.num_inference_steps or USUAL_STEPS
     for strength in strengths:
         if int(steps * strength) < 1:
             raise ValueError(
-                "method.strength * generation.num_inference_steps must be at least 1, "
-                f"got {strength:g} * {steps}"
+                f"method.strength * {what} must be at least 1, got {strength:g} * {steps}"
             )
 
 

@@ -47,7 +47,7 @@ class DiffMix(Method):
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        check_strengths(self.settings.strength, config.generation.num_inference_steps)
+        check_strengths(self.settings.strength, config.generation)
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
@@ -90,7 +90,7 @@ class DiffAug(Method):
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        check_strengths(self.settings.strength, config.generation.num_inference_steps)
+        check_strengths(self.settings.strength, config.generation)
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator

@@ -31,7 +31,7 @@ class SgdMix(ForegroundMix):
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        check_strengths(self.settings.strength, config.generation.num_inference_steps)
+        check_strengths(self.settings.strength, config.generation)
 
     def drawn(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the strength."""

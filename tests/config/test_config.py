@@ -268,6 +268,20 @@ def test_a_strength_that_runs_no_step_is_refused(empty):
     assert load_config(empty, [overrides[0], "method.strength=0.25"]).method.strength == (0.25,)
 
 
+def test_a_consistency_model_begins_at_any_strength_that_it_knows(empty):
+    few = ["generation.scheduler=lcm", "generation.num_inference_steps=4"]
+    assert load_config(empty, [*few, "method.strength=0.02"]).method.strength == (0.02,)
+    assert error_lines(empty, *few, "method.strength=0.01") == [
+        "method.strength * the steps of generation.scheduler lcm must be at least 1, got 0.01 * 50"
+    ]
+
+
+def test_an_adapter_for_few_steps_needs_the_solver_it_was_distilled_for(empty):
+    assert error_lines(empty, "generation.few_step_adapter=embedded") == [
+        "generation.scheduler must be lcm with generation.few_step_adapter, got dpmsolver++"
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

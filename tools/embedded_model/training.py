@@ -56,6 +56,8 @@ class Settings:
     """Model directory whose autoencoder is trained further for `vae_steps`."""
     start: Path | None = None
     """Model directory of the same task whose denoiser and text encoder are trained further."""
+    trajectories: int = 0
+    """Images that a model denoises, to distil it from."""
 
 
 def train_autoencoder(corpus: Corpus, settings: Settings) -> AutoencoderKL:
@@ -133,7 +135,7 @@ def train_denoiser(
     task: Task, corpus: Corpus, vae: AutoencoderKL, settings: Settings, out: Path
 ) -> None:
     """Train U-Net and text encoder together on velocity, and save the averaged weights."""
-    latents = _latents(corpus, vae, settings)
+    latents = latents_of(corpus, vae, settings)
     tokenizer, model = _first_model(task, corpus, settings)
     model.to(settings.device).train()
     scheduler = new_scheduler()
@@ -187,7 +189,10 @@ def _times(count: int, rng: torch.Generator) -> Int[Tensor, " count"]:
     return (1000 * torch.where(is_uniform, anywhere, middle)).long().clamp(max=999)
 
 
-def _latents(corpus: Corpus, vae: AutoencoderKL, settings: Settings) -> Tensor:
+def latents_of(
+    corpus: Corpus, vae: AutoencoderKL, settings: Settings
+) -> Float[Tensor, "n 4 16 16"]:
+    """Return the mean latents of the corpus; once encoded they are kept in the work folder."""
     done = settings.work / "latents.safetensors"
     if not done.exists():
         save_file({"latents": encode(vae, corpus, settings.device).contiguous()}, done)
