@@ -37,7 +37,10 @@ COMMANDS = {
     ),
     "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
     "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
-    "study": ("online_aug.cli.study:main", "answer a question about a recipe with a table and pictures"),
+    "study": (
+        "online_aug.cli.study:main",
+        "answer a question about a recipe with a table and pictures",
+    ),
     "schema": (
         "online_aug.cli.main:print_schema",
         "print the JSON schema that editors check a recipe with",

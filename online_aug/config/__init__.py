@@ -23,9 +23,9 @@ from online_aug.config.sections import (
 )
 from online_aug.data.settings import DataConfig
 from online_aug.methods import METHODS, MethodSettings, find_method, make_method
-from online_aug.methods.base import LCM_STEPS
 from online_aug.methods.fractals import FractalConfig
 from online_aug.methods.registry import DEFAULT, MethodSection
+from online_aug.methods.strengths import LCM_STEPS
 from online_aug.settings import Section
 
 

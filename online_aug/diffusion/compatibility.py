@@ -29,7 +29,7 @@ from online_aug.diffusion.directory import (
 from online_aug.diffusion.few_steps import FEW_STEPS, is_turbo
 from online_aug.errors import UserError, one_line
 from online_aug.methods import find_method
-from online_aug.methods.base import USUAL_STEPS
+from online_aug.methods.strengths import USUAL_STEPS
 from online_aug.settings import decided
 
 if TYPE_CHECKING:

@@ -48,12 +48,6 @@ class Source:
     label: int
 
 
-USUAL_STEPS = 25
-"""Denoising steps if neither the configuration nor the model says otherwise."""
-LCM_STEPS = 50
-"""Solver steps from which consistency models are distilled (arXiv:2310.04378)."""
-
-
 class GenerationSection(Protocol):
     """The keys of `generation` that a method may read."""
 
@@ -292,29 +286,6 @@ class Method(ABC):
 def within_class(image: Servable) -> str | None:
     """Return the reason against an image that lies between two classes, or None."""
     return None if image.source_label == image.target_label else WITHIN_CLASS
-
-
-def draw_strength(strengths: Sequence[float], rng: np.random.Generator) -> float:
-    """Draw one of the configured strengths."""
-    return float(strengths[int(rng.integers(len(strengths)))])
-
-
-def check_strengths(strengths: Sequence[float], generation: GenerationSection) -> None:
-    """Raise `ValueError` if a strength is so small that no denoising step would be run.
-
-    Steps that the model is yet to decide are never more than `USUAL_STEPS`. Consistency models
-    begin at any of `LCM_STEPS` strengths, however few steps follow.
-    """
-    if generation.scheduler == "lcm":
-        what, steps = "the steps of generation.scheduler lcm", LCM_STEPS
-    else:
-        what = "generation.num_inference_steps"
-        steps = generation.num_inference_steps or USUAL_STEPS
-    for strength in strengths:
-        if int(steps * strength) < 1:
-            raise ValueError(
-                f"method.strength * {what} must be at least 1, got {strength:g} * {steps}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

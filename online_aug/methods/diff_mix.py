@@ -14,10 +14,9 @@ from online_aug.methods.base import (
     Picture,
     SharedSections,
     Source,
-    check_strengths,
-    draw_strength,
     within_class,
 )
+from online_aug.methods.strengths import check_strengths, draw_strength
 from online_aug.request import GenerationRequest, Servable
 from online_aug.settings import Fraction, Positive, Strengths
 

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool
 
-from online_aug.methods.base import MethodContext, SharedSections, check_strengths, draw_strength
+from online_aug.methods.base import MethodContext, SharedSections
 from online_aug.methods.foreground_mix import ForegroundMix, ForegroundMixSettings, source_masks
+from online_aug.methods.strengths import check_strengths, draw_strength
 from online_aug.request import GenerationRequest
 from online_aug.settings import Strengths
 

@@ -18,9 +18,9 @@ from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
 from online_aug.methods import Part, Picture
+from online_aug.methods.strengths import steps_of
 from online_aug.request import GenerationRequest
 from online_aug.seeding import numpy_rng
-from online_aug.settings import decided
 from online_aug.studies import Study
 from online_aug.studies.frame import images as frame
 from online_aug.studies.frame.answers import (
@@ -148,10 +148,10 @@ def _subjects(config: Config, options: Namespace) -> list[Subject]:
 def _strengths(experiment: Experiment, name: str, given: Sequence[float]) -> tuple[float, ...]:
     if not hasattr(experiment.methods[name].settings, "strength"):
         return (1.0,)  # it always replays all of the trajectory
-    steps = decided(experiment.config.generation.num_inference_steps)
+    generation = experiment.config.generation
     if not given:
-        return tuple(s for s in STRENGTHS if int(steps * s) >= 1)
-    return frame.checked_strengths(given, steps)
+        return tuple(s for s in STRENGTHS if int(steps_of(generation) * s) >= 1)
+    return frame.checked_strengths(given, generation)
 
 
 def _made(subject: Subject, options: Namespace, folder: Path) -> list[Result]:

@@ -95,7 +95,7 @@ def _strengths(config: Config, method: ForegroundMix, options: Namespace) -> tup
     if options.images < 2:
         raise UserError(f"--images must be at least 2, got {options.images}")
     given = tuple(options.strengths) or method.settings.strength  # type: ignore[attr-defined]
-    return frame.checked_strengths(given, config.generation.num_inference_steps)
+    return frame.checked_strengths(given, config.generation)
 
 
 def _row(

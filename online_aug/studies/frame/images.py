@@ -30,7 +30,7 @@ from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.gate import to_bytes
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.methods import Part, Picture, make_method
-from online_aug.methods.base import check_strengths
+from online_aug.methods.strengths import Denoising, check_strengths
 from online_aug.methods.foreground_mix import ForegroundMix
 from online_aug.producer.work import Work, load_generator, work_of
 from online_aug.request import GenerationRequest
@@ -76,11 +76,11 @@ def add_strengths_option(parser: ArgumentParser, default: str) -> None:
     )
 
 
-def checked_strengths(given: Sequence[float], steps: int | None) -> tuple[float, ...]:
+def checked_strengths(given: Sequence[float], generation: Denoising) -> tuple[float, ...]:
     """Return the strengths of an option in ascending order.
 
     Raises:
-        UserError: If one is out of range, or runs no step of a trajectory of so many.
+        UserError: If one is out of range, or runs no step as images are made.
     """
     if not all(0 < strength <= 1 for strength in given):
         raise UserError(
@@ -88,7 +88,7 @@ def checked_strengths(given: Sequence[float], steps: int | None) -> tuple[float,
             f"{', '.join(f'{strength:g}' for strength in given)}"
         )
     try:
-        check_strengths(given, steps)
+        check_strengths(given, generation)
     except ValueError as error:
         raise UserError(str(error).replace("method.strength", "--strengths")) from None
     return tuple(sorted(set(given)))
