@@ -1,8 +1,17 @@
 """Records of an invented run."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from online_aug.reporting.metrics import EpochMetrics, Summary
+import yaml
+
+from online_aug.classifier.evaluation import Evaluation
+from online_aug.files import to_json
+from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
+from online_aug.reporting.run_directory import CONFIG_FILE, EVALUATION_FILE, write_summary
+from online_aug.reporting.samples import Samples, write_samples
 
 
 def epoch(number: int, **changes: float) -> EpochMetrics:
@@ -35,8 +44,8 @@ def epoch(number: int, **changes: float) -> EpochMetrics:
     return replace(metrics, **changes)
 
 
-def summary(epochs: int = 3) -> Summary:
-    return Summary(
+def summary(epochs: int = 3, **changes: Any) -> Summary:
+    found = Summary(
         top1=0.9,
         top1_best_val=0.91,
         best_val_epoch=1,
@@ -56,3 +65,53 @@ def summary(epochs: int = 3) -> Summary:
         generator_restarts=0,
         config_digest="d1",
     )
+    return replace(found, **changes)
+
+
+def evaluation(confusion: Mapping[str, Mapping[str, int]]) -> Evaluation:
+    right = {name: row.get(name, 0) / sum(row.values()) for name, row in confusion.items()}
+    images = sum(sum(row.values()) for row in confusion.values())
+    return Evaluation(
+        top1=sum(row.get(name, 0) for name, row in confusion.items()) / images,
+        top5=1.0,
+        loss=0.5,
+        per_class=right,
+        per_group={},
+        worst_group=None,
+        per_shots={},
+        confusion=confusion,
+        images=images,
+    )
+
+
+CONFUSION = {"null": {"null": 8, "Möwe": 2}, "Möwe": {"Möwe": 10}}
+
+
+def write_run(
+    folder: Path,
+    *,
+    settings: Mapping[str, Any] = {},
+    epochs: int = 3,
+    changes: Mapping[str, Any] = {},
+    end: Summary | None = None,
+    samples: Samples | None = None,
+) -> Path:
+    """Write the files of an invented run; without `end` it is still in training.
+
+    `settings` holds sections of the configuration, `changes` figures of every epoch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"run": {"seed": 0, "epochs": 3}, "data": {"source": "<digits>"}}
+    for section, values in settings.items():
+        content[section] = {**content.get(section, {}), **values}
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(content))
+    log = MetricsLog(folder, from_epoch=0)
+    for number in range(epochs):
+        log.append(epoch(number, **changes))
+    log.close()
+    if end is not None:
+        (folder / EVALUATION_FILE).write_text(to_json(evaluation(CONFUSION)))
+        write_summary(folder, end)
+    if samples is not None:
+        write_samples(folder, samples)
+    return folder

@@ -1,12 +1,12 @@
 """Evaluate a classifier on a set of images: overall, by class, by group and by class size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from online_aug.classifier.model import input_statistics
@@ -110,6 +110,22 @@ def _predict(
     seen = torch.cat(indices_seen).numpy()
     classes, among_best = torch.cat(taken_for).numpy(), torch.cat(is_among_best).numpy()
     return seen, classes, among_best, losses / len(seen)
+
+
+def log_probabilities(
+    classifier: nn.Module,
+    pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+    data: DataConfig,
+    device: torch.device | str,
+) -> Float[np.ndarray, "n k"]:
+    """Return the log-probability of every class for pictures, shown as those of the test split."""
+    mean, std = input_statistics(classifier)
+    view = eval_transform(data)
+    shown = [view(torch.from_numpy(picture.copy()).permute(2, 0, 1)) for picture in pictures]
+    with evaluation_mode(classifier), torch.inference_mode():
+        logits = classifier(normalise(torch.stack(shown).to(device), mean, std)).float()
+    found: Float[np.ndarray, "n k"] = logits.log_softmax(1).cpu().numpy()
+    return found
 
 
 def _is_among_best(logits: Tensor, labels: Tensor) -> Tensor:

@@ -261,6 +261,10 @@ class OnlineAugLoader(DataLoader[Batch]):
         """Return the requests served by this rank whose image was in the cache before the run."""
         return set(self._received.times).difference(self._pool.made_in_run)
 
+    def served(self) -> list[Servable]:
+        """Return the requests whose images this rank was served in this run, each once."""
+        return [self.plan[number] for number in sorted(self._received.times)]
+
     def save_ledger(self) -> None:
         """Write what has been served so far; a checkpoint can be replayed only with it."""
         self._ledger.save()

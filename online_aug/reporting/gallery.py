@@ -1,7 +1,7 @@
 """The gallery of a run: synthetic images beside their sources, with strength and soft label."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class GalleryRow:
     """The mass of each class; classes without mass may be left out."""
     method: str | None = None
     """The method, if the run has several."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What the gate measured."""
 
 
 def draw_gallery(rows: Sequence[GalleryRow], path: Path, *, title: str) -> None:
@@ -234,7 +236,7 @@ def gallery_rows(
     return [
         row
         for request in sorted(chosen, key=lambda request: request.strength)
-        if (row := _row(experiment, store, request)) is not None
+        if (row := cached_row(experiment, store, request)) is not None
     ]
 
 
@@ -272,7 +274,8 @@ def _by_turns(requests: Sequence[Servable], methods: Iterable[str]) -> list[Serv
     return [request for turn in turns for request in turn if request is not None]
 
 
-def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow | None:
+def cached_row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow | None:
+    """Compose an image of the cache as when it is served; None if it cannot be read."""
     try:
         record = store.get(request.key)
         if record is None:
@@ -280,7 +283,7 @@ def _row(experiment: Experiment, store: Store, request: Servable) -> GalleryRow 
         pictures, label = _composed(experiment, request, record.image)
     except (CacheError, BadImageError):
         return None
-    return _as_row(experiment, request, pictures, label)
+    return replace(_as_row(experiment, request, pictures, label), scores=record.scores)
 
 
 def _as_row(

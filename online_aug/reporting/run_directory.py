@@ -157,6 +157,15 @@ def describe_resumption(path: Path, config: Config) -> str:
     )
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return every key of the configuration of the run in `path`, by its dotted path.
+
+    Raises:
+        UserError: If the configuration cannot be read.
+    """
+    return _read_flat(path / CONFIG_FILE)
+
+
 def write_summary(path: Path, summary: Summary) -> None:
     """Write `summary.json` into the run directory; from then on the run is finished."""
     write_atomically(path / SUMMARY_FILE, to_json(summary, indent=2) + "\n")

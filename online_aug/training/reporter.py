@@ -23,11 +23,13 @@ from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
 from online_aug.reporting.refusals import refusal_warning, refused_shares
 from online_aug.reporting.run_directory import EVALUATION_FILE, write_summary
+from online_aug.reporting.samples import Judge, choose_samples, write_samples
 from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
 from online_aug.request import Counts
 from online_aug.training.describe_run import who_makes
 
 _CACHE_EVERY_S = 1.0
+_PAGE_EVERY_S = 10.0
 
 
 def _columns_of(config: Config) -> tuple[str, ...]:
@@ -84,6 +86,7 @@ class TrainingReport:
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self._requests_seen, self._refused, self._has_warned = 0, dict[str, float](), False
         self._generator_before = GeneratorTotals()
+        self._page_s = float("-inf")
         self.live = LiveReport(
             experiment.config.run.epochs,
             len(loader),
@@ -183,20 +186,27 @@ class TrainingReport:
         assert self._log  # opened on the first rank, which alone evaluates
         self._log.append(metrics)
         self.live.epoch(metrics)
+        if time.monotonic() - self._page_s > _PAGE_EVERY_S:
+            write_report(self._directory)
+            self._page_s = time.monotonic()
         if process and not self._has_forecast:
             self._has_forecast = True
             self.live.message(forecast(process.status, self.live.left_s))
 
-    def finish(self, counts: Counts, last: Evaluation, best: Evaluation, **reached: Any) -> None:
+    def finish(
+        self, counts: Counts, last: Evaluation, best: Evaluation, judge: Judge, **reached: Any
+    ) -> None:
         """Write report, gallery and summary, and print the summary; called by the first rank.
 
         Args:
             counts: Counts of the run, over all ranks.
             last: Result on the test split after the last epoch.
             best: The same after the epoch that was best on the validation split.
+            judge: The classifier after the last epoch.
             reached: `best_val_epoch`, `wall_s`, `first_step_s`, `reused` and `refusals`.
         """
-        rejected = self._store.rejections([one.key for one in self._loader.plan])
+        keys = self._store.rejections([one.key for one in self._loader.plan])
+        rejected = {one: keys[one.key] for one in self._loader.plan if one.key in keys}
         summary = Summary(
             top1=last.top1,
             top1_best_val=best.top1,
@@ -222,7 +232,11 @@ class TrainingReport:
         )
         gallery = self._directory / "gallery.png"
         draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
-        write_report(self._directory, summary, gallery)
+        samples = choose_samples(
+            self._experiment, self._store, self._loader.served(), rejected, judge
+        )
+        write_samples(self._directory, samples)
+        write_report(self._directory, summary=summary, evaluation=last)
         write_atomically(self._directory / EVALUATION_FILE, to_json(last, indent=2) + "\n")
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)

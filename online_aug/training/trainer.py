@@ -3,17 +3,18 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from online_aug.classifier.evaluation import Evaluation, evaluate
+from online_aug.classifier.evaluation import Evaluation, evaluate, log_probabilities
 from online_aug.data.image_sets import ImageSet, order_digest
 from online_aug.distributed.world import World, agree, barrier, gather, total
 from online_aug.errors import UserError
@@ -21,6 +22,7 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.loader.dataset import Batch
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
+from online_aug.methods import Picture
 from online_aug.processes import Interrupt
 from online_aug.request import Counts
 from online_aug.training.checkpoints import FOLDER, share_out
@@ -293,12 +295,16 @@ class TrainingRun:
             return
         self._engine.export(self._directory / "model.safetensors")
         self._report.finish(
-            counts, last, self._test_best(),
+            counts, last, self._test_best(), self._log_probabilities,
             best_val_epoch=self._state.best_epoch, wall_s=wall_s,
             first_step_s=float(self._state.first_step_s or 0.0),
             reused=sum(flag > 0 for flag in flags),
             refusals=dict(sum((Counter(json.loads(each)) for each in refusals), Counter[str]())),
         )  # fmt: skip
+
+    def _log_probabilities(self, pictures: Sequence[Picture]) -> Float[np.ndarray, "n k"]:
+        model, data = self._engine.evaluated_model(), self._config.data
+        return log_probabilities(model, pictures, data, self._world.device)
 
     def _test_best(self) -> Evaluation:
         model = self._engine.evaluated_model()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from experiment_samples import make_experiment
 from rich.console import Console
-from run_records import summary
+from run_records import summary, write_run
 
 from online_aug.experiment.foregrounds import ensure_saliency
 from online_aug.reporting.html_report import write_report
@@ -91,8 +91,7 @@ def test_summary_and_report_of_a_run_say_it(tmp_path):
     console = Console(width=100, record=True, file=io.StringIO())
     print_summary(told, tmp_path, console)
     assert "91.7 % of the planned images are refused" in console.export_text()
-    (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "config.yaml").write_text("{}")
-    write_report(tmp_path, told, tmp_path / "gallery.png")
+    write_run(tmp_path)
+    write_report(tmp_path, summary=told)
     assert "91.7 % of the planned images are refused" in (tmp_path / "report.html").read_text()
     assert "refused" not in json.dumps(summary().made_text)
