@@ -1,115 +1,123 @@
-"""Compare the accuracy of methods on one recipe, over seeds, with equal optimizer steps.
+"""Compare the accuracy of methods over seeds, with equal optimizer steps.
 
-    python -m benchmarks.accuracy --recipe pocket_birds_sgd_mix --seeds 5 \
-        --methods vanilla paste sgd_mix [--row NAME KEY=VALUE ...] [key=value ...]
+    python -m benchmarks.accuracy birds20 --seeds 5
+    python -m benchmarks.accuracy birds --methods vanilla paste sgd_mix sgd_mix+cutmix
+    python -m benchmarks.accuracy --recipe my.yaml --methods vanilla recipe --row NAME KEY=VALUE ...
 
-A row is some overrides on the recipe (`--row` may name one of `--methods` among them), then those
-for all rows. Each cell is a launch of `online-aug train` with its own `run.seed`; all cells share
-the cache and the fine-tuned generator, and with `--fill` all images are made before the training.
+A block names data, and takes each method from the recipe of its own for that data (`BLOCKS`,
+`ROWS`); `--recipe` takes every row as overrides of one recipe. `NAME+cutmix` adds what another row
+without synthetic images has. `--row` may name one of the rows among its words. Further `key=value`
+hold for all rows.
+
+Each cell is a launch of `online-aug train` with its own `run.seed`; all cells share the cache and
+the fine-tuned generators, and the images of each row are made before it trains, unless `--online`.
 The training images are those of `data.seed` 0, so the spread is that of training; with `--cuts`
-every seed has few shots of its own. Finished runs are not repeated, so the same command goes on
-where it was stopped, and more seeds can be added. `--table` prints what there is.
+every seed has few shots of its own. Finished runs are not repeated: after Ctrl-C the same command
+goes on, and more seeds can be added. `--table` prints what there is.
 """
 
 import argparse
-import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from benchmarks._paired import difference, estimate
-from online_aug.config import Config
+from online_aug.cli.main import run_main
+from online_aug.comparison.launches import Launches, launching
+from online_aug.comparison.runs import Outcome, Row, Run, plan_runs, without_synthetic
+from online_aug.comparison.tables import compare, markdown, optimizer_steps
 from online_aug.config.loading import find_recipe, load_config
-from online_aug.diffusion.compatibility import settle
+from online_aug.documents import read_object
 from online_aug.errors import UserError
-from online_aug.methods import find_method
-from online_aug.reporting.metrics import read_metrics
-from online_aug.reporting.run_directory import CONFIG_FILE, MAY_DIFFER
-
-ROOT = Path(__file__).parents[1]
-ROWS: dict[str, tuple[str, ...]] = {
-    "vanilla": ("mixing.synthetic_probability=0",),
-    "cutmix": ("mixing.synthetic_probability=0", "optim.cutmix=1.0"),
-    "recipe": (),
-    "diff_mix": ("method.name=diff_mix",),
-    "sgd_mix": ("method.name=sgd_mix",),
-    "paste": ("method.name=paste",),
-    "true_masks": ("method.name=paste", "saliency.method=masks"),
-}
-"""Overrides of each row that has a name."""
-REAL = ("run", "data", "mixing", "classifier", "optim")
-"""Sections that decide a run without generated images."""
-TESTS = {"test": "top1", "worst group": "worst_group"}
-"""Columns, and where `summary.json` has them."""
-Cells = dict[int, float]
-"""A result for each seed that has one."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One cell: a row's launch with one seed."""
+class Block:
+    """Data to compare methods on."""
 
-    row: str
-    seed: int
-    recipe: str
+    recipes: Mapping[str, str]
+    """The recipe of each method."""
     overrides: tuple[str, ...]
-    folder: Path
+    """What makes the data of the recipes those of the block."""
 
-    @property
-    def config(self) -> Config:
-        """The configuration of the launch."""
-        return settle(load_config(find_recipe(self.recipe), self.overrides))
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether its summary is there; raise `UserError` if it is one of other settings."""
-        if not (self.folder / "summary.json").exists():
-            return False
-        trained = yaml.safe_load((self.folder / CONFIG_FILE).read_text())
-        if others := _differences(trained, self.config):
-            raise UserError(
-                f"{self.folder} must be free or hold this run, has another {', '.join(others)}"
-            )
-        return True
+DIGITS = {
+    **dict.fromkeys(("sgd_mix", "paste"), "digits_sgd_mix"),
+    **{name: f"digits_{name}" for name in ("diff_aug", "diff_gen", "diffusemix", "da_fusion")},
+    **{"real_guidance": "digits_real_guidance", "real_mix": "digits_real_mix"},
+    "diff_mix": "quickstart",
+}
+BIRDS = {name: f"pocket_birds_{name}" for name in DIGITS} | {"diff_mix": "pocket_birds"}
+BLOCKS = {
+    "digits5": Block(DIGITS, ("data.examples_per_class=5", "data.epoch_repeats=20")),
+    "digits10": Block(DIGITS, ("data.examples_per_class=10", "data.epoch_repeats=10")),
+    "digits20": Block(DIGITS, ("data.examples_per_class=20", "data.epoch_repeats=5")),
+    "birds5": Block(BIRDS, ("data.examples_per_class=5", "data.epoch_repeats=12")),
+    "birds20": Block(BIRDS, ("data.examples_per_class=20", "data.epoch_repeats=3")),
+    "birds": Block(BIRDS, ()),
+    "birds_tail": Block(
+        BIRDS, ("data.imbalance_factor=0.1", "data.many_few=[30,15]", "data.epoch_repeats=3")
+    ),
+}
+"""Data by name; all of birds but the tail have 1,350 optimizer steps, all of digits 200."""
 
-    def results(self) -> dict[str, float]:
-        """Return accuracies at the last epoch; the test split has selected nothing."""
-        summary = json.loads((self.folder / "summary.json").read_text())
-        found = {column: summary[key] for column, key in TESTS.items()}
-        if (also := self.folder / "also.json").exists():
-            found["also"] = json.loads(also.read_text())["top1"]
-        return {column: value for column, value in found.items() if value is not None}
 
-    def steps(self) -> int:
-        """Return the number of optimizer steps."""
-        return read_metrics(self.folder)[-1].step
+@dataclass(frozen=True)
+class Kind:
+    """A row before it is known on which data."""
+
+    method: str | None = None
+    """The method whose recipe it takes; None takes that of SGD-Mix, or the one of `--recipe`."""
+    overrides: tuple[str, ...] = ()
+    is_vanilla: bool = False
+    """Whether it trains on real images alone."""
+
+
+ROWS = {
+    "vanilla": Kind(is_vanilla=True),
+    "randaugment": Kind(None, ("data.auto_augment=rand-m9-mstd0.5-inc1",), is_vanilla=True),
+    "mixup": Kind(None, ("optim.mixup=0.8",), is_vanilla=True),
+    "cutmix": Kind(None, ("optim.cutmix=1.0",), is_vanilla=True),
+    "recipe": Kind(),
+    "paste": Kind("paste"),
+    "true_masks": Kind("paste", ("saliency.method=masks",)),
+    "diffusemix": Kind("diffusemix"),
+    "real_guidance": Kind("real_guidance"),
+    "real_mix": Kind("real_mix"),
+    "da_fusion": Kind("da_fusion"),
+    "diff_aug": Kind("diff_aug"),
+    "diff_gen": Kind("diff_gen"),
+    "diff_mix": Kind("diff_mix"),
+    "sgd_mix": Kind("sgd_mix"),
+    "sgd_mix_unrefined": Kind("sgd_mix", ("method.name=paste",)),
+}
+"""What each row is, by its name."""
+USUAL = [name for name in ROWS if name not in ("recipe", "true_masks", "real_mix")]
+"""The rows of a block if none is named."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, print the table, and return 1 if a launch failed."""
     options = _options(argv)
-    rows = {**{name: ROWS[name] for name in options.methods}, **_own_rows(options.row)}
-    runs = [_run(options, rows, row, seed) for seed, row in product(range(options.seeds), rows)]
+    rows = {name: _row(options, kind) for name, kind in _kinds(options).items()}
+    folder = options.dir.resolve()
+    shared = (f"cache.path={folder / 'cache'}", f"finetune.path={folder / 'finetuned'}")
+    rows = {name: Row(row.recipe, (*shared, *row.overrides)) for name, row in rows.items()}
+    runs = plan_runs(rows, range(options.seeds), folder, cuts=options.cuts)
+    for run in runs:
+        run.check_room()
     missing = [] if options.table else [run for run in runs if not run.is_finished]
-    for run in {run.row: run for run in missing}.values() if options.fill else ():
-        _fill(run)
-    with ThreadPoolExecutor(options.parallel) as pool:
-        failed = [run for run in pool.map(_launch, missing) if not run.is_finished]
-    finished = [run for run in runs if run.is_finished]
+    with launching() as launches:
+        failed = list(_train(options, missing, launches))
+    finished = {run: run.outcome() for run in runs if run.is_finished}
     if options.also is not None:
-        for run in finished:
-            _judge_also(run, options.also)
+        finished = {run: _judged(run, found, options.also) for run, found in finished.items()}
     sys.stdout.write(table(finished, list(rows)))
     for run in failed:
-        sys.stdout.write(f"failed: {run.folder}, see {run.folder}.log\n")
-    return 1 if failed else 0
+        sys.stdout.write(f"failed: {run.title}, see {run.log}\n")
+    return launches.exit_status or bool(failed)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -117,8 +125,20 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     # An option with several words takes those after it too.
     options.overrides += [word for word in options.methods if "=" in word]
     options.methods = [word for word in options.methods if "=" not in word]
-    if unknown := [name for name in options.methods if name not in ROWS]:
+    options.block = next((word for word in options.overrides if "=" not in word), None)
+    options.overrides = [word for word in options.overrides if word != options.block]
+    if (options.block is None) == (options.recipe is None):
+        raise UserError(f"either a block ({', '.join(BLOCKS)}) or --recipe must be given")
+    if options.block is not None and options.block not in BLOCKS:
+        raise UserError(f"the block must be one of {', '.join(BLOCKS)}, got {options.block}")
+    named = [part for name in options.methods for part in name.split("+")]
+    if unknown := [name for name in named if name not in ROWS]:
         raise UserError(f"--methods must be some of {', '.join(ROWS)}, got {unknown[0]}")
+    if not options.methods and not options.row and options.block:
+        options.methods = USUAL
+    options.dir = options.dir or Path("runs/accuracy") / (
+        options.block or Path(options.recipe).stem
+    )
     return options
 
 
@@ -126,132 +146,104 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
-    parser.add_argument("--recipe", default="pocket_birds_sgd_mix", help="name or file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="BLOCK or key=value", help=", ".join(BLOCKS)
+    )
+    parser.add_argument("--recipe", help="name or file, instead of a block")
     parser.add_argument("--methods", nargs="+", default=[], help=", ".join(ROWS))
     parser.add_argument("--row", nargs="+", action="append", default=[], help="NAME KEY=VALUE ...")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--cuts", action="store_true", help="other training images each seed")
     parser.add_argument("--parallel", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--dir", type=Path, default=Path("runs/accuracy"))
-    parser.add_argument("--fill", action="store_true", help="make all images before training")
+    parser.add_argument("--dir", type=Path, help="default is runs/accuracy/BLOCK")
+    parser.add_argument("--online", action="store_true", help="make images while training")
     parser.add_argument("--also", type=Path, help="image folder whose test split is judged too")
     parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
     return parser
 
 
-def _own_rows(given: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    rows = {}
-    for name, *words in given:
-        base = [ROWS[word] for word in words if word in ROWS]
-        rows[name] = (*(key for keys in base for key in keys), *(w for w in words if w not in ROWS))
-    return rows
+def _kinds(options: argparse.Namespace) -> dict[str, Kind]:
+    found = {name: _joined([name]) for name in options.methods}
+    for name, *words in options.row:
+        kind = _joined([word for word in words if "=" not in word])
+        keys = tuple(word for word in words if "=" in word)
+        found[name] = replace(kind, overrides=(*kind.overrides, *keys))
+    return found
 
 
-def _run(
-    options: argparse.Namespace, rows: Mapping[str, tuple[str, ...]], row: str, seed: int
-) -> Run:
-    folder = options.dir.resolve()
-    name = f"{row.replace(' ', '_')}-{seed}"
-    overrides = (
-        *(f"run.dir={folder}", f"run.name={name}", f"run.seed={seed}"),
-        *(f"data.seed={seed if options.cuts else 0}", f"cache.path={folder / 'cache'}"),
-        *(f"finetune.path={folder / 'finetuned'}", *rows[row], *options.overrides),
+def _joined(names: Sequence[str]) -> Kind:
+    """Return one kind out of several; the first that has synthetic images names the method."""
+    kinds = [ROWS[part] for name in names for part in name.split("+")]
+    synthetic = [kind for kind in kinds if not kind.is_vanilla]
+    return Kind(
+        synthetic[0].method if synthetic else None,
+        tuple(key for kind in kinds for key in kind.overrides),
+        is_vanilla=bool(kinds) and not synthetic,
     )
-    return Run(row, seed, options.recipe, overrides, folder / name)
 
 
-def _differences(trained: Mapping[str, Any], config: Config) -> list[str]:
-    sections = config.model_dump(mode="json")
-    decisive = sections if config.mixing.is_synthetic else REAL
-    return [
-        f"{section}.{key}"
-        for section in decisive
-        for key, value in _keys(sections[section]).items()
-        # A key that is new since then had no effect.
-        if _keys(trained.get(section, {})).get(key, value) != value
-        and f"{section}.{key}" not in MAY_DIFFER
-    ]
+def _row(options: argparse.Namespace, kind: Kind) -> Row:
+    """Return recipe and overrides of a row on the data that the options name."""
+    if options.block is not None:
+        block = BLOCKS[options.block]
+        method = kind.method or "sgd_mix"
+        named = ("method.name=paste",) if method == "paste" else ()
+        recipe, overrides = block.recipes[method], (*named, *block.overrides)
+    else:
+        recipe = options.recipe
+        overrides = (f"method.name={kind.method}",) if kind.method is not None else ()
+    overrides = (*overrides, *options.overrides, *kind.overrides)
+    if kind.is_vanilla:
+        overrides += without_synthetic(load_config(find_recipe(recipe), overrides))
+    return Row(recipe, overrides)
 
 
-def _keys(section: Any) -> dict[str, Any]:
-    return section if isinstance(section, dict) else {"list": section}
+def _train(options: argparse.Namespace, runs: Sequence[Run], launches: Launches) -> Iterator[Run]:
+    """Make the images and train; yield the runs that failed."""
+    if not options.online:
+        for run in {(run.row, run.config.data.seed): run for run in runs}.values():
+            config = run.config
+            if config.is_planned and not config.plans_follow_classifier:
+                sys.stderr.write(f"filling: {run.title}\n")
+                if launches.run("fill", run, is_shown=False) and not launches.exit_status:
+                    raise UserError(f"the images of {run.title} must be made first, see {run.log}")
+
+    def launch(numbered: tuple[int, Run]) -> tuple[Run, int]:
+        number, run = numbered
+        sys.stderr.write(f"{run.title} ({number} of {len(runs)})\n")
+        return run, launches.run("train", run, is_shown=False)
+
+    with ThreadPoolExecutor(options.parallel) as pool:
+        for run, status in pool.map(launch, enumerate(runs, 1)):
+            if status and not launches.exit_status:
+                yield run
 
 
-def _fill(run: Run) -> None:
-    config = run.config
-    if config.mixing.is_synthetic and any(find_method(m.name).generates for m in config.methods):
-        command = [sys.executable, "-m", "online_aug", "fill", run.recipe, *run.overrides]
-        subprocess.run(command, check=True)
-
-
-def _launch(run: Run) -> Run:
-    command = [sys.executable, "-m", "online_aug", "train", run.recipe, *run.overrides]
-    sys.stderr.write(f"{run.row}, seed {run.seed}\n")
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{run.folder}.log").open("w") as log:
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-    return run
-
-
-def _judge_also(run: Run, folder: Path) -> None:
+def _judged(run: Run, outcome: Outcome, folder: Path) -> Outcome:
+    """Add the accuracy on another test split, which is found once a run."""
     path = run.folder / "also.json"
-    if path.exists():
-        return
-    command = [sys.executable, "-m", "online_aug", "evaluate", str(run.folder), "--json"]
-    judged = subprocess.run(
-        [*command, f"data.source={folder}"], stdout=subprocess.PIPE, text=True, check=True
-    )
-    path.write_text(judged.stdout)
+    if not path.exists():
+        command = [sys.executable, "-m", "online_aug", "evaluate", str(run.folder), "--json"]
+        judged = subprocess.run(
+            [*command, f"data.source={folder}"], stdout=subprocess.PIPE, text=True, check=True
+        )
+        path.write_text(judged.stdout)
+    return replace(outcome, shares={**outcome.shares, "also": read_object(path)["top1"]})
 
 
-def table(runs: Sequence[Run], rows: Sequence[str]) -> str:
-    """Write a row for each method: means with 95 % intervals, and paired differences to the first.
+def table(finished: Mapping[Run, Outcome], names: Sequence[str]) -> str:
+    """Write a line for each row, and the number of optimizer steps below.
 
     Raises:
         UserError: If the runs do not have equal numbers of optimizer steps.
     """
-    steps = {run.steps() for run in runs}
-    if len(steps) > 1:
-        raise UserError(f"all runs must have equal optimizer steps, got {sorted(steps)}")
-    results = {(run.row, run.seed): run.results() for run in runs}
-    columns = list(dict.fromkeys(column for found in results.values() for column in found))
-    cells = {
-        (row, column): {
-            seed: found[column]
-            for (name, seed), found in results.items()
-            if name == row and column in found
-        }
-        for row, column in product(rows, columns)
+    rows = {
+        name: {run.seed: outcome for run, outcome in finished.items() if run.row == name}
+        for name in names
     }
-    return "\n".join([*_head(columns, rows[0]), *_body(cells, columns, rows), *map(_steps, steps)])
-
-
-def _head(columns: Sequence[str], first: str) -> list[str]:
-    names = ["method", "seeds", *(f"{column}, %" for column in columns)]
-    names += [f"{column} - {first}" for column in columns]
-    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-
-
-def _body(
-    cells: Mapping[tuple[str, str], Cells], columns: Sequence[str], rows: Sequence[str]
-) -> list[str]:
-    lines = []
-    for row in rows:
-        means = [estimate(list(cells[row, column].values())) for column in columns]
-        gains = [difference(cells[row, column], cells[rows[0], column]) for column in columns]
-        words = [row, str(means[0].seeds) if means else "0", *(mean.text() for mean in means)]
-        words += ["" if row == rows[0] else gain.text(signed=True) for gain in gains]
-        lines.append("| " + " | ".join(words) + " |")
-    return lines
-
-
-def _steps(count: int) -> str:
-    return f"\n{count} optimizer steps in each run\n"
+    steps = optimizer_steps(rows)
+    return markdown(compare(rows)) + (f"\n{steps:,} optimizer steps in each run\n" if steps else "")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as mistake:
-        sys.exit(f"error: {mistake}")
+    run_main(main)

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -72,6 +74,39 @@ def _act_in_fork(number: int) -> None:
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+PATIENCE = 2
+"""Number of signals that are passed on; the next one kills."""
+
+
+@contextmanager
+def passing_on(send: Callable[[int], None], kill: Callable[[], None]) -> Iterator[list[int]]:
+    """Pass the signals of `STOPPING` on to processes while the block runs; main thread only.
+
+    Args:
+        send: Called with the first signals, up to `PATIENCE`.
+        kill: Called after that.
+
+    Yields:
+        The signals that have come so far, in order.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > PATIENCE:
+            kill()
+        else:
+            send(number)
+
+    watched = heeded()
+    before = [signal.signal(number, handle) for number in watched]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(watched, before, strict=True):
+            signal.signal(number, handler)
 
 
 def outlive_terminal() -> None:

@@ -13,6 +13,7 @@ from readme_example import README, blocks, write_example
 from request_samples import make_context
 
 from cache.__main__ import main as cache_main
+from online_aug.cli.compare import build_parser as compare_parser
 from online_aug.cli.main import COMMANDS, parse_command
 from online_aug.cli.study import study_parser
 from online_aug.config.loading import RECIPES, load_config
@@ -53,6 +54,9 @@ def check_online_aug(argv):
         check_cache(rest)
     elif command == "study":
         check_study(rest)
+    elif command == "compare":
+        found = compare_parser().parse_intermixed_args(rest)
+        check_recipe(command, [found.recipe, *found.overrides])
     elif rest and "--help" not in rest:
         check_recipe(command, rest)
 

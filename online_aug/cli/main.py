@@ -31,6 +31,10 @@ from online_aug.processes import heeded, outlive_terminal
 
 COMMANDS = {
     "train": ("online_aug.cli.train:main", "train a classifier while images are generated for it"),
+    "compare": (
+        "online_aug.cli.compare:main",
+        "train a recipe with and without its synthetic images, over seeds",
+    ),
     "finetune": (
         "online_aug.cli.finetune:main",
         "teach the image generator the classes of a data set",
@@ -294,7 +298,7 @@ def _completion(shell: str) -> str:
     commands = parser.add_subparsers()
     for name, (where, does) in COMMANDS.items():
         module = import_module(where.partition(":")[0])
-        if name in ("cache", "study"):
+        if hasattr(module, "build_parser"):
             commands.add_parser(name, help=does, parents=[module.build_parser()], add_help=False)
         elif name != "schema":
             add_arguments(commands.add_parser(name, help=does), getattr(module, "SWITCHES", {}))

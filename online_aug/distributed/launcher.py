@@ -14,11 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -33,8 +31,6 @@ from online_aug.distributed.identity import (
 
 FIRST_FAILURE = "first_failure"
 """The file in `LAUNCH_FOLDER` that holds the status of the first rank to fail."""
-PATIENCE = 2
-"""Number of signals that are passed on; the next one kills."""
 _LOWEST_SIGNAL_STATUS = 256 - 64
 
 
@@ -69,7 +65,7 @@ def launch(program: Path | str, argv: Sequence[str], devices: Sequence[str]) -> 
         )
         kill = partial(os.kill, launcher.pid, signal.SIGKILL)
         try:
-            with _signals_to(partial(_send, launcher, len(devices)), kill) as received:
+            with processes.passing_on(partial(_send, launcher, len(devices)), kill) as received:
                 _wait(launcher)
         finally:
             # An exception may have left it alive. Popen.kill would reap it.
@@ -112,26 +108,6 @@ def _environment(devices: Sequence[str], folder: str) -> dict[str, str]:
     environment["DS_ACCELERATOR"] = devices[0].split(":")[0]
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's name may not resolve
     return environment
-
-
-@contextmanager
-def _signals_to(send: Callable[[int], None], kill: Callable[[], None]) -> Iterator[list[int]]:
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > PATIENCE:
-            kill()
-        else:
-            send(number)
-
-    watched = processes.heeded()
-    before = [signal.signal(number, handle) for number in watched]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(watched, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _send(launcher: subprocess.Popen[bytes], ranks: int, number: int) -> None:

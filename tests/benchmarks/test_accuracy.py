@@ -1,93 +1,87 @@
-"""The comparison of methods: its intervals, its table, and which runs it takes for finished."""
-
-import math
-from dataclasses import replace
+"""The comparison of methods: its rows, on the data of a block or as overrides of a recipe."""
 
 import pytest
-from run_records import epoch, summary
+from comparison_samples import VANILLA, finish, make_run
 
 from benchmarks import accuracy
-from benchmarks._paired import Estimate, difference, estimate
-from online_aug.config.loading import resolved_yaml
+from online_aug.config.loading import find_recipe, load_config
 from online_aug.errors import UserError
-from online_aug.files import to_json
-from online_aug.reporting.metrics import MetricsLog
 
 
-def test_the_interval_is_students_t_over_the_seeds():
-    found = estimate([0.90, 0.92, 0.94])
-    # t(0.975, 2) = 4.3027, standard deviation 0.02
-    assert found.mean == pytest.approx(0.92)
-    assert found.half_width == pytest.approx(4.3027 * 0.02 / math.sqrt(3), rel=1e-4)
-    assert found.text() == "92.0 ± 5.0"
+def rows_of(*argv):
+    options = accuracy._options(argv)
+    return {name: accuracy._row(options, kind) for name, kind in accuracy._kinds(options).items()}
 
 
-def test_one_seed_has_a_mean_and_no_interval():
-    assert estimate([0.5]).text() == "50.0"
-    assert estimate([]).text() == "-"
-
-
-def test_a_difference_is_of_the_seeds_that_both_have():
-    found = difference({0: 0.9, 1: 0.8, 2: 0.1}, {0: 0.8, 1: 0.7, 3: 0.0})
-    assert found.seeds == 2
-    assert found.mean == pytest.approx(0.1)
-    assert found.half_width == pytest.approx(0, abs=1e-9)
-    assert Estimate(0.05, 0.01, 3).text(signed=True) == "+5.0 ± 1.0"
-
-
-def finished(tmp_path, row, seed, top1, steps=10):
-    overrides = (*accuracy.ROWS[row], f"run.seed={seed}")
-    run = accuracy.Run(row, seed, "quickstart", overrides, tmp_path / f"{row}-{seed}")
-    run.folder.mkdir()
-    log = MetricsLog(run.folder, from_epoch=0)
-    log.append(epoch(0, step=steps))
-    log.close()
-    (run.folder / "config.yaml").write_text(resolved_yaml(run.config))
-    (run.folder / "summary.json").write_text(to_json(replace(summary(), top1=top1)))
-    return run
-
-
-def test_the_table_says_how_many_seeds_each_row_has(tmp_path):
-    runs = [finished(tmp_path, "vanilla", seed, 0.5 + seed / 10) for seed in range(2)]
-    runs.append(finished(tmp_path, "recipe", 1, 0.75))
-    lines = accuracy.table(runs, ["vanilla", "recipe"]).splitlines()
-    assert lines[0] == "| method | seeds | test, % | test - vanilla |"
-    assert lines[2] == "| vanilla | 2 | 55.0 ± 63.5 |  |"
-    assert lines[3] == "| recipe | 1 | 75.0 | +15.0 |"
-    assert lines[-1] == "10 optimizer steps in each run"
-
-
-def test_runs_of_unequal_length_are_not_compared(tmp_path):
-    runs = [finished(tmp_path, "vanilla", 0, 0.5), finished(tmp_path, "recipe", 0, 0.6, steps=20)]
-    with pytest.raises(UserError, match=r"equal optimizer steps, got \[10, 20\]"):
-        accuracy.table(runs, ["vanilla", "recipe"])
-
-
-def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    run = finished(tmp_path, "vanilla", 0, 0.5)
-    assert run.is_finished
-    other = accuracy.Run("vanilla", 0, "quickstart", (*run.overrides, "optim.lr=0.1"), run.folder)
-    with pytest.raises(UserError, match=r"has another optim\.lr$"):
-        assert other.is_finished
-
-
-def test_how_images_are_made_does_not_matter_to_a_run_without_any(tmp_path):
-    run = finished(tmp_path, "vanilla", 0, 0.5)
-    keys = (*run.overrides, "method.strength=0.1")
-    assert accuracy.Run("vanilla", 0, "quickstart", keys, run.folder).is_finished
-    run = finished(tmp_path, "recipe", 0, 0.5)
-    keys = (*run.overrides, "method.strength=0.1")
-    with pytest.raises(UserError, match=r"has another method\.strength$"):
-        assert accuracy.Run("recipe", 0, "quickstart", keys, run.folder).is_finished
+def config_of(row):
+    return load_config(find_recipe(row.recipe), row.overrides)
 
 
 def test_a_row_of_ones_own_may_begin_with_one_that_has_a_name():
-    found = accuracy._own_rows([["weak", "sgd_mix", "method.strength=0.1"]])
-    assert found == {"weak": ("method.name=sgd_mix", "method.strength=0.1")}
+    rows = rows_of("birds", "--row", "weak", "sgd_mix", "method.strength=0.1")
+    assert config_of(rows["weak"]).methods[0].strength == (0.1,)
 
 
 def test_overrides_may_follow_the_methods():
-    options = accuracy._options(["--methods", "vanilla", "paste", "optim.lr=0.1"])
+    options = accuracy._options(["birds", "--methods", "vanilla", "paste", "optim.lr=0.1"])
     assert (options.methods, options.overrides) == (["vanilla", "paste"], ["optim.lr=0.1"])
-    with pytest.raises(UserError, match="got pasta"):
-        accuracy._options(["--methods", "pasta"])
+    assert options.block == "birds"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["birds", "--methods", "pasta"], "must be some of vanilla, .* got pasta"),
+        (["bird"], "the block must be one of digits5, .* got bird$"),
+        ([], "either a block .* or --recipe must be given"),
+        (["birds", "--recipe", "pocket_birds"], "either a block .* or --recipe must be given"),
+    ],
+)
+def test_a_wrong_name_is_one_line(argv, line):
+    with pytest.raises(UserError, match=line):
+        accuracy._options(argv)
+
+
+@pytest.mark.parametrize("block", accuracy.BLOCKS)
+def test_every_row_of_a_block_differs_from_vanilla_in_nothing_but_its_method(block):
+    rows = rows_of(block)
+    vanilla = config_of(rows.pop("vanilla"))
+    for name, row in rows.items():
+        config = config_of(row)
+        data = config.data.model_copy(update={"auto_augment": None, "metaclass": "bird"})
+        optim = config.optim.model_copy(update={"mixup": None, "cutmix": None})
+        assert data == vanilla.data.model_copy(update={"metaclass": "bird"}), name
+        assert (config.classifier, optim) == (vanilla.classifier, vanilla.optim), name
+        assert config.run == vanilla.run, name
+
+
+def test_what_real_rows_have_is_added_to_another():
+    rows = rows_of("birds20", "--methods", "sgd_mix+cutmix", "cutmix", "randaugment")
+    mixed = config_of(rows["sgd_mix+cutmix"])
+    assert (mixed.methods[0].name, mixed.optim.cutmix) == ("sgd_mix", 1)
+    assert mixed.mixing.is_synthetic
+    assert not config_of(rows["cutmix"]).mixing.is_synthetic
+    assert config_of(rows["randaugment"]).data.auto_augment == "rand-m9-mstd0.5-inc1"
+
+
+def test_a_vanilla_row_stays_vanilla_whatever_holds_for_all_rows():
+    rows = rows_of("birds", "mixing.synthetic_probability=0.9", "--methods", "vanilla", "diff_mix")
+    assert not config_of(rows["vanilla"]).mixing.is_synthetic
+    assert config_of(rows["diff_mix"]).mixing.synthetic_probability == 0.9
+
+
+def test_rows_may_be_overrides_of_one_recipe():
+    rows = rows_of("--recipe", "pocket_birds", "--methods", "vanilla", "recipe", "true_masks")
+    assert {row.recipe for row in rows.values()} == {"pocket_birds"}
+    assert config_of(rows["recipe"]).methods[0].name == "diff_mix"
+    masks = config_of(rows["true_masks"])
+    assert (masks.methods[0].name, masks.saliency.method) == ("paste", "masks")
+
+
+def test_the_table_tells_steps_and_seeds(tmp_path):
+    runs = [finish(make_run(tmp_path, "vanilla", seed, VANILLA), 0.5) for seed in range(2)]
+    runs.append(finish(make_run(tmp_path, "recipe", 1), 0.75))
+    lines = accuracy.table({run: run.outcome() for run in runs}, ["vanilla", "recipe"]).splitlines()
+    assert lines[2].startswith("| vanilla | 2 | 50.0 ± 0.0 |")
+    assert lines[3].startswith("| recipe | 1 | 75.0 | +25.0 |")
+    assert lines[-1] == "5 optimizer steps in each run"

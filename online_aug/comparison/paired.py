@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.stats import t as student
-
 CONFIDENCE = 0.95
 
 
@@ -32,6 +30,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     count = len(values)
     if count < 2:
         return Estimate(values[0] if values else math.nan, math.nan, count)
+    from scipy.stats import t as student  # slow to import
+
     quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 1))
     return Estimate(fmean(values), quantile * stdev(values) / math.sqrt(count), count)
 

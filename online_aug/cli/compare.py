@@ -1,0 +1,181 @@
+"""`online-aug compare`: train a recipe and its vanilla twin over seeds; end with one table.
+
+The twin has the same data, classifier, optimizer and number of steps, but no synthetic images.
+"""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from online_aug.cli.main import Command, Parser, add_arguments
+from online_aug.config import Config
+from online_aug.console import open_console, percent, print_line
+from online_aug.distributed.identity import identify
+from online_aug.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from online_aug.comparison.runs import Run
+    from online_aug.comparison.tables import Rows
+
+# Whatever needs torch is imported in the function that uses it: a mistake is reported before.
+
+SUMMARY = (
+    "Train a recipe and its vanilla twin, which has the same data, classifier, optimizer and "
+    "number of steps but real images alone, and compare their accuracy on the test split after the "
+    "last epoch. All runs share cache.path and finetune.path. Finished runs are not repeated: "
+    "after Ctrl-C the same command goes on, and a larger --seeds adds runs."
+)
+EXAMPLES = """\
+quickstart --seeds 1
+pocket_birds_sgd_mix --seeds 5
+my_recipe.yaml --seeds 3 --cuts data.examples_per_class=5
+"""
+VANILLA, AUGMENTED = "vanilla", "augmented"
+REPORT_FILES = ("gallery.png", "report.html")
+"""Files of a run that show what augmentation did."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train what is missing, then print and write the table; return the exit status.
+
+    Raises:
+        UserError: If something cannot be used, or a folder holds a run of other settings.
+        RunError: If a training fails.
+    """
+    given = build_parser().parse_intermixed_args(argv)
+    command = Command(recipe=given.recipe, overrides=tuple(given.overrides))
+    config = command.load_config()
+    _check(config, given.seeds)
+    from online_aug.comparison.launches import launching
+    from online_aug.comparison.runs import Row, plan_runs, without_synthetic
+
+    folder: Path = given.out or config.run.dir / f"compare-{command.config_path.stem}"
+    rows = {
+        VANILLA: Row(command.recipe, (*command.overrides, *without_synthetic(config))),
+        AUGMENTED: Row(command.recipe, command.overrides),
+    }
+    seeds = range(config.run.seed, config.run.seed + given.seeds)
+    runs = plan_runs(rows, seeds, folder, cuts=given.cuts)
+    _check_runs(runs)
+    with launching() as launches:
+        for number, run in enumerate(runs, 1):
+            _head(run, f"{number} of {len(runs)}")
+            status = 0 if run.is_finished else launches.run("train", run, is_shown=True)
+            if launches.exit_status:
+                sys.stdout.write(f"interrupted at {run.title}: the same command goes on\n")
+                return launches.exit_status
+            if status:
+                raise RunError(
+                    f"{run.title} ended with status {status}, see {run.log}; "
+                    "the same command goes on with it"
+                )
+    _report(command, config, runs, folder)
+    return 0
+
+
+def build_parser() -> Parser:
+    """Return the parser of this command, which shells complete from too."""
+    prog = "online-aug compare"
+    shown = "".join(f"  {prog} {line}\n" for line in EXAMPLES.splitlines())
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} RECIPE [key.sub=value ...] [--seeds N] [--cuts] [--out DIR]",
+        description=textwrap.fill(SUMMARY, 78),
+        epilog=f"examples:\n{shown}\nonline-aug train --help lists recipes and keys",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser, {})
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="seeds from run.seed on; default is 3"
+    )
+    parser.add_argument(
+        "--cuts",
+        action="store_true",
+        help="each seed splits and cuts the data anew (data.seed), which needs images of its own",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of runs and table; default is compare-... in run.dir",
+    )
+    return parser
+
+
+def _check(config: Config, seeds: int) -> None:
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {seeds}")
+    if not config.mixing.is_synthetic:
+        raise UserError(
+            "mixing.synthetic_probability must be above 0 to compare with vanilla, got 0: both "
+            "sides would be the same"
+        )
+    if config.run.name is not None:
+        raise UserError(
+            f"run.name must be left out to compare several runs, got {config.run.name}; "
+            "--out names their folder"
+        )
+    if identify().is_launched:
+        raise UserError("compare must be started without a launcher: it starts trainings itself")
+
+
+def _check_runs(runs: Sequence["Run"]) -> None:
+    """Refuse folders of other runs, and what `train` would refuse before it starts."""
+    from online_aug.cli.train import check
+
+    for run in runs:
+        run.check_room()
+    unfinished = {run.row: run for run in runs if not run.is_finished}
+    for run in unfinished.values():
+        check(run.config, identify())
+
+
+def _head(run: "Run", place: str) -> None:
+    done = ""
+    if run.is_finished:
+        done = f": finished before, test {percent(run.outcome().shares['test'])}"
+    print_line(open_console(), f"\n{run.title} ({place}){done}")
+
+
+def _report(command: Command, config: Config, runs: Sequence["Run"], folder: Path) -> None:
+    from online_aug.comparison.tables import as_records, compare, draw, markdown, turned
+    from online_aug.files import write_atomically
+
+    rows: Rows = {
+        row: {run.seed: run.outcome() for run in runs if run.row == row}
+        for row in (VANILLA, AUGMENTED)
+    }
+    columns, notes = turned(compare(rows)), _notes(rows)
+    title = f"{command.config_path.stem} and its vanilla twin on {config.data.source}"
+    shown = " ".join([command.recipe, *command.overrides])
+    text = f"# {title}\n\n`online-aug compare {shown} --seeds {len(rows[VANILLA])}`\n\n"
+    write_atomically(folder / "compare.md", f"{text}{markdown(columns)}\n{notes}\n")
+    record = {"recipe": command.recipe, "overrides": command.overrides, "rows": as_records(rows)}
+    write_atomically(folder / "compare.json", json.dumps(record, indent=2) + "\n")
+    console = open_console()
+    console.print(f"\n{title}", markup=False, style="bold")
+    console.print(draw(columns))
+    first = next(run.folder for run in runs if run.row == AUGMENTED)
+    shown_files = [first / name for name in REPORT_FILES if (first / name).exists()]
+    for line in (*notes.splitlines(), "", "look at:", *shown_files, folder / "compare.md"):
+        print_line(console, str(line))
+
+
+def _notes(rows: "Rows") -> str:
+    from online_aug.comparison.tables import optimizer_steps
+
+    seeds = len(rows[VANILLA])
+    spread = (
+        "One seed: single numbers, which say little; --seeds 5 gives intervals."
+        if seeds == 1
+        else f"Means over {seeds} seeds with 95 % intervals; differences are paired by seed."
+    )
+    return (
+        "Accuracy on the test split after the last epoch; "
+        f"{optimizer_steps(rows):,} optimizer steps in each run.\n{spread}"
+    )
