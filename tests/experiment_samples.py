@@ -1,9 +1,12 @@
 """A whole configuration on a few images and a random diffusion model."""
 
 import numpy as np
+import safetensors.torch
 from PIL import Image
 
+from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
+from online_aug.config.sections import ClassifierConfig
 from online_aug.data.sources import load_splits
 from online_aug.experiment.experiment import Experiment
 
@@ -68,3 +71,10 @@ def make_sgd_mix_experiment(folder, model, **saliency):
         method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
         saliency={"image_size": 64, "teacher": "classifier"} | saliency,
     )
+
+
+def write_judge(path, classes=2):
+    """Write the weights of an untrained classifier."""
+    network = build_classifier(ClassifierConfig(name="test_resnet"), classes, seed=3)
+    safetensors.torch.save_file(network.state_dict(), path)
+    return path

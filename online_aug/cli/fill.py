@@ -6,6 +6,7 @@ The next call, or `online-aug train`, goes on with what it leaves in the cache.
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from online_aug.cli.main import parse_command
@@ -108,17 +109,15 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     Raises:
         UserError: If the cache is full before all images are made.
     """
-    from online_aug.experiment.foregrounds import ensure_saliency
-    from online_aug.finetuning.run import ensure_finetuned
     from online_aug.loader.pool import open_store
     from online_aug.producer.filling import describe_plan, make_missing
+    from online_aug.producer.preparation import prepare_generation
     from online_aug.reporting.refusals import refusal_warning, refused_shares
     from online_aug.training.describe_run import describe_start
 
     with open_store(experiment.config, experiment.splits.train).open() as store:
         sys.stdout.write(describe_start(experiment, devices))
-        ensure_finetuned(experiment, devices.finetune)
-        ensure_saliency(experiment)
+        prepare_generation(experiment, devices.finetune)
         sys.stdout.write(f"{describe_plan(experiment, store)}\n")
         with Interrupt() as interrupt:
             if make_missing(experiment, store, interrupt):
@@ -141,6 +140,7 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
     """
     from online_aug.console import duration, rate
     from online_aug.experiment.experiment import Experiment
+    from online_aug.experiment.judge import ensure_judge
     from online_aug.producer.filling import measure_speed
     from online_aug.producer.work import load_generator, work_of
 
@@ -149,6 +149,9 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
         sys.stdout.write("measured before fine-tuning, whose result is as fast\n")
         plain = changed(experiment.config, "finetune", enabled=False)
         experiment = Experiment(plain, experiment.splits, experiment.device)
+    ensure_judge(experiment)
+    if not experiment.strengths.are_known:
+        experiment = replace(experiment, only_trials=True)
     with Interrupt() as interrupt, closing(load_generator(experiment)) as generator:
         speed = measure_speed(
             work_of(experiment),

@@ -73,8 +73,7 @@ def run(
 ) -> int:
     """Prepare run directory, generator and maps of a checked run, and train; once a run."""
     from online_aug.distributed.launcher import launch, needs_launcher
-    from online_aug.experiment.foregrounds import ensure_saliency
-    from online_aug.finetuning.run import ensure_finetuned
+    from online_aug.producer.preparation import prepare_generation
     from online_aug.reporting.run_directory import describe_resumption, finished_text, prepare
     from online_aug.training.describe_run import describe_start
 
@@ -86,8 +85,7 @@ def run(
         sys.stdout.write(describe_start(experiment, devices, me.launched_ranks))
         sys.stdout.write(describe_resumption(directory, config))
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
-    ensure_finetuned(experiment, devices.finetune)
-    ensure_saliency(experiment)
+    prepare_generation(experiment, devices.finetune)
     if needs_launcher(devices.train):
         words = ["train", *argv]
         return launch("online_aug", words, devices.train)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from pydantic import model_validator
 
+from online_aug.config.gate import GateConfig
 from online_aug.config.saliency import SaliencyConfig
 from online_aug.config.sections import (
     CacheConfig,
     ClassifierConfig,
     DevicesConfig,
     FinetuneConfig,
-    GateConfig,
     GenerationConfig,
     MixingConfig,
     OptimConfig,
@@ -93,7 +93,7 @@ class Config(Section):
     def _rules_hold(self) -> "Config":
         rules = (
             *(_data, _mixing, _generation, _schedule, _finetune, _saliency, _devices),
-            *(_methods, _shared_run, _imports, _composed),
+            *(_methods, _adaptive, _shared_run, _imports, _composed),
         )
         if lines := [line for rule in rules for line in rule(self)]:
             raise ValueError("\n".join(lines))
@@ -253,6 +253,21 @@ def _methods(config: Config) -> Iterator[str]:
             method.check(config)
         except ValueError as error:
             yield str(error)
+
+
+def _adaptive(config: Config) -> Iterator[str]:
+    learns = [s.name for s in config.methods if getattr(s, "is_adaptive", False)]
+    if learns and config.gate.classifier is None:
+        yield (
+            "gate.classifier must be self or a file of weights with method.strength adaptive, "
+            "which learns from what the gate accepts, got null"
+        )
+    if learns and config.plans_follow_classifier:
+        yield (
+            "saliency.teacher must be a file of weights, or saliency.method one that needs no "
+            f"training, with method.strength adaptive of {learns[0]}, got the classifier in "
+            "training"
+        )
 
 
 def _shared_run(config: Config) -> Iterator[str]:

@@ -261,31 +261,6 @@ class FinetuneConfig(Section):
     result; null draws none."""
 
 
-class GateConfig(Section):
-    """Rules for generated images; black, white, flat and not finite ones are never used."""
-
-    classifier: Path | None = None
-    """Weights of a classifier, trained on real images, that judges the class; null judges none."""
-    name: str | None = None
-    """timm name of the model in that file; null is `classifier.name`."""
-    image_size: Pixels | None = None
-    """Side of the square that it sees, px; null is `data.image_size`."""
-    min_probability: Fraction = 0.0
-    """Least probability of source and target class together; 0 is no limit."""
-    top_k: Count | None = None
-    """Source or target class must be among this many most probable; null is no limit; SaSPA: 10."""
-    clip: Path | None = None
-    """Directory of a CLIP model in transformers' format, which judges whether an image shows a
-    `data.metaclass` at all (Diff-Mix's filter); null judges none."""
-    clip_drop: Fraction = 0.1
-    """Reject images with a lower CLIP score than this share of up to 1,000 training images."""
-
-    @property
-    def has_rule(self) -> bool:
-        """Whether there is a rule for the class."""
-        return self.min_probability > 0 or self.top_k is not None
-
-
 class GenerationConfig(Section):
     """How images are made."""
 

@@ -317,3 +317,8 @@ def normalise(
     spread = torch.tensor(std, device=images.device).view(3, 1, 1)
     centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
     return torch.addcmul(-centre / spread, images.float(), 1 / (255 * spread))
+
+
+def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    """Round an image in [0, 1] to the 8 bits in which it is stored."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -27,7 +27,9 @@ from online_aug.diffusion.schedule_settings import check_schedule
 from online_aug.diffusion.weights import check_weights, digest_folder, digest_model, fingerprint
 from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
+from online_aug.experiment.judge import OwnJudge
 from online_aug.experiment.saliency import ExperimentSaliency
+from online_aug.experiment.strengths import ExperimentStrengths
 from online_aug.experiment.training_data import TrainingData
 from online_aug.generation.gate import check_gate, gate_version
 from online_aug.methods import (
@@ -157,6 +159,8 @@ class Experiment:
     splits: Splits
     device: str
     """Device of the generator."""
+    only_trials: bool = False
+    """Whether only those requests are planned whose images decide strengths."""
 
     @cached_property
     def data(self) -> TrainingData:
@@ -180,6 +184,16 @@ class Experiment:
         """The foregrounds of the training images."""
         return ExperimentSaliency(self)
 
+    @cached_property
+    def judge(self) -> OwnJudge:
+        """The judge that is trained before images are made, if the gate asks for one."""
+        return OwnJudge(self)
+
+    @cached_property
+    def strengths(self) -> ExperimentStrengths:
+        """The strengths that are learned from trials."""
+        return ExperimentStrengths(self)
+
     @property
     def is_synthetic(self) -> bool:
         """Whether the run serves synthetic images at all."""
@@ -193,8 +207,13 @@ class Experiment:
     @property
     def plan_is_known(self) -> bool:
         """Whether there is a plan and nothing has to be made before it is known."""
-        is_known = self.config.is_planned and not self.saliency.follows_classifier
-        return is_known and self.diffusion.is_ready and self.has_maps
+        is_fixed = self.config.is_planned and not self.saliency.follows_classifier
+        return is_fixed and self.is_prepared and self.strengths.are_known
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether fine-tuned model, judge and foregrounds are there, as far as they are needed."""
+        return self.diffusion.is_ready and self.judge.is_ready and self.has_maps
 
     def check(self, *, generates: bool) -> None:
         """Refuse an experiment that could never run, before anything is started or written.
@@ -209,11 +228,12 @@ class Experiment:
         """
         check_usable(self.config.cache.path)
         names = self.splits.train.class_names
-        if self.config.gate.classifier is not None:
-            check_class_names(self.config.gate.classifier, "gate.classifier", names)
+        if self.config.gate.weights is not None:
+            check_class_names(self.config.gate.weights, "gate.classifier", names)
         if self.saliency.is_needed and self.saliency.weights is not None:
             check_class_names(self.saliency.weights, "saliency.teacher", names)
         check_gate(self.config, len(names), self.device)
+        self.judge.check()
         if not self.is_synthetic:
             return
         self.resources  # noqa: B018 - usable, or refused
@@ -227,6 +247,8 @@ class Experiment:
             self.diffusion.adaptation.check_device(self.diffusion.finetuned, self.device)
         else:
             self.contexts  # noqa: B018 - complete, or refused
+            for part in self.parts.values():
+                self.strengths.applied(part)  # known, or refused
 
     @cached_property
     def resources(self) -> dict[str, Resources | None]:
@@ -267,8 +289,8 @@ class Experiment:
         """Context that all requests of a method share, by the method's name.
 
         Raises:
-            UserError: If fine-tuning is due, as the fingerprint is not known before, or the file of
-                the judge's weights cannot be read.
+            UserError: If fine-tuning or the judge's training is due, as their digests are not known
+                before, or the file of the judge's weights cannot be read.
         """
         if not self.diffusion.is_ready:
             raise UserError(
@@ -286,7 +308,7 @@ class Experiment:
             resolution=decided(made.resolution),
             seed=made.seed,
             generator_fingerprint=self.diffusion.fingerprint,
-            gate_version=gate_version(self.config, self.data.digests),
+            gate_version=gate_version(self.judge.named_in(self.config), self.data.digests),
         )
         return {name: replace(shared, resources=self.resources[name]) for name in self.methods}
 
@@ -311,8 +333,13 @@ class Experiment:
 
     def plan_of(self, version: str | None) -> list[GenerationRequest]:
         """Return every request made with the saliency maps of a version, in order."""
-        parts = [part for part in self.parts_by(version) if part.method.generates]
-        return plan_requests(parts, self.data.sources, self.config.generation.variants_per_image)
+        generating = [part for part in self.parts_by(version) if part.method.generates]
+        return plan_requests(
+            [self.strengths.applied(part) for part in generating],
+            self.data.sources,
+            self.config.generation.variants_per_image,
+            only_trials=self.only_trials,
+        )
 
     def context_for(self, request: GenerationRequest) -> MethodContext:
         """Return the context of a request, with the saliency maps it was planned by.

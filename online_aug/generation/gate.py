@@ -9,8 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +19,10 @@ from torch import Tensor, nn
 from online_aug.classifier.model import build_classifier, check_name, input_statistics
 from online_aug.config import Config
 from online_aug.data.images import BadImageError
-from online_aug.data.transforms import fit_square, normalise
+from online_aug.data.transforms import fit_square, normalise, to_bytes
 from online_aug.diffusion.weights import digest_folder
-from online_aug.documents import read_object
-from online_aug.errors import UserError, one_line
+from online_aug.errors import UserError
+from online_aug.generation.clip import Score, clip_score
 from online_aug.request import GenerationRequest
 from online_aug.saliency.maps import file_digest
 from online_aug.settings import decided
@@ -35,14 +33,10 @@ EXTREME_LEVELS = 8.0
 """Distance of a blank image's mean from 0 or 255 within which it is called black or white."""
 NOT_FINITE = "not finite"
 """Why an image with NaN or infinity in it is rejected."""
-CLIP_QUESTIONS = ("a photo with a {} on it", "a photo without a {} on it")
-"""Diff-Mix's two prompts; the score is the probability of the first."""
 CLIP_REFERENCES = 1000
 """Most training images that CLIP scores to set its rule."""
 Classify = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, "b k"]]
 """Returns the class probabilities of images in [0, 1]."""
-Score = Callable[[Float[Tensor, "b 3 r r"]], Float[Tensor, " b"]]
-"""Returns how well each image in [0, 1] shows what it should."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +54,21 @@ class ClassRule:
     """When the class probabilities of an image are enough to accept it.
 
     An image lies between the classes of its source and of its prompt, which are one for most
-    methods; so it counts whether the classifier sees either of them.
+    methods; so it counts whether the classifier sees either of them, unless the prompt's is asked
+    for.
     """
 
     min_probability: float = 0.0
     """Least probability of both classes together."""
     top_k: int | None = None
     """One of them must be among this many most probable classes (SaSPA, NeurIPS 2024, takes 10)."""
+    only_target: bool = False
+    """Whether the prompt's class alone counts."""
+
+    def intended(self, request: GenerationRequest) -> set[int]:
+        """Return the classes of which the image of a request must show one."""
+        target = {request.target_label}
+        return target if self.only_target else target | {request.source_label}
 
     def is_met(self, probabilities: Float[Tensor, " k"], classes: set[int]) -> bool:
         """Tell whether an image with these class probabilities shows one of the classes."""
@@ -122,7 +124,7 @@ class Gate:
 
     def _judge_class(self, request: GenerationRequest, row: Float[Tensor, " k"]) -> Verdict:
         source, target = request.source_label, request.target_label
-        is_met = self.rule.is_met(row, {source, target})
+        is_met = self.rule.is_met(row, self.rule.intended(request))
         scores = {
             "probability_source": row[source].item(),
             "probability_target": row[target].item(),
@@ -143,11 +145,6 @@ def rejection(image: Float[Tensor, "3 h w"]) -> str | None:
     return "white" if mean > 255 - EXTREME_LEVELS else "flat"
 
 
-def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
-    """Round an image in [0, 1] to the 8 bits in which it is stored."""
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def _joined(verdicts: Sequence[Verdict]) -> Verdict:
     reasons = [verdict.reason for verdict in verdicts if verdict.reason is not None]
     scores = {name: value for verdict in verdicts for name, value in verdict.scores.items()}
@@ -162,10 +159,10 @@ def check_gate(config: Config, num_classes: int, device: str) -> None:
             file does not fit, or CLIP cannot be loaded or has nothing to look for.
     """
     gate = config.gate
-    if gate.has_rule and gate.classifier is None:
+    if (gate.has_rule or gate.shows == "target") and gate.classifier is None:
         raise UserError(
-            "gate.classifier must be a file of weights where gate.min_probability or gate.top_k "
-            "is set, got null"
+            "gate.classifier must be self or a file of weights where gate.min_probability, "
+            "gate.top_k or gate.shows is set, got null"
         )
     if gate.classifier is not None and not gate.has_rule:
         raise UserError(
@@ -174,7 +171,7 @@ def check_gate(config: Config, num_classes: int, device: str) -> None:
         )
     if config.mixing.is_synthetic and gate.clip is not None:
         _load_clip_score(config, device)
-    if config.mixing.is_synthetic and gate.classifier is not None:
+    if config.mixing.is_synthetic and gate.weights is not None:
         _load_judge(config, num_classes)
 
 
@@ -188,7 +185,7 @@ def build_gate(
     """Build the configured gate, its models on a device.
 
     Args:
-        config: Names the models and their rules.
+        config: Names the models and their rules; a judge of its own is trained, and its file named.
         num_classes: Number of classes of the data set.
         load: Returns the training image with a digest; CLIP scores some of them.
         digests: Digests of the training images.
@@ -203,11 +200,15 @@ def build_gate(
         score = _load_clip_score(config, device)
         least = float(np.quantile(_reference_scores(config, score, load, digests), gate.clip_drop))
         clip = ScoreRule(score=score, least=least)
-    if gate.classifier is None:
+    if gate.weights is None:
         return Gate(clip=clip)
     judge = _load_judge(config, num_classes).to(device).eval()
-    rule = ClassRule(min_probability=gate.min_probability, top_k=gate.top_k)
-    return Gate(classify_with(judge, _judge_size(config)), rule, clip)
+    rule = ClassRule(
+        min_probability=gate.min_probability,
+        top_k=gate.top_k,
+        only_target=gate.shows == "target",
+    )
+    return Gate(classify_with(judge, judge_size(config)), rule, clip)
 
 
 def classify_with(judge: nn.Module, size: int) -> Classify:
@@ -222,36 +223,11 @@ def classify_with(judge: nn.Module, size: int) -> Classify:
     return classify
 
 
-def clip_score(folder: Path, thing: str, device: str) -> Score:
-    """Return the probability by a CLIP model that an image shows a thing rather than not.
-
-    Args:
-        folder: A CLIP model with its processor in transformers' format.
-        thing: What to look for, such as `bird`.
-        device: Where the model computes.
-
-    Raises:
-        UserError: If there is no such model, or some of its weights are missing.
-    """
-    model, processor = _load_clip(folder)
-    model.to(device).eval()
-    texts = [question.format(thing) for question in CLIP_QUESTIONS]
-
-    @torch.no_grad()
-    def score(images: Float[Tensor, "b 3 r r"]) -> Float[Tensor, " b"]:
-        pictures = [to_bytes(image.cpu()) for image in images]
-        asked = processor(text=texts, images=pictures, return_tensors="pt", padding=True)
-        logits: Tensor = model(**asked.to(device)).logits_per_image
-        return logits.float().softmax(dim=1)[:, 0].cpu()
-
-    return score
-
-
 def gate_version(config: Config, digests: Sequence[str]) -> str | None:
     """Return the version of the configured gate, which is part of every request; None if none.
 
     Args:
-        config: Names the models and their rules.
+        config: Names the models and their rules, as for `build_gate`.
         digests: Digests of the training images, on which CLIP's rule depends.
 
     Raises:
@@ -263,18 +239,18 @@ def gate_version(config: Config, digests: Sequence[str]) -> str | None:
 
 def _judge_version(config: Config) -> str | None:
     gate = config.gate
-    if gate.classifier is None:
+    if gate.weights is None:
         return None
     try:
-        digest = file_digest(gate.classifier)
+        digest = file_digest(gate.weights)
     except OSError as error:
         raise UserError(
-            f"gate.classifier must be a file of weights, cannot read {gate.classifier}: "
+            f"gate.classifier must be a file of weights, cannot read {gate.weights}: "
             f"{error.strerror}"
         ) from None
-    rule = f"{gate.min_probability!r}-{gate.top_k}"
-    judge = config.classifier.helper(gate.name, gate.classifier)
-    return f"{judge.name}{judge.statistics}-{_judge_size(config)}-{digest}-{rule}"
+    rule = f"{gate.min_probability!r}-{gate.top_k}" + "-target" * (gate.shows == "target")
+    judge = config.classifier.helper(gate.name, gate.weights)
+    return f"{judge.name}{judge.statistics}-{judge_size(config)}-{digest}-{rule}"
 
 
 def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
@@ -286,15 +262,16 @@ def _clip_version(config: Config, digests: Sequence[str]) -> str | None:
     return f"clip-{digest_folder(gate.clip)}-{digest}"
 
 
-def _judge_size(config: Config) -> int:
+def judge_size(config: Config) -> int:
+    """Return the side of the square at which the judge looks at images, px."""
     return config.gate.image_size or config.data.image_size
 
 
 def _load_judge(config: Config, num_classes: int) -> nn.Module:
     if config.gate.name is not None:
         check_name(config.gate.name, "gate.name")
-    settings = config.classifier.helper(config.gate.name, config.gate.classifier)
-    side, key = _judge_size(config), "gate.classifier"
+    settings = config.classifier.helper(config.gate.name, config.gate.weights)
+    side, key = judge_size(config), "gate.classifier"
     return build_classifier(settings, num_classes, image_size=side, key=key, needs_head=True)
 
 
@@ -324,22 +301,3 @@ def _load_clip_score(config: Config, device: str) -> Score:
         )
     assert config.gate.clip is not None  # the callers have looked
     return clip_score(config.gate.clip, config.data.metaclass, device)
-
-
-def _load_clip(folder: Path) -> tuple[Any, Any]:
-    from transformers import CLIPModel, CLIPProcessor  # seconds, which only CLIP is worth
-
-    try:
-        kind = read_object(folder / "config.json").get("model_type")
-        if kind != "clip":
-            raise ValueError(f"model_type must be clip in its config.json, got {kind!r}")
-        own = {"local_files_only": True, "trust_remote_code": False}
-        model, found = CLIPModel.from_pretrained(folder, **own, output_loading_info=True)
-        if found["missing_keys"]:
-            raise ValueError(f"{len(found['missing_keys'])} of its weights are missing")
-        return model, CLIPProcessor.from_pretrained(folder, **own)
-    except Exception as error:  # whatever a foreign directory makes transformers raise
-        raise UserError(
-            "gate.clip must be a directory with a CLIP model and its processor in transformers' "
-            f"format, got {folder}: {one_line(error)}"
-        ) from error

@@ -18,6 +18,7 @@ from online_aug.settings import Positive, Section
 
 if TYPE_CHECKING:
     from online_aug.methods.fractals import FractalConfig
+    from online_aug.methods.strength import StrengthTable
     from online_aug.saliency import SaliencyTable
 
 # Without names for the sides: two pictures of one call may differ in size.
@@ -103,6 +104,8 @@ class MethodContext:
     """The result of `Method.resources`."""
     saliency: "SaliencyTable | None" = field(default=None, compare=False, repr=False)
     """The foreground of every training image, for methods that use it."""
+    strengths: "StrengthTable | None" = None
+    """The strength of every request, for methods that learn it."""
 
     @property
     def num_classes(self) -> int:
@@ -295,9 +298,18 @@ class Part:
     method: Method
     context: MethodContext
 
+    def is_trial(self, source: Source, variant: int) -> bool:
+        """Tell whether the image of a request decides a strength."""
+        strengths = self.context.strengths
+        return strengths is not None and (source.digest, variant) in strengths.trials
+
 
 def plan_requests(
-    parts: Sequence[Part], sources: Sequence[Source], variants_per_image: int
+    parts: Sequence[Part],
+    sources: Sequence[Source],
+    variants_per_image: int,
+    *,
+    only_trials: bool = False,
 ) -> list[GenerationRequest]:
     """List all requests of a run, in the order in which images are made.
 
@@ -311,6 +323,7 @@ def plan_requests(
         parts: At least one; all contexts have the same seed.
         sources: Training images.
         variants_per_image: Requests for each image.
+        only_trials: Whether to list only those whose image decides a strength.
     """
     unique = list({source.digest: source for source in sources}.values())
     seed = parts[0].context.seed
@@ -319,6 +332,8 @@ def plan_requests(
         order = numpy_rng("order", seed, variant).permutation(len(unique))
         for source in (unique[position] for position in order):
             part = draw_part(parts, numpy_rng("method", seed, variant, source.digest))
+            if only_trials and not part.is_trial(source, variant):
+                continue
             rng = numpy_rng("plan", seed, variant, source.digest)
             request = part.method.plan(source, variant, part.context, rng)
             requests.append(replace(request, gate_version=part.context.gate_version))

@@ -1,7 +1,7 @@
 """Diff-Mix (arXiv:2403.19600) and the baselines of its paper: image-to-image translation."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,19 +16,12 @@ from online_aug.methods.base import (
     Source,
     within_class,
 )
-from online_aug.methods.strengths import check_strengths, draw_strength
+from online_aug.methods.strength import StrengthSettings, draw_strength
 from online_aug.request import GenerationRequest, Servable
 from online_aug.settings import Fraction, Positive, Strengths
 
 
-class TranslationSettings(MethodSettings):
-    """The keys of image-to-image translation."""
-
-    strength: Strengths = (0.5, 0.7, 0.9)
-    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
-
-
-class DiffMixSettings(TranslationSettings):
+class DiffMixSettings(StrengthSettings):
     """The keys of translation towards another class."""
 
     target_balance: Fraction = 0.0
@@ -46,7 +39,7 @@ class DiffMix(Method):
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        check_strengths(self.settings.strength, config.generation)
+        self.settings.check_steps(config)
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
@@ -54,7 +47,7 @@ class DiffMix(Method):
         """Draw target class, strength and noise."""
         weights = rare_class_weights(context.class_sizes, self.settings.target_balance)
         target = int(rng.choice(context.num_classes, p=weights))
-        strength = draw_strength(self.settings.strength, rng)
+        strength = draw_strength(self.settings, source, variant, target, context, rng)
         return self.request(source, variant, context, rng, target_label=target, strength=strength)
 
     def compose(
@@ -84,19 +77,19 @@ class RealMix(DiffMix):
 class DiffAug(Method):
     """Translate within the own class."""
 
-    Settings: ClassVar[type[MethodSettings]] = TranslationSettings
-    settings: TranslationSettings
+    Settings: ClassVar[type[MethodSettings]] = StrengthSettings
+    settings: StrengthSettings
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        check_strengths(self.settings.strength, config.generation)
+        self.settings.check_steps(config)
 
     def plan(
         self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
     ) -> GenerationRequest:
         """Draw strength and noise."""
         rng.choice(context.num_classes)  # Diff-Mix's draw, so that strength and noise are its own
-        strength = draw_strength(self.settings.strength, rng)
+        strength = draw_strength(self.settings, source, variant, source.label, context, rng)
         return self.request(source, variant, context, rng, strength=strength)
 
     def misfit(self, image: Servable) -> str | None:
@@ -134,15 +127,16 @@ class DiffGen(DiffAug):
     ) -> GenerationRequest:
         """Draw noise."""
         rng.choice(context.num_classes)  # Diff-Mix's draws of class and strength, see DiffAug
-        rng.integers(len(TranslationSettings.model_fields["strength"].default))
+        rng.integers(len(StrengthSettings.model_fields["strength"].default))
         return self.request(source, variant, context, rng, starts_from="noise")
 
 
-class DaFusionSettings(TranslationSettings):
+class DaFusionSettings(StrengthSettings):
     """The keys of DA-Fusion."""
 
-    strength: Strengths = (1.0, 0.75, 0.5, 0.25)
-    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
+    strength: Literal["adaptive"] | Strengths = (1.0, 0.75, 0.5, 0.25)
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from, or
+    `adaptive`: for each class the largest that the gate accepts, which needs `gate.classifier`."""
 
 
 class DaFusion(DiffAug):

@@ -86,12 +86,14 @@ class ForegroundMix(Method):
             ValueError: If the context has no saliency table, or the source is not in it.
         """
         table = _table(context, self.name)
-        drawn = {**self.drawn(rng), "saliency_version": table.version}
+        drawn = {**self.drawn(source, variant, context, rng), "saliency_version": table.version}
         request = self.request(source, variant, context, rng, **drawn)
         background = self.draw_background(table, table.place(source.digest), rng)
         return replace(request, target_digest=table.digests[background])
 
-    def drawn(self, rng: np.random.Generator) -> dict[str, Any]:
+    def drawn(
+        self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
+    ) -> dict[str, Any]:
         """Draw the fields of a request that a subclass decides."""
         return {}
 

@@ -6,18 +6,15 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool
 
-from online_aug.methods.base import MethodContext, SharedSections
+from online_aug.methods.base import MethodContext, SharedSections, Source
 from online_aug.methods.foreground_mix import ForegroundMix, ForegroundMixSettings, source_masks
-from online_aug.methods.strengths import check_strengths, draw_strength
+from online_aug.methods.strength import StrengthSettings, draw_strength
 from online_aug.request import GenerationRequest
-from online_aug.settings import Strengths
 
 
-class SgdMixSettings(ForegroundMixSettings):
+class SgdMixSettings(ForegroundMixSettings, StrengthSettings):
     """The keys of SGD-Mix."""
 
-    strength: Strengths = (0.5, 0.7, 0.9)
-    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from."""
     keeps_foreground: bool = False
     """Put the source's foreground back after every step of the refinement, and its own pixels in
     the end, so that only the rest is drawn anew; the paper's refinement draws all of it."""
@@ -32,12 +29,15 @@ class SgdMix(ForegroundMix):
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        check_strengths(self.settings.strength, config.generation)
+        self.settings.check_steps(config)
 
-    def drawn(self, rng: np.random.Generator) -> dict[str, Any]:
+    def drawn(
+        self, source: Source, variant: int, context: MethodContext, rng: np.random.Generator
+    ) -> dict[str, Any]:
         """Draw the strength."""
+        label = source.label
         return {
-            "strength": draw_strength(self.settings.strength, rng),
+            "strength": draw_strength(self.settings, source, variant, label, context, rng),
             "keeps_foreground": self.settings.keeps_foreground,
         }
 

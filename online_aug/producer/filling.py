@@ -22,13 +22,16 @@ from online_aug.producer.work import ImageEngine, Work, load_generator, work_of
 from online_aug.request import GenerationRequest
 
 
-def make_missing(experiment: Experiment, store: Store, interrupt: Interrupt) -> bool:
+def make_missing(
+    experiment: Experiment, store: Store, interrupt: Interrupt, title: str = "filling"
+) -> bool:
     """Make the images of a plan that a cache lacks, until interrupted; False if it lacks none.
 
     Args:
         experiment: Fine-tuned, its saliency maps made.
         store: Images of the plan stay in it; others may be evicted.
         interrupt: Its signals end the work; what is finished by then is stored.
+        title: What the progress bar says is done.
 
     Raises:
         UserError: If the cache is full before the end.
@@ -41,7 +44,7 @@ def make_missing(experiment: Experiment, store: Store, interrupt: Interrupt) -> 
     pin(store, [request.key for request in work.plan])
     with (
         closing(load_generator(experiment)) as generator,
-        progress("filling", len(missing)) as bar,
+        progress(title, len(missing)) as bar,
     ):
         display = FillDisplay(bar, store, interrupt)
         Service(replace(work, plan=missing, max_ahead=None), store, generator, display).run()

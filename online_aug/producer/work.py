@@ -191,7 +191,7 @@ def load_generator(experiment: Experiment) -> ImageGenerator:
     config = experiment.config
     sources = SourceImages(experiment.splits.train, experiment.data.sources)
     gate = build_gate(
-        config,
+        experiment.judge.named_in(config),
         len(experiment.splits.train.class_names),
         sources.by_digest,
         experiment.data.digests,

@@ -105,7 +105,7 @@ def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:
     if not is_same_everywhere(world, keys):
         raise UserError(
             "the plan must be the same on every node: give each the same images, the same model "
-            "and a finetune.path that all share"
+            "and a finetune.path and gate.path that all share"
         )
     return keys
 

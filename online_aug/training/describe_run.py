@@ -132,6 +132,7 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         yield f"saliency   {saliency.method} of {images} images, made at the start{cost}"
     if experiment.imports.images:
         yield f"imported   {experiment.imports}"
+    yield from _trials(experiment)
     if experiment.config.is_planned and not experiment.diffusion.is_ready:
         learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"
         size = byte_size(experiment.diffusion.adaptation.result_bytes(experiment.diffusion.model))
@@ -141,6 +142,19 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         )
     elif experiment.plan_is_known:
         yield f"cache      {config.cache.path}: {_present(experiment)} of them are there"
+
+
+def _trials(experiment: Experiment) -> Iterator[str]:
+    if not experiment.judge.is_ready:
+        steps, file = experiment.config.gate.steps, experiment.judge.file
+        yield f"judge      trained at the start in {steps} steps, result in {file}"
+    if not experiment.strengths.are_known:
+        for name, settings in experiment.strengths.settings.items():
+            tried = ", ".join(f"{strength:g}" for strength in settings.strengths)
+            yield (
+                f"strength   {name} learns it from {settings.trials} images of each class, made "
+                f"at the start at {tried}"
+            )
 
 
 def _present(experiment: Experiment) -> int:

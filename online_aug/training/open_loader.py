@@ -16,10 +16,9 @@ from online_aug.distributed.devices import DevicePlan, check_unused, plan_device
 from online_aug.distributed.world import single
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.experiment.foregrounds import ensure_saliency
 from online_aug.experiment.saliency import check_saliency
-from online_aug.finetuning.run import ensure_finetuned
 from online_aug.loader.loader import OnlineAugLoader
+from online_aug.producer.preparation import prepare_generation
 from online_aug.reporting.run_directory import CONFIG_FILE
 from online_aug.training.build_loader import build_loader, check_sequence
 
@@ -93,6 +92,5 @@ def _prepare(config: Config) -> tuple[Experiment, DevicePlan]:
     experiment.check(generates=bool(devices.generate))
     check_sequence(experiment, resolved_yaml(config))
     check_unused(devices.generate)
-    ensure_finetuned(experiment, devices.finetune)
-    ensure_saliency(experiment)
+    prepare_generation(experiment, devices.finetune)
     return experiment, devices

@@ -22,12 +22,12 @@ from online_aug.data.transforms import fit_square
 from online_aug.errors import UserError
 from online_aug.experiment.images import SourceImages
 from online_aug.generation import gate as gates
+from online_aug.generation.clip import clip_score
 from online_aug.generation.gate import (
     ClassRule,
     Gate,
     ScoreRule,
     classify_with,
-    clip_score,
     rejection,
 )
 from online_aug.producer.work import load_generator, work_of
@@ -78,6 +78,13 @@ def test_one_class_must_be_among_the_k_most_probable(k, classes, seed):
     assert ClassRule(top_k=k).is_met(rows, classes) == bool(
         classes & set(rows.topk(k).indices.tolist())
     )
+
+
+def test_the_prompt_s_class_alone_counts_if_it_is_asked_for():
+    asked = make_request(source_label=0, target_label=3)
+    rules = (ClassRule(top_k=1), ClassRule(top_k=1, only_target=True))
+    gates_of = [Gate(lambda images: PROBABILITIES.expand(len(images), -1), rule) for rule in rules]
+    assert [gate([asked], noise(1))[0].reason for gate in gates_of] == [None, "off-class"]
 
 
 def noise(count):
@@ -230,7 +237,13 @@ def test_the_classifier_has_the_weights_of_the_file(experiment_of, weights):
 
 @pytest.mark.parametrize(
     "other",
-    [{"min_probability": 0.2}, {"top_k": 1}, {"image_size": 48}, {"name": "test_resnet.r160_in1k"}],
+    [
+        {"min_probability": 0.2},
+        {"top_k": 1},
+        {"shows": "target"},
+        {"image_size": 48},
+        {"name": "test_resnet.r160_in1k"},
+    ],
 )
 def test_another_rule_or_size_or_model_asks_for_other_images(experiment_of, weights, other):
     usual = {"classifier": weights, "min_probability": 0.1}
@@ -279,7 +292,7 @@ def test_a_missing_file_of_weights_is_refused(experiment_of, tmp_path):
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        ({"top_k": 3}, "gate.classifier must be a file of weights"),
+        ({"top_k": 3}, "gate.classifier must be self or a file of weights"),
         ({"classifier": "x.safetensors"}, "gate.min_probability or gate.top_k must be set"),
     ],
 )

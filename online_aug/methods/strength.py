@@ -1,0 +1,215 @@
+"""How far a source is translated: a strength from a fixed set, or one that is learned by class.
+
+With `method.strength: adaptive` the first requests of each class are trials, at strengths that take
+turns. The gate accepts or rejects their images, and from this alone follows the strength of all
+other requests of the class. So the plan is a function of the trials' outcome, which is recorded.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from online_aug.methods.base import (
+    USUAL_STEPS,
+    MethodContext,
+    MethodSettings,
+    SharedSections,
+    Source,
+)
+from online_aug.settings import Count, Fraction, Strengths
+
+ADAPTIVE = "adaptive"
+BORROWED = 2.0
+"""Trials for which the classes' common share counts, beside those of a class itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How the strength of a class is learned."""
+
+    strengths: tuple[float, ...]
+    """Strengths that are tried."""
+    trials: int
+    """Images of each source class that are made at them in turn."""
+    min_accepted: float
+    """Least share of a class's images that the gate must accept at a strength."""
+
+
+class StrengthSettings(MethodSettings):
+    """The keys of a method that replays a part of the trajectory."""
+
+    strength: Literal["adaptive"] | Strengths = (0.5, 0.7, 0.9)
+    """Fraction of the diffusion trajectory replayed, (0, 1]; one value or a list to draw from, or
+    `adaptive`: for each class the largest that the gate accepts, which needs `gate.classifier`."""
+    tried_strengths: Strengths = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """`adaptive`: strengths that are tried, (0, 1]."""
+    trials_per_class: Count = 10
+    """`adaptive`: images of each source class that are made at these strengths in turn, before
+    training."""
+    min_accepted: Fraction = 0.8
+    """`adaptive`: least share of a class's images that the gate must accept at a strength."""
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the strength is learned."""
+        return self.strength == ADAPTIVE
+
+    @property
+    def learning(self) -> Learning:
+        """How it is learned."""
+        return Learning(
+            strengths=self.tried_strengths,
+            trials=self.trials_per_class,
+            min_accepted=self.min_accepted,
+        )
+
+    @property
+    def possible_strengths(self) -> tuple[float, ...]:
+        """Every strength that a request may have."""
+        return self.tried_strengths if isinstance(self.strength, str) else self.strength
+
+    def check_steps(self, config: SharedSections) -> None:
+        """Raise `ValueError` if a strength would run no step."""
+        steps = config.generation.num_inference_steps
+        try:
+            check_strengths(self.possible_strengths, steps)
+        except ValueError as error:
+            if not self.is_adaptive:
+                raise
+            said = str(error).replace("method.strength", "method.tried_strengths")
+            raise ValueError(said) from None
+
+
+def check_strengths(strengths: Sequence[float], num_inference_steps: int | None) -> None:
+    """Raise `ValueError` if a strength is so small that no denoising step would be run.
+
+    Steps that the model is yet to decide are never more than `USUAL_STEPS`.
+    """
+    steps = num_inference_steps or USUAL_STEPS
+    for strength in strengths:
+        if int(steps * strength) < 1:
+            raise ValueError(
+                "method.strength * generation.num_inference_steps must be at least 1, "
+                f"got {strength:g} * {steps}"
+            )
+
+
+def draw_strength(
+    settings: StrengthSettings,
+    source: Source,
+    variant: int,
+    target_label: int,
+    context: MethodContext,
+    rng: np.random.Generator,
+) -> float:
+    """Return the strength of a request; the same is drawn from `rng` if it is learned.
+
+    Raises:
+        ValueError: If it is learned, and the context does not know it.
+    """
+    possible = settings.possible_strengths
+    drawn = float(possible[int(rng.integers(len(possible)))])
+    if not settings.is_adaptive:
+        return drawn
+    if context.strengths is None:
+        raise ValueError("context.strengths must be known for method.strength adaptive, got None")
+    return context.strengths.of(source.digest, variant, target_label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the gate said of a trial's image."""
+
+    target_label: int
+    strength: float
+    is_accepted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthTable:
+    """The strength of every request of a method whose strength is learned."""
+
+    trials: Mapping[tuple[str, int], float]
+    """Strength of each trial by the digest of its source and the number of its variant."""
+    learned: tuple[float, ...] | None = field(default=None)
+    """Strength of each class; None before the trials are decided."""
+
+    def of(self, source_digest: str, variant: int, target_label: int) -> float:
+        """Return the strength of a request.
+
+        Raises:
+            ValueError: If it is no trial, and the trials are not decided.
+        """
+        trial = self.trials.get((source_digest, variant))
+        if trial is not None:
+            return trial
+        if self.learned is None:
+            raise ValueError(f"variant {variant} of {source_digest} must be a trial, it is none")
+        return self.learned[target_label]
+
+
+def trials_of(
+    sources: Sequence[Source], variants_per_image: int, settings: Learning
+) -> dict[tuple[str, int], float]:
+    """Return the strength of each trial by source digest and variant.
+
+    The first variants of a class's images are trials, up to `settings.trials` of them. A pass
+    through the images begins one strength later than the one before, so that an image that is tried
+    again gets another.
+
+    Args:
+        sources: Training images.
+        variants_per_image: Requests for each image; there are no more trials than requests.
+        settings: Number of trials, and their strengths.
+    """
+    of_class: dict[int, list[str]] = {}
+    for digest, label in sorted({source.digest: source.label for source in sources}.items()):
+        of_class.setdefault(label, []).append(digest)
+    grid, trials = settings.strengths, {}
+    for digests in of_class.values():
+        count = min(settings.trials, len(digests) * variants_per_image)
+        for number in range(count):
+            variant, place = divmod(number, len(digests))
+            trials[digests[place], variant] = grid[(number + variant) % len(grid)]
+    return trials
+
+
+def learn_strengths(
+    outcomes: Sequence[Outcome], num_classes: int, settings: Learning
+) -> tuple[float, ...]:
+    """Return for each class the largest strength at which enough of its images are accepted.
+
+    A class has few trials of a strength, so the share of all classes counts as `BORROWED` further
+    ones. If no strength is good enough, the one of which most is accepted is taken.
+
+    Args:
+        outcomes: What became of the trials.
+        num_classes: Number of classes.
+        settings: The strengths, and the least share.
+
+    Example:
+        >>> tried = [Outcome(target_label=0, strength=s, is_accepted=s < 0.6) for s in (0.5, 0.7)]
+        >>> learn_strengths(tried, 1, Learning(strengths=(0.5, 0.7), trials=2, min_accepted=0.8))
+        (0.5,)
+    """
+    made = Counter((outcome.target_label, outcome.strength) for outcome in outcomes)
+    good = Counter((o.target_label, o.strength) for o in outcomes if o.is_accepted)
+    common = {}
+    for strength in sorted(settings.strengths):
+        tried = sum(made[label, strength] for label in range(num_classes))
+        accepted = sum(good[label, strength] for label in range(num_classes))
+        common[strength] = accepted / tried if tried else 0.0
+
+    def share(label: int, strength: float) -> float:
+        accepted = good[label, strength] + BORROWED * common[strength]
+        return accepted / (made[label, strength] + BORROWED)
+
+    learned = []
+    for label in range(num_classes):
+        shares = {strength: share(label, strength) for strength in common}
+        enough = [s for s, found in shares.items() if found >= settings.min_accepted]
+        learned.append(max(enough, default=max(shares, key=lambda s: (shares[s], s))))
+    return tuple(learned)
