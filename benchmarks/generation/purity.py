@@ -1,4 +1,4 @@
-"""Measure what the gate lets through: how many images of a plan show another class than their label.
+"""Measure what the gate lets through: how many images of a plan show another class.
 
     python -m benchmarks.generation.purity configs/quickstart.yaml [key=value ...]
 
@@ -25,6 +25,8 @@ from online_aug.loader.pool import open_store
 from online_aug.processes import Interrupt
 from online_aug.producer.filling import make_missing
 from online_aug.producer.preparation import prepare_generation
+from online_aug.request import GenerationRequest
+from online_aug.seeding import numpy_rng
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,10 +62,7 @@ def _rows(experiment: Experiment, made: list, seen: list[int]) -> list[str]:
         "target" if s == r.target_label else "source" if s == r.source_label else "neither"
         for s, r in zip(seen, requests, strict=True)
     )
-    mass = [
-        experiment.methods[r.method].compose(lambda: i, i, r, experiment.context_for(r), None)[1][s]
-        for (r, i), s in zip(made, seen, strict=True)
-    ]
+    mass = [_label(experiment, *one)[s] for one, s in zip(made, seen, strict=True)]
     strengths = Counter(request.strength for request in requests)
     mean = sum(request.strength for request in requests) / len(requests)
     listed = ", ".join(f"{strength:g}: {count}" for strength, count in sorted(strengths.items()))
@@ -72,6 +71,11 @@ def _rows(experiment: Experiment, made: list, seen: list[int]) -> list[str]:
         f"label on the class that is seen: {float(np.mean(mass)):.3f}",
         f"strength: {mean:.2f} on average ({listed})",
     ]
+
+
+def _label(experiment: Experiment, request: GenerationRequest, image: np.ndarray) -> np.ndarray:
+    method, context = experiment.methods[request.method], experiment.context_for(request)
+    return method.compose(lambda: image, image, request, context, numpy_rng("purity"))[1]
 
 
 if __name__ == "__main__":

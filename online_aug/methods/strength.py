@@ -22,8 +22,8 @@ from online_aug.methods.base import (
 from online_aug.settings import Count, Fraction, Strengths
 
 ADAPTIVE = "adaptive"
-BORROWED = 2.0
-"""Trials for which the classes' common share counts, beside those of a class itself."""
+BORROWED = 1.0
+"""Trials of a strength for which the share of all classes counts, beside those of one class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Learning:
     trials: int
     """Images of each source class that are made at them in turn."""
     min_accepted: float
-    """Least share of a class's images that the gate must accept at a strength."""
+    """Least accepted share of a class at a strength, relative to that at its best one."""
 
 
 class StrengthSettings(MethodSettings):
@@ -50,7 +50,8 @@ class StrengthSettings(MethodSettings):
     """`adaptive`: images of each source class that are made at these strengths in turn, before
     training."""
     min_accepted: Fraction = 0.8
-    """`adaptive`: least share of a class's images that the gate must accept at a strength."""
+    """`adaptive`: share of a class's images that the gate must accept at a strength, as a part of
+    that at the strength of which it accepts most, [0, 1]: a judge also errs on good images."""
 
     @property
     def is_adaptive(self) -> bool:
@@ -182,13 +183,14 @@ def learn_strengths(
 ) -> tuple[float, ...]:
     """Return for each class the largest strength at which enough of its images are accepted.
 
-    A class has few trials of a strength, so the share of all classes counts as `BORROWED` further
-    ones. If no strength is good enough, the one of which most is accepted is taken.
+    Enough is a part of what is accepted at the best strength. A class has few trials of a strength,
+    so the share of all classes counts as `BORROWED` further ones. If nothing at all is accepted,
+    the smallest strength is taken.
 
     Args:
         outcomes: What became of the trials.
         num_classes: Number of classes.
-        settings: The strengths, and the least share.
+        settings: The strengths, and what is enough.
 
     Example:
         >>> tried = [Outcome(target_label=0, strength=s, is_accepted=s < 0.6) for s in (0.5, 0.7)]
@@ -210,6 +212,7 @@ def learn_strengths(
     learned = []
     for label in range(num_classes):
         shares = {strength: share(label, strength) for strength in common}
-        enough = [s for s, found in shares.items() if found >= settings.min_accepted]
-        learned.append(max(enough, default=max(shares, key=lambda s: (shares[s], s))))
+        best = max(shares.values())
+        enough = [s for s, found in shares.items() if found >= settings.min_accepted * best]
+        learned.append(max(enough) if best else min(shares))
     return tuple(learned)

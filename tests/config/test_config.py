@@ -220,7 +220,9 @@ def test_a_bad_value_is_named_with_its_path_and_what_is_allowed(empty, override,
 )
 def test_a_strength_outside_its_range_is_refused_alone_or_in_a_list(empty, value, got):
     (line,) = error_lines(empty, f"method.strength={value}")
-    assert line.startswith("method.strength must be a number > 0 and <= 1, or a list of at least 1")
+    assert line.startswith(
+        "method.strength must be adaptive, or a number > 0 and <= 1, or a list of"
+    )
     assert line.endswith(f"got {got}")
 
 
@@ -529,7 +531,8 @@ def test_the_codecs_are_those_of_the_cache_and_auto():
 def test_a_key_of_another_method_is_refused_with_the_methods_that_take_it(empty):
     assert error_lines(empty, "method.name=sgd_mix", "method.seam=0.1") == [
         "method.seam is no key of sgd_mix but of diffusemix, got 0.1; sgd_mix takes name, weight, "
-        "candidates, max_union_share, min_source_share, max_draws, strength, keeps_foreground"
+        "strength, tried_strengths, trials_per_class, min_accepted, candidates, max_union_share, "
+        "min_source_share, max_draws, keeps_foreground"
     ]
 
 

@@ -60,6 +60,16 @@ def test_a_class_of_which_nothing_is_accepted_gets_what_the_others_bear_best():
     assert learn_strengths(tried([0.3, 0.0]), 2, SETTINGS)[1] == 0.3
 
 
+def test_if_nothing_at_all_is_accepted_the_smallest_strength_is_taken():
+    assert learn_strengths(tried([0.0, 0.0]), 2, SETTINGS) == (0.3, 0.3)
+
+
+def test_a_judge_that_errs_on_good_images_too_changes_nothing():
+    good = [outcome(0, s, is_accepted=n < 6) for s in (0.3, 0.5) for n in range(10)]
+    bad = [outcome(0, 0.7, is_accepted=n < 3) for n in range(10)]
+    assert learn_strengths(good + bad, 1, SETTINGS) == (0.5,)
+
+
 def test_a_class_without_trials_is_judged_by_the_others():
     assert learn_strengths(tried([0.5, 0.5]), 3, SETTINGS)[2] == 0.5
 
