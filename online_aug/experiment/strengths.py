@@ -15,7 +15,7 @@ from cache import CacheError, Store, cache_exists
 from online_aug.documents import DocumentError, parse_json
 from online_aug.errors import UserError
 from online_aug.methods import Part
-from online_aug.methods.strength import (
+from online_aug.methods.adaptive import (
     Learning,
     Outcome,
     StrengthSettings,

@@ -17,8 +17,8 @@ from online_aug.seeding import numpy_rng
 from online_aug.settings import Positive, Section
 
 if TYPE_CHECKING:
+    from online_aug.methods.adaptive import StrengthTable
     from online_aug.methods.fractals import FractalConfig
-    from online_aug.methods.strength import StrengthTable
     from online_aug.saliency import SaliencyTable
 
 # Without names for the sides: two pictures of one call may differ in size.

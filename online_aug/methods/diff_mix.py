@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from online_aug.labels import one_hot, rare_class_weights, translation_label
+from online_aug.methods.adaptive import StrengthSettings, draw_strength
 from online_aug.methods.base import (
     Method,
     MethodContext,
@@ -16,7 +17,6 @@ from online_aug.methods.base import (
     Source,
     within_class,
 )
-from online_aug.methods.strength import StrengthSettings, draw_strength
 from online_aug.request import GenerationRequest, Servable
 from online_aug.settings import Fraction, Positive, Strengths
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool
 
+from online_aug.methods.adaptive import StrengthSettings, draw_strength
 from online_aug.methods.base import MethodContext, SharedSections, Source
 from online_aug.methods.foreground_mix import ForegroundMix, ForegroundMixSettings, source_masks
-from online_aug.methods.strength import StrengthSettings, draw_strength
 from online_aug.request import GenerationRequest
 
 

@@ -1,9 +1,7 @@
-"""Strengths: drawn for a request, and checked against the steps of the solver."""
+"""Strengths, checked against the steps of the solver."""
 
 from collections.abc import Sequence
 from typing import Protocol
-
-import numpy as np
 
 USUAL_STEPS = 25
 """Denoising steps if neither the configuration nor the model says otherwise."""
@@ -21,11 +19,6 @@ class Denoising(Protocol):
     @property
     def scheduler(self) -> str:
         """Solver of the denoising steps."""
-
-
-def draw_strength(strengths: Sequence[float], rng: np.random.Generator) -> float:
-    """Draw one of the configured strengths."""
-    return float(strengths[int(rng.integers(len(strengths)))])
 
 
 def check_strengths(strengths: Sequence[float], generation: Denoising) -> None:

@@ -94,7 +94,7 @@ KEPT, INSIDE, OUTSIDE = "shows the source's class", "change inside", "change out
 def _strengths(config: Config, method: ForegroundMix, options: Namespace) -> tuple[float, ...]:
     if options.images < 2:
         raise UserError(f"--images must be at least 2, got {options.images}")
-    given = tuple(options.strengths) or method.settings.strength  # type: ignore[attr-defined]
+    given = tuple(options.strengths) or method.settings.possible_strengths  # type: ignore[attr-defined]
     return frame.checked_strengths(given, config.generation)
 
 

@@ -24,14 +24,16 @@ from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import ensure_saliency
 from online_aug.experiment.images import SourceImages
+from online_aug.experiment.judge import ensure_judge
 from online_aug.experiment.saliency import check_saliency
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.gate import to_bytes
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.methods import Part, Picture, make_method
-from online_aug.methods.strengths import Denoising, check_strengths
+from online_aug.methods.adaptive import StrengthSettings
 from online_aug.methods.foreground_mix import ForegroundMix
+from online_aug.methods.strengths import Denoising, check_strengths
 from online_aug.producer.work import Work, load_generator, work_of
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
@@ -140,13 +142,22 @@ def _opened(config: Config, needs: str) -> Experiment:
         raise UserError(f"devices.generate must be auto or a device to study {needs}, got none")
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
-    experiment = Experiment(settle(config), load_splits(config.data), devices.generator)
+    experiment = Experiment(
+        settle(_with_fixed_strengths(config)), load_splits(config.data), devices.generator
+    )
     check_saliency(experiment)
     return experiment
 
 
+def _with_fixed_strengths(config: Config) -> Config:
+    # A study looks at all strengths that would be tried.
+    methods = tuple(s.fixed if isinstance(s, StrengthSettings) else s for s in config.methods)
+    one_or_more = methods if isinstance(config.method, tuple) else methods[0]
+    return config.model_copy(update={"method": one_or_more})
+
+
 def make_ready(experiment: Experiment, *, generates: bool = True) -> None:
-    """Fine-tune the generator and make the saliency maps, as far as they are due.
+    """Fine-tune the generator, train the gate's judge and make the maps, as far as they are due.
 
     Args:
         experiment: Checked.
@@ -155,6 +166,7 @@ def make_ready(experiment: Experiment, *, generates: bool = True) -> None:
     if generates or not experiment.saliency.is_known:
         devices = plan_devices(experiment.config.devices, trains=False)
         ensure_finetuned(experiment, devices.finetune)
+        ensure_judge(experiment)
     ensure_saliency(experiment)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from request_samples import CLASSES, make_context, make_method, make_part, make_sources
 
 from online_aug.methods import plan_requests
-from online_aug.methods.strength import (
+from online_aug.methods.adaptive import (
     Learning,
     Outcome,
     StrengthTable,

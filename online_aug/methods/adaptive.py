@@ -13,12 +13,12 @@ from typing import Literal
 import numpy as np
 
 from online_aug.methods.base import (
-    USUAL_STEPS,
     MethodContext,
     MethodSettings,
     SharedSections,
     Source,
 )
+from online_aug.methods.strengths import check_strengths
 from online_aug.settings import Count, Fraction, Strengths
 
 ADAPTIVE = "adaptive"
@@ -72,30 +72,20 @@ class StrengthSettings(MethodSettings):
         """Every strength that a request may have."""
         return self.tried_strengths if isinstance(self.strength, str) else self.strength
 
+    @property
+    def fixed(self) -> "StrengthSettings":
+        """The same settings with the strengths that are tried, instead of the learned one."""
+        return self.model_copy(update={"strength": self.possible_strengths})
+
     def check_steps(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
-        steps = config.generation.num_inference_steps
         try:
-            check_strengths(self.possible_strengths, steps)
+            check_strengths(self.possible_strengths, config.generation)
         except ValueError as error:
             if not self.is_adaptive:
                 raise
             said = str(error).replace("method.strength", "method.tried_strengths")
             raise ValueError(said) from None
-
-
-def check_strengths(strengths: Sequence[float], num_inference_steps: int | None) -> None:
-    """Raise `ValueError` if a strength is so small that no denoising step would be run.
-
-    Steps that the model is yet to decide are never more than `USUAL_STEPS`.
-    """
-    steps = num_inference_steps or USUAL_STEPS
-    for strength in strengths:
-        if int(steps * strength) < 1:
-            raise ValueError(
-                "method.strength * generation.num_inference_steps must be at least 1, "
-                f"got {strength:g} * {steps}"
-            )
 
 
 def draw_strength(
