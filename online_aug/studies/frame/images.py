@@ -17,7 +17,7 @@ import torch
 from online_aug.config import Config
 from online_aug.console import progress
 from online_aug.data.sources import load_splits
-from online_aug.data.transforms import fit_square
+from online_aug.data.transforms import fit_square, to_bytes
 from online_aug.diffusion.compatibility import settle
 from online_aug.distributed.devices import plan_devices, sole_generator
 from online_aug.errors import UserError
@@ -28,7 +28,6 @@ from online_aug.experiment.judge import ensure_judge
 from online_aug.experiment.saliency import check_saliency
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.generation.engine import ImageGenerator
-from online_aug.generation.gate import to_bytes
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.methods import Part, Picture, make_method
 from online_aug.methods.adaptive import StrengthSettings
