@@ -14,6 +14,8 @@ SGD_MIX = {
     "saliency": {"method": "spectral_residual"},
 }
 
+PASTE = ["method=[{name: paste}]", "devices.generate=auto"]
+
 
 @pytest.fixture
 def mixes(call):
@@ -89,7 +91,7 @@ def test_a_method_without_foregrounds_is_refused(call, name):
         ("targets", ["--images=4", "--candidates=8"], "--candidates must be .* at most 7"),
         (
             "refinement",
-            ["method=[{name: paste}]", "devices.generate=auto"],
+            PASTE,
             "method.name must be sgd_mix",
         ),
         ("refinement", ["--strengths=2"], "--strengths must be above 0 and at most 1, got 2"),
