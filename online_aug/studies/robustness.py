@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -73,9 +74,18 @@ def _pixels(images: Images, severity: int) -> Images:
     return large
 
 
+def _rgb(decoded: np.ndarray | None) -> np.ndarray:
+    assert decoded is not None  # it was encoded here
+    return decoded[..., ::-1]
+
+
 def _jpeg(images: Images, severity: int) -> Images:
-    coded: Tensor = transforms.jpeg(images, (40, 20, 8)[severity])
-    return coded
+    quality = [cv2.IMWRITE_JPEG_QUALITY, (40, 20, 8)[severity]]
+    coded = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        _, content = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), quality)
+        coded.append(np.ascontiguousarray(_rgb(cv2.imdecode(content, cv2.IMREAD_COLOR))))
+    return torch.from_numpy(np.stack(coded)).permute(0, 3, 1, 2)
 
 
 CORRUPTIONS: Mapping[str, Callable[[Images, int], Images]] = {

@@ -167,6 +167,27 @@ def draw_bars(path: Path, chart: Chart, bars: Mapping[str, Interval]) -> None:
     _save(figure, path)
 
 
+def draw_points(path: Path, chart: Chart, points: Mapping[str, tuple[Interval, Interval]]) -> None:
+    """Draw a point with its name and the intervals of both values, into a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    up = 100 if chart.is_share else 1
+    for number, (name, (x, y)) in enumerate(points.items()):
+        across, colour = (100 if x.is_share else 1), _COLOURS[number % len(_COLOURS)]
+        place = (across * x.value, up * y.value)
+        if not math.isnan(x.low):
+            axes.plot([across * x.low, across * x.high], [place[1]] * 2, color=colour)
+        if not math.isnan(y.low):
+            axes.plot([place[0]] * 2, [up * y.low, up * y.high], color=colour)
+        axes.plot(*place, "o", color=colour)
+        axes.annotate(name, place, xytext=(6, 6), textcoords="offset points")
+    axes.margins(x=0.12, y=0.15)
+    _finish(figure, axes, chart._replace(is_share=False))
+    _save(figure, path)
+
+
 def _finish(figure: object, axes: object, chart: Chart, *, is_across: bool = False) -> None:
     from matplotlib.axes import Axes
 
