@@ -18,10 +18,15 @@ STUDIES = {
     "refinement": "what refining a mix changes, as a whole or around the source's foreground",
     "noisy_saliency": "how wrong saliency maps may be before a mix loses its class",
     "cost": "what an image takes of time and disk by stage, and a whole run",
+    "labels": "which label between two classes is best: soft ones and hard ones",
+    "reuse": "what more unique images bring, each served less often",
+    "overhead": "what accuracy costs in training time",
     "robustness": "how finished runs stand adversarial noise and corruptions",
     "transfer": "of what use the features of finished runs are for another data set",
 }
-"""What each study asks; it is in the module of this package that has its name."""
+"""What each study asks; it is STUDY in the module of this package that has its name."""
+TRAINED = ("labels", "reuse", "overhead")
+"""Studies that are in the module `accuracies`, each under its name in capitals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +45,6 @@ class Study:
 
 def find_study(name: str) -> Study:
     """Import a study of the table."""
-    study: Study = import_module(f"online_aug.studies.{name}").STUDY
+    place, constant = ("accuracies", name.upper()) if name in TRAINED else (name, "STUDY")
+    study: Study = getattr(import_module(f"online_aug.studies.{place}"), constant)
     return study

@@ -46,7 +46,7 @@ from online_aug.studies.frame.sheet import BAD, GOOD, Cell, draw_sheet
 IMAGES, SHOWN = 100, 8
 STRENGTHS = tuple(n / 10 for n in range(1, 11))
 KEPT = 0.9
-"""Share of images that must still show the source's class for a strength to count as safe."""
+"""Share of the images showing their class at the start that must still do so at a safe strength."""
 START = 0.0
 """Stands for the images that diffusion starts from, in the place of a strength."""
 
@@ -271,11 +271,11 @@ def _verdict(results: Sequence[Result]) -> str:
     name, made = results[0].subject.name, [one for one in results if one.strength > START]
     safe = []
     for one in made:
-        if one.kept.value < KEPT:
+        if one.kept.value < KEPT * results[0].kept.value:
             break
         safe.append(one.strength)
     at = f"up to strength {safe[-1]:g}" if safe else "at none of these strengths"
-    said = f"{name}: {at} at least {KEPT:.0%} of the images show the source's class."
+    said = f"{name}: {at} the class is seen in at least {KEPT:.0%} as many images as at the start."
     if not made[0].crosses or not hasattr(
         results[0].subject.experiment.methods[name].settings, "gamma"
     ):

@@ -4,8 +4,7 @@ It is trained by an ordinary launch of `online-aug train` on the real images of 
 those that `data.examples_per_class` or a long tail leaves out, or its weights are given.
 """
 
-import subprocess
-import sys
+import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +15,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from cache import content_digest
 from online_aug.classifier.class_names import check_class_names
 from online_aug.classifier.evaluation import evaluate
 from online_aug.classifier.model import build_classifier, input_statistics
+from online_aug.comparison.runs import REAL, Run
 from online_aug.config import Config
 from online_aug.config.loading import changed, resolved_yaml
-from online_aug.console import percent, stage
+from online_aug.console import percent
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square, normalise
-from online_aug.errors import RunError, UserError
+from online_aug.errors import UserError
 from online_aug.files import write_atomically
 from online_aug.methods import Picture
+from online_aug.studies.frame.runs import WEIGHTS
+from online_aug.studies.frame.trainings import train
 
 _TOGETHER = 64
 
@@ -101,7 +104,7 @@ def open_judge(config: Config, weights: Path | None, folder: Path) -> Judge:
     """
     about = f"the classifier of {weights}"
     if weights is None:
-        weights = _trained(config, folder / "judge")
+        weights = _trained(config, folder)
         about = f"a {config.classifier.name} trained by the study on all real training images"
     splits = load_splits(config.data)
     classifier = _load(config, weights, splits.test.class_names)
@@ -124,24 +127,20 @@ def _load(config: Config, weights: Path, names: Sequence[str]) -> torch.nn.Modul
 
 
 def _trained(config: Config, folder: Path) -> Path:
-    weights = folder / "model.safetensors"
-    plain = _on_real_images(config, folder)
-    recipe = folder.with_suffix(".yaml")
-    content = resolved_yaml(plain)
-    if weights.exists() and recipe.exists() and recipe.read_text() == content:
-        return weights
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(recipe, content)
-    log = folder.with_suffix(".log")
-    command = [sys.executable, "-m", "online_aug", "train", str(recipe)]
-    with stage("training a judge on the real images"), log.open("w") as out:
-        status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    if status.returncode or not (folder / "summary.json").exists():
-        raise RunError(f"the judge could not be trained, see {log}; --judge takes weights instead")
-    return weights
+    plain = _on_real_images(config)
+    values = plain.model_dump(mode="json")
+    decisive = json.dumps([values[section] for section in REAL], sort_keys=True)
+    # Other settings make another judge, in a folder of its own.
+    place = folder / f"judge-{content_digest(decisive.encode())[:8]}"
+    run = {"dir": str(folder.resolve()), "name": place.name, "resume": True}
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = place.with_suffix(".yaml")
+    write_atomically(recipe, resolved_yaml(changed(plain, "run", **run)))
+    train([Run("judge", plain.run.seed, str(recipe), (), place)], "training a judge on real images")
+    return place / WEIGHTS
 
 
-def _on_real_images(config: Config, folder: Path) -> Config:
+def _on_real_images(config: Config) -> Config:
     data: dict[str, object] = {}
     if config.data.examples_per_class is not None:
         data = {"examples_per_class": None, "epoch_repeats": 1}
@@ -149,6 +148,4 @@ def _on_real_images(config: Config, folder: Path) -> Config:
         data["imbalance_factor"] = None
     real = {"synthetic_probability": 0, "final_probability": None, "imported": None}
     plain = changed(config, "mixing", class_probability={}, **real)
-    plain = changed(plain, "data", **data) if data else plain
-    run = {"dir": str(folder.parent.resolve()), "name": folder.name, "resume": True}
-    return changed(plain, "run", **run)
+    return changed(plain, "data", **data) if data else plain
