@@ -16,9 +16,11 @@ from jaxtyping import Bool, Float
 
 from online_aug.config import Config
 from online_aug.console import counted
+from online_aug.data.image_sets import folder_of
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import cut_out
+from online_aug.experiment.mask_files import MaskFiles
 from online_aug.methods import Picture
 from online_aug.methods.foreground_mix import ForegroundMix
 from online_aug.saliency import SaliencyTable
@@ -38,6 +40,11 @@ from online_aug.studies.frame.answers import (
 )
 from online_aug.studies.frame.judge import Judge, add_judge_options, check_judge, open_judge
 from online_aug.studies.frame.sheet import BAD, Cell, draw_sheet
+from online_aug.studies.frame.trainings import (
+    add_training_options,
+    optional_trainings,
+    with_accuracy,
+)
 from online_aug.studies.masks import true_masks
 
 IMAGES, SHOWN = 100, 10
@@ -88,6 +95,8 @@ FAULTS: dict[str, tuple[Callable[[Map, np.random.Generator, float], Map] | None,
     "inverted": (inverted, 0),
 }
 """What is done to each map, and by how much of its side."""
+TRAINED = ("as they are", "shifted by 10 %", "random blobs", "inverted")
+"""Those by which is trained with `--train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,8 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
             f"got {options.images}"
         )
     check_judge(config, options.judge)
+    runs = optional_trainings(config, options, folder, _rows_trained(folder))
+    files = _mask_files(experiment, folder) if runs else {}
     frame.make_ready(experiment, generates=False)
     table = frame.foregrounds_of(experiment)
     order = numpy_rng("study noise", options.seed).permutation(len(table))[: options.images]
@@ -136,7 +147,9 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     found = [replace(one, seen=judge.classes(one.images).tolist()) for one in found]
     labels = {source.digest: source.label for source in experiment.data.sources}
     rows = [_row(one, [labels[digest] for digest in digests]) for one in found]
-    text = _text(experiment, options, against, rows, judge)
+    for name, paths in files.items():
+        _write_masks(experiment, table, name, paths, options.seed)
+    text = with_accuracy(_text(experiment, options, against, rows, judge), runs)
     write_answer(folder, "noisy_saliency", text, rows)
     bars = {str(row["maps"]): interval_of(row, KEPT) for row in rows}
     chart = Chart("Mixes that show the source's class", "", "share of mixes, %")
@@ -205,6 +218,53 @@ def _mixed(
     )
 
 
+def _rows_trained(folder: Path) -> dict[str, tuple[str, ...]]:
+    keys = ("saliency.method=masks", "saliency.layout=stretched", "saliency.mask=otsu")
+    return {name: (f"saliency.masks={_folder_of(folder, name)}", *keys) for name in TRAINED}
+
+
+def _folder_of(folder: Path, name: str) -> Path:
+    return folder / "masks" / name.replace(" ", "_").replace("%", "percent")
+
+
+def _mask_files(experiment: Experiment, folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Return the file of each training image's mask with each fault; write nothing but folders.
+
+    Raises:
+        UserError: If the images are not files, so that masks cannot be told by their names.
+    """
+    found = {}
+    for name in TRAINED:
+        place = _folder_of(folder, name)
+        keys = {"masks": place, "layout": "stretched", "method": "masks"}
+        saliency = experiment.config.saliency.model_copy(update=keys)
+        config = experiment.config.model_copy(update={"saliency": saliency})
+        if folder_of(experiment.splits.train) is None:
+            raise UserError(
+                "data.source must be a set of files to train with faulty masks, got "
+                f"{experiment.config.data.source}"
+            )
+        place.mkdir(parents=True, exist_ok=True)
+        found[name] = MaskFiles(config, experiment.splits.train).paths
+    return found
+
+
+def _write_masks(
+    experiment: Experiment, table: SaliencyTable, name: str, paths: Sequence[Path], seed: int
+) -> None:
+    side, places = experiment.saliency.cut_size, experiment.data.places
+    pictures = {digest: frame.picture_of(experiment, digest, side) for digest in places}
+    faulty = _table(experiment, table, pictures, name, seed)
+    for source, path in zip(experiment.data.sources, paths, strict=True):
+        (mask,) = faulty.masks([source.digest], side)
+        levels = mask.astype(np.uint8) * 255
+        if levels.min() == levels.max():  # a blank mask would be refused: it has to be too small
+            levels[:] = 0
+            levels[0, 0] = 255
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), levels)
+
+
 def _row(found: Mixes, labels: Sequence[int]) -> Row:
     hits = sum(seen == label for seen, label in zip(found.seen, labels, strict=True))
     return {
@@ -263,6 +323,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help="folder of true masks, laid out as saliency.layout says; pocket_birds has its own",
     )
     add_judge_options(parser)
+    add_training_options(parser, is_optional=True)
 
 
 STUDY = Study(

@@ -31,9 +31,19 @@ from online_aug.studies.frame.answers import (
 )
 from online_aug.studies.frame.judge import Judge, add_judge_options, check_judge, open_judge
 from online_aug.studies.frame.sheet import BAD, Cell, draw_sheet
+from online_aug.studies.frame.trainings import (
+    add_training_options,
+    optional_trainings,
+    with_accuracy,
+)
 
 IMAGES, SHOWN = 60, 10
-_LEVELS = 255
+TRAINED = {
+    "mix alone": ("method.name=paste",),
+    "refined": ("method.keeps_foreground=false",),
+    "refined, source kept": ("method.keeps_foreground=true",),
+}
+"""Overrides that train with each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     experiment = frame.open_experiment(config, needs="its refinement")
     strengths = _strengths(config, method, options)
     check_judge(config, options.judge)
+    runs = optional_trainings(config, options, folder, TRAINED)
     frame.make_ready(experiment)
     part = frame.part_named(experiment, method.name)
     drawn = frame.draw_requests(experiment, part, options.images, options.seed).requests
@@ -78,6 +89,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     rows = [_row(arm, arms[0].images, masks, drawn) for arm in arms]
     data = Path(config.data.source).name
     text = _text(f"Refinement of {len(drawn)} mixes of {data}", rows, judge)
+    text = with_accuracy(text, runs)
     write_answer(folder, "refinement", text, rows)
     bars = {str(row["images"]): interval_of(row, KEPT) for row in rows}
     chart = Chart("Images that still show the source's class", "", "share of images, %")
@@ -150,6 +162,7 @@ def _draw(
 def _add_options(parser: ArgumentParser) -> None:
     frame.add_strengths_option(parser, "those of the recipe")
     frame.add_draw_options(parser, IMAGES, "mixes")
+    add_training_options(parser, is_optional=True)
     add_judge_options(parser)
 
 

@@ -35,6 +35,11 @@ from online_aug.studies.frame.answers import (
     write_answer,
 )
 from online_aug.studies.frame.sheet import BAD, Cell, draw_sheet
+from online_aug.studies.frame.trainings import (
+    add_training_options,
+    optional_trainings,
+    with_accuracy,
+)
 from online_aug.studies.mask_report import REASONS
 
 IMAGES, DRAWS, SHOWN = 200, 5, 10
@@ -65,6 +70,8 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     """
     experiment, method = frame.open_foregrounds(config, needs="its targets")
     counts = _counts(options.candidates, len(experiment.data.digests), options.images)
+    rows_trained = {f"N = {count}": (f"method.candidates=[{count}, {count}]",) for count in counts}
+    runs = optional_trainings(config, options, folder, rows_trained)
     frame.make_ready(experiment, generates=False)
     table = frame.foregrounds_of(experiment)
     order = numpy_rng("study targets", options.seed).permutation(len(table))
@@ -74,7 +81,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         for count in counted("choosing backgrounds", counts)
     }
     rows = [_row(count, draws) for count, draws in found.items()]
-    text = _text(experiment, found, rows)
+    text = with_accuracy(_text(experiment, found, rows), runs)
     write_answer(folder, "targets", text, rows)
     lines = {
         name: [
@@ -204,6 +211,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help=f"numbers of candidates; default {', '.join(map(str, CANDIDATES))}",
     )
     frame.add_draw_options(parser, IMAGES, "sources")
+    add_training_options(parser, is_optional=True)
 
 
 STUDY = Study(

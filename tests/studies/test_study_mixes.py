@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from online_aug.data.sources import load_splits
+from online_aug.experiment.experiment import Experiment
 from online_aug.studies import noisy_saliency
 
 SGD_MIX = {
@@ -101,3 +103,22 @@ def test_a_method_without_foregrounds_is_refused(call, name):
 )
 def test_what_cannot_be_studied_is_refused_in_a_line(mixes, name, argv, said):
     assert re.search(said, mixes.refusal(name, *argv))
+
+
+@pytest.mark.slow
+def test_training_with_faulty_maps_finds_their_masks_beside_the_images_names(mixes, monkeypatch):
+    trained = []
+
+    def with_accuracy(text, runs):
+        trained.extend(runs)
+        return text
+
+    monkeypatch.setattr(noisy_saliency, "with_accuracy", with_accuracy)
+    mixes("noisy_saliency", "--images=4", "--train", "--seeds=1", judged(mixes))
+    assert [run.row for run in trained] == list(noisy_saliency.TRAINED)
+    maps = {}
+    for run in trained:
+        experiment = Experiment(run.config, load_splits(run.config.data), "cpu")
+        experiment.saliency.mask_files.check()
+        maps[run.row] = experiment.saliency.mask_files.map_of(0)
+    assert np.abs(maps["as they are"] + maps["inverted"] - 1).mean() < 0.2

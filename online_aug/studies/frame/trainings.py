@@ -95,6 +95,18 @@ def train(runs: Sequence[Run], title: str = "training") -> Outcomes:
     return {name: {run.seed: run.outcome() for run in runs if run.row == name} for name in names}
 
 
+def optional_trainings(
+    config: Config, options: Namespace, folder: Path, rows: Mapping[str, Overrides]
+) -> list[Run]:
+    """Return the runs as `plan_trainings` does, or none without `--train`."""
+    return plan_trainings(config, options, folder, rows) if options.train else []
+
+
+def with_accuracy(text: str, runs: Sequence[Run]) -> str:
+    """Train the runs, if there are any, and return an answer with their accuracies behind it."""
+    return f"{text}\n{accuracy_text(train(runs))}" if runs else text
+
+
 def accuracy_text(outcomes: Outcomes) -> str:
     """Return a table of accuracies with paired differences to the first row, and what it means."""
     first = next(iter(outcomes))
