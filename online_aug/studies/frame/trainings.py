@@ -3,9 +3,11 @@
 Finished runs are not repeated, so the same command goes on where it was stopped.
 """
 
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from online_aug.comparison.launches import launching
@@ -59,14 +61,12 @@ def plan_trainings(
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     runs: list[Run] = []
     for seed in range(config.run.seed, config.run.seed + options.seeds):
-        filled = {
-            name: Row(
-                options.recipe,
-                (*options.overrides, *(w.replace("{seed}", str(seed)) for w in words)),
-            )
-            for name, words in rows.items()
-        }
-        runs += plan_runs(filled, [seed], folder / "runs")
+        for title, words in rows.items():
+            own = (word.replace("{seed}", str(seed)) for word in words)
+            row = Row(options.recipe, (*options.overrides, *own))
+            name = re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_")  # it names a folder
+            (run,) = plan_runs({name: row}, [seed], folder / "runs")
+            runs.append(replace(run, row=title))
     for run in runs:
         run.check_room()
         run.config  # noqa: B018 - refused here if it is none
