@@ -39,8 +39,8 @@ LAYERS = (
     "online_aug.producer",
     "online_aug.reporting",
     "online_aug.training",
-    "online_aug.studies",
     "online_aug.comparison",
+    "online_aug.studies",
     "online_aug.cli",
     ("online_aug", "online_aug.__main__"),
 )

@@ -78,7 +78,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     with frame.image_maker(experiment) as maker:
         arms = [Arm(name="mix alone", images=maker.starts(drawn))]
         for strength in strengths:
-            for keeps, name in ((False, "refined"), (True, "refined, source kept")):
+            for keeps, name in ((False, "refined"), (True, "kept")):
                 title = f"{name} at {strength:g}"
                 wanted = [replace(r, strength=strength, keeps_foreground=keeps) for r in drawn]
                 made = maker.make(wanted, title)
@@ -134,7 +134,7 @@ def _text(title: str, rows: Sequence[Row], judge: Judge) -> str:
             f"# {title}\n",
             judge.about,
             "Changes are mean differences to the mix in grey levels of 255, inside and outside of "
-            "the source's foreground.\n",
+            "the source's foreground. `kept` is refined with that foreground put back.\n",
             markdown_table(rows),
         ]
     )
