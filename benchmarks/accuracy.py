@@ -41,6 +41,8 @@ class Block:
     """The recipe of each method."""
     overrides: tuple[str, ...]
     """What makes the data of the recipes those of the block."""
+    foregrounds: tuple[str, ...] = ()
+    """What `sgd_mix` and `paste` need beside it."""
 
 
 DIGITS = {
@@ -51,7 +53,11 @@ DIGITS = {
 }
 BIRDS = {name: f"pocket_birds_{name}" for name in DIGITS} | {"diff_mix": "pocket_birds"}
 BLOCKS = {
-    "digits5": Block(DIGITS, ("data.examples_per_class=5", "data.epoch_repeats=20")),
+    "digits5": Block(
+        DIGITS,
+        ("data.examples_per_class=5", "data.epoch_repeats=20"),
+        ("method.candidates=[20,30]",),
+    ),
     "digits10": Block(DIGITS, ("data.examples_per_class=10", "data.epoch_repeats=10")),
     "digits20": Block(DIGITS, ("data.examples_per_class=20", "data.epoch_repeats=5")),
     "birds5": Block(BIRDS, ("data.examples_per_class=5", "data.epoch_repeats=12")),
@@ -91,9 +97,8 @@ ROWS = {
     "diff_gen": Kind("diff_gen"),
     "diff_mix": Kind("diff_mix"),
     "sgd_mix": Kind("sgd_mix"),
-    "sgd_mix_unrefined": Kind("sgd_mix", ("method.name=paste",)),
 }
-"""What each row is, by its name."""
+"""What each row is, by its name; `paste` is SGD-Mix without its refinement."""
 USUAL = [name for name in ROWS if name not in ("recipe", "true_masks", "real_mix")]
 """The rows of a block if none is named."""
 
@@ -188,7 +193,8 @@ def _row(options: argparse.Namespace, kind: Kind) -> Row:
         block = BLOCKS[options.block]
         method = kind.method or "sgd_mix"
         named = ("method.name=paste",) if method == "paste" else ()
-        recipe, overrides = block.recipes[method], (*named, *block.overrides)
+        needed = block.foregrounds if method in ("sgd_mix", "paste") else ()
+        recipe, overrides = block.recipes[method], (*named, *block.overrides, *needed)
     else:
         recipe = options.recipe
         overrides = (f"method.name={kind.method}",) if kind.method is not None else ()
