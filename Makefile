@@ -16,8 +16,8 @@ CHECKED := online_aug cache tools train.py
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-quickstart: $(VENV)/.runtime  ## Train on handwritten digits, no download of data or model: SEED=0 ARGS="key=value"
-	$(RUN) -m online_aug train quickstart run.seed=$(SEED) $(ARGS)
+quickstart: $(VENV)/.runtime  ## Birds with and without SGD-Mix, no download of data or model: SEED=0 ARGS="key=value"
+	$(RUN) -m online_aug compare quickstart --seeds 1 run.seed=$(SEED) $(ARGS)
 
 test: $(VENV)/.test  ## Run the tests but the nightly ones: WORKERS=2 ARGS="tests/config -x"
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not nightly" $(ARGS)

@@ -47,9 +47,8 @@ class Block:
 
 DIGITS = {
     **dict.fromkeys(("sgd_mix", "paste"), "digits_sgd_mix"),
-    **{name: f"digits_{name}" for name in ("diff_aug", "diff_gen", "diffusemix", "da_fusion")},
-    **{"real_guidance": "digits_real_guidance", "real_mix": "digits_real_mix"},
-    "diff_mix": "quickstart",
+    **{name: f"digits_{name}" for name in ("diff_mix", "diff_aug", "diff_gen", "diffusemix")},
+    **{name: f"digits_{name}" for name in ("da_fusion", "real_guidance", "real_mix")},
 }
 BIRDS = {name: f"pocket_birds_{name}" for name in DIGITS} | {"diff_mix": "pocket_birds"}
 BLOCKS = {

@@ -3,7 +3,8 @@
     python benchmarks/clean_clone.py [FOLDER]
 
 Clones this repository's HEAD, installs, runs the quickstart with seed 0 and seed 1, then seeds 2
-and 3 at once on a second, empty cache, and prints times, what was made and what was reused.
+and 3 at once on a second, empty cache, and prints times, accuracies of both sides, what was made
+and what was reused.
 """
 
 import json
@@ -13,6 +14,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,13 +31,13 @@ def main() -> None:
     both_s = _two_at_once(folder)
     sys.stdout.write(f"| install | {install_s:.0f} s |\n|---|---|\n")
     for seed, seconds in ((0, first_s), (1, second_s), (2, both_s), (3, both_s)):
-        summary = json.loads((folder / f"runs/quickstart-seed{seed}/summary.json").read_text())
+        vanilla, summary = (_summary(folder, side, seed) for side in ("vanilla", "augmented"))
         sys.stdout.write(
             f"| seed {seed} | {seconds:.0f} s, first step after {summary['first_step_s']:.1f} s, "
-            f"top1 {summary['top1']:.1%}, served {summary['served_real']} real, "
-            f"{summary['served_fresh']} fresh, {summary['served_cached']} cached, "
-            f"{summary['starved']} starved; {summary['generated']} made, "
-            f"{summary['reused']} reused |\n"
+            f"top1 {summary['top1']:.1%} (vanilla {vanilla['top1']:.1%}), "
+            f"served {summary['served_real']} real, {summary['served_fresh']} fresh, "
+            f"{summary['served_cached']} cached, {summary['starved']} starved; "
+            f"{summary['generated']} made, {summary['reused']} reused |\n"
         )
     sys.stdout.write(f"| keys made twice by seeds 2 and 3 | {_made_twice(folder)} |\n")
     sys.stdout.write(f"| processes left | {_processes_in(folder)} |\n")
@@ -60,6 +62,12 @@ def _two_at_once(folder: Path) -> float:
     return time.monotonic() - started
 
 
+def _summary(folder: Path, side: str, seed: int) -> dict[str, Any]:
+    place = folder / "runs" / "compare-quickstart" / f"{side}-seed{seed}"
+    found: dict[str, Any] = json.loads((place / "summary.json").read_text())
+    return found
+
+
 def _processes_in(folder: Path) -> int:
     """Return the processes that work in the clone."""
     count = 0
@@ -71,10 +79,7 @@ def _processes_in(folder: Path) -> int:
 
 def _made_twice(folder: Path) -> int:
     """Return how many more images two runs report than the cache holds."""
-    made = sum(
-        json.loads((folder / f"runs/quickstart-seed{seed}/summary.json").read_text())["generated"]
-        for seed in (2, 3)
-    )
+    made = sum(int(_summary(folder, "augmented", seed)["generated"]) for seed in (2, 3))
     command = [".venv/bin/python", "-m", "cache", "stats", "runs/shared_cache", "--json"]
     stats = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     return made - int(json.loads(stats)["entries"])

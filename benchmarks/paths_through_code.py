@@ -51,17 +51,17 @@ class Way:
 
 WAYS = {
     "step": Way(
-        command=("train.py", "configs/quickstart.yaml", *SMALL),
+        command=("train.py", "configs/digits_diff_mix.yaml", *SMALL),
         target=65,
         last=("deepspeed/runtime/engine.py", "step"),
     ),
     "request": Way(
-        command=("-m", "online_aug", "fill", "configs/quickstart.yaml", *SMALL),
+        command=("-m", "online_aug", "fill", "configs/digits_diff_mix.yaml", *SMALL),
         target=30,
         first=("online_aug/methods/", "plan"),
         last=("cache/store.py", "put_many"),
     ),
-    "key": Way(command=("train.py", "configs/quickstart.yaml", "optim.batchsize=5"), target=7),
+    "key": Way(command=("train.py", "configs/digits_diff_mix.yaml", "optim.batchsize=5"), target=7),
 }
 
 

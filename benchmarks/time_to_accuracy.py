@@ -1,6 +1,6 @@
 """Measure the wall time to the same accuracy with images made during and before training.
 
-    python benchmarks/time_to_accuracy.py [configs/quickstart.yaml] [--seeds 3] [--reuse]
+    python benchmarks/time_to_accuracy.py [configs/digits_diff_mix.yaml] [--seeds 3] [--reuse]
         [--dir FOLDER] [key=value ...]
 
 Offline is `online-aug fill` and then a run that only serves the cache and has all cores. Online is
@@ -137,7 +137,7 @@ def main() -> int:
 def _bench(folder: Path, words: list[str]) -> Bench:
     """Prepare the comparison in a folder; remove the caches of an earlier one."""
     configs = [word for word in words if "=" not in word]
-    config = configs[0] if configs else str(ROOT / "configs" / "quickstart.yaml")
+    config = configs[0] if configs else str(ROOT / "configs" / "digits_diff_mix.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("cache_*"):
         shutil.rmtree(stale)

@@ -78,7 +78,7 @@ def check_study(argv):
         check_recipe("study", [found.recipe, *found.overrides])
 
 
-STAND_INS = ("CONFIG", "configs/x.yaml", "x.yaml")
+STAND_INS = ("CONFIG", "configs/x.yaml", "my.yaml", "x.yaml")
 
 
 def check_cache(argv):
@@ -170,7 +170,7 @@ def inits(folder):
 @pytest.mark.slow
 def test_the_method_of_the_readme_runs_in_an_empty_folder(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "online_aug", "train", "quickstart", *write_example(tmp_path)]
+        [sys.executable, "-m", "online_aug", "train", "digits_diff_mix", *write_example(tmp_path)]
         + ["--dry-run"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -185,7 +185,7 @@ def test_the_method_of_the_readme_runs_in_an_empty_folder(tmp_path):
 def test_the_method_of_the_readme_plans_and_labels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = write_example(tmp_path)
-    (settings,) = load_config(RECIPES / "quickstart.yaml", words).methods
+    (settings,) = load_config(RECIPES / "digits_diff_mix.yaml", words).methods
     method, context = make_method(settings), make_context(prompts=("a", "b", "c", "d", "e"))
     rng = np.random.default_rng(0)
     request = method.plan(Source(digest="d", label=4), 0, context, rng)

@@ -1,6 +1,6 @@
 """Measure continuous batching beside the bare network, and beside diffusers' pipelines.
 
-    python -m benchmarks.generation.engine configs/quickstart.yaml [key=value ...]
+    python -m benchmarks.generation.engine configs/digits_diff_mix.yaml [key=value ...]
 
 All sides make the images of the same requests in the order of the plan, with mixed strengths, in
 one process and in turns:

@@ -1,6 +1,6 @@
 """Measure how often the generator reaches the target class, for several strengths.
 
-    python -m benchmarks.generation.target_reached configs/quickstart.yaml [key=value ...]
+    python -m benchmarks.generation.target_reached configs/digits_diff_mix.yaml [key=value ...]
 
 Translates training digits towards other classes with the experiment's fine-tuned model, and asks an
 independent judge which class each result shows. The judge knows digits only.

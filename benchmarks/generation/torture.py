@@ -116,7 +116,7 @@ def _orphan(folder: Path) -> list[str]:
 
 def _train(folder: Path, name: str, *settings: str) -> "subprocess.Popen[bytes]":
     places = (f"run.dir={folder}/runs", f"cache.path={folder}/cache", f"finetune.path={folder}/ft")
-    command = [sys.executable, "train.py", "configs/quickstart.yaml", f"run.name={name}"]
+    command = [sys.executable, "train.py", "configs/digits_diff_mix.yaml", f"run.name={name}"]
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
             [*command, *SETTINGS, *places, *settings],

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(options: argparse.Namespace, log: Path) -> psutil.Popen:
     command = [
-        *(sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "quickstart.yaml")),
+        *(sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "digits_diff_mix.yaml")),
         *(f"run.dir={options.dir}", "run.name=killed", f"cache.path={options.dir / 'cache'}"),
         *SETTINGS,
         *options.overrides,

@@ -124,7 +124,7 @@ def _stop(launchers: list["subprocess.Popen[bytes]"]) -> None:
 
 
 def _train(options: argparse.Namespace, name: str, words: list[str]) -> list[str]:
-    config = str(ROOT / "configs" / "quickstart.yaml")
+    config = str(ROOT / "configs" / "digits_diff_mix.yaml")
     place = [f"run.dir={options.dir}", f"run.name={name}"]
     return [str(ROOT / "train.py"), config, *place, *SETTINGS, *words]
 

@@ -81,7 +81,7 @@ def _torn(options: argparse.Namespace) -> list[int]:
 
 def _launch(options: argparse.Namespace, name: str) -> "subprocess.Popen[bytes]":
     command = [
-        *(sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "quickstart.yaml")),
+        *(sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "digits_diff_mix.yaml")),
         *(f"run.dir={options.dir}", f"run.name={name}"),
         *(f"cache.path={options.dir / f'cache_{name}'}", *SETTINGS, *options.overrides),
     ]

@@ -58,6 +58,7 @@ COMMANDS = {
 
 SHELLS = ("bash", "zsh", "tcsh")
 EXAMPLES = """\
+  online-aug compare quickstart --seeds 1
   online-aug train quickstart
   online-aug train quickstart run.seed=1 optim.lr=1e-3
   online-aug train my_recipe.yaml --dry-run

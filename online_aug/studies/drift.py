@@ -341,7 +341,7 @@ STUDY = Study(
     examples=(
         "pocket_birds_sgd_mix\n"
         "my_recipe.yaml --sheet-only --strengths 0.3,0.5,0.7,0.9\n"
-        "quickstart --methods diff_mix,diff_aug --images 200\n"
+        "digits_diff_mix --methods diff_mix,diff_aug --images 200\n"
         "my_recipe.yaml --judge runs/vanilla/model.safetensors"
     ),
     add_options=_add_options,

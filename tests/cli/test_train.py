@@ -63,7 +63,15 @@ def test_a_trainer_never_imports_the_libraries_of_the_generator(tmp_path):
     small = ["data.examples_per_class=2", "data.epoch_repeats=1", "run.epochs=1"]
     small += ["finetune.enabled=false", "generation.num_inference_steps=2"]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THEM, "train", "quickstart", "optim.batch_size=10", *small],
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_THEM,
+            "train",
+            "digits_diff_mix",
+            "optim.batch_size=10",
+            *small,
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -71,4 +79,4 @@ def test_a_trainer_never_imports_the_libraries_of_the_generator(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "quickstart-seed0" / "summary.json").exists()
+    assert (tmp_path / "runs" / "digits_diff_mix-seed0" / "summary.json").exists()

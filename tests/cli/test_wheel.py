@@ -92,20 +92,20 @@ def test_a_wrong_key_is_one_line_and_writes_nothing(call, tmp_path):
 
 
 def test_a_recipe_is_found_by_its_name_and_trains(call, tmp_path):
-    planned = call("train", "quickstart", "--dry-run", *QUICK)
+    planned = call("train", "digits_diff_mix", "--dry-run", *QUICK)
     assert planned.returncode == 0, planned.stderr
     assert "requests   40 (40 sources x 1)" in planned.stdout
-    trained = call("train", "quickstart", *QUICK)
+    trained = call("train", "digits_diff_mix", *QUICK)
     assert trained.returncode == 0, trained.stderr
-    folder = tmp_path / "empty" / "runs" / "quickstart-seed0"
+    folder = tmp_path / "empty" / "runs" / "digits_diff_mix-seed0"
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
-    judged = call("evaluate", "runs/quickstart-seed0", "--json")
+    judged = call("evaluate", "runs/digits_diff_mix-seed0", "--json")
     top1 = json.loads((folder / "summary.json").read_text())["top1"]
     assert json.loads(judged.stdout)["top1"] == pytest.approx(top1)
     assert not {path.name for path in (tmp_path / "empty").iterdir()} - {"runs", "data"}
 
 
 def test_the_method_of_the_readme_runs_in_an_empty_folder(call, tmp_path):
-    done = call("train", "quickstart", *write_example(tmp_path / "empty"), "--dry-run")
+    done = call("train", "digits_diff_mix", *write_example(tmp_path / "empty"), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "requests   " in done.stdout

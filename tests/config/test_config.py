@@ -578,4 +578,4 @@ def test_all_rules_between_keys_that_are_broken_are_told_at_once(empty):
 )
 def test_the_words_of_other_programs_lead_to_our_keys(override, meant):
     with pytest.raises(UserError, match=f"did you mean {re.escape(meant)}\\?"):
-        load_config(Path("configs/quickstart.yaml"), [override])
+        load_config(Path("configs/digits_diff_mix.yaml"), [override])

@@ -48,7 +48,7 @@ def test_the_loop_of_the_documentation_trains(recipe, tmp_path, monkeypatch, tem
     monkeypatch.chdir(tmp_path)
     found = {}
     ours = loop.replace('"quickstart"', repr(str(recipe))).replace(
-        "num_classes=10", "num_classes=2"
+        "num_classes=12", "num_classes=2"
     )
     exec(ours, found)
     assert isinstance(found["loader"], OnlineAugLoader)
