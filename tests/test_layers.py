@@ -37,6 +37,7 @@ LAYERS = (
     "online_aug.experiment",
     "online_aug.finetuning",
     "online_aug.producer",
+    "online_aug.comparison.paired",
     "online_aug.reporting",
     "online_aug.training",
     "online_aug.comparison",

@@ -16,6 +16,7 @@ from online_aug.config import Config
 from online_aug.console import open_console, percent, print_line
 from online_aug.distributed.identity import identify
 from online_aug.errors import RunError, UserError
+from online_aug.reporting.run_directory import REPORT_FILE
 
 if TYPE_CHECKING:
     from online_aug.comparison.runs import Run
@@ -35,8 +36,6 @@ pocket_birds_sgd_mix --seeds 5
 my_recipe.yaml --seeds 3 --cuts data.examples_per_class=5
 """
 VANILLA, AUGMENTED = "vanilla", "augmented"
-REPORT_FILES = ("gallery.png", "report.html")
-"""Files of a run that show what augmentation did."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -145,6 +144,7 @@ def _head(run: "Run", place: str) -> None:
 def _report(command: Command, config: Config, runs: Sequence["Run"], folder: Path) -> None:
     from online_aug.comparison.tables import as_records, compare, draw, markdown, turned
     from online_aug.files import write_atomically
+    from online_aug.reporting.html_report import write_comparison
 
     rows: Rows = {
         row: {run.seed: run.outcome() for run in runs if run.row == row}
@@ -160,8 +160,10 @@ def _report(command: Command, config: Config, runs: Sequence["Run"], folder: Pat
     console = open_console()
     console.print(f"\n{title}", markup=False, style="bold")
     console.print(draw(columns))
+    write_comparison([run.folder for run in runs], folder / REPORT_FILE)
     first = next(run.folder for run in runs if run.row == AUGMENTED)
-    shown_files = [first / name for name in REPORT_FILES if (first / name).exists()]
+    shown_files = [folder / REPORT_FILE, first / REPORT_FILE, first / "gallery.png"]
+    shown_files = [path for path in shown_files if path.exists()]
     for line in (*notes.splitlines(), "", "look at:", *shown_files, folder / "compare.md"):
         print_line(console, str(line))
 

@@ -41,6 +41,10 @@ COMMANDS = {
     ),
     "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
     "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
+    "report": (
+        "online_aug.cli.report:main",
+        "write the page of a run, or of several side by side",
+    ),
     "study": (
         "online_aug.cli.study:main",
         "answer a question about a recipe with a table and pictures",

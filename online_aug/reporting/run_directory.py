@@ -28,8 +28,8 @@ from online_aug.files import from_json, to_json, write_atomically
 from online_aug.reporting.metrics import Summary
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
-EVALUATION_FILE = "evaluation.json"
-"""The evaluation on the test split after the last epoch, confusion matrix included."""
+# The evaluation is that on the test split after the last epoch, confusion matrix included.
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 
 MAY_DIFFER = frozenset(
     {

@@ -63,7 +63,9 @@ def test_both_sides_are_trained_for_each_seed_and_end_in_one_table(recipe, launc
     assert "| test - vanilla |  | +25.0 ± 0.0 |" in (folder / "compare.md").read_text()
     record = json.loads((folder / "compare.json").read_text())
     assert record["rows"]["augmented"]["4"]["test"] == 0.75
-    assert out.splitlines()[-2:] == [
+    assert "4 runs on" in (folder / "report.html").read_text()
+    assert out.splitlines()[-3:] == [
+        f"{folder}/report.html",
         f"{folder}/augmented-seed3/gallery.png",
         f"{folder}/compare.md",
     ]

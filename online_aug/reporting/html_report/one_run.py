@@ -16,6 +16,7 @@ from online_aug.reporting.html_report.classes import class_sections
 from online_aug.reporting.html_report.page import (
     charts,
     folded,
+    named_values,
     page,
     paragraph,
     parts_bar,
@@ -107,11 +108,13 @@ def _warnings(run: RecordedRun) -> Iterator[str]:
 
 
 def _settings(run: RecordedRun) -> str:
-    rows = [(key, value, default) for key, (value, default) in run.changed.items()]
+    about = "Keys whose values are not the defaults." if run.changed else "All are defaults."
     return section(
         "Settings",
-        paragraph("Keys whose values are not the defaults." if rows else "All are defaults."),
-        table(("key", "value", "default"), rows),
+        paragraph(about),
+        named_values(
+            {key: (value, f"default {usual}") for key, (value, usual) in run.changed.items()}
+        ),
         folded("All settings", preformatted(run.config_text)),
     )
 
@@ -140,7 +143,9 @@ def numbers(epochs: Sequence[EpochMetrics]) -> list[float]:
 def _slots(run: RecordedRun) -> str:
     epochs, served = run.epochs, served_by(run)
     by_epoch = [shares(each.served) for each in epochs]
-    kinds = [*filled(served)]
+    if run.is_vanilla:
+        return ""
+    kinds = {kind: count for kind, count in filled(served).items() if count or kind == "real"}
     layers = [Layer(kind, [each.get(kind, 0.0) for each in by_epoch], kind) for kind in kinds]
     drawn = [layer_chart("Share of the slots", numbers(epochs), layers, is_share=True)]
     if served.fresh + served.cached:
@@ -154,7 +159,7 @@ def _slots(run: RecordedRun) -> str:
         )
     rows = [
         (kind, f"{count:,}", percent(count / max(1, served.slots)), _KINDS[kind])
-        for kind, count in filled(served).items()
+        for kind, count in kinds.items()
     ]
     heads = ("slot", "images", "share", "meaning")
     return section("What filled the batches", charts(*drawn), table(heads, rows, numbers=(1, 2)))

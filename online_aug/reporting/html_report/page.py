@@ -81,6 +81,16 @@ def table(
     )
 
 
+def named_values(values: Mapping[str, tuple[str, str]]) -> str:
+    """Return a list of names, each with its value and a remark, in as many columns as fit."""
+    drawn = "".join(
+        f"<li><code>{escape(name)}</code> <b>{escape(value)}</b> "
+        f"<small>{escape(remark)}</small></li>"
+        for name, (value, remark) in values.items()
+    )
+    return f'<ul class="values">{drawn}</ul>' if drawn else ""
+
+
 class Markup(str):
     """A cell that is HTML already."""
 

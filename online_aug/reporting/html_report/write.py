@@ -1,5 +1,6 @@
 """Writing of the reports: the page of a run in its directory, and the page of several runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,9 @@ from online_aug.classifier.evaluation import Evaluation
 from online_aug.files import write_atomically
 from online_aug.reporting.html_report.one_run import one_run_page
 from online_aug.reporting.html_report.recorded_run import read_run
+from online_aug.reporting.html_report.several_runs import several_runs_page
 from online_aug.reporting.metrics import Summary
-
-REPORT_FILE = "report.html"
+from online_aug.reporting.run_directory import REPORT_FILE
 
 
 def write_report(
@@ -36,3 +37,16 @@ def write_report(
         run = replace(run, summary=summary, evaluation=evaluation)
     write_atomically(path, one_run_page(run))
     return path
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> None:
+    """Write the page of several runs on the same data.
+
+    Args:
+        folders: Their run directories; the order is that of the page.
+        out: The file.
+
+    Raises:
+        UserError: If one is not a run that has trained an epoch, or their data differ.
+    """
+    write_atomically(out, several_runs_page([read_run(folder) for folder in folders]))
