@@ -80,12 +80,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         UserError: If the recipe makes no images ahead of training, or there are too few.
     """
     experiment = frame.open_experiment(config, needs="its cost")
-    most = len(experiment.data.digests)
-    if not 2 <= options.images <= most:
-        raise UserError(
-            f"--images must be at least 2 and at most {most}, the different training images, "
-            f"got {options.images}"
-        )
+    frame.check_images(experiment, options.images)
     stages = [
         *_saliency(experiment, options.images),
         *_finetuning(experiment),

@@ -14,7 +14,6 @@ import numpy as np
 
 from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config
-from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
 from online_aug.methods import Part, Picture
@@ -120,23 +119,22 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     rows = [_row(result) for result in results]
     text = "\n".join(
         [f"# {_title(results)}\n", judge.about, _sheets(results), "", markdown_table(rows)]
-        + [_verdict([one for one in results if one.subject is s]) for s in subjects]
+        + [f"{_verdict([one for one in results if one.subject is s])}\n" for s in subjects]
     )
     write_answer(folder, "drift", text, rows)
     write_atomically(folder / "drift_images.csv", csv_text(_image_rows(results)))
-    draw_lines(
-        folder / "drift.png", Chart(_title(results), "strength", "images, %"), _lines(results)
-    )
+    chart = Chart(_title(results), "strength", "images, %")
+    draw_lines(folder / "drift.png", chart, _lines(results))
     return text
 
 
 def _subjects(config: Config, options: Namespace) -> list[Subject]:
-    if not options.images >= 2:
-        raise UserError(f"--images must be at least 2, got {options.images}")
     recipe, given, configs = find_recipe(options.recipe), options.overrides, [config]
     if options.methods:
         configs = [load_config(recipe, [*given, f"method.name={m}"]) for m in options.methods]
     experiments = [frame.open_experiment(one, needs="drift") for one in configs]
+    for experiment in experiments:
+        frame.check_images(experiment, options.images)
     return [
         Subject(name=name, experiment=one, strengths=_strengths(one, name, options.strengths))
         for one in experiments

@@ -123,12 +123,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         RunError: If the judge could not be trained.
     """
     experiment, method = frame.open_foregrounds(config, needs="noise in its maps")
-    images = len(experiment.data.digests)
-    if not 3 <= options.images <= images:
-        raise UserError(
-            f"--images must be at least 3 and at most {images}, the different training images, "
-            f"got {options.images}"
-        )
+    frame.check_images(experiment, options.images, least=3)
     check_judge(config, options.judge)
     runs = optional_trainings(config, options, folder, _rows_trained(folder))
     files = _mask_files(experiment, folder) if runs else {}

@@ -70,6 +70,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         )
     experiment = frame.open_experiment(config, needs="its refinement")
     strengths = _strengths(config, method, options)
+    frame.check_images(experiment, options.images)
     check_judge(config, options.judge)
     runs = optional_trainings(config, options, folder, TRAINED)
     frame.make_ready(experiment)
@@ -104,8 +105,6 @@ KEPT, INSIDE, OUTSIDE = "shows the source's class", "change inside", "change out
 
 
 def _strengths(config: Config, method: ForegroundMix, options: Namespace) -> tuple[float, ...]:
-    if options.images < 2:
-        raise UserError(f"--images must be at least 2, got {options.images}")
     given = tuple(options.strengths) or method.settings.possible_strengths  # type: ignore[attr-defined]
     return frame.checked_strengths(given, config.generation)
 

@@ -69,7 +69,8 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
         UserError: If the recipe's method cuts out no foregrounds, or has too few images.
     """
     experiment, method = frame.open_foregrounds(config, needs="its targets")
-    counts = _counts(options.candidates, len(experiment.data.digests), options.images)
+    frame.check_images(experiment, options.images)
+    counts = _counts(options.candidates, len(experiment.data.digests) - 1)
     rows_trained = {f"N = {count}": (f"method.candidates=[{count}, {count}]",) for count in counts}
     runs = optional_trainings(config, options, folder, rows_trained)
     frame.make_ready(experiment, generates=False)
@@ -98,13 +99,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
 HIDDEN, DIFFERENT = "background's object under the source's", "different backgrounds"
 
 
-def _counts(given: Sequence[int], images: int, wanted: int) -> list[int]:
-    most = images - 1
-    if not 2 <= wanted <= images:
-        raise UserError(
-            f"--images must be at least 2 and at most {images}, the different training images, "
-            f"got {wanted}"
-        )
+def _counts(given: Sequence[int], most: int) -> list[int]:
     if given and not all(1 <= count <= most for count in given):
         raise UserError(
             f"--candidates must be at least 1 and at most {most}, the other training images, "

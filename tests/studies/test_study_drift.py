@@ -68,7 +68,7 @@ def test_other_methods_are_measured_by_name(call):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--images=1"], "--images must be at least 2, got 1"),
+        (["--images=9"], "--images must be at least 2 and at most 8, the different training"),
         (["--strengths=0.1"], "--strengths.* must be at least 1, got 0.1 \\* 4"),
         (["--strengths=1.5"], "--strengths must be above 0 and at most 1, got"),
         (["--judge=none.safetensors"], "--judge must be a file of weights, got none"),
@@ -78,4 +78,6 @@ def test_other_methods_are_measured_by_name(call):
     ],
 )
 def test_what_cannot_be_studied_is_refused_in_a_line(call, argv, said):
+    if not any(word.startswith("--images") for word in argv):
+        argv = ["--images=4", *argv]
     assert re.search(said, call.refusal("drift", *argv))

@@ -96,7 +96,11 @@ def test_a_method_without_foregrounds_is_refused(call, name):
             PASTE,
             "method.name must be sgd_mix",
         ),
-        ("refinement", ["--strengths=2"], "--strengths must be above 0 and at most 1, got 2"),
+        (
+            "refinement",
+            ["--images=4", "--strengths=2"],
+            "--strengths must be above 0",
+        ),
         ("noisy_saliency", ["--images=9"], "--images must be at least 3 and at most 8"),
         ("noisy_saliency", ["--images=4", "--judge=none"], "--judge must be a file of weights"),
     ],

@@ -66,6 +66,20 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
     return read
 
 
+def check_images(experiment: Experiment, wanted: int, least: int = 2) -> None:
+    """Refuse a number of images that cannot be drawn.
+
+    Raises:
+        UserError: If it is too small, or there are fewer different training images.
+    """
+    most = len(experiment.data.digests)
+    if not least <= wanted <= most:
+        raise UserError(
+            f"--images must be at least {least} and at most {most}, the different training "
+            f"images, got {wanted}"
+        )
+
+
 def add_strengths_option(parser: ArgumentParser, default: str) -> None:
     """Add the option that names strengths; it is empty if none are given."""
     parser.add_argument(
