@@ -51,7 +51,7 @@ def _noise(images: Images, severity: int) -> Images:
 
 
 def _blur(images: Images, severity: int) -> Images:
-    sigma = images.shape[-1] * (0.006, 0.012, 0.024)[severity]
+    sigma = images.shape[-1] * (0.015, 0.03, 0.06)[severity]
     blurred: Tensor = transforms.gaussian_blur(images, [2 * int(3 * sigma) + 1] * 2, [sigma] * 2)
     return blurred
 
@@ -224,7 +224,7 @@ def _bytes(images: Float[Tensor, "b 3 s s"]) -> Images:
 
 def _draw(path: Path, images: Images) -> None:
     rows = []
-    for image in images[:SHOWN]:
+    for image in images[:: max(1, len(images) // SHOWN)][:SHOWN]:
         shown = {"clean": image} | {
             f"{name}, {severity + 1}": disturb(image[None], severity)[0]
             for name, disturb in CORRUPTIONS.items()
