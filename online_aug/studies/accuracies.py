@@ -217,7 +217,7 @@ LABELS = Study(
         f"the same images. Needs a recipe of diff_mix or real_mix. {_TIME} Writes labels.md, "
         "labels.csv and labels.png."
     ),
-    examples="quickstart\nquickstart --gammas 0.8,2.5 --seeds 5 run.epochs=5",
+    examples="digits_diff_mix\ndigits_diff_mix --gammas 0.8,2.5 --seeds 5 run.epochs=5",
     add_options=_add_label_options,
     run=run_labels,
 )

@@ -132,7 +132,7 @@ STUDY = Study(
         "Writes transfer.md, transfer.csv and transfer.png. With two runs and digits it takes "
         "less than a minute."
     ),
-    examples="quickstart --runs runs/pocket_birds-seed0,runs/pocket_birds_sgd_mix-seed0",
+    examples="digits_diff_mix --runs runs/pocket_birds-seed0,runs/pocket_birds_sgd_mix-seed0",
     add_options=_add_options,
     run=run,
 )
