@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from online_aug.documents import DocumentError, read_text
 from online_aug.errors import UserError
 from online_aug.files import from_json, to_json, write_atomically
@@ -201,6 +204,7 @@ class MetricsLog:
         write_atomically(folder / METRICS_FILE, "".join(to_json(line) + "\n" for line in kept))
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
         self._first_step = kept[-1].step + 1 if kept else 0
+        self._last_step = max(0, self._first_step - 1)
         self._ahead = sum(line.ahead for line in kept)
         self._events: Any = None
 
@@ -208,11 +212,15 @@ class MetricsLog:
         """Log one epoch and flush it."""
         self._file.write(to_json(metrics) + "\n")
         self._file.flush()
-        self._ahead += metrics.ahead
+        self._ahead, self._last_step = self._ahead + metrics.ahead, metrics.step
         events = self._open_events()
         for tag, value in {**_scalars(metrics), "generator/ahead": self._ahead}.items():
             events.add_scalar(tag, value, metrics.step)
         events.flush()
+
+    def show(self, tag: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Show a picture in TensorBoard, at the last step so far."""
+        self._open_events().add_image(tag, picture, self._last_step, dataformats="HWC")
 
     def close(self) -> None:
         """Close both logs."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from PIL import Image
+
 from online_aug.classifier.evaluation import Evaluation
 from online_aug.config import Config
 from online_aug.config.loading import config_digest
@@ -17,6 +20,7 @@ from online_aug.files import to_json, write_atomically
 from online_aug.loader.back_pressure import GeneratorProcess, GeneratorStatus
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
+from online_aug.reporting.confusion import draw_confusion
 from online_aug.reporting.gallery import draw_run_gallery
 from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
@@ -224,7 +228,7 @@ class TrainingReport:
             samples_per_insert=self._loader.samples_per_insert,
             generated=counts.generated,
             rejected=max(counts.rejected, len(rejected)),  # some before this run
-            rejections=Counter(each.reason for each in rejected.values()),
+            rejections=dict(Counter(each.reason for each in rejected.values())),
             refused_shares=self._refused,
             generator_restarts=counts.restarts,
             config_digest=config_digest(self._experiment.config),
@@ -232,6 +236,7 @@ class TrainingReport:
         )
         gallery = self._directory / "gallery.png"
         draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
+        self._show_in_tensorboard(gallery, last)
         samples = choose_samples(
             self._experiment, self._store, self._loader.served(), rejected, judge
         )
@@ -241,3 +246,11 @@ class TrainingReport:
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())
+
+    def _show_in_tensorboard(self, gallery: Path, last: Evaluation) -> None:
+        assert self._log  # opened on the first rank, which alone finishes
+        if gallery.exists():
+            with Image.open(gallery) as picture:
+                self._log.show("served/gallery", np.asarray(picture.convert("RGB")))
+        names = self._experiment.splits.train.class_names
+        self._log.show("test/confusion", draw_confusion(names, last.confusion))

@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from run_records import epoch
 
@@ -77,6 +78,17 @@ def test_tensorboard_shows_shares_rejections_and_how_far_generation_is_ahead(
         1
     ] * 3
     assert [value for _, value in logged_scalars(tmp_path, "generator/ahead")] == [10, 20, 30]
+
+
+def test_tensorboard_shows_pictures_at_the_last_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics = MetricsLog(tmp_path, from_epoch=0)
+    metrics.append(epoch(1))
+    metrics.show("test/confusion", np.zeros((4, 4, 3), np.uint8))
+    metrics.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("test/confusion")] == [20]
 
 
 def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
