@@ -1,11 +1,13 @@
-"""The timm classifier: built, loaded with weights, and checked before a run."""
+"""The timm classifier: built, loaded with weights, and checked before a run.
+
+timm takes seconds to import. A generation process that judges nothing never does, so the functions
+that need timm import it.
+"""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from cache.text import nearest_hint
@@ -55,6 +57,8 @@ def input_statistics(classifier: nn.Module) -> tuple[tuple[float, ...], tuple[fl
 
     They are timm's for its name, or `classifier.mean` and `classifier.std`.
     """
+    from timm.data import resolve_model_data_config
+
     found = resolve_model_data_config(classifier)
     return tuple(found["mean"]), tuple(found["std"])
 
@@ -107,6 +111,7 @@ def check_pretrained(config: ClassifierConfig, num_classes: int, image_size: int
 
 def _check_reachable(name: str) -> None:
     # Asked once: the download itself tries for over a minute when there is no network.
+    import timm
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -152,6 +157,8 @@ def check_name(name: str, key: str = "classifier.name") -> None:
     Raises:
         UserError: If timm does not know it; names the nearest models.
     """
+    import timm
+
     architecture = name.split(".")[0]
     if ":" in name or timm.is_model(architecture):
         return
@@ -161,6 +168,8 @@ def check_name(name: str, key: str = "classifier.name") -> None:
 
 def create(config: ClassifierConfig, num_classes: int, image_size: int | None) -> nn.Module:
     """Create the network, for images of a size if it needs to know it; raise as timm does."""
+    import timm
+
     # A checkpoint replaces downloaded weights.
     pretrained = config.pretrained and config.checkpoint is None
     classifier: nn.Module = timm.create_model(
@@ -212,6 +221,8 @@ def _with_statistics(classifier: Any, config: ClassifierConfig) -> nn.Module:
 
 def sees_one_size(name: str) -> bool:
     """Return whether a model only takes images of the size it was built for."""
+    import timm
+
     cfg = None if ":" in name else timm.get_pretrained_cfg(name)
     return cfg is not None and bool(cfg.fixed_input_size)
 

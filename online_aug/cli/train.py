@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from online_aug.distributed.devices import DevicePlan
     from online_aug.distributed.world import World
     from online_aug.experiment.experiment import Experiment
+    from online_aug.producer.supervisor import SupervisorGroup
+    from online_aug.training.generators import Generation
 
 # Whatever needs torch or timm is imported in the function that uses it: importing takes seconds,
 # and a mistake in the configuration is reported before.
@@ -72,10 +74,13 @@ def run(
     experiment: "Experiment", devices: "DevicePlan", directory: Path, argv: Sequence[str]
 ) -> int:
     """Prepare run directory, generator and maps of a checked run, and train; once a run."""
+    from contextlib import nullcontext
+
     from online_aug.distributed.launcher import launch, needs_launcher
     from online_aug.producer.preparation import prepare_generation
     from online_aug.reporting.run_directory import describe_resumption, finished_text, prepare
     from online_aug.training.describe_run import describe_start
+    from online_aug.training.generators import warm_generators
 
     me, config = identify(), experiment.config
     if config.run.resume and (done := finished_text(directory, config.run.epochs)):
@@ -85,11 +90,12 @@ def run(
         sys.stdout.write(describe_start(experiment, devices, me.launched_ranks))
         sys.stdout.write(describe_resumption(directory, config))
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
-    prepare_generation(experiment, devices.finetune)
-    if needs_launcher(devices.train):
-        words = ["train", *argv]
-        return launch("online_aug", words, devices.train)
-    return train(experiment, devices, directory)
+    is_alone = not (me.is_launched or needs_launcher(devices.train))
+    with warm_generators(config, devices, directory) if is_alone else nullcontext() as generators:
+        prepare_generation(experiment, devices.finetune)
+        if not needs_launcher(devices.train):
+            return train(experiment, devices, directory, generators)
+    return launch("online_aug", ["train", *argv], devices.train)
 
 
 def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
@@ -161,22 +167,47 @@ def check_training(config: Config, devices: Sequence[str], ranks: int | None = N
         )
 
 
-def train(experiment: "Experiment", devices: "DevicePlan", directory: Path) -> int:
-    """Meet the other ranks and train; return 128 plus the signal that ended the run early, or 0."""
+def train(
+    experiment: "Experiment",
+    devices: "DevicePlan",
+    directory: Path,
+    generators: "SupervisorGroup | None" = None,
+) -> int:
+    """Meet the other ranks and train; return 128 plus the signal that ended the run early, or 0.
+
+    Args:
+        experiment: Checked, fine-tuned, and with its saliency maps.
+        devices: Devices of this node.
+        directory: Run directory.
+        generators: The generation processes, if they are warmed up already.
+    """
     import torch
 
     from online_aug.distributed.world import failing_together, rank_device, start_distributed
+    from online_aug.loader.pool import open_store
     from online_aug.training.build_loader import check_shared
+    from online_aug.training.generators import Generation, begin_early, own_generators
 
+    config = experiment.config
+    with open_store(config, experiment.splits.train) as store:
+        position = store.position()  # on every rank before anything is made: they meet below
+    begin_early(generators, config, devices)
     torch.set_num_threads(devices.train_threads)
     world = start_distributed(rank_device(devices.train))
     check_shared(world, directory)
-    with failing_together(world, directory):
-        return train_rank(experiment, devices, world, directory)
+    with (
+        failing_together(world, directory),
+        own_generators(config, devices, world, directory, generators) as own,
+    ):
+        return train_rank(experiment, devices, world, directory, Generation(own, position))
 
 
 def train_rank(
-    experiment: "Experiment", devices: "DevicePlan", world: "World", directory: Path
+    experiment: "Experiment",
+    devices: "DevicePlan",
+    world: "World",
+    directory: Path,
+    generation: "Generation",
 ) -> int:
     """Train as one of the ranks that have met."""
     from online_aug.classifier.model import build_classifier
@@ -194,7 +225,7 @@ def train_rank(
     )
     with (
         Interrupt() as interrupt,
-        build_loader(experiment, devices, world, directory, interrupt) as loader,
+        build_loader(experiment, devices, world, directory, interrupt, generation) as loader,
         TrainingRun(experiment, classifier, loader, world, directory, before_s) as run,
     ):
         run.resume()

@@ -189,6 +189,9 @@ class MixingConfig(Section):
     synthetic sample would replace."""
     starvation: Literal["substitute", "wait"] = "substitute"
     """If no synthetic sample is ready: serve the real one and count it, or wait for one."""
+    head_start: Annotated[int, Field(ge=0)] = 0
+    """Generated images that must be there before training starts, or all of a smaller plan: more
+    synthetic samples in the first epochs, and the same image less often; 0 starts at once."""
     max_times_sampled: Count | None = None
     """Times that one generated image may be served in a run; null is no limit."""
     samples_per_insert: Positive | None = None

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from online_aug.console import Report
 from online_aug.data.folders import folder_splits, written_once
@@ -74,6 +72,8 @@ def digits_arrays(split: str) -> tuple[UInt8[np.ndarray, "n 64 64 3"], Int[np.nd
     Args:
         split: `train` (60 %), `val` (15 %) or `test` (25 %), stratified by digit.
     """
+    from sklearn.datasets import load_digits  # slow to import, needed once
+
     digits, labels = load_digits(return_X_y=True)
     chosen = _split_indices()[split]
     images = np.stack([_enlarged(digits[i].reshape(8, 8)) for i in chosen])
@@ -82,6 +82,9 @@ def digits_arrays(split: str) -> tuple[UInt8[np.ndarray, "n 64 64 3"], Int[np.nd
 
 @cache
 def _split_indices() -> dict[str, np.ndarray]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     labels = load_digits().target
     rest, test = train_test_split(
         np.arange(len(labels)), test_size=_TEST_SHARE, stratify=labels, random_state=_SPLIT_SEED

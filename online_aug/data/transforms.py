@@ -16,18 +16,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.auto_augment import (
-    augment_and_mix_transform,
-    auto_augment_transform,
-    rand_augment_transform,
-)
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from online_aug.data.settings import DataConfig
 from online_aug.errors import UserError
 from online_aug.seeding import library_state
+
+# timm takes seconds to import, and the generation process, which reads images too, has no other use
+# for it: the functions that draw timm's changes import it.
 
 Resize = Literal["squash", "shortest", "longest"]
 Crop = Literal["centre", "random", "resized"]
@@ -194,10 +190,15 @@ def check_policy(data: DataConfig) -> None:
 
 @lru_cache(maxsize=4)
 def _policy(name: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    from timm.data import IMAGENET_DEFAULT_MEAN, auto_augment
+
     grey = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
     settings = {"translate_const": int(size * _LARGEST_TRANSLATION), "img_mean": grey}
-    kinds = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-    make = kinds.get(name.split("-")[0], auto_augment_transform)
+    kinds = {
+        "rand": auto_augment.rand_augment_transform,
+        "augmix": auto_augment.augment_and_mix_transform,
+    }
+    make = kinds.get(name.split("-")[0], auto_augment.auto_augment_transform)
     made: Callable[[Image.Image], Image.Image] = make(name, settings)
     return made
 
@@ -216,6 +217,9 @@ def _jitter(image: Tensor, amount: float) -> Tensor:
 
 
 def _erase(image: Tensor, probability: float) -> Tensor:
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.data.random_erasing import RandomErasing
+
     # timm erases normalised floats with normal noise. Erasing a tensor of NaN shows which pixels
     # were drawn; their noise is brought back to bytes, clipped at black and white.
     canvas = torch.full(image.shape, torch.nan)

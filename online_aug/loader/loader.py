@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
 from online_aug.loader.dataset import Batch, Collated, MixedDataset, collate
+from online_aug.loader.head_start import HeadStart
 from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
@@ -112,6 +113,8 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._batches, self._pool, self._pressure = sampler, sampler.pool, pressure
         self._store = dataset.store
         self._ledger = LedgerWriter(ledger, sampler.rank)
+        self.head_start: HeadStart | None = None
+        """The wait before the first batch, if there is one."""
         self._notes = ServedNotes(dataset.store)
         self._received = Received()
         self._plan_starts: list[int] = []
@@ -133,6 +136,8 @@ class OnlineAugLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.start()
+        if self.head_start:
+            self.head_start(len(self.plan))
         sampler = self._batches
         self._received.step = sampler.first_step
         self._ledger.begin(sampler.epoch, sampler.first_step)
@@ -250,6 +255,11 @@ class OnlineAugLoader(DataLoader[Batch]):
     def refusals(self) -> Mapping[str, int]:
         """How often nothing was composed for a slot of this rank, by reason, in this run."""
         return self._received.refusals
+
+    @property
+    def times_served(self) -> Counter[int]:
+        """How often this rank received each request in this run, by number."""
+        return self._received.times
 
     @property
     def samples_per_insert(self) -> float:

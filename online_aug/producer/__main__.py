@@ -1,12 +1,14 @@
 """The generation process: `python -m online_aug.producer RUN/config.yaml PLACEMENT`.
 
-The supervisor starts it, with the trainer at the other end of standard input and output.
+The supervisor starts it, with the trainer at the other end of standard input and output. It imports
+its libraries while the trainer prepares the run, and begins when it is told that all is there.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from online_aug.experiment.experiment import Experiment
 
 # torch and diffusers take seconds to import. They come after this process is tied to the trainer,
-# and diffusers only if an image is left to make.
+# and diffusers only while there is time, or if an image is left to make.
 
 _log = logging.getLogger("online_aug.producer")
 
@@ -33,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
     config_path, placement = argv
     trainer.tell(Status(state="loading"))
     try:
-        make_images(Path(config_path), Placement.model_validate_json(placement), trainer)
+        import_libraries(trainer)
+        if trainer.wait_to_begin():
+            make_images(Path(config_path), Placement.model_validate_json(placement), trainer)
     except (UserError, CacheError) as error:
         trainer.tell(Failed(reason=str(error), is_final=True))
         return 2
@@ -42,6 +46,16 @@ def main(argv: Sequence[str]) -> int:
         trainer.tell(Failed(reason=reason, is_final=False))
         raise  # the traceback goes to the log
     return 0
+
+
+def import_libraries(trainer: TrainerPipe) -> None:
+    """Import what takes seconds; the libraries of diffusion models only while the trainer prepares.
+
+    If it has prepared the run by then, all images may be in the cache, which is looked at first.
+    """
+    import_module("online_aug.experiment.experiment")
+    if not trainer.has_begun:
+        import_module("online_aug.producer.work")
 
 
 def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -> None:

@@ -44,6 +44,12 @@ class _Message(BaseModel):
     protocol: Literal[1] = 1
 
 
+class Begin(_Message):
+    """From the trainer: fine-tuned model and foregrounds are there, the images can be made."""
+
+    type: Literal["begin"] = "begin"
+
+
 class ServedCount(_Message):
     """From the trainer: how many fresh images this run has served."""
 
@@ -121,7 +127,7 @@ class Failed(_Message):
     is_final: bool
 
 
-FromTrainer: TypeAlias = ServedCount | NewMaps | ClassLosses | Stop
+FromTrainer: TypeAlias = Begin | ServedCount | NewMaps | ClassLosses | Stop
 FromGenerator: TypeAlias = Status | Alive | Failed
 _from_trainer: TypeAdapter[FromTrainer] = TypeAdapter(
     Annotated[FromTrainer, Field(discriminator="type")]
@@ -205,11 +211,22 @@ class TrainerPipe:
         self.saliency_version: str | None = None
         self.class_losses: tuple[float | None, ...] | None = None
         self.is_stopping = False
+        self._is_heard = threading.Event()
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # what libraries print must not mix with messages
         self._lock = threading.Lock()
         threading.Thread(target=self._listen, daemon=True).start()
         threading.Thread(target=self._give_signs_of_life, daemon=True).start()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the images are to be made, or nothing any more."""
+        return self._is_heard.is_set()
+
+    def wait_to_begin(self) -> bool:
+        """Wait until the images can be made; False if the trainer stops first."""
+        self._is_heard.wait()
+        return not self.is_stopping
 
     def tell(self, message: FromGenerator) -> None:
         """Send a message; end this process if nobody reads it."""
@@ -236,6 +253,8 @@ class TrainerPipe:
 
     def _receive(self, message: FromTrainer) -> None:
         match message:
+            case Begin():
+                self._is_heard.set()
             case ServedCount(fresh=fresh):
                 self.served = fresh
             case NewMaps(version=version):
@@ -244,3 +263,4 @@ class TrainerPipe:
                 self.class_losses = losses
             case Stop():
                 self.is_stopping = True
+                self._is_heard.set()

@@ -21,6 +21,7 @@ from online_aug.errors import UserError
 from online_aug.loader.back_pressure import divide_served
 from online_aug.producer.messages import (
     PARENT_VARIABLE,
+    Begin,
     ClassLosses,
     Failed,
     FromTrainer,
@@ -69,7 +70,7 @@ class Supervisor:
         self._log_path = log
         self._environment = environment
         self._process: _Process | None = None
-        self._lasting: dict[str, NewMaps | ClassLosses] = {}
+        self._lasting: dict[str, Begin | NewMaps | ClassLosses] = {}
         self._start_at = 0.0
         self._failed_in_a_row = 0
         self._earlier = Status(state="loading")
@@ -82,13 +83,22 @@ class Supervisor:
             return self._earlier
         return self._process.status.after(self._earlier)
 
-    def start(self) -> None:
-        """Start the process; call it from the main thread, whose end also ends the process."""
+    def warm_up(self) -> None:
+        """Start the process, which imports its libraries and waits until `start` is called.
+
+        Call it from the main thread, whose end also ends the process.
+        """
         environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
         environment |= self._environment | {PARENT_VARIABLE: str(os.getpid())}
         self._process = _Process(self._command, self._log_path, environment)
         for message in self._lasting.values():
             self._process.send(message)
+
+    def start(self) -> None:
+        """Let the process make images; without `warm_up` it is started now."""
+        self._send_for_good(Begin())
+        if self._process is None:
+            self.warm_up()
 
     def check(self) -> None:
         """Notice a dead or hung process and restart it in time; cheap enough for every batch.
@@ -98,7 +108,7 @@ class Supervisor:
         """
         if self._process is None:
             if time.monotonic() >= self._start_at:
-                self.start()
+                self.warm_up()
             return
         exit_status = self._process.poll()
         if exit_status is None:
@@ -120,9 +130,12 @@ class Supervisor:
         self._send_for_good(ClassLosses(losses=tuple(losses)))
 
     def stop(self) -> None:
-        """End the process: ask it first, then terminate it, then kill it."""
+        """End the process: ask it first, then terminate it, then kill it.
+
+        One that has nothing to make yet is not asked.
+        """
         if self._process is not None:
-            self._process.stop()
+            self._process.stop(is_asked=bool(self._lasting))
             self._forget(self._process)
 
     def _plan_restart(self, process: "_Process", exit_status: int) -> None:
@@ -147,7 +160,7 @@ class Supervisor:
         self._process, self._earlier = None, process.status.after(self._earlier)
         process.close()
 
-    def _send_for_good(self, message: NewMaps | ClassLosses) -> None:
+    def _send_for_good(self, message: Begin | NewMaps | ClassLosses) -> None:
         self._lasting[message.type] = message
         self._send(message)
 
@@ -194,11 +207,12 @@ class _Process:
             self._child.stdin.write(to_line(message))
             self._child.stdin.flush()
 
-    def stop(self) -> None:
+    def stop(self, *, is_asked: bool) -> None:
         """Ask it to stop, then terminate, then kill it; return when its last message is read."""
-        self.send(Stop())
+        if is_asked:
+            self.send(Stop())
         for end, patience_s in (
-            (None, STOP_TIMEOUT_S),
+            *([(None, STOP_TIMEOUT_S)] if is_asked else []),
             (self._child.terminate, END_TIMEOUT_S),
             (self._child.kill, END_TIMEOUT_S),
         ):
@@ -259,8 +273,13 @@ class SupervisorGroup:
         """How often processes were restarted, all together."""
         return sum(member.restarts for member in self._members)
 
+    def warm_up(self) -> None:
+        """Start all, to import their libraries; call it from the main thread, as `start`."""
+        for member in self._members:
+            member.warm_up()
+
     def start(self) -> None:
-        """Start all; call it from the main thread, whose end also ends the processes."""
+        """Let all make images; call it from the main thread, whose end also ends the processes."""
         for member in self._members:
             member.start()
 

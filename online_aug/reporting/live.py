@@ -66,17 +66,16 @@ class LiveReport:
         self._columns = columns
         self._console = (console or open_console()) if enabled else None
         self._live: Live | None = None
+        self._has_panel = False
         self._pace = Pace(total_epochs * steps_per_epoch)
         self._read_s = self._shown_s = float("-inf")
         self._rows = 0
         self._best = float("-inf")
 
     def __enter__(self) -> Self:
-        """Start the panel if a terminal is watched."""
-        if self._console is not None and is_watched(self._console):
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        else:
+        """Choose the panel if a terminal is watched; the first step to be shown draws it."""
+        self._has_panel = self._console is not None and is_watched(self._console)
+        if not self._has_panel:
             self._shown_s = time.monotonic()
         return self
 
@@ -87,6 +86,7 @@ class LiveReport:
         trace: TracebackType | None,
     ) -> None:
         """Remove the panel, also after an error; rows and messages stay."""
+        self._has_panel = False
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -126,7 +126,7 @@ class LiveReport:
         self._read_s = now_s
         steps = epoch * self._steps_per_epoch + step_in_epoch
         self._pace.read(now_s, epoch, steps, served.slots * self._ranks)
-        if self._live is None and now_s - self._shown_s < LINE_EVERY_S:
+        if not self._has_panel and now_s - self._shown_s < LINE_EVERY_S:
             return
         self._shown_s = now_s
         self._show(
@@ -148,7 +148,7 @@ class LiveReport:
         if self._console is None:
             return
         is_best, self._best = metrics.val_top1 > self._best, max(metrics.val_top1, self._best)
-        if self._live is None:
+        if not self._has_panel:
             print_line(self._console, epoch_line(metrics, self._total_epochs, self._columns))
             return
         if self._rows % HEADS_EVERY_ROWS == 0:
@@ -158,10 +158,14 @@ class LiveReport:
         self._console.print(row)
 
     def _show(self, now: Now) -> None:
-        if self._live is not None:
-            self._live.update(draw_panel(now), refresh=True)
-        elif self._console is not None:
+        assert self._console  # else there is nothing to show
+        if not self._has_panel:
             print_line(self._console, panel_line(now))
+            return
+        if self._live is None:  # not before: other displays have had the screen until now
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(draw_panel(now), refresh=True)
 
 
 WINDOW_S = 5.0

@@ -136,6 +136,9 @@ class Summary:
     """Seconds of all launches, with what each did before it trained, such as fine-tuning."""
     first_step_s: float
     """Seconds from building the classifier to the end of the first optimizer step."""
+    first_fresh_s: float | None = None
+    """Seconds from building the classifier to the first batch with a fresh image, on the rank that
+    had one first and in the launch that served it; null if none was served."""
     served_real: int
     served_fresh: int
     served_cached: int
@@ -145,6 +148,8 @@ class Summary:
     """How often nothing could be composed for a slot, by reason; part of `starved`."""
     samples_per_insert: float
     """How often a generated image was served on average."""
+    most_served: int = 0
+    """How often the image was served that was served most."""
     generated: int
     """Number of images that this run made; unfinished ones of a stopped launch do not count."""
     rejected: int = 0

@@ -255,7 +255,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         ("images served", mix_text(summary.served)),
         ("", Text(_served_counts(summary), "dim")),
         *_made(summary),
-        ("first step after", Text(duration(summary.first_step_s))),
+        ("first step after", Text(_starts(summary))),
         ("whole run", Text(f"{duration(summary.wall_s)}, {summary.epochs} epochs")),
         ("run directory", Text(str(run_dir), "cyan")),
     ]
@@ -276,6 +276,20 @@ def _served_counts(summary: Summary) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in filled(summary.served).items())
 
 
+def _times_served(summary: Summary) -> list[tuple[str, Text]]:
+    if not summary.most_served:
+        return []
+    said = f"{summary.samples_per_insert:.1f} times on average, at most {summary.most_served}"
+    return [("each image served", Text(said))]
+
+
+def _starts(summary: Summary) -> str:
+    said = duration(summary.first_step_s)
+    if summary.first_fresh_s is None:
+        return said
+    return f"{said}, first fresh image after {duration(summary.first_fresh_s)}"
+
+
 def _made(summary: Summary) -> list[tuple[str, Text]]:
     """Return the rows on what the generator made, and on what could not be composed."""
     rows = [("not composed", Text(summary.refusals_text))] if summary.refusals else []
@@ -286,6 +300,7 @@ def _made(summary: Summary) -> list[tuple[str, Text]]:
     return [
         *rows,
         ("images generated", Text(summary.made_text)),
+        *_times_served(summary),
         ("generator restarts", _restarts(summary.generator_restarts)),
     ]
 

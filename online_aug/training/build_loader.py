@@ -4,14 +4,12 @@
 set. What is checked or said about a run before it starts stands behind it.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cache import Store, cache_exists
 from online_aug.config import Config
-from online_aug.config.loading import resolved_yaml
 from online_aug.cores import usable_cores
 from online_aug.data.transforms import train_transform
 from online_aug.distributed.devices import DevicePlan
@@ -19,18 +17,17 @@ from online_aug.distributed.world import World, agree, is_same_everywhere
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose, ComposedSamples
-from online_aug.files import write_atomically
 from online_aug.loader.back_pressure import BackPressure, limiter_of
 from online_aug.loader.dataset import MixedDataset
+from online_aug.loader.head_start import HeadStart
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
 from online_aug.loader.slots import LEDGER_FOLDER, Ledger, Order, order_of
 from online_aug.processes import Interrupt
-from online_aug.producer.messages import Placement
-from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
 from online_aug.request import ImportedImage, Servable
+from online_aug.training.generators import Generation, build_generators, node_folder
 
 
 def build_loader(
@@ -39,6 +36,7 @@ def build_loader(
     world: World,
     run_directory: Path,
     interrupt: Interrupt | None = None,
+    generation: Generation | None = None,
 ) -> OnlineAugLoader:
     """Build the loader of one rank; on the first rank of a node it owns the generation processes.
 
@@ -51,6 +49,7 @@ def build_loader(
         world: This rank among all ranks.
         run_directory: Folder that holds `config.yaml` and gets the ledger and the generators' logs.
         interrupt: Tells whether the run is to stop.
+        generation: What generates, if it was started before; None starts it with the first batch.
 
     Raises:
         UserError: On every rank, if plan or imported images are not the same on all of them.
@@ -58,9 +57,12 @@ def build_loader(
     config = experiment.config
     store = open_store(config, experiment.splits.train)
     pin_if_awaited(store, config, agreed_plan(experiment, world))
-    generator = None
-    if world.is_first_of_node and devices.generate and config.is_planned:
-        generator = build_generators(devices, node_folder(config, world, run_directory))
+    if generation is None:
+        generation = Generation(None)
+        if world.is_first_of_node and devices.generate and config.is_planned:
+            folder = node_folder(config, world, run_directory)
+            generation = Generation(build_generators(devices, folder))
+    generator = generation.processes
 
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
@@ -70,6 +72,8 @@ def build_loader(
             needed.ensure()
     served: list[Servable] = [*experiment.plan, *agreed_imports(experiment, world)]
     pool = pool_of(experiment, store, served, world)
+    if generation.position is not None and generation.position < pool.position_at_start:
+        pool.start(generation.position, {})  # what was made meanwhile was made in this run
     pressure = BackPressure(pool, generator, limiter_of(config))
     wait_for = WaitFor(store, pool.requests.keys, generator, is_stopping=is_stopping)
     filler = filler_of(experiment, pool, pressure, wait_for)
@@ -85,7 +89,7 @@ def build_loader(
         seed=config.run.seed,
         skips_bad_images=config.data.on_bad_image == "skip",
     )
-    return OnlineAugLoader(
+    loader = OnlineAugLoader(
         dataset,
         sampler,
         workers=workers_of(config, devices),
@@ -93,6 +97,15 @@ def build_loader(
         pressure=pressure,
         ledger=run_directory / LEDGER_FOLDER,
     )
+    if config.is_planned and config.run.replay is None:  # on all ranks, or on none
+        loader.head_start = HeadStart(
+            config.mixing.head_start,
+            pool,
+            generator,
+            is_stopping=lambda: interrupt is not None and bool(interrupt.received),
+            agree=lambda value: agree(world, value),
+        )
+    return loader
 
 
 def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:
@@ -127,43 +140,6 @@ def agreed_imports(experiment: Experiment, world: World) -> list[ImportedImage]:
     return images
 
 
-def build_generators(devices: DevicePlan, folder: Path) -> SupervisorGroup:
-    """Return the generation processes of a node, each on its own device; none is started.
-
-    Args:
-        devices: Devices of the node.
-        folder: Folder that holds their `config.yaml` and gets their logs.
-    """
-    count = len(devices.generate)
-    return SupervisorGroup([_supervisor(devices, number, folder) for number in range(count)])
-
-
-def _supervisor(devices: DevicePlan, number: int, folder: Path) -> Supervisor:
-    device = devices.generate[number]
-    visible, seen_as = _alone_visible(device)
-    place = Placement(
-        device=seen_as,
-        threads=devices.generate_threads,
-        number=number,
-        count=len(devices.generate),
-        share=devices.share if devices.is_shared(device) else 0.0,
-    )
-    environment = {"OMP_NUM_THREADS": str(place.threads), "CUDA_VISIBLE_DEVICES": visible}
-    config = str(folder / "config.yaml")
-    log = folder / f"generator{number or ''}.log"
-    command = ["-m", "online_aug.producer", config, place.model_dump_json()]
-    return Supervisor(command, log, environment)
-
-
-def _alone_visible(device: str) -> tuple[str, str]:
-    """Return CUDA_VISIBLE_DEVICES for a process with this device only, and its name there."""
-    if device == "cpu":
-        return "", device
-    number = int(device.partition(":")[2])
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return names[number] if names else str(number), "cuda:0"
-
-
 def workers_of(config: Config, devices: DevicePlan) -> int:
     """Return the number of worker processes of each rank."""
     if config.data.workers is not None:
@@ -190,37 +166,6 @@ def check_shared(world: World, run_directory: Path) -> None:
         raise UserError(
             f"run.dir must be a folder that all nodes share, {run_directory} is not the same on all"
         )
-
-
-def node_folder(config: Config, world: World, run_directory: Path) -> Path:
-    """Return the folder with the configuration and the logs of this node's generation processes.
-
-    It is the run directory if there is one node. Each of several nodes has a folder in it with a
-    configuration of its own, which may name another `cache.path` and has its part of the plan.
-    """
-    if world.nodes == 1:
-        return run_directory
-    folder = run_directory / f"node{world.node}"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / CONFIG_FILE, resolved_yaml(striped(config, world)))
-    return folder
-
-
-def striped(config: Config, world: World) -> Config:
-    """Return the configuration by which a node makes its own part of the plan and nothing else.
-
-    With `mixing.starvation: wait` each node makes the whole plan: the seed decides which image
-    fills a slot, so over the epochs every image is served on every node, from its own cache.
-    """
-    schedule = config.schedule
-    if world.nodes == 1 or config.mixing.starvation == "wait":
-        return config
-    part = {
-        "stripe": schedule.stripe + schedule.stripes * world.node,
-        "stripes": schedule.stripes * world.nodes,
-        "helps": False,
-    }
-    return config.model_copy(update={"schedule": schedule.model_copy(update=part)})
 
 
 def pool_of(

@@ -207,7 +207,8 @@ class TrainingReport:
             last: Result on the test split after the last epoch.
             best: The same after the epoch that was best on the validation split.
             judge: The classifier after the last epoch.
-            reached: `best_val_epoch`, `wall_s`, `first_step_s`, `reused` and `refusals`.
+            reached: `best_val_epoch`, `wall_s`, `first_step_s`, `first_fresh_s`, `reused`,
+                `most_served` and `refusals`.
         """
         keys = self._store.rejections([one.key for one in self._loader.plan])
         rejected = {one: keys[one.key] for one in self._loader.plan if one.key in keys}

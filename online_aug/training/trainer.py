@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,9 @@ class RunState:
     """Time of earlier launches."""
     first_step_s: float | None = None
     """Time from the classifier being built to the end of the first step."""
+    first_fresh_s: float | None = None
+    """The same to the first fresh image that this rank received, in the launch that served it; None
+    before."""
     best_top1: float = -1.0
     """Best accuracy on the validation split."""
     best_epoch: int = -1
@@ -191,9 +194,12 @@ class TrainingRun:
         while True:
             asked = time.monotonic()
             batch = next(batches, None)
-            self._tally.wait_s += time.monotonic() - asked
+            received = time.monotonic()
+            self._tally.wait_s += received - asked
             if batch is None:
                 return
+            if batch.served.fresh and self._state.first_fresh_s is None:
+                self._state.first_fresh_s = received - self._built
             yield batch
 
     def _step(self, epoch: int, batch: Batch) -> None:
@@ -288,9 +294,12 @@ class TrainingRun:
         """Test, export the weights, and write summary, report and gallery."""
         last, wall_s = self._evaluate(self._experiment.splits.test), self._wall_s
         counts = self._over_ranks(self._loader.counts)
-        reused = self._loader.reused()
-        flags = total(self._world, [float(n in reused) for n in range(len(self._loader.plan))])
+        reused, times = self._loader.reused(), self._loader.times_served
+        numbers = range(len(self._loader.plan))
+        flags = total(self._world, [float(n in reused) for n in numbers])
+        served = total(self._world, [times[n] for n in numbers])
         refusals = gather(self._world, json.dumps(self._loader.refusals).encode())
+        fresh = gather(self._world, json.dumps(self._state.first_fresh_s).encode())
         if last is None:
             return
         self._engine.export(self._directory / "model.safetensors")
@@ -298,7 +307,9 @@ class TrainingRun:
             counts, last, self._test_best(), self._log_probabilities,
             best_val_epoch=self._state.best_epoch, wall_s=wall_s,
             first_step_s=float(self._state.first_step_s or 0.0),
+            first_fresh_s=_earliest(json.loads(each) for each in fresh),
             reused=sum(flag > 0 for flag in flags),
+            most_served=int(max(served, default=0)),
             refusals=dict(sum((Counter(json.loads(each)) for each in refusals), Counter[str]())),
         )  # fmt: skip
 
@@ -329,3 +340,7 @@ class TrainingRun:
     def _is_checkpoint_due(self, epoch: int) -> bool:
         every = self._config.run.checkpoint_epochs
         return (epoch + 1) % every == 0 or epoch + 1 == self._config.run.epochs
+
+
+def _earliest(times: Iterable[float | None]) -> float | None:
+    return min((each for each in times if each is not None), default=None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from online_aug.producer.messages import (
+    Begin,
     ClassLosses,
     Failed,
     NewMaps,
@@ -26,6 +27,7 @@ from online_aug.producer.messages import (
 @pytest.mark.parametrize(
     "message",
     [
+        Begin(),
         ServedCount(fresh=3),
         NewMaps(version="v"),
         ClassLosses(losses=(0.5, None, 0.0)),

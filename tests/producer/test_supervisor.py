@@ -36,10 +36,10 @@ def supervise(tmp_path):
     """Return a function that starts a supervised child; the child is ended with the test."""
     made = []
 
-    def make(behaviour, **environment):
+    def make(behaviour, *, starts=True, **environment):
         command = [str(SCRIPTS / "child.py"), behaviour, str(tmp_path)]
         made.append(Supervisor(command, tmp_path / "generator.log", environment))
-        made[-1].start()
+        made[-1].start() if starts else made[-1].warm_up()
         return made[-1]
 
     yield make
@@ -108,6 +108,32 @@ def test_stopping_leaves_nothing_behind(supervise, tmp_path):
     assert not psutil.pid_exists(pid)
     assert process.status.state == "finished"
     process.stop()
+
+
+def test_a_child_that_is_warmed_up_waits_until_it_may_begin(supervise, tmp_path):
+    process = supervise("begin", starts=False)
+    pid = child(tmp_path)["pid"]
+    eventually(lambda: process.status.state == "waiting")
+    assert not (tmp_path / f"begun-{pid}").exists()
+    process.start()
+    eventually((tmp_path / f"begun-{pid}").exists)
+
+
+def test_a_child_that_died_while_it_waited_is_started_again_and_begins(supervise, tmp_path):
+    process = supervise("begin", starts=False)
+    os.kill(child(tmp_path)["pid"], signal.SIGKILL)
+    process.start()
+    check_until(process, lambda: (tmp_path / "child1.json").exists())
+    eventually((tmp_path / f"begun-{child(tmp_path, 1)['pid']}").exists)
+
+
+def test_a_child_that_has_not_begun_is_ended_without_being_asked(supervise, tmp_path):
+    process = supervise("begin", starts=False)
+    pid = child(tmp_path)["pid"]
+    eventually(lambda: process.status.state == "waiting")
+    process.stop()
+    assert not psutil.pid_exists(pid)
+    assert not (tmp_path / f"stopped-{pid}").exists()
 
 
 def test_a_child_that_does_not_listen_is_ended_too(supervise, tmp_path, monkeypatch):

@@ -12,18 +12,17 @@ from request_samples import make_plan, make_sources
 from cache import Entry, Oldest, ServedFirst, Store
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.distributed import world
-from online_aug.distributed.devices import DevicePlan, plan_devices
+from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.loader.pool import open_store
 from online_aug.loader.slots import order_of
-from online_aug.producer.messages import Placement
 from online_aug.producer.request_queue import part_of
 from online_aug.request import Counts
 from online_aug.training import build_loader as assembly
+from online_aug.training import generators
 from online_aug.training.build_loader import (
     agreed_plan,
-    build_generators,
     build_loader,
     check_served,
 )
@@ -113,6 +112,18 @@ def test_a_generation_process_that_cannot_work_ends_the_run_with_its_reason(
     assert children() == []
 
 
+def test_what_was_made_while_the_loader_was_built_was_made_in_this_run(experiment_of, tmp_path):
+    experiment, devices = experiment_of(devices={"train": "cpu", "generate": "none"})
+    with open_store(experiment.config, experiment.splits.train) as store:
+        before = store.position()
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        store.put_many([Entry(experiment.plan[0].to_fields(), pixels, {})])
+    generation = generators.Generation(None, before)
+    with build_loader(experiment, devices, WORLD, tmp_path, None, generation) as loader:
+        serve_epochs(loader, 4)
+        assert (loader.counts.fresh, loader.reused()) == (1, set())
+
+
 @pytest.mark.parametrize(
     ("sections", "rank"),
     [
@@ -143,51 +154,6 @@ def test_the_order_is_the_one_the_configuration_describes(experiment_of):
     )
     order = order_of(experiment.config, experiment.splits.train)
     assert (order.num_images, order.batch_size, order.seed) == (8, 4, 0)
-
-
-@pytest.mark.parametrize(
-    ("generate", "visible", "sees", "device"),
-    [
-        ("cpu", None, "", "cpu"),
-        ("cpu", "0,1", "", "cpu"),
-        ("cuda:1", None, "1", "cuda:0"),
-        ("cuda:1", "4,7", "7", "cuda:0"),
-        ("cuda:0", "GPU-abc,GPU-def", "GPU-abc", "cuda:0"),
-    ],
-)
-def test_the_generation_process_sees_its_own_device_alone(
-    monkeypatch, tmp_path, generate, visible, sees, device
-):
-    share = 0.25 if generate == "cuda:0" else 0.0  # training is there too
-    made = []
-    monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr(assembly, "SupervisorGroup", list)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    plan = DevicePlan(
-        train=("cuda:0",), generate=(generate,), train_threads=4, generate_threads=3, share=0.25
-    )
-    build_generators(plan, tmp_path)
-    ((command, log, environment),) = made
-    *words, place = command
-    assert words == ["-m", "online_aug.producer", str(tmp_path / "config.yaml")]
-    assert Placement.model_validate_json(place) == Placement(device=device, threads=3, share=share)
-    assert environment == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": sees}
-    assert log == tmp_path / "generator.log"
-
-
-def test_every_device_has_a_process_with_a_part_and_a_log_of_its_own(monkeypatch, tmp_path):
-    made = []
-    monkeypatch.setattr(assembly, "Supervisor", lambda *arguments: made.append(arguments))
-    monkeypatch.setattr(assembly, "SupervisorGroup", list)
-    devices = ("cuda:1", "cuda:2")
-    plan = DevicePlan(train=("cuda:0",), generate=devices, train_threads=4, generate_threads=3)
-    build_generators(plan, tmp_path)
-    places = [Placement.model_validate_json(command[-1]) for command, _, _ in made]
-    assert [(place.number, place.count) for place in places] == [(0, 2), (1, 2)]
-    assert [log.name for _, log, _ in made] == ["generator.log", "generator1.log"]
-    assert [environment["CUDA_VISIBLE_DEVICES"] for *_, environment in made] == ["1", "2"]
 
 
 @pytest.mark.nightly
@@ -247,7 +213,7 @@ def config_of(folder, **sections):
 @pytest.mark.parametrize("schedule", [{}, {"stripe": 1, "stripes": 3}])
 def test_the_parts_of_all_nodes_together_are_the_whole_plan(tmp_path, schedule):
     config = config_of(tmp_path, schedule=schedule | {"helps": False})
-    parts = [part_of(PLAN, assembly.striped(config, world_of(r)).schedule) for r in (0, 2)]
+    parts = [part_of(PLAN, generators.striped(config, world_of(r)).schedule) for r in (0, 2)]
     together = [request.key for part in parts for request in part]
     assert sorted(together) == sorted(r.key for r in part_of(PLAN, config.schedule))
     assert all(parts)
@@ -255,18 +221,18 @@ def test_the_parts_of_all_nodes_together_are_the_whole_plan(tmp_path, schedule):
 
 def test_a_single_node_makes_all_as_configured(tmp_path):
     config = config_of(tmp_path)
-    assert assembly.striped(config, world_of(1, (0, 1))) is config
+    assert generators.striped(config, world_of(1, (0, 1))) is config
 
 
 def test_with_wait_every_node_makes_the_whole_plan(tmp_path):
     config = config_of(tmp_path, mixing={"starvation": "wait"})
-    assert assembly.striped(config, world_of(2)) is config
+    assert generators.striped(config, world_of(2)) is config
 
 
 def test_every_node_has_a_folder_whose_configuration_can_be_read(tmp_path):
     for rank in (0, 2):
         config = config_of(tmp_path, cache={"path": tmp_path / f"cache{rank}"})
-        folder = assembly.node_folder(config, world_of(rank), tmp_path)
+        folder = generators.node_folder(config, world_of(rank), tmp_path)
         read = load_config(folder / "config.yaml")
         assert read.cache.path == tmp_path / f"cache{rank}"
         assert (read.schedule.stripe, read.schedule.stripes) == (rank // 2, 2)
@@ -274,7 +240,7 @@ def test_every_node_has_a_folder_whose_configuration_can_be_read(tmp_path):
 
 
 def test_the_processes_of_a_single_node_read_the_configuration_of_the_run(tmp_path):
-    assert assembly.node_folder(config_of(tmp_path), world_of(0, (0, 1)), tmp_path) == tmp_path
+    assert generators.node_folder(config_of(tmp_path), world_of(0, (0, 1)), tmp_path) == tmp_path
 
 
 def test_a_run_directory_that_another_node_does_not_see_is_refused(monkeypatch, tmp_path):

@@ -258,6 +258,8 @@ def _time(run: RecordedRun) -> list[str]:
         rows.append(
             ("from building the classifier to the first step", duration(summary.first_step_s), "")
         )
+        if summary.first_fresh_s is not None:
+            rows.append(("to the first fresh image", duration(summary.first_fresh_s), ""))
     generating, paused = (sum(getattr(e, f) for e in epochs) for f in ("generating_s", "paused_s"))
     if generating + paused:
         beside = "beside training, all generation processes of the first machine together"

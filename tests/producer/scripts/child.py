@@ -63,6 +63,13 @@ def note(what):
     return behave
 
 
+def begin(pipe, folder):
+    pipe.tell(Status(state="waiting"))
+    is_wanted = pipe.wait_to_begin()
+    (folder / f"{'begun' if is_wanted else 'stopped'}-{os.getpid()}").touch()
+    serve(pipe, folder)
+
+
 def finish(pipe, folder):
     pipe.tell(Status(state="finished", generated=7, reused=2))
 
@@ -99,6 +106,7 @@ BEHAVIOURS = {
     "echo": echo,
     "note maps": note("saliency_version"),
     "note losses": note("class_losses"),
+    "begin": begin,
     "finish": finish,
     "fill": fill,
     "fail for good": fail_for_good,
