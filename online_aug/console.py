@@ -213,6 +213,16 @@ def whole_percent(share: float) -> str:
     return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
+def amount(count: int, noun: str) -> str:
+    """Write a number of things, such as `1 step` or `1,200 steps`.
+
+    Example:
+        >>> amount(1, "step"), amount(1200, "step")
+        ('1 step', '1,200 steps')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def rate(per_s: float) -> str:
     """Write a rate with two or three significant digits."""
     if not math.isfinite(per_s):

@@ -45,6 +45,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     from online_aug.loader.pool import open_store
     from online_aug.reporting.run_directory import check_room, run_folder
     from online_aug.reporting.run_lock import check_free, sole_trainer
+    from online_aug.training.build_loader import check_foregrounds
     from online_aug.training.checkpoints import check_can_go_on
     from online_aug.training.describe_run import describe_run
 
@@ -65,6 +66,8 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     check_unused(devices.generate if me.is_first_of_node else ())
     check_room(directory, resolved_yaml(config), config.run.resume)
     check_can_go_on(experiment, directory, me.launched_ranks or len(devices.train))
+    if config.run.resume:
+        check_foregrounds(experiment, directory)
     open_store(config, experiment.splits.train).open()
     with sole_trainer(directory) if me.is_first else nullcontext():
         return run(experiment, devices, directory, argv)
@@ -79,6 +82,7 @@ def run(
     from online_aug.distributed.launcher import launch, needs_launcher
     from online_aug.producer.preparation import prepare_generation
     from online_aug.reporting.run_directory import describe_resumption, finished_text, prepare
+    from online_aug.training.build_loader import check_served
     from online_aug.training.describe_run import describe_start
     from online_aug.training.generators import warm_generators
 
@@ -93,6 +97,7 @@ def run(
     is_alone = not (me.is_launched or needs_launcher(devices.train))
     with warm_generators(config, devices, directory) if is_alone else nullcontext() as generators:
         prepare_generation(experiment, devices.finetune)
+        check_served(experiment, generates=bool(devices.generate))  # the plan is known now
         if not needs_launcher(devices.train):
             return train(experiment, devices, directory, generators)
     return launch("online_aug", ["train", *argv], devices.train)

@@ -262,6 +262,11 @@ class OnlineAugLoader(DataLoader[Batch]):
         return self._received.times
 
     @property
+    def inserts(self) -> int:
+        """Images of the plan that there have been to serve in this run."""
+        return self._pool.inserts
+
+    @property
     def samples_per_insert(self) -> float:
         """How often an image of the cache was served in this run on average, by all its ranks."""
         served = self._received.counts.fresh + self._received.counts.cached

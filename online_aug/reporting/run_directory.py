@@ -15,6 +15,7 @@ from typing import Any
 
 from online_aug.config import Config
 from online_aug.config.sections import RunConfig
+from online_aug.console import amount
 from online_aug.cores import usable_cores
 from online_aug.documents import (
     MAX_YAML_BYTES,
@@ -137,9 +138,9 @@ def finished_text(path: Path, epochs: int) -> str | None:
     when = datetime.fromtimestamp((path / SUMMARY_FILE).stat().st_mtime, UTC).astimezone()
     done = read_summary(path).epochs
     return (
-        f"{path} was already finished on {when:%Y-%m-%d %H:%M} ({done} epochs): nothing was done. "
-        f"To train again: run.resume=false (this run is then moved to {_free_name(path).name}), "
-        f"another run.name or run.seed; to train longer: run.epochs above {done}"
+        f"{path} was already finished on {when:%Y-%m-%d %H:%M} ({amount(done, 'epoch')}): "
+        "nothing was done. To train again: run.resume=false (this run is then moved to "
+        f"{_free_name(path).name}), another run.name or run.seed; to train longer: run.epochs above {done}"
     )
 
 
@@ -153,7 +154,7 @@ def describe_resumption(path: Path, config: Config) -> str:
         return ""
     return (
         f"note       run.epochs was {before}, {now} now: from here on the learning rate is that "
-        f"of optim.schedule={config.optim.schedule} over {now} epochs\n"
+        f"of optim.schedule={config.optim.schedule} over {amount(now, 'epoch')}\n"
     )
 
 

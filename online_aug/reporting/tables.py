@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cache.text import byte_size
-from online_aug.console import duration, percent, rate, whole_percent
+from online_aug.console import amount, duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
 from online_aug.reporting.refusals import refusal_warning
 from online_aug.request import Counts
@@ -48,6 +48,8 @@ class GeneratorView:
     """Number of images made in this run so far."""
     cache_entries: int
     cache_bytes: int
+    to_come: int = 0
+    """Number of images of the plan that are still to be made."""
     samples_per_insert: float = 0.0
     """How often a generated image has been served on average."""
     refused_shares: Mapping[str, float] = field(default_factory=dict)
@@ -168,8 +170,18 @@ def _generator_parts(view: GeneratorView) -> list[str]:
         f"{view.state}, {rate(view.images_per_s)}/s",
         *_refused(view.refused_shares),
         f"{view.generated:,} made",
+        *_to_come(view),
         f"cache {view.cache_entries:,} images",
         byte_size(view.cache_bytes),
+    ]
+
+
+def _to_come(view: GeneratorView) -> list[str]:
+    if not view.to_come:
+        return []
+    said = f"{view.to_come:,} to come"
+    return [
+        f"{said} in {duration(view.to_come / view.images_per_s)}" if view.images_per_s else said
     ]
 
 
@@ -256,7 +268,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         ("", Text(_served_counts(summary), "dim")),
         *_made(summary),
         ("first step after", Text(_starts(summary))),
-        ("whole run", Text(f"{duration(summary.wall_s)}, {summary.epochs} epochs")),
+        ("whole run", Text(f"{duration(summary.wall_s)}, {amount(summary.epochs, 'epoch')}")),
         ("run directory", Text(str(run_dir), "cyan")),
     ]
 

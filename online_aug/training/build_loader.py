@@ -5,8 +5,11 @@ set. What is checked or said about a run before it starts stands behind it.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from cache import Store, cache_exists
 from online_aug.config import Config
@@ -14,7 +17,7 @@ from online_aug.cores import usable_cores
 from online_aug.data.transforms import train_transform
 from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.world import World, agree, is_same_everywhere
-from online_aug.errors import UserError
+from online_aug.errors import UserError, first_line
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose, ComposedSamples
 from online_aug.loader.back_pressure import BackPressure, limiter_of
@@ -27,6 +30,15 @@ from online_aug.loader.slots import LEDGER_FOLDER, Ledger, Order, order_of
 from online_aug.processes import Interrupt
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
 from online_aug.request import ImportedImage, Servable
+from online_aug.training.checkpoints import (
+    FOLDER as CHECKPOINTS,
+)
+from online_aug.training.checkpoints import (
+    checkpoint_path,
+    newest_step,
+    own_state_path,
+    unreadable,
+)
 from online_aug.training.generators import Generation, build_generators, node_folder
 
 
@@ -217,6 +229,7 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     if config.run.replay is None:
         return
     check_same_sequence(config.run.replay, resolved_yaml)
+    check_foregrounds(experiment, config.run.replay, "run.replay")
     if not experiment.is_synthetic or experiment.saliency.follows_classifier:
         return  # the maps that the plan is made by come epoch by epoch
     if not config.is_planned and not experiment.imports.images:  # nothing of the cache is served
@@ -230,6 +243,37 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
         _replay(experiment, pool, config.run.replay).check(config.run.epochs)
 
 
+def check_foregrounds(experiment: Experiment, run: Path, key: str = "run.resume") -> None:
+    """Refuse to resume or to replay a run that was made with other foregrounds; write nothing.
+
+    Masks in a folder and weights of a teacher can change while the configuration stays the same. A
+    run without a checkpoint, or of an earlier version, does not say what it was made with.
+
+    Args:
+        experiment: The experiment to be run.
+        run: Folder of the run, which may not exist.
+        key: Configuration key by which that run is used.
+
+    Raises:
+        UserError: If so, or if the checkpoint cannot be read.
+    """
+    saliency, step = experiment.saliency, newest_step(run / CHECKPOINTS)
+    if step is None or not saliency.is_needed or not saliency.is_known:
+        return
+    path = checkpoint_path(run / CHECKPOINTS, step)
+    try:
+        state = torch.load(own_state_path(path, rank=0), weights_only=True)
+    except Exception as error:  # whatever a damaged file makes torch raise
+        raise unreadable(path, first_line(error)) from None
+    then = state.get("foregrounds", saliency.version)
+    if then != saliency.version:
+        raise UserError(
+            f"{key} needs the foregrounds that {run} was made with ({then}), saliency.method gives "
+            f"others now ({saliency.version}): put masks or weights back as they were, or start a "
+            "new run (run.name)"
+        )
+
+
 def _check_batch(order: Order) -> None:
     if order.batch_size > order.samples:
         raise UserError(
@@ -239,10 +283,11 @@ def _check_batch(order: Order) -> None:
 
 
 def check_served(experiment: Experiment, *, generates: bool) -> None:
-    """Refuse a run that makes no images and has none to serve; write nothing.
+    """Refuse a run that makes no images and lacks those it has to serve; write nothing.
 
     Raises:
-        UserError: If so.
+        UserError: If the cache has none, or lacks some that the run would wait for, and no other
+            process is making them.
     """
     config = experiment.config
     if generates or config.run.replay is not None or experiment.imports.images:
@@ -252,13 +297,42 @@ def check_served(experiment: Experiment, *, generates: bool) -> None:
     keys = [request.key for request in experiment.plan]
     if cache_exists(config.cache.path):
         with Store(config.cache.path, readonly=True) as store:
-            if any(store.contains(keys)):
-                return
+            status = store.status(keys)
+        if "claimed" in status:  # by a process that is filling the cache
+            return
+        if config.mixing.starvation == "wait":
+            _check_whole(status, needed_of(experiment), config)
+        if "present" in status:
+            return
     raise UserError(
         f"cache.path must hold images of this recipe if devices.generate is none, got 0 of "
         f"{len(keys)} in {config.cache.path}: make them first (online-aug fill), or train without "
         "(mixing.synthetic_probability=0)"
     )
+
+
+def needed_of(experiment: Experiment) -> int:
+    """Return how many images of the plan, from its start, a run that waits for them may ask for."""
+    config, planned = experiment.config, len(experiment.plan)
+    if config.mixing.policy != "global":
+        return planned  # each image's own variants are drawn
+    order, wanted = order_of(config, experiment.splits.train), 0
+    for epoch in range(config.run.epochs):
+        wanted += int(order.kinds(epoch)[0].sum())
+        if wanted >= planned:
+            break
+    return min(wanted, planned)
+
+
+def _check_whole(status: Sequence[str], needed: int, config: Config) -> None:
+    missing = Counter(status[:needed])["free"]
+    if missing:
+        raise UserError(
+            f"cache.path must hold all images that the run waits for if devices.generate is none, "
+            f"{config.cache.path} lacks {missing:,} of {needed:,}: make them first (online-aug "
+            "fill with the same recipe and keys), or serve real ones instead "
+            "(mixing.starvation=substitute)"
+        )
 
 
 def _replay(experiment: Experiment, pool: SamplePool, run: Path) -> Replay:

@@ -6,6 +6,7 @@ from cache import Store, cache_exists
 from cache.text import byte_size, printable
 from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
+from online_aug.console import amount
 from online_aug.data.embedded import EMBEDDED_SETS
 from online_aug.distributed.devices import DevicePlan
 from online_aug.experiment.experiment import Experiment
@@ -51,8 +52,8 @@ def describe_run(experiment: Experiment, devices: DevicePlan, ranks: int | None 
         f"devices    {devices}",
         *_nodes(experiment, devices, ranks),
         *_data(experiment),
-        f"training   {config.run.epochs} epochs of {order.steps} steps of {order.batch_size}, "
-        f"{order.samples} samples each",
+        f"training   {amount(config.run.epochs, 'epoch')} of {amount(order.steps, 'step')} of "
+        f"{amount(order.batch_size, 'image')}, {amount(order.samples, 'sample')} an epoch",
         *_weights(experiment),
         *_requests(experiment),
         *_preparation(experiment),
@@ -95,7 +96,7 @@ def _requests(experiment: Experiment) -> Iterator[str]:
     unique = len({source.digest for source in experiment.data.sources})
     requests = unique * made.variants_per_image
     yield (
-        f"requests   {requests} ({unique} sources x {made.variants_per_image}), each of "
+        f"requests   {requests} ({amount(unique, 'source')} x {made.variants_per_image}), each of "
         f"{decided(made.resolution)} px in {made.num_inference_steps} steps"
     )
     size = requests * decided(made.resolution) ** 2 * _RAW_BYTES
@@ -122,14 +123,14 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
     config = experiment.config
     if experiment.saliency.follows_classifier:
         every = config.saliency.refresh_epochs
-        yield f"saliency   by the classifier in training, new maps every {every} epochs"
+        yield f"saliency   by the classifier in training, new maps every {amount(every, 'epoch')}"
     elif not experiment.has_maps:
         images = len(experiment.data.digests)
         saliency = experiment.saliency
         cost = ""
         if saliency.method == "diffusion":
             cost = f", {saliency.by_generator.calls} calls of the network for each"
-        yield f"saliency   {saliency.method} of {images} images, made at the start{cost}"
+        yield f"saliency   {saliency.method} of {amount(images, 'image')}, made at the start{cost}"
     if experiment.imports.images:
         yield f"imported   {experiment.imports}"
     yield from _trials(experiment)

@@ -149,11 +149,22 @@ class TrainingReport:
             state=status.state,
             images_per_s=status.images_per_s,
             generated=status.generated,
+            to_come=self._to_come(status),
             refused_shares=self._refused,
             cache_entries=self._cache_stats["entries"],
             cache_bytes=self._cache_stats["payload_bytes"],
             samples_per_insert=self._loader.samples_per_insert,
         )
+
+    def _to_come(self, generator: GeneratorStatus) -> int:
+        """Return how many images of this node's part of the plan are not made yet."""
+        config, world = self._experiment.config, self._world
+        if generator.state in ("finished", "full") or self._experiment.saliency.follows_classifier:
+            return 0  # nothing more, or the plan changes epoch by epoch
+        parts = world.nodes if config.mixing.starvation == "substitute" else 1
+        planned = len(self._loader.plan) / parts
+        refused = max(planned * sum(self._refused.values()), generator.rejected)
+        return max(0, round(planned - refused) - self._loader.inserts)
 
     def epoch(self, found: Evaluation, counts: Counts, **reached: Any) -> None:
         """Log and show a finished epoch; called by the first rank.

@@ -281,6 +281,7 @@ class TrainingRun:
             "tally": self._tally.state_dict(),
             "loader": self._loader.state_dict(),
             "images": order_digest(self._experiment.splits.train),
+            "foregrounds": self._experiment.saliency.version,
         }
         self._engine.save(self._directory / FOLDER, content)
 

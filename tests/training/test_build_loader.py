@@ -9,7 +9,7 @@ import torch
 from experiment_samples import make_config, make_experiment
 from request_samples import make_plan, make_sources
 
-from cache import Entry, Oldest, ServedFirst, Store
+from cache import Entry, Oldest, Owner, ServedFirst, Store
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.distributed import world
 from online_aug.distributed.devices import plan_devices
@@ -24,8 +24,11 @@ from online_aug.training import generators
 from online_aug.training.build_loader import (
     agreed_plan,
     build_loader,
+    check_foregrounds,
     check_served,
+    needed_of,
 )
+from online_aug.training.checkpoints import checkpoint_path, own_state_path
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
 
@@ -273,6 +276,60 @@ def test_a_run_that_makes_nothing_needs_an_image_to_serve(experiment_of):
         pixels = np.zeros((16, 16, 3), np.uint8)
         store.put_many([Entry(request.to_fields(), pixels)])
     check_served(experiment, generates=False)
+
+
+@pytest.fixture
+def half_filled(experiment_of):
+    """Two images that a run would wait for, and the cache with all others of its plan."""
+    experiment, _ = experiment_of(mixing={"starvation": "wait", "synthetic_probability": 1})
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    with open_store(experiment.config, experiment.splits.train).open() as store:
+        store.put_many([Entry(each.to_fields(), pixels) for each in experiment.plan[2:]])
+    return experiment
+
+
+def test_images_that_a_run_would_wait_for_in_vain_are_counted_before_the_start(half_filled):
+    whole = len(half_filled.plan)
+    lacking = rf"^cache.path must hold all .* lacks 2 of {whole}: make them first \(online-aug fill"
+    with pytest.raises(UserError, match=lacking):
+        check_served(half_filled, generates=False)
+
+
+def test_a_run_may_wait_for_images_that_another_process_makes(half_filled):
+    with open_store(half_filled.config, half_filled.splits.train).open() as store:
+        store.claim([half_filled.plan[0].key], Owner.current(), 60.0)
+    check_served(half_filled, generates=False)
+
+
+def test_a_run_needs_no_more_of_the_plan_than_it_has_slots(experiment_of):
+    experiment, _ = experiment_of(
+        mixing={"starvation": "wait", "synthetic_probability": 0.5}, run={"epochs": 1}
+    )
+    order = order_of(experiment.config, experiment.splits.train)
+    wanted = int(order.kinds(0)[0].sum())
+    assert 0 < needed_of(experiment) == wanted < len(experiment.plan)
+
+
+def saved_with(run, foregrounds):
+    folder = checkpoint_path(run / "checkpoints", 4)
+    folder.mkdir(parents=True)
+    (folder / "complete.json").write_text("{}")
+    torch.save({"foregrounds": foregrounds}, own_state_path(folder, rank=0))
+    return run
+
+
+def test_a_run_made_with_other_foregrounds_is_neither_resumed_nor_replayed(experiment_of, tmp_path):
+    experiment, _ = experiment_of(
+        method={"name": "paste"},
+        saliency={"method": "spectral_residual"},
+        devices={"train": "cpu", "generate": "none"},
+    )
+    check_foregrounds(experiment, saved_with(tmp_path / "same", experiment.saliency.version))
+    check_foregrounds(experiment, tmp_path / "none")
+    other = saved_with(tmp_path / "other", "spectral-9")
+    for key in ("run.resume", "run.replay"):
+        with pytest.raises(UserError, match=rf"^{key} needs the foregrounds .*\(spectral-9\)"):
+            check_foregrounds(experiment, other, key)
 
 
 def test_a_run_of_real_images_needs_none_to_serve(experiment_of):
