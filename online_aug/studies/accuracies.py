@@ -95,8 +95,9 @@ def run_reuse(config: Config, options: Namespace, folder: Path) -> str:
     found: list[Row] = []
     points = {}
     for name, runs in outcomes.items():
-        unique = mean([float(one.summary.made) for one in runs.values()], is_share=False)
-        served = mean([one.summary.samples_per_insert for one in runs.values()], is_share=False)
+        summaries = [one.summary for one in runs.values()]
+        unique = mean([float(s.generated + s.reused) for s in summaries], is_share=False)
+        served = mean([s.samples_per_insert for s in summaries], is_share=False)
         row: dict[str, Value] = {
             "variants": name,
             "unique images": unique.value,
