@@ -200,7 +200,8 @@ def _draw(results: Sequence[Result], folder: Path) -> None:
         request = one.request
         said = dict.fromkeys(names[n] for n in (request.source_label, request.target_label))
         source = frame.picture_of(subject.experiment, request.source_digest, request.resolution)
-        row = {"source": Cell(source, " to ".join(said))}
+        asked = subject.experiment.methods[subject.name].caption(request)
+        row = {"source": Cell(source, asked or " to ".join(said))}
         rows.append(row | {_head(result): _cell(result, place, names) for result in results})
     title = f"{subject.name} on {Path(subject.experiment.config.data.source).name} by strength"
     draw_sheet(rows, folder / _sheet_name(subject.name), title=title)
