@@ -101,7 +101,8 @@ def write_run(
     `settings` holds sections of the configuration, `changes` figures of every epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"run": {"seed": 0, "epochs": 3}, "data": {"source": "<digits>"}}
+    content: dict[str, Any] = {"run": {"seed": 0, "epochs": 3}, "data": {"source": "<digits>"}}
+    content["mixing"] = {"synthetic_probability": 0.5}
     for section, values in settings.items():
         content[section] = {**content.get(section, {}), **values}
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(content))

@@ -140,7 +140,8 @@ def finished_text(path: Path, epochs: int) -> str | None:
     return (
         f"{path} was already finished on {when:%Y-%m-%d %H:%M} ({amount(done, 'epoch')}): "
         "nothing was done. To train again: run.resume=false (this run is then moved to "
-        f"{_free_name(path).name}), another run.name or run.seed; to train longer: run.epochs above {done}"
+        f"{_free_name(path).name}), another run.name or run.seed; to train longer: "
+        f"run.epochs above {done}"
     )
 
 

@@ -5,7 +5,14 @@ from html import escape
 from typing import NamedTuple
 
 from online_aug.console import percent
-from online_aug.reporting.html_report.page import bar, folded, paragraph, section, table
+from online_aug.reporting.html_report.page import (
+    bar,
+    folded,
+    paragraph,
+    section,
+    side_by_side,
+    table,
+)
 from online_aug.reporting.html_report.recorded_run import RecordedRun
 
 CONFUSIONS = 15
@@ -14,7 +21,7 @@ CLASSES = 40
 """Classes up to which their table is shown unfolded."""
 MOST_NAMED = 24
 """Classes up to which the confusion matrix names rows and columns."""
-LONGEST_NAME = 12
+LONGEST_NAME = 16
 """Characters of a class name beside the matrix."""
 MOST_DRAWN = 250
 """Classes up to which it is drawn at all."""
@@ -100,22 +107,26 @@ def class_sections(run: RecordedRun) -> Iterator[str]:
     summary = run.summary
     if summary is None:
         return
-    by_size = {"Groups": summary.per_group, "Class sizes": summary.per_shots}
-    for title, accuracies in by_size.items():
-        rows = [[name, bar(share), percent(share)] for name, share in accuracies.items()]
-        drawn = table(("", "", "recognised"), rows, numbers=(2,))
-        yield section(f"{title} of the test split", drawn)
     confusion = run.evaluation.confusion if run.evaluation else {}
-    about = paragraph("Worst first, after the last epoch.")
-    yield section("Classes of the test split", about, _accuracies(summary.per_class, confusion))
+    classes = _accuracies(summary.per_class, confusion)
+    parts = [
+        table((title, "", "recognised"), _bars(shares), numbers=(2,))
+        for title, shares in summary.parts.items()
+    ]
+    about = paragraph("After the last epoch, worst first.")
+    yield section("What is recognised of the test split", about, side_by_side(classes, *parts))
     matrix = confusion_chart([*summary.per_class], confusion)
-    yield section("Confusions", matrix, _pairs(confusion))
+    yield section("Confusions", side_by_side(matrix, _pairs(confusion)))
+
+
+def _bars(accuracies: Mapping[str, float]) -> list[list[str]]:
+    ordered = sorted(accuracies.items(), key=lambda entry: entry[1])
+    return [[name, bar(share), percent(share)] for name, share in ordered]
 
 
 def _accuracies(per_class: Mapping[str, float], confusion: Confusion) -> str:
     sizes = {name: f"{sum(row.values()):,}" for name, row in confusion.items()}
-    ordered = sorted(per_class.items(), key=lambda entry: entry[1])
-    rows = [[name, bar(share), percent(share), sizes.get(name, "-")] for name, share in ordered]
+    rows = [[*cells, sizes.get(cells[0], "-")] for cells in _bars(per_class)]
     drawn = table(("class", "", "recognised", "test images"), rows, numbers=(2, 3))
     return drawn if len(rows) <= CLASSES else folded(f"All {len(rows)} classes", drawn)
 

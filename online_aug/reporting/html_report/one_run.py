@@ -147,6 +147,7 @@ def _slots(run: RecordedRun) -> str:
         return ""
     kinds = {kind: count for kind, count in filled(served).items() if count or kind == "real"}
     layers = [Layer(kind, [each.get(kind, 0.0) for each in by_epoch], kind) for kind in kinds]
+    most = run.summary.most_served if run.summary else 0
     drawn = [layer_chart("Share of the slots", numbers(epochs), layers, is_share=True)]
     if served.fresh + served.cached:
         drawn.append(
@@ -154,7 +155,8 @@ def _slots(run: RecordedRun) -> str:
                 "How often an image was served",
                 numbers(epochs),
                 [Line("times", [each.samples_per_insert for each in epochs])],
-                note="Mean over the images there were to serve, since the start of the run.",
+                note="Mean over the images there were to serve, since the start of the run."
+                + (f" In the end one at most {most} times." if most else ""),
             )
         )
     rows = [
@@ -170,7 +172,7 @@ _KINDS = {
     "fresh": "made in this run, served for the first time",
     "cached": "any other generated image",
     "composed": "training images, composed without a generator",
-    "starved": "meant to be synthetic, but none was ready: the real image instead",
+    "starved": "meant to be synthetic, but there was none to serve: the real image instead",
 }
 
 
@@ -197,7 +199,8 @@ def _generator(run: RecordedRun) -> str:
     if not made and not reasons:
         return ""
     x = numbers(epochs)
-    ahead = [float(n) for n in accumulate(each.ahead for each in epochs)]
+    # Below 0 for a moment if an image is served before its maker has said that it is made.
+    ahead = [max(0.0, float(n)) for n in accumulate(each.ahead for each in epochs)]
     seconds = [
         Layer("generating", [each.generating_s for each in epochs], "c2"),
         Layer("paused by back-pressure", [each.paused_s for each in epochs], "c4"),

@@ -40,6 +40,12 @@ def charts(*drawn: str) -> str:
     return f'<div class="charts">{"".join(drawn)}</div>' if any(drawn) else ""
 
 
+def side_by_side(*parts: str) -> str:
+    """Put parts beside one another where there is room, else below."""
+    shown = [f"<div>{part}</div>" for part in parts if part]
+    return f'<div class="beside">{"".join(shown)}</div>' if shown else ""
+
+
 def paragraph(text: str, kind: str = "") -> str:
     """Return a paragraph of plain text; nothing without text."""
     styled = f' class="{kind}"' if kind else ""

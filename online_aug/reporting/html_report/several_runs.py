@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from online_aug.comparison.paired import difference, estimate
-from online_aug.config.schema import shown
 from online_aug.console import duration, percent
 from online_aug.errors import UserError
 from online_aug.reporting.html_report.charts import Line, line_chart
@@ -77,7 +76,7 @@ def several_runs_page(runs: Sequence[RecordedRun]) -> str:
         [
             section("Results", paragraph(_about(recipes)), _results(recipes, base)),
             section("How the recipes differ", _settings(recipes)),
-            section("Curves", charts(*_curves(recipes))),
+            section("Curves", paragraph(_about_bands(recipes)), charts(*_curves(recipes))),
             *(_parts(title, recipes, base) for title in ("groups", "training images")),
             *(_changes(recipe, base) for recipe in others),
             section("Every run", _runs(recipes)),
@@ -108,8 +107,9 @@ def group_runs(runs: Sequence[RecordedRun]) -> list[Recipe]:
 
 
 def _recipe_keys(run: RecordedRun) -> dict[str, str]:
+    """Return what makes a recipe; a key that an older run does not know has its default."""
     left_out = NAMES_A_RUN | SEEDS | (MAY_DIFFER - {"run.epochs"})
-    return {key: shown(value) for key, value in run.settings.items() if key not in left_out}
+    return {key: value for key, (value, _) in run.changed.items() if key not in left_out}
 
 
 def _check_same_data(runs: Sequence[RecordedRun]) -> None:
@@ -144,13 +144,21 @@ def _results(recipes: Sequence[Recipe], base: Recipe) -> str:
     for recipe in recipes:
         own = recipe.figures(lambda summary: summary.top1)
         row = [recipe.name, str(len(recipe.summaries)), estimate([*own.values()]).text()]
-        row.append("" if recipe is base else difference(own, top1).text(signed=True))
+        row.append("" if recipe is base else _gain(own, top1))
         if worst:
             groups = recipe.figures(lambda summary: summary.worst_group)
             row.append(estimate([*groups.values()]).text())
-            row.append("" if recipe is base else difference(groups, worst).text(signed=True))
+            row.append("" if recipe is base else _gain(groups, worst))
         rows.append([*row, *_costs(recipe)])
     return table(heads, rows, numbers=range(1, len(heads)))
+
+
+def _gain(own: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Write the mean of own minus theirs, over equal seeds with its interval if there are any."""
+    paired = difference(own, theirs)
+    if paired.seeds or not own or not theirs:
+        return paired.text(signed=True)
+    return f"{100 * (fmean(own.values()) - fmean(theirs.values())):+.1f}"
 
 
 def _costs(recipe: Recipe) -> list[str]:
@@ -171,19 +179,23 @@ def _costs(recipe: Recipe) -> list[str]:
 
 
 def _settings(recipes: Sequence[Recipe]) -> str:
-    keys = [_recipe_keys(recipe.runs[0]) for recipe in recipes]
-    every = dict.fromkeys(key for each in keys for key in each)
-    differing = [key for key in every if len({each.get(key) for each in keys}) > 1]
-    rows = [[key, *(each.get(key, "-") for each in keys)] for key in differing]
+    first = [recipe.runs[0] for recipe in recipes]
+    keys = [_recipe_keys(run) for run in first]
+    usual = {key: default for run in first for key, (_, default) in run.changed.items()}
+    rows = [[key, *(each.get(key, usual[key]) for each in keys)] for key in dict.fromkeys(usual)]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
     drawn = table(["key", *(recipe.name for recipe in recipes)], rows)
     return drawn or paragraph("No key that decides what is computed.")
+
+
+def _about_bands(recipes: Sequence[Recipe]) -> str:
+    has_bands = any(len(recipe.runs) > 1 for recipe in recipes)
+    return "Means over seeds; a band goes from the lowest to the highest." if has_bands else ""
 
 
 def _curves(recipes: Sequence[Recipe]) -> Iterable[str]:
     longest = max(len(run.epochs) for recipe in recipes for run in recipe.runs)
     x = [float(number) for number in range(1, longest + 1)]
-    has_band = any(len(recipe.runs) > 1 for recipe in recipes)
-    note = "Means over seeds; the band goes from the lowest to the highest." if has_band else ""
     figures: Mapping[str, tuple[Callable[[EpochMetrics], float], bool]] = {
         "Validation top-1": (lambda epoch: epoch.val_top1, True),
         "Training loss": (lambda epoch: epoch.train_loss, False),
@@ -192,7 +204,7 @@ def _curves(recipes: Sequence[Recipe]) -> Iterable[str]:
     }
     for title, (figure, is_share) in figures.items():
         lines = [_mean_line(recipe, figure, longest) for recipe in recipes]
-        yield line_chart(title, x, lines, is_share=is_share, note=note)
+        yield line_chart(title, x, lines, is_share=is_share)
 
 
 def _synthetic_share(epoch: EpochMetrics) -> float:
@@ -229,7 +241,7 @@ def _parts(title: str, recipes: Sequence[Recipe], base: Recipe) -> str:
             own = accuracies(recipe, part)
             row.append(estimate([*own.values()]).text())
             if recipe is not base:
-                row.append(difference(own, accuracies(base, part)).text(signed=True))
+                row.append(_gain(own, accuracies(base, part)))
         rows.append(row)
     heads = [title]
     for recipe in recipes:
@@ -256,7 +268,7 @@ def _changes(recipe: Recipe, base: Recipe) -> str:
         [
             name,
             change_bar(change, largest),
-            difference(own, theirs).text(signed=True),
+            _gain(own, theirs),
             estimate([*theirs.values()]).text(),
             estimate([*own.values()]).text(),
         ]
