@@ -11,7 +11,6 @@ from online_aug.config.loading import find_recipe, load_config
 from online_aug.diffusion.compatibility import settle
 from online_aug.documents import MAX_YAML_BYTES, DocumentError, parse_yaml, read_text
 from online_aug.errors import UserError
-from online_aug.loader.slots import LEDGER_FOLDER, Ledger
 from online_aug.reporting.metrics import Summary, read_metrics
 from online_aug.reporting.run_directory import CONFIG_FILE, MAY_DIFFER, is_finished, read_summary
 
@@ -31,13 +30,11 @@ class Outcome:
     steps: int
     """Number of optimizer steps."""
     summary: Summary
-    most_served: int
-    """How often the generated image that was served most was served."""
 
     @property
     def serves_generated(self) -> bool:
         """Whether images of a generator were made for this run or served in it."""
-        return self.summary.made > 0 or self.most_served > 0
+        return self.summary.made > 0 or self.summary.most_served > 0
 
 
 @dataclass(frozen=True)
@@ -98,18 +95,10 @@ class Run:
         """
         summary, epochs = read_summary(self.folder), read_metrics(self.folder)
         found = {"test": summary.top1, "worst group": summary.worst_group, **summary.per_shots}
-        steps = epochs[-1].step
-        per_epoch = steps // len(epochs)
-        most_served = 0
-        if summary.served_fresh + summary.served_cached:
-            batch_size = epochs[-1].served.slots // per_epoch
-            ledger = Ledger(self.folder / LEDGER_FOLDER, batch_size=batch_size, steps=per_epoch)
-            most_served = ledger.most_served(len(epochs))
         return Outcome(
             shares={name: share for name, share in found.items() if share is not None},
-            steps=steps,
+            steps=epochs[-1].step,
             summary=summary,
-            most_served=most_served,
         )
 
 

@@ -92,7 +92,7 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "generated": summary.generated,
         "reused": summary.reused,
         "starved_share": shares(summary.served)["starved"],
-        "most_served": outcome.most_served,
+        "most_served": summary.most_served,
         "wall_s": summary.wall_s,
     }
 
@@ -110,7 +110,9 @@ def _costs(rows: Rows) -> Columns:
     made: dict[str, Callable[[Sequence[Outcome]], str]] = {
         "images made": lambda runs: f"{sum(run.summary.generated for run in runs):,}",
         "images reused a run": lambda runs: f"{fmean(run.summary.reused for run in runs):,.0f}",
-        "an image served at most": lambda runs: f"{max(run.most_served for run in runs)} times",
+        "an image served at most": lambda runs: (
+            f"{max(run.summary.most_served for run in runs)} times"
+        ),
     }
     found = {
         title: [text(runs) if _makes(runs) else "-" for runs in map(_outcomes, rows.values())]

@@ -287,12 +287,6 @@ class Ledger:
         served = [self.epoch(number)["number"] for number in range(epochs)]
         return [int(n) for n in np.unique(np.concatenate(served)) if n >= 0]
 
-    def most_served(self, epochs: int) -> int:
-        """Return how often the image that was served most was served in the first `epochs`."""
-        rows = np.concatenate([self.epoch(number) for number in range(epochs)])
-        numbers = rows["number"][np.isin(rows["kind"], (Kind.FRESH, Kind.CACHED))]
-        return int(np.unique(numbers, return_counts=True)[1].max(initial=0))
-
     def _steps_of_all(self, files: dict[int, Path]) -> Steps:
         size = self._batch_size // len(files)
         by_rank = [_read(files[rank]) for rank in sorted(files)]

@@ -85,10 +85,3 @@ def test_epochs_that_are_no_multiple_of_the_images_have_no_twin():
     config = load_config(find_recipe("pocket_birds_sgd_mix"), keys)
     with pytest.raises(UserError, match=r"must be 0\.5 or another value .* got 0\.3$"):
         without_synthetic(config)
-
-
-def test_the_image_served_most_is_counted_over_the_run(tmp_path):
-    run = finish(make_run(tmp_path, "augmented", 0), 0.5, numbers=(4, 7, 4, 4, 2))
-    assert run.outcome().most_served == 3
-    none = finish(make_run(tmp_path, "vanilla", 0, VANILLA), 0.5)
-    assert none.outcome().most_served == 0
