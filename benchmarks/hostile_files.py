@@ -10,6 +10,7 @@ pickle that ran is a bug: exit status 1.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 
 from cache import CacheError
+from online_aug.classifier.evaluation import Evaluation
 from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.config.loading import load_config, resolved_yaml
@@ -36,21 +38,25 @@ from online_aug.config.sections import ClassifierConfig, GenerationConfig
 from online_aug.data.settings import DataConfig
 from online_aug.data.sources import load_splits
 from online_aug.diffusion.adapters import find_adapters, named_concepts
-from online_aug.diffusion.compatibility import check_few_steps
 from online_aug.diffusion.directory import EMBEDDED, locate_model
+from online_aug.diffusion.few_steps import check_few_steps
 from online_aug.diffusion.import_adapters import import_adapters
 from online_aug.diffusion.loading import load_pipeline
 from online_aug.diffusion.schedule_settings import check_schedule
 from online_aug.diffusion.weights import check_weights
 from online_aug.errors import UserError
-from online_aug.reporting.metrics import METRICS_FILE, read_metrics
+from online_aug.files import to_json
+from online_aug.reporting.html_report import write_report
+from online_aug.reporting.metrics import METRICS_FILE, EpochMetrics, Summary, read_metrics
 from online_aug.reporting.run_directory import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
+    EVALUATION_FILE,
     SUMMARY_FILE,
     prepare,
     read_summary,
 )
+from online_aug.reporting.samples import SAMPLES_FILE, Sample, Samples
 from online_aug.training.checkpoints import MARKER, check_made_with
 
 LIMIT_S = 60
@@ -244,6 +250,39 @@ def _run_directory(place: Path, rng: np.random.Generator) -> None:
     readers.get(chosen, lambda: prepare(place, text, "digest", resume=True))()
 
 
+def _report(place: Path, rng: np.random.Generator) -> None:
+    shares, counts = {"a": 0.5, "b": 1}, {"off-class": 1}
+    epoch = dict.fromkeys(_names_in(EpochMetrics), 1) | {"rejections": counts}
+    summary = dict.fromkeys(_names_in(Summary), 1) | {
+        **dict.fromkeys(("per_class", "per_group", "per_shots", "refused_shares"), shares),
+        **dict.fromkeys(("refusals", "rejections"), counts),
+        "config_digest": "x",
+    }
+    confusion = {"a": {"a": 1, "b": 1}, "b": {"b": 2}}
+    evaluation = dict.fromkeys(_names_in(Evaluation), 1) | {
+        **dict.fromkeys(("per_class", "per_group", "per_shots"), shares),
+        "confusion": confusion,
+    }
+    sample = Sample(group="random", pictures={"source": "UklGRg=="}, source="a", asked_for="b",
+                    method="m", soft_label=shares, loss=1.0, taken_for="a")  # fmt: skip
+    contents = {
+        CONFIG_FILE: resolved_yaml(Config()),
+        ENVIRONMENT_FILE: json.dumps({"argv": ["x"], "gpus": [], "packages": {}}),
+        METRICS_FILE: json.dumps(epoch) + "\n",
+        SUMMARY_FILE: json.dumps(summary),
+        EVALUATION_FILE: json.dumps(evaluation),
+        SAMPLES_FILE: to_json(Samples(looked_at=1, samples=[sample])),
+    }
+    for name, text in contents.items():
+        (place / name).write_text(text)
+    _spoil(place / list(contents)[rng.integers(len(contents))], rng)
+    write_report(place, place / "page.html")
+
+
+def _names_in(record: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(record)]
+
+
 def _model(place: Path, rng: np.random.Generator) -> None:
     model = Path(shutil.copytree(EMBEDDED["image_to_image"], place / "model"))
     files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors"))
@@ -299,6 +338,7 @@ KINDS: Mapping[str, Callable[[Path, np.random.Generator], None]] = {
     "recipe": _recipe,
     "override": _override,
     "run directory": _run_directory,
+    "report": _report,
     "model": _model,
     "adapters": _adapters,
     "weights": _weights,

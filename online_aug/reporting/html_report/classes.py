@@ -41,7 +41,7 @@ def confusion_chart(names: Sequence[str], counts: Confusion) -> str:
     longest = min(LONGEST_NAME, max(map(len, places)))
     margin, cell = (10.0 + 6 * longest, 22.0) if is_named else (1.0, max(2.0, 520 / len(places)))
     cells = [
-        _cell(_Place(margin, cell, places[true], places[taken], is_named), count, sum(row.values()))
+        _cell(_Place(margin, cell, places[true], places[taken], is_named), count, _images(row))
         for true, row in counts.items()
         for taken, count in row.items()
     ]
@@ -90,6 +90,10 @@ def _cell(place: _Place, count: int, of: int) -> str:
     )
 
 
+def _images(row: Mapping[str, int]) -> int:
+    return max(1, sum(row.values()))
+
+
 def _cut(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
@@ -133,7 +137,7 @@ def _accuracies(per_class: Mapping[str, float], confusion: Confusion) -> str:
 
 def _pairs(confusion: Confusion) -> str:
     wrong = [
-        (count, true, taken, count / sum(row.values()))
+        (count, true, taken, count / _images(row))
         for true, row in confusion.items()
         for taken, count in row.items()
         if true != taken

@@ -62,7 +62,8 @@ def method_of(run: RecordedRun) -> str:
         return "no synthetic images"
     several = run.settings.get("method")
     if isinstance(several, list):
-        return " and ".join(str(each.get("name", "diff_mix")) for each in several)
+        named = (each.get("name", "diff_mix") for each in several if isinstance(each, dict))
+        return " and ".join(map(str, named))
     return str(run.settings.get("method.name", "diff_mix"))
 
 
@@ -281,13 +282,13 @@ def _environment(run: RecordedRun) -> list[str]:
     found = run.environment
     if not found:
         return []
-    argv = found.get("argv")
+    argv, gpus = found.get("argv"), found.get("gpus")
     rows = [
         ("command", " ".join(map(str, argv)) if isinstance(argv, list) else ""),
         ("code", str(found.get("git_revision") or "not a work tree")),
         ("Python", str(found.get("python", ""))),
         ("cores", str(found.get("cpus", ""))),
-        ("GPUs", ", ".join(map(str, found.get("gpus") or [])) or "none"),
+        ("GPUs", ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "none"),
         ("started", str(found.get("started", ""))),
     ]
     packages = json.dumps(found.get("packages", {}), indent=2)

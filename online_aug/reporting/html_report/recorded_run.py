@@ -114,9 +114,13 @@ def read_run(folder: Path) -> RecordedRun:
     if not epochs:
         raise UserError(f"{folder / METRICS_FILE} must hold at least one epoch, got none: train on")
     is_over = (folder / SUMMARY_FILE).exists()
+    settings = read_settings(folder)
+    for key in ("run.seed", "run.epochs"):
+        if not isinstance(settings.get(key, 0), int):
+            raise UserError(f"{folder / CONFIG_FILE} must give {key} as a whole number")
     return RecordedRun(
         folder=folder,
-        settings=read_settings(folder),
+        settings=settings,
         config_text=_text(folder / CONFIG_FILE),
         epochs=epochs,
         summary=read_summary(folder) if is_over else None,
