@@ -4,6 +4,10 @@ import csv
 import re
 
 import pytest
+from comparison_samples import finish
+
+from online_aug.comparison.launches import Launches
+from online_aug.errors import RunError
 
 FEW = ("--seeds=1", "run.epochs=1")
 
@@ -23,6 +27,57 @@ def test_labels_are_compared_on_the_same_images_and_finished_runs_are_not_repeat
     before = weights.stat().st_mtime_ns
     assert call("labels", "--gammas=0.8", *FEW) == text
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Runs that would be launched, in order; each leaves the files of a finished one."""
+    started = []
+
+    def run(self, command, run, *, is_shown):
+        started.append(run)
+        made = run.config.generation.variants_per_image if run.config.mixing.is_synthetic else 0
+        changes = {"generated": 8 * made, "wall_s": 10.0 + made, "samples_per_insert": 3.0}
+        finish(run, 0.5 + 0.1 * run.seed, **changes)
+        return 0
+
+    monkeypatch.setattr(Launches, "run", run)
+    return started
+
+
+def test_reuse_trains_with_each_number_of_images_and_waits_for_all(call, launched):
+    text = call("reuse", "--variants=1,3", "--seeds=2", "run.epochs=1")
+    assert [run.config.generation.variants_per_image for run in launched] == [1, 3, 1, 3]
+    assert {run.config.mixing.starvation for run in launched} == {"wait"}
+    rows = table(call, "reuse")
+    assert [float(row["unique images"]) for row in rows] == [8, 24]
+    assert [float(row["test accuracy"]) for row in rows] == [0.55, 0.55]
+    assert "| 3 an image - 1 an image |" not in text
+    assert "5 optimizer steps in each run" in text
+
+
+def test_overhead_is_the_time_added_to_vanilla_from_a_cache_of_its_own(call, launched):
+    call("overhead", "--seeds=2", "run.epochs=1")
+    rows = {row["training"]: row for row in table(call, "overhead")}
+    assert list(rows) == ["vanilla", "CutMix", "online", "all images waited for"]
+    assert float(rows["vanilla"]["time added"]) == 0
+    assert float(rows["online"]["time added"]) == pytest.approx(0.2)
+    caches = [run.config.cache.path for run in launched if run.config.mixing.is_synthetic]
+    assert len(set(caches)) == len(caches) == 4
+    assert launched[1].config.optim.cutmix == 1
+
+
+def test_a_second_call_with_more_seeds_trains_only_those(call, launched):
+    call("labels", "--gammas=0.8", *FEW)
+    assert [run.seed for run in launched] == [0, 0, 0]
+    call("labels", "--gammas=0.8", "--seeds=2", "run.epochs=1")
+    assert [run.seed for run in launched[3:]] == [1, 1, 1]
+
+
+def test_a_training_that_fails_is_told_with_its_log(call, monkeypatch):
+    monkeypatch.setattr(Launches, "run", lambda *_, **__: 1)
+    with pytest.raises(RunError, match=r"hard, source, seed 0 ended with status 1, see .*\.log"):
+        call("labels", *FEW)
 
 
 @pytest.mark.parametrize(
