@@ -208,8 +208,8 @@ def _add_overhead_options(parser: ArgumentParser) -> None:
 
 _TIME = (
     "It trains with every row and seed by ordinary launches, below the study's folder; finished "
-    "ones are not repeated. The default size of a recipe for two cores takes ten to fifteen "
-    "minutes there behind fine-tuning; run.epochs makes it shorter."
+    "ones are not repeated. Its time is that of a run times rows and seeds, behind fine-tuning: "
+    "fewer of them, or run.epochs, make it shorter."
 )
 LABELS = Study(
     about=(

@@ -278,8 +278,8 @@ STUDY = Study(
         "mix, encoding, denoising, decoding, writing), in time and disk, and what a whole run of "
         "the recipe would: measured on a few images, the rest multiplied, and said so. Times "
         "differ from call to call. Makes the saliency maps that the plan needs, which stay in the "
-        "cache. Writes cost.md, cost.csv and cost.png. With the recipes for two cores it takes "
-        "one or two minutes."
+        "cache. Writes cost.md, cost.csv and cost.png. 12 images of "
+        "pocket birds took 13 s of one core, the maps being there."
     ),
     examples="pocket_birds_sgd_mix\nquickstart --images 50\ncub_sgd_mix devices.generate=cuda:0",
     add_options=_add_options,

@@ -335,7 +335,8 @@ STUDY = Study(
         "judge, a classifier that has only seen real images, says which class each image shows: "
         "the study trains one, or takes --judge. Writes drift-METHOD.png (the sheet), drift.md, "
         "drift.csv, drift_images.csv (each image) and drift.png. Fine-tunes the generator first "
-        "if the recipe asks for it. With pocket_birds_sgd_mix it takes a few minutes on two cores."
+        "if the recipe asks for it. 40 images of pocket birds at ten strengths took 1 min 42 s of "
+        "one core, with maps and judge (8 epochs)."
     ),
     examples=(
         "pocket_birds_sgd_mix\n"

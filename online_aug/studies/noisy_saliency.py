@@ -328,7 +328,8 @@ STUDY = Study(
         "images are mixed by them, without refinement: the masks' IoU with true masks, how much of "
         "either object is in the mix, and which class a judge sees. Needs a recipe of sgd_mix or "
         "paste. Writes noisy_saliency.md, noisy_saliency.csv, noisy_saliency.png and "
-        "noisy_saliency_sheet.png. With pocket_birds_sgd_mix it takes a few minutes on two cores."
+        "noisy_saliency_sheet.png. 40 mixes of pocket birds took 53 s of one core, maps and judge "
+        "being there."
     ),
     examples=(
         "pocket_birds_sgd_mix\n"

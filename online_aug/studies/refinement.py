@@ -171,8 +171,8 @@ STUDY = Study(
         "a whole (the paper), and refined with the source's foreground put back after every step "
         "(method.keeps_foreground): which class a judge sees, how much changes inside and outside "
         "of the source's foreground, and a sheet of them. Needs a recipe of sgd_mix. Writes "
-        "refinement.md, refinement.csv, refinement.png and refinement_sheet.png. With "
-        "pocket_birds_sgd_mix it takes a few minutes on two cores."
+        "refinement.md, refinement.csv, refinement.png and refinement_sheet.png. 40 mixes of "
+        "pocket birds at three strengths took 23 s of one core, maps and judge being there."
     ),
     examples=(
         "pocket_birds_sgd_mix\n"

@@ -215,7 +215,8 @@ STUDY = Study(
         "N). For some sources a background is chosen among 1, 10, 30 and 50 images: how much of "
         "its own object lies under the source's, how many mixes are refused, and how many "
         "different backgrounds are used. Needs a recipe of sgd_mix or paste and makes no image by "
-        "diffusion; only the saliency maps take time, and they stay in the cache for a run. "
+        "diffusion; only the saliency maps take time, and they stay in the cache for a run; "
+        "with those of the spectral residual pocket birds took 11 s of one core. "
         "Writes targets.md, targets.csv, targets.png and targets_sheet.png."
     ),
     examples=(
