@@ -51,6 +51,7 @@ class Sample:
     asked_for: str
     """The class, or the instruction, of the prompt."""
     method: str
+    """The method, if the run has several; else empty."""
     strength: float | None = None
     """None if no generator made it."""
     soft_label: Mapping[str, float] = field(default_factory=dict)
@@ -175,7 +176,7 @@ def _rejected_samples(
             source=names[request.source_label],
             asked_for=experiment.methods[request.method].caption(request)
             or names[request.target_label],
-            method=request.method,
+            method=request.method if len(experiment.methods) > 1 else "",
             strength=request.strength,
             reason=rejected[request].reason,
         )

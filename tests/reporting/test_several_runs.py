@@ -70,6 +70,18 @@ def test_every_class_has_its_change_against_the_baseline_losses_first(folders):
     assert "1 classes lose, 1 gain" in rest
 
 
+def test_only_seeds_that_both_have_count_for_a_change(folders, tmp_path):
+    third = write(tmp_path, "vanilla", 7, VANILLA, 0.2, {"null": 0.1, "Möwe": 0.1})
+    page = page_of([*folders, third])
+    assert row(page, "Results", "mix")[2] == "+3.0 ± 12.7"
+    assert row(page, "Classes: mix against vanilla", "null")[0].startswith("-9.0")
+
+
+def test_runs_without_a_common_seed_differ_by_their_means(tmp_path):
+    folders = [write(tmp_path, "vanilla", 0, VANILLA, 0.5), write(tmp_path, "mix", 1, MIXED, 0.6)]
+    assert row(page_of(folders), "Results", "mix")[:3] == ["1", "60.0", "+10.0"]
+
+
 def test_the_worst_group_is_compared_too(tmp_path):
     groups = [{"land": 0.5, "water": 0.8}, {"land": 0.7, "water": 0.8}]
     folders = [

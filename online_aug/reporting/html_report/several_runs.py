@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from online_aug.comparison.paired import difference, estimate
+from online_aug.comparison.paired import Estimate, difference, estimate
 from online_aug.console import duration, percent
 from online_aug.errors import UserError
 from online_aug.reporting.html_report.charts import Line, line_chart
@@ -144,21 +144,21 @@ def _results(recipes: Sequence[Recipe], base: Recipe) -> str:
     for recipe in recipes:
         own = recipe.figures(lambda summary: summary.top1)
         row = [recipe.name, str(len(recipe.summaries)), estimate([*own.values()]).text()]
-        row.append("" if recipe is base else _gain(own, top1))
+        row.append("" if recipe is base else _gain(own, top1).text(signed=True))
         if worst:
             groups = recipe.figures(lambda summary: summary.worst_group)
             row.append(estimate([*groups.values()]).text())
-            row.append("" if recipe is base else _gain(groups, worst))
+            row.append("" if recipe is base else _gain(groups, worst).text(signed=True))
         rows.append([*row, *_costs(recipe)])
     return table(heads, rows, numbers=range(1, len(heads)))
 
 
-def _gain(own: Mapping[int, float], theirs: Mapping[int, float]) -> str:
-    """Write the mean of own minus theirs, over equal seeds with its interval if there are any."""
+def _gain(own: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
+    """Return the mean of own minus theirs over common seeds, or of all if they have none."""
     paired = difference(own, theirs)
     if paired.seeds or not own or not theirs:
-        return paired.text(signed=True)
-    return f"{100 * (fmean(own.values()) - fmean(theirs.values())):+.1f}"
+        return paired
+    return Estimate(fmean(own.values()) - fmean(theirs.values()), math.nan, 1)
 
 
 def _costs(recipe: Recipe) -> list[str]:
@@ -241,7 +241,7 @@ def _parts(title: str, recipes: Sequence[Recipe], base: Recipe) -> str:
             own = accuracies(recipe, part)
             row.append(estimate([*own.values()]).text())
             if recipe is not base:
-                row.append(_gain(own, accuracies(base, part)))
+                row.append(_gain(own, accuracies(base, part)).text(signed=True))
         rows.append(row)
     heads = [title]
     for recipe in recipes:
@@ -261,21 +261,21 @@ def _changes(recipe: Recipe, base: Recipe) -> str:
             for each in (base, recipe)
         )
         if theirs and own:
-            changes.append((fmean(own.values()) - fmean(theirs.values()), name, theirs, own))
-    changes.sort(key=lambda each: each[:2])
-    largest = max((abs(change) for change, *_ in changes), default=0.0)
+            changes.append((_gain(own, theirs), name, theirs, own))
+    changes.sort(key=lambda each: (each[0].mean, each[1]))
+    largest = max((abs(gain.mean) for gain, *_ in changes), default=0.0)
     rows = [
         [
             name,
-            change_bar(change, largest),
-            _gain(own, theirs),
+            change_bar(gain.mean, largest),
+            gain.text(signed=True),
             estimate([*theirs.values()]).text(),
             estimate([*own.values()]).text(),
         ]
-        for change, name, theirs, own in changes
+        for gain, name, theirs, own in changes
     ]
     heads = ("class", "", "change", base.name, recipe.name)
-    lost, won = (sum(sign * change > 0 for change, *_ in changes) for sign in (-1, 1))
+    lost, won = (sum(sign * gain.mean > 0 for gain, *_ in changes) for sign in (-1, 1))
     said = f"Top-1 in percent, losses first: {lost} classes lose, {won} gain."
     title = f"Classes: {recipe.name} against {base.name}"
     if len(rows) <= CLASSES:
