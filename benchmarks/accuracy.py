@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     # An option with several words takes those after it too.
     options.overrides += [word for word in options.methods if "=" in word]
     options.methods = [word for word in options.methods if "=" not in word]
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="BLOCK or key=value", help=", ".join(BLOCKS)
+        "overrides", nargs="*", default=[], metavar="BLOCK or key=value", help=", ".join(BLOCKS)
     )
     parser.add_argument("--recipe", help="name or file, instead of a block")
     parser.add_argument("--methods", nargs="+", default=[], help=", ".join(ROWS))

@@ -1,5 +1,6 @@
 """The runs of a comparison: what each is to be, whether it is finished, what came out of it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -127,7 +128,7 @@ def plan_runs(
     """
     found = []
     for seed, (title, row) in product(seeds, rows.items()):
-        name = f"{title.replace(' ', '_')}-seed{seed}"
+        name = f"{re.sub('[^A-Za-z0-9._-]', '_', title)}-seed{seed}"
         place = (f"run.dir={folder}", f"run.name={name}", f"run.seed={seed}")
         cut = (f"data.seed={seed}",) if cuts else ()
         overrides = (*row.overrides, *place, *cut)

@@ -26,6 +26,8 @@ def test_overrides_may_follow_the_methods():
     options = accuracy._options(["birds", "--methods", "vanilla", "paste", "optim.lr=0.1"])
     assert (options.methods, options.overrides) == (["vanilla", "paste"], ["optim.lr=0.1"])
     assert options.block == "birds"
+    options = accuracy._options(["birds", "--seeds", "1", "optim.lr=0.1"])
+    assert (options.block, options.overrides) == ("birds", ["optim.lr=0.1"])
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,11 @@ def test_how_images_are_made_does_not_matter_to_a_run_without_any(tmp_path):
 
 
 def test_all_rows_of_a_seed_come_before_the_next_seed(tmp_path):
-    rows = {"a": Row("pocket_birds", ()), "b b": Row("pocket_birds_paste", ("optim.lr=1",))}
+    rows = {"a": Row("pocket_birds", ()), "b+b": Row("pocket_birds_paste", ("optim.lr=1",))}
     runs = plan_runs(rows, range(3, 5), tmp_path, cuts=True)
     assert [(run.row, run.seed, run.folder.name) for run in runs] == [
-        *(("a", 3, "a-seed3"), ("b b", 3, "b_b-seed3")),
-        *(("a", 4, "a-seed4"), ("b b", 4, "b_b-seed4")),
+        *(("a", 3, "a-seed3"), ("b+b", 3, "b_b-seed3")),
+        *(("a", 4, "a-seed4"), ("b+b", 4, "b_b-seed4")),
     ]
     config = runs[-1].config
     assert (config.run.seed, config.data.seed, config.optim.lr) == (4, 4, 1)
