@@ -89,6 +89,20 @@ def test_a_terminal_shows_everything_a_person_asks_for(clock: Clock) -> None:
     assert "each image served 3.2 times" in shown
 
 
+@pytest.mark.parametrize(
+    ("speed", "said"),
+    [(8.0, "31 made, 1,200 to come in 2 min 30 s"), (0.0, "31 made, 1,200 to come")],
+)
+def test_how_many_images_are_still_to_come_is_told_with_every_step(speed, said):
+    view = replace(GENERATOR, images_per_s=speed, to_come=1200)
+    console = Console(file=io.StringIO(), width=120)
+    with LiveReport(3, 40, True, console=console) as live:
+        live.step(2, 40, 1.25, SERVED, view)
+        live._shown_s = 0.0
+        live.step(2, 40, 1.25, SERVED, view)
+    assert f", {said}, cache 531 images" in text_of(console)
+
+
 def test_the_speed_is_that_of_all_ranks(clock: Clock) -> None:
     console = terminal()
     with LiveReport(1, 40, True, ranks=3, console=console) as live:
