@@ -28,6 +28,8 @@ from online_aug.methods.registry import (
     with_presets,
 )
 
+WITH_MOMENTUM = ("sgd", "nesterov", "momentum")
+"""Optimizers that take other rates than `adamw` and its kind (docs/LOG.md)."""
 Values = dict[str, Any]
 Place = tuple[str | int, ...]
 """A place in the values: section, number in a list, key."""
@@ -52,12 +54,27 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             _apply(values, override)
         except UserError as error:
             problems.append(str(error))
-    config, invalid = _validate(with_presets(values))
+    config, invalid = _validate(_with_usual_rates(with_presets(values)))
     problems.extend(invalid)
     if config is None or problems:
         lines = dict.fromkeys(" ".join(problem.splitlines()) for problem in problems)
         raise UserError("\n".join(lines))
     return config
+
+
+def _with_usual_rates(values: Values) -> Values:
+    """Fill in learning rate and weight decay by optimizer, and by whether all weights are new."""
+    optim, classifier = (values.get(name, {}) for name in ("optim", "classifier"))
+    if not (isinstance(optim, dict) and isinstance(classifier, dict)):
+        return values  # told when the sections are checked
+    is_loaded = bool(classifier.get("pretrained") or classifier.get("checkpoint"))
+    is_fine_tuned = is_loaded and classifier.get("head_only") is not True
+    usual: Values = {}
+    if optim.get("name") in WITH_MOMENTUM:
+        usual = {"lr": 0.01 if is_fine_tuned else 0.05, "weight_decay": 5e-4}
+    elif is_fine_tuned:
+        usual = {"lr": 3e-4}
+    return {**values, "optim": {**usual, **optim}}
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:

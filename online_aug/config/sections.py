@@ -75,12 +75,13 @@ class ClassifierConfig(Section):
 class OptimConfig(Section):
     """The optimizer and its schedule."""
 
-    name: Text = "sgd"
+    name: Text = "adamw"
     """Any timm optimizer, such as `adamw` or `lamb`; `sgd` is Nesterov's, `momentum` is not."""
-    lr: Positive = 0.05
-    """Peak learning rate."""
-    weight_decay: NotNegative = 5e-4
-    """Weight decay, not applied to biases and norms."""
+    lr: Positive = 3e-3
+    """Peak learning rate. Unless set it is 3e-4 if all of a classifier that starts from weights is
+    trained, and with `sgd` or `momentum` 0.05 and 0.01."""
+    weight_decay: NotNegative = 0.05
+    """Weight decay, not applied to biases and norms; unless set, 5e-4 with `sgd` or `momentum`."""
     momentum: Fraction = 0.9
     """Momentum, if the optimizer has one."""
     options: dict[str, Any] = Field(default_factory=dict)

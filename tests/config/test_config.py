@@ -85,6 +85,22 @@ def test_the_file_and_the_command_line_beat_a_method_s_presets(tmp_path):
     assert config.mixing.policy == "local"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        ([], (3e-3, 0.05)),
+        (["optim.name=sgd"], (0.05, 5e-4)),
+        (["classifier.pretrained=true"], (3e-4, 0.05)),
+        (["classifier.checkpoint=x.safetensors", "optim.name=momentum"], (0.01, 5e-4)),
+        (["classifier.pretrained=true", "classifier.head_only=true"], (3e-3, 0.05)),
+        (["classifier.pretrained=true", "optim.lr=1", "optim.weight_decay=0"], (1, 0)),
+    ],
+)
+def test_rates_that_nobody_set_suit_the_optimizer_and_the_weights(empty, overrides, rates):
+    optim = load_config(empty, overrides).optim
+    assert (optim.lr, optim.weight_decay) == rates
+
+
 def test_presets_set_known_keys_to_other_values_than_the_defaults():
     for method in METHODS.values():
         for section, keys in method.presets.items():
