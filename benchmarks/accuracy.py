@@ -54,11 +54,11 @@ BIRDS = {name: f"pocket_birds_{name}" for name in DIGITS} | {"diff_mix": "pocket
 BLOCKS = {
     "digits5": Block(
         DIGITS,
-        ("data.examples_per_class=5", "data.epoch_repeats=20"),
+        ("data.examples_per_class=5", "data.epoch_repeats=40"),
         ("method.candidates=[20,30]",),
     ),
-    "digits10": Block(DIGITS, ("data.examples_per_class=10", "data.epoch_repeats=10")),
-    "digits20": Block(DIGITS, ("data.examples_per_class=20", "data.epoch_repeats=5")),
+    "digits10": Block(DIGITS, ("data.examples_per_class=10", "data.epoch_repeats=20")),
+    "digits20": Block(DIGITS, ("data.examples_per_class=20", "data.epoch_repeats=10")),
     "birds5": Block(BIRDS, ("data.examples_per_class=5", "data.epoch_repeats=12")),
     "birds20": Block(BIRDS, ("data.examples_per_class=20", "data.epoch_repeats=3")),
     "birds": Block(BIRDS, ()),
@@ -66,7 +66,7 @@ BLOCKS = {
         BIRDS, ("data.imbalance_factor=0.1", "data.many_few=[30,15]", "data.epoch_repeats=3")
     ),
 }
-"""Data by name; all of birds but the tail have 1,350 optimizer steps, all of digits 200."""
+"""Data by name; all of birds but the tail have 1,350 optimizer steps, all of digits 400."""
 
 
 @dataclass(frozen=True)

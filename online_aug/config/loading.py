@@ -73,7 +73,7 @@ def _with_usual_rates(values: Values) -> Values:
     if optim.get("name") in WITH_MOMENTUM:
         usual = {"lr": 0.01 if is_fine_tuned else 0.05, "weight_decay": 5e-4}
     elif is_fine_tuned:
-        usual = {"lr": 3e-4}
+        usual = {"lr": 1e-3}
     return {**values, "optim": {**usual, **optim}}
 
 

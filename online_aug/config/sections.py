@@ -78,7 +78,7 @@ class OptimConfig(Section):
     name: Text = "adamw"
     """Any timm optimizer, such as `adamw` or `lamb`; `sgd` is Nesterov's, `momentum` is not."""
     lr: Positive = 3e-3
-    """Peak learning rate. Unless set it is 3e-4 if all of a classifier that starts from weights is
+    """Peak learning rate. Unless set it is 1e-3 if all of a classifier that starts from weights is
     trained, and with `sgd` or `momentum` 0.05 and 0.01."""
     weight_decay: NotNegative = 0.05
     """Weight decay, not applied to biases and norms; unless set, 5e-4 with `sgd` or `momentum`."""

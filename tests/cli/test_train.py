@@ -25,7 +25,7 @@ def test_optimizers_of_timm_are_taken(name):
         ({"optim": {"name": "adanw2"}}, "optim.name must be an optimizer of timm, got 'adanw2'; n"),
         ({"optim": {"name": "adahessian"}}, "optim.name must be an optimizer that needs first"),
         ({"optim": {"options": {"beta": 1}}}, "optim.name and optim.options must be an optimizer"),
-        ({"optim": {"min_lr": 0.1}}, "optim.min_lr must be at most optim.lr, got 0.1 for 0.05"),
+        ({"optim": {"min_lr": 0.1}}, "optim.min_lr must be at most optim.lr, got 0.1 for 0.003"),
         ({"classifier": {"precision": "float16"}}, "classifier.precision must be float32 or bfl"),
         ({"classifier": {"name": "resnet_none"}}, "classifier.name must be a timm model, got"),
         ({"data": {"auto_augment": "never"}}, "data.auto_augment must be a policy of timm"),

@@ -90,7 +90,7 @@ def test_the_file_and_the_command_line_beat_a_method_s_presets(tmp_path):
     [
         ([], (3e-3, 0.05)),
         (["optim.name=sgd"], (0.05, 5e-4)),
-        (["classifier.pretrained=true"], (3e-4, 0.05)),
+        (["classifier.pretrained=true"], (1e-3, 0.05)),
         (["classifier.checkpoint=x.safetensors", "optim.name=momentum"], (0.01, 5e-4)),
         (["classifier.pretrained=true", "classifier.head_only=true"], (3e-3, 0.05)),
         (["classifier.pretrained=true", "optim.lr=1", "optim.weight_decay=0"], (1, 0)),

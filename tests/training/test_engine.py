@@ -174,8 +174,8 @@ def test_a_batch_in_parts_gives_the_step_of_a_whole_one(make_engine, zero):
     no_batch_norm = {"name": "test_convnext"} | stage(zero)
     ends = []
     for parts in (1, 4):
-        optim = {"lr": 0.05, "warmup_epochs": 0, "mixup": 0.4, "accumulation": parts}
-        engine = make_engine(optim=optim, classifier=no_batch_norm)
+        optim = {"name": "sgd", "lr": 0.05, "warmup_epochs": 0, "mixup": 0.4}
+        engine = make_engine(optim=optim | {"accumulation": parts}, classifier=no_batch_norm)
         ends.append((train(engine, 3), weights(engine), engine.step))
     (losses, whole, steps), (losses_in_parts, in_parts, steps_in_parts) = ends
     assert losses == pytest.approx(losses_in_parts, rel=1e-4)
