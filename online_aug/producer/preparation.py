@@ -20,7 +20,6 @@ from online_aug.files import alone, lock_of_user
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.loader.pool import open_store
 from online_aug.processes import Interrupt
-from online_aug.producer.filling import make_missing
 
 
 def prepare_generation(experiment: Experiment, devices: Sequence[str] = ()) -> None:
@@ -58,6 +57,8 @@ def ensure_strengths(experiment: Experiment) -> None:
 
 
 def _try_strengths(experiment: Experiment) -> None:
+    from online_aug.producer.filling import make_missing  # loads the diffusion libraries
+
     whole = experiment.config.model_copy(update={"schedule": ScheduleConfig()})
     trials = replace(experiment, config=whole, only_trials=True)
     with open_store(experiment.config, experiment.splits.train) as store, Interrupt() as interrupt:

@@ -27,7 +27,7 @@ def test_a_dry_run_counts_requests_steps_and_cached_images(experiment_of):
     experiment, devices = experiment_of()
     text = describe_run(experiment, devices)
     assert "8 train, 2 val, 2 test images of 2 classes (crow, jay)\n" in text
-    assert "2 epochs of 2 steps of 4, 8 samples each" in text
+    assert "2 epochs of 2 steps of 4 images, 8 samples an epoch" in text
     assert "16 (8 sources x 2), each of 64 px in 4 steps" in text
     assert "disk       at most 192 KiB of images" in text
     assert "0 of them are there" in text
