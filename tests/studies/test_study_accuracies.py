@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import pytest
 from comparison_samples import finish
@@ -93,3 +94,24 @@ def test_a_training_that_fails_is_told_with_its_log(call, monkeypatch):
 )
 def test_what_cannot_be_studied_is_refused_in_a_line(call, name, argv, said):
     assert re.search(said, call.refusal(name, *argv))
+
+
+@pytest.mark.slow
+def test_the_judge_is_trained_once_on_all_real_images(call, monkeypatch):
+    started = []
+
+    def run(self, command, run, *, is_shown):
+        started.append(run.config)
+        shutil.copy(call.judge, finish(run, 0.9).folder / "model.safetensors")
+        return 0
+
+    monkeypatch.setattr(Launches, "run", run)
+    small = ("--images=4", "--strengths=1", "run.epochs=1", "data.examples_per_class=2")
+    call("drift", *small)
+    (trained,) = started
+    assert trained.data.examples_per_class is None
+    assert not trained.mixing.is_synthetic
+    call("drift", *small, "method.gamma=0.5")
+    assert len(started) == 1
+    call("drift", *small, "optim.lr=0.1")
+    assert [config.optim.lr for config in started] == [trained.optim.lr, 0.1]

@@ -25,6 +25,7 @@ from online_aug.config.loading import changed, resolved_yaml
 from online_aug.console import percent
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square, normalise
+from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.files import write_atomically
 from online_aug.methods import Picture
@@ -107,8 +108,9 @@ def open_judge(config: Config, weights: Path | None, folder: Path) -> Judge:
         weights = _trained(config, folder)
         about = f"a {config.classifier.name} trained by the study on all real training images"
     splits = load_splits(config.data)
-    classifier = _load(config, weights, splits.test.class_names)
-    accuracy = evaluate(classifier, splits.test, config.data, "cpu").top1
+    device = plan_devices(config.devices, trains=False).generator
+    classifier = _load(config, weights, splits.test.class_names).to(device)
+    accuracy = evaluate(classifier, splits.test, config.data, device).top1
     return Judge(
         classifier.eval(),
         config.data.image_size,
