@@ -19,6 +19,8 @@ CONFUSIONS = 15
 """Pairs of classes that the table of confusions lists."""
 CLASSES = 40
 """Classes up to which their table is shown unfolded."""
+WORST = 15
+"""Classes that are shown of more."""
 MOST_NAMED = 24
 """Classes up to which the confusion matrix names rows and columns."""
 LONGEST_NAME = 16
@@ -131,8 +133,11 @@ def _bars(accuracies: Mapping[str, float]) -> list[list[str]]:
 def _accuracies(per_class: Mapping[str, float], confusion: Confusion) -> str:
     sizes = {name: f"{sum(row.values()):,}" for name, row in confusion.items()}
     rows = [[*cells, sizes.get(cells[0], "-")] for cells in _bars(per_class)]
-    drawn = table(("class", "", "recognised", "test images"), rows, numbers=(2, 3))
-    return drawn if len(rows) <= CLASSES else folded(f"All {len(rows)} classes", drawn)
+    heads = ("class", "", "recognised", "test images")
+    drawn = table(heads, rows, numbers=(2, 3))
+    if len(rows) <= CLASSES:
+        return drawn
+    return table(heads, rows[:WORST], numbers=(2, 3)) + folded(f"All {len(rows)} classes", drawn)
 
 
 def _pairs(confusion: Confusion) -> str:

@@ -259,17 +259,18 @@ def _time(run: RecordedRun) -> list[str]:
     rows = [(n, duration(amount), percent(amount / whole)) for n, (amount, _) in parts.items()]
     if summary is not None:
         rows.append(("whole run", duration(summary.wall_s), ""))
-        rows.append(
-            ("from building the classifier to the first step", duration(summary.first_step_s), "")
-        )
+        rows.append(("until the first step", duration(summary.first_step_s), ""))
         if summary.first_fresh_s is not None:
-            rows.append(("to the first fresh image", duration(summary.first_fresh_s), ""))
+            rows.append(("until the first fresh image", duration(summary.first_fresh_s), ""))
     generating, paused = (sum(getattr(e, f) for e in epochs) for f in ("generating_s", "paused_s"))
     if generating + paused:
-        beside = "beside training, all generation processes of the first machine together"
-        rows.append((f"generating, {beside}", duration(generating), ""))
-        rows.append((f"paused by back-pressure, {beside}", duration(paused), ""))
-    note = "Everything else: loading, fine-tuning, maps, checkpoints, the test, pictures."
+        rows.append(("beside it, generating", duration(generating), ""))
+        rows.append(("beside it, paused by back-pressure", duration(paused), ""))
+    note = (
+        "Everything else: loading, fine-tuning, maps, checkpoints, the test, pictures. The first "
+        "step and image are timed from the building of the classifier; generating and paused are "
+        "the sums over the generation processes of the first machine."
+    )
     speed = f"Training ran at {rate(epochs[-1].images_per_s)} images/s in the last epoch."
     return [
         parts_bar(parts),
