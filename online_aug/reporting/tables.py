@@ -17,6 +17,7 @@ from cache.text import byte_size
 from online_aug.console import amount, duration, percent, rate, whole_percent
 from online_aug.reporting.metrics import EpochMetrics, Summary
 from online_aug.reporting.refusals import refusal_warning
+from online_aug.reporting.run_directory import REPORT_FILE
 from online_aug.request import Counts
 
 MIX_COLOURS = {
@@ -269,7 +270,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         *_made(summary),
         ("first step after", Text(_starts(summary))),
         ("whole run", Text(f"{duration(summary.wall_s)}, {amount(summary.epochs, 'epoch')}")),
-        ("run directory", Text(str(run_dir), "cyan")),
+        ("report", Text(str(run_dir / REPORT_FILE), "cyan")),
     ]
 
 
