@@ -128,7 +128,7 @@ def plan_runs(
     """
     found = []
     for seed, (title, row) in product(seeds, rows.items()):
-        name = f"{re.sub('[^A-Za-z0-9._-]', '_', title)}-seed{seed}"
+        name = f"{re.sub('[^A-Za-z0-9.]+', '_', title).strip('_')}-seed{seed}"
         place = (f"run.dir={folder}", f"run.name={name}", f"run.seed={seed}")
         cut = (f"data.seed={seed}",) if cuts else ()
         overrides = (*row.overrides, *place, *cut)

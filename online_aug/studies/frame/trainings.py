@@ -3,11 +3,9 @@
 Finished runs are not repeated, so the same command goes on where it was stopped.
 """
 
-import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from online_aug.comparison.launches import launching
@@ -64,9 +62,7 @@ def plan_trainings(
         for title, words in rows.items():
             own = (word.replace("{seed}", str(seed)) for word in words)
             row = Row(options.recipe, (*options.overrides, *own))
-            name = re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_")  # it names a folder
-            (run,) = plan_runs({name: row}, [seed], folder / "runs")
-            runs.append(replace(run, row=title))
+            runs += plan_runs({title: row}, [seed], folder / "runs")
     for run in runs:
         run.check_room()
         run.config  # noqa: B018 - refused here if it is none
