@@ -53,7 +53,7 @@ def run_labels(config: Config, options: Namespace, folder: Path) -> str:
         )
     if not all(gamma > 0 for gamma in options.gammas):
         raise UserError("--gammas must be above 0, got one that is not")
-    given = {f"gamma {gamma:g}": gamma for gamma in options.gammas}
+    given = {f"gamma {gamma:g}": gamma for gamma in sorted(set(options.gammas), reverse=True)}
     gammas = {"hard, source": _ONLY_SOURCE, **given, "hard, target": _ONLY_TARGET}
     rows = {name: (f"method.gamma={gamma}", *_WAIT) for name, gamma in gammas.items()}
     outcomes = _trained(config, options, folder, rows)
@@ -68,7 +68,7 @@ def run_labels(config: Config, options: Namespace, folder: Path) -> str:
         name: (exact(place, is_share=False), _accuracy(runs)[ACCURACY])
         for place, (name, runs) in enumerate(outcomes.items())
     }
-    chart = Chart("Accuracy by label, from the source's to the target's", "label", f"{ACCURACY}, %")
+    chart = Chart("Accuracy by label, from the source's to the target's", "", f"{ACCURACY}, %")
     draw_points(folder / "labels.png", chart, points)
     return text
 

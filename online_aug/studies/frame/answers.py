@@ -168,7 +168,10 @@ def draw_bars(path: Path, chart: Chart, bars: Mapping[str, Interval]) -> None:
 
 
 def draw_points(path: Path, chart: Chart, points: Mapping[str, tuple[Interval, Interval]]) -> None:
-    """Draw a point with its name and the intervals of both values, into a PNG file."""
+    """Draw a point with its name and the intervals of both values, into a PNG file.
+
+    A chart without a word for x has points in a row.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=120, layout="constrained")
@@ -183,7 +186,9 @@ def draw_points(path: Path, chart: Chart, points: Mapping[str, tuple[Interval, I
             axes.plot([place[0]] * 2, [up * y.low, up * y.high], color=colour)
         axes.plot(*place, "o", color=colour)
         axes.annotate(name, place, xytext=(6, 6), textcoords="offset points")
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.15, y=0.15)
+    if not chart.x:  # places in a row, which mean nothing
+        axes.set_xticks([])
     _finish(figure, axes, chart._replace(is_share=False))
     _save(figure, path)
 
