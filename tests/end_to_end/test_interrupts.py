@@ -126,7 +126,7 @@ def test_a_run_that_waits_for_its_first_image_stops_at_once(pair, config):
     cache = config.parent / "cache_for_nobody"
     story = Story(run_folder(config, "hurried"), cache)
     launch = start(config, "hurried", f"cache.path={cache}")
-    wait_for(lambda: generators_of(story.folder), launch)
+    wait_for((story.folder / "ledger").is_dir, launch)  # made when the first batch is asked for
     story.stop(launch, signal.SIGTERM)
     assert story.statuses == [128 + signal.SIGTERM]
     assert story.left == [[]]
