@@ -15,6 +15,7 @@ from request_samples import make_context
 from cache.__main__ import main as cache_main
 from online_aug.cli.compare import build_parser as compare_parser
 from online_aug.cli.main import COMMANDS, parse_command
+from online_aug.cli.report import build_parser as report_parser
 from online_aug.cli.study import study_parser
 from online_aug.config.loading import RECIPES, load_config
 from online_aug.methods import Source, make_method
@@ -57,6 +58,8 @@ def check_online_aug(argv):
     elif command == "compare":
         found = compare_parser().parse_intermixed_args(rest)
         check_recipe(command, [found.recipe, *found.overrides])
+    elif command == "report":
+        assert report_parser().parse_args(rest).runs
     elif rest and "--help" not in rest:
         check_recipe(command, rest)
 
