@@ -277,8 +277,8 @@ class GenerationConfig(Section):
     """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
     diffusers' format or a hub name, such as `madebyollin/taesd`."""
     few_step_adapter: str | None = None
-    """LoRA with which few steps will do, added after fine-tuning's (LCM-LoRA, arXiv:2311.05556): a
-    file, a folder or a hub name such as `latent-consistency/lcm-lora-sdv1-5`; needs `lcm`."""
+    """LoRA with which few steps will do (LCM-LoRA, arXiv:2311.05556): a file, a folder, or a hub
+    name such as `latent-consistency/lcm-lora-sdv1-5`; needs `scheduler: lcm`."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Steps of the whole trajectory; `int(steps * strength)` are run, with `lcm` rounded up. Null
     is 25, or 4 for a model that was distilled to few steps (LCM, turbo)."""

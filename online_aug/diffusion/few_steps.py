@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from online_aug.config.sections import GenerationConfig
@@ -23,6 +24,8 @@ MAX_TURBO_STEPS = 4
 """A turbo model run for so few steps or fewer takes no guidance."""
 MAX_LCM_GUIDANCE = 2.0
 """For a model with LCM-LoRA: it was distilled with guidance, and more burns the colours."""
+GUIDANCE, UNGUIDED = "distilled_guidance", "none"
+"""What the head of an adapter's file says if it was distilled without guidance."""
 _KEY = "generation.few_step_adapter"
 _ALLOWED = "a LoRA file or a folder with one"
 
@@ -108,12 +111,25 @@ def _check_consistency(config: GenerationConfig, model: Path) -> None:
 
 
 def _check_lcm_guidance(config: GenerationConfig) -> None:
-    if config.guidance_scale > MAX_LCM_GUIDANCE:
+    if config.guidance_scale > MAX_LCM_GUIDANCE and not _has_no_guidance(config):
         raise UserError(
             "generation.guidance_scale must be at most 2 with generation.scheduler lcm, got "
             f"{config.guidance_scale:g}: consistency models were distilled with guidance, 1 adds "
             "none"
         )
+
+
+def _has_no_guidance(config: GenerationConfig) -> bool:
+    """Tell whether the model is known not to have been distilled with guidance."""
+    adapter = locate_few_step_adapter(config.few_step_adapter)
+    return _is_unguided(adapter) if adapter else config.model == "embedded"
+
+
+def _is_unguided(adapter: Path) -> bool:
+    if adapter.suffix != ".safetensors":
+        return False
+    with safe_open(adapter, framework="pt") as file:
+        return (file.metadata() or {}).get(GUIDANCE) == UNGUIDED
 
 
 def _check_turbo(config: GenerationConfig, model: Path, schedule: Mapping[str, Any]) -> None:

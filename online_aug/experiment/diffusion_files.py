@@ -121,8 +121,8 @@ class DiffusionFiles:
         check_attention(self.config.generation.attention, self.device)
         check_weights(self.model, self.vae)
         check_schedule(self.config.generation.scheduler, self.model)
-        check_few_steps(self.config.generation, self.model)
         if self.few_steps:
             read_few_step_adapter(self.few_steps, self.model)
+        check_few_steps(self.config.generation, self.model)
         check_prompts(self.model, {one.name: one.prompt for one in self.concepts})
         self.adaptation.check(self.model)

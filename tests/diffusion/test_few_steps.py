@@ -47,7 +47,9 @@ def model_of(tiny_model, tmp_path):
 
 
 def settings(scheduler, steps, guidance):
-    return GenerationConfig(scheduler=scheduler, num_inference_steps=steps, guidance_scale=guidance)
+    return GenerationConfig(
+        model="merged", scheduler=scheduler, num_inference_steps=steps, guidance_scale=guidance
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,11 @@ def test_settings_that_go_with_a_model_pass(
     model_of, schedule, scale_width, scheduler, steps, guidance
 ):
     check_few_steps(settings(scheduler, steps, guidance), model_of(schedule, scale_width))
+
+
+def test_the_embedded_model_is_known_to_be_distilled_with_no_guidance(tiny_model):
+    few = {"scheduler": "lcm", "num_inference_steps": 4, "guidance_scale": 7.5}
+    check_few_steps(GenerationConfig(model="embedded", **few), tiny_model)
 
 
 def test_a_model_that_was_trained_from_pure_noise_is_no_turbo_model(tiny_model):
@@ -166,9 +173,7 @@ def test_a_folder_without_one_adapter_is_one_clear_line(matrices, tmp_path):
 
 
 def test_an_adapter_that_is_nowhere_is_one_clear_line(tmp_path):
-    with pytest.raises(
-        UserError, match=r"^generation\.few_step_adapter must be 'embedded', "
-    ) as bad:
+    with pytest.raises(UserError, match=r"^generation\.few_step_adapter must be a LoRA ") as bad:
         locate_few_step_adapter(str(tmp_path / "none.safetensors"))
     assert "\n" not in str(bad.value)
 

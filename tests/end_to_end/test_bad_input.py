@@ -160,9 +160,9 @@ CASES = {
         ["optim.accumulation=3"],
         r"optim\.accumulation must divide the 10 images of a step on each device, got 3$",
     ),
-    "guidance of another solver": (
-        ["generation.scheduler=lcm", "generation.guidance_scale=7.5"],
-        r"generation\.guidance_scale must be at most 2 with generation\.scheduler lcm, got 7\.5: ",
+    "adapter that is none": (
+        ["generation.scheduler=lcm", "generation.few_step_adapter=."],
+        r"generation\.few_step_adapter must be a LoRA file or a folder with one, got \. with none$",
     ),
     "unknown solver": (
         ["generation.scheduler=heun"],

@@ -53,7 +53,9 @@ def _parse() -> tuple[Task, Settings, Path, int, Path | None]:
         help="start from the autoencoder of this model; with 0 steps it stays as it is",
     )
     parser.add_argument(
-        "--start", type=Path, help="start from the denoiser and text encoder of this model"
+        "--start",
+        type=Path,
+        help="start from the denoiser and text encoder of this model, or from this folder's LoRA",
     )
     parser.add_argument(
         "--few-steps",

@@ -4,7 +4,7 @@ The LoRA learns to predict from any state of a trajectory the clean latent at wh
 what a latent consistency model predicts (arXiv:2310.04378), so it is sampled like one. Published
 ones learn it from their own predictions one step further on, for want of time to denoise to the
 end; a model as small as ours affords the ends themselves. As in LCM-LoRA (arXiv:2311.05556) the
-result is added to models that were fine-tuned on something else, and guidance is distilled too.
+result is added to models that were fine-tuned on something else.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from online_aug.diffusion.adapters import LORA_FILE
 from online_aug.diffusion.directory import scheduler_settings
+from online_aug.diffusion.few_steps import GUIDANCE, UNGUIDED
 from online_aug.diffusion.loading import training_scheduler
 from online_aug.seeding import numpy_rng
 from tools.embedded_model.training import Settings, training_steps
@@ -114,6 +116,8 @@ def distil(model: Path, settings: Settings, out: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
     unet.to(settings.device).train()
     added = add_lora(unet)
+    if settings.start is not None:
+        load_lora(added, settings.start)
     lora = nn.ModuleList(added.values())
     learned = list(lora.parameters())
     kept = training_scheduler(scheduler_settings(model)).alphas_cumprod.to(settings.device)
@@ -148,8 +152,18 @@ def _distance(found: Tensor, wanted: Tensor) -> Tensor:
 def save_lora(added: Mapping[str, LowRank], unet: UNet2DConditionModel, folder: Path) -> None:
     """Write matrices in diffusers' format, in half precision."""
     layers = {
-        f"{name}.{side}.weight": matrix.detach().half().cpu().contiguous()
+        f"unet.{name}.{side}.weight": matrix.detach().half().cpu().contiguous()
         for name, pair in added.items()
         for side, matrix in pair.matrices(unet.get_submodule(name).weight).items()
     }
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(layers, folder / LORA_FILE, metadata={"format": "pt", GUIDANCE: UNGUIDED})
+
+
+@torch.no_grad()
+def load_lora(added: Mapping[str, LowRank], folder: Path) -> None:
+    """Take the matrices that `save_lora` wrote."""
+    layers = load_file(folder / LORA_FILE)
+    for name, pair in added.items():
+        pair.down.copy_(layers[f"unet.{name}.lora_A.weight"].flatten(1))
+        pair.up.copy_(layers[f"unet.{name}.lora_B.weight"].flatten(1))

@@ -55,7 +55,7 @@ class Settings:
     autoencoder: Path | None = None
     """Model directory whose autoencoder is trained further for `vae_steps`."""
     start: Path | None = None
-    """Model directory of the same task whose denoiser and text encoder are trained further."""
+    """Model directory of the same task, or folder of a LoRA, that is trained further."""
     trajectories: int = 0
     """Images that a model denoises, to distil it from."""
 

@@ -1,5 +1,6 @@
 """Denoise noised images with a trained model and keep every state on the way, to distil it from.
 
+There is no guidance, so that it can be chosen when images are made (docs/LOG.md).
 A state is a noisy latent at its time step; what it should lead to is the clean latent at which its
 trajectory ends. One trajectory so gives as many examples as it has steps, and each is exact.
 """
@@ -33,14 +34,12 @@ FROM_NOISE = 0.4
 OWN_CAPTION = 0.25
 """Share of images that are denoised with a caption of their own, not with one of another image."""
 DIGIT_SHARE = 0.5
-DIGIT_GUIDANCE, BIRD_GUIDANCE = 7.5, 2.5
-"""Guidance scales of the recipes for digits and for birds."""
 FIRST_TIMESTEP = 80
 """States at earlier time steps are left out: few steps begin at none of them."""
 
 
 class Teacher:
-    """A trained model as the generation process runs it, guidance included."""
+    """A trained model as the generation process runs it, without guidance."""
 
     def __init__(self, folder: Path, device: str) -> None:
         """Load the model of a folder and put it on a device."""
@@ -69,7 +68,6 @@ class Teacher:
         self,
         clean: Float[Tensor, "b 4 h w"],
         captions: list[str],
-        guidance_scale: Float[Tensor, " b"],
         rng: np.random.Generator,
     ) -> dict[str, Tensor]:
         """Noise images to a random strength, denoise them, and return the states and the end."""
@@ -80,13 +78,14 @@ class Teacher:
         noise = torch.randn(clean.shape, generator=torch_rng(int(rng.integers(2**31))))
         latents = (way.start_image * clean + way.start_noise * noise).to(self._device)
         words = self.embed(captions)
-        given = Conditions(words, None, guidance_scale.to(self._device), guidance_scale)
+        unguided = torch.ones(len(clean))
+        given = Conditions(words, None, unguided, unguided)
         previous, states = torch.zeros_like(latents), []
         for row in way.rows:
             step = Step(*row)
             states.append(latents)
             times = step.timestep.expand(len(latents)).to(self._device)
-            output = self._denoiser(latents, times, given, is_guided=True)
+            output = self._denoiser(latents, times, given, is_guided=False)
             latents, previous = advance(step, latents, output, previous, previous)
         is_kept = way.rows[:, 2] >= FIRST_TIMESTEP
         return {
@@ -108,9 +107,7 @@ def draw_trajectories(
     _, others = corpus.draw(size, DIGIT_SHARE, rng)
     is_own = rng.random(size) < OWN_CAPTION
     captions = [a if kept else b for a, b, kept in zip(own, others, is_own, strict=True)]
-    is_digit = torch.from_numpy(corpus.is_digit[indices])
-    guidance_scale = torch.where(is_digit, DIGIT_GUIDANCE, BIRD_GUIDANCE)
-    return teacher.denoise(latents[indices], captions, guidance_scale, rng)
+    return teacher.denoise(latents[indices], captions, rng)
 
 
 def write_trajectories(model: Path, settings: Settings) -> Path:
