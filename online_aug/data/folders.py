@@ -21,6 +21,13 @@ SPLIT_FOLDERS = {
     "test": ("test", "testing"),
 }
 """Names of the folders of each split, in lower case; on disk any case counts."""
+SYSTEM_FOLDERS = frozenset(
+    {
+        "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",
+        "__macosx", "$recycle.bin", "system volume information", "lost+found",
+    }
+)  # fmt: skip
+"""Folders that storage boxes and systems add of themselves, in lower case; some hold thumbnails."""
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
 _SHOWN_KINDS = 5
 
@@ -28,9 +35,10 @@ _SHOWN_KINDS = 5
 def folder_splits(root: Path) -> dict[str, FolderSet]:
     """Read the splits under `root`: always `train`, and `val` and `test` if they have folders.
 
-    Class folders are taken in sorted order and searched to any depth. Hidden files and files that
-    are not images are ignored; links are followed. A folder named like a split is one if it holds
-    class folders; else it counts as a class, so that a set of vehicles may have a class `train`.
+    Class folders are taken in sorted order and searched to any depth. Hidden files, files that are
+    not images, and `SYSTEM_FOLDERS` are ignored; links are followed. A folder named like a split is
+    one if it holds class folders; else it counts as a class, so that a set of vehicles may have a
+    class `train`.
 
     Raises:
         UserError: If the folder or its classes cannot be used.
@@ -175,8 +183,12 @@ def _sub_folders(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
     return tuple(
-        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        sorted(p.name for p in folder.iterdir() if p.is_dir() and not _is_passed_over(p.name))
     )
+
+
+def _is_passed_over(folder_name: str) -> bool:
+    return folder_name.startswith(".") or folder_name.casefold() in SYSTEM_FOLDERS
 
 
 def _images(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
@@ -187,7 +199,7 @@ def _images(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_passed_over(name)]
         prefix = Path(place).relative_to(folder).as_posix()
         for name in files:
             if name.startswith("."):

@@ -288,6 +288,16 @@ def test_a_class_too_small_to_be_split_is_named(flat, count):
     assert message.endswith(f"got {count}")
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found"])
+def test_folders_that_systems_add_hold_no_images_and_are_no_classes(ready, name):
+    for place in (ready, ready / "train", ready / "train" / "cat"):
+        fill(place / name / "thumbnails", 3)
+    splits = splits_of(ready)
+    assert splits.train.class_names == ("cat", "dog")
+    assert np.bincount(splits.train.labels).tolist() == [10, 10]
+    assert splits.doubts == ()
+
+
 def test_one_image_of_a_class_is_enough_if_nothing_is_cut(ready):
     fill(ready / "train" / "emu", 1)
     assert splits_of(ready).train.labels.tolist().count(2) == 1
