@@ -17,7 +17,15 @@ from pydantic import ValidationError
 
 from cache.text import nearest_hint, nearest_names
 from online_aug.config import Config
-from online_aug.config.schema import allowed, fields, method_fields, methods_with, sections, shown
+from online_aug.config.schema import (
+    allowed,
+    fields,
+    method_fields,
+    methods_with,
+    sections,
+    shown,
+    takes_only_text,
+)
 from online_aug.documents import MAX_YAML_BYTES, DocumentError, parse_yaml, read_text
 from online_aug.errors import UserError
 from online_aug.methods.registry import (
@@ -130,6 +138,8 @@ def _apply(values: Values, override: str) -> None:
         value = parse_yaml(text)
     except DocumentError as error:
         raise UserError(f"{dotted} must have a YAML value, got {shown(text)}: {error}") from None
+    if isinstance(value, bool | int | float) and takes_only_text(fields().get(dotted, {})):
+        value = text.strip()  # YAML reads 010 as 8 and `no` as false
     for depth, parent in enumerate(parents, 1):
         inner = values.setdefault(parent, {})
         if not isinstance(inner, dict):
@@ -175,7 +185,10 @@ def _wrong_value_line(place: Place, values: Values) -> str:
         rule = allowed(known[key])
     elif place == ("method",):
         rule += ", or a list of such"
-    return f"{_dotted(place)} must be {rule}, got {shown(_value(place, values))}"
+    value, way_out = _value(place, values), ""
+    if isinstance(value, bool | int | float) and takes_only_text(known.get(key, {})):
+        way_out = ", which YAML takes for no text: put it in quotes"
+    return f"{_dotted(place)} must be {rule}, got {shown(value)}{way_out}"
 
 
 def _method_at(place: Place, values: Values) -> str:

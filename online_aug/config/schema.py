@@ -126,6 +126,12 @@ def allowed(field: Schema) -> str:
     return _JSON_KINDS.get(str(kind), "a value of its own kind")
 
 
+def takes_only_text(field: Schema) -> bool:
+    """Return whether a key takes text, or null, and no number, truth value, list or mapping."""
+    kinds = {branch.get("type") for branch in field.get("anyOf", [field])}
+    return "string" in kinds and kinds <= {"string", "null"}
+
+
 _JSON_KINDS = {"boolean": "true or false", "null": "null", "object": "a mapping", "string": "text"}
 _COMPARED = {
     "minimum": ">=",

@@ -422,8 +422,19 @@ def test_null_is_taken_where_it_is_documented_and_nowhere_else(empty, dotted):
         assert error_lines(empty, *overrides)[0].startswith(f"{dotted} must be ")
 
 
-def test_text_that_looks_like_a_number_stays_text_in_a_text_field(empty):
-    assert load_config(empty, ["run.name=1e4"]).run.name == "1e4"
+@pytest.mark.parametrize("name", ["1e4", "2024", "010", "1_000", "0x10", "no", "3.10"])
+def test_text_that_looks_like_a_number_stays_text_in_a_text_field(empty, name):
+    assert load_config(empty, [f"run.name={name}"]).run.name == name
+    assert load_config(empty, [f"run.dir={name}"]).run.dir == Path(name)
+
+
+@pytest.mark.parametrize("name", ["2024", "010", "no"])
+def test_a_number_for_text_in_a_file_is_told_to_be_quoted(tmp_path, name):
+    path = tmp_path / "numbered.yaml"
+    path.write_text(f"run: {{name: {name}}}")
+    (line,) = error_lines(path)
+    assert line.startswith("run.name must be text ")
+    assert line.endswith(", which YAML takes for no text: put it in quotes")
 
 
 def test_a_date_is_text(empty):
