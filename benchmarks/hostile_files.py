@@ -4,9 +4,9 @@
 
 Recipes and overrides, files of a run directory, model directories, adapters, weights and image
 folders are spoilt at random: bytes changed or cut, values of other types, nested, repeated, other
-encodings, pipes, devices and links in the place of files, pickles that would make a folder. An
-exception that is no error of ours, a line break in its text, more than `LIMIT_S` seconds or a
-pickle that ran is a bug: exit status 1.
+encodings, pipes, devices and links in the place of files, pickles that would make a folder; a few
+stay as they are. An exception that is no error of ours, a line break in its text, more than
+`LIMIT_S` seconds or a pickle that ran is a bug: exit status 1.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from online_aug.diffusion.few_steps import check_few_steps
 from online_aug.diffusion.import_adapters import import_adapters
 from online_aug.diffusion.loading import load_pipeline
 from online_aug.diffusion.schedule_settings import check_schedule
-from online_aug.diffusion.weights import check_weights
+from online_aug.diffusion.weights import check_weights, tensor_shapes
 from online_aug.errors import UserError
 from online_aug.files import to_json
 from online_aug.reporting.html_report import write_report
@@ -60,23 +60,11 @@ from online_aug.reporting.samples import SAMPLES_FILE, Sample, Samples
 from online_aug.training.checkpoints import MARKER, check_made_with
 
 LIMIT_S = 60
-SAID_EVERY = 100
+LEFT_ALONE = 10  # one file of so many stays as it is
 RECORD = {"epoch": 1, "step": 3, "train_loss": None, "val_top1": 0.5}
 TEXTS = [
-    *(
-        "null",
-        "[]",
-        "{}",
-        '"x"',
-        "7",
-        "",
-        "true",
-        "NaN",
-        "\0",
-        "---\n---",
-        "*a",
-        "!!python/name:os",
-    ),
+    *("null", "[]", "{}", '"x"', "7", "", "true", "NaN", "\0"),
+    *("---\n---", "*a", "!!python/name:os"),
     *("[" * 100_000, '{"a":' * 100_000, "- " * 50_000, "9" * 1_000_000, "1" + ":59" * 100_000),
     "a: &a [x,x]\n" + "".join(f"b{n}: &b{n} [{','.join(['*a'] * 9)}]\n" for n in range(9)),
     "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1},*a{n - 1}]\n" for n in range(1, 60)),
@@ -122,9 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
     """Try `count` inputs, dealt out over all kinds; return how often each had which outcome."""
     found: Counter[tuple[str, str]] = Counter()
-    kinds = list(KINDS)
     for number in range(count):
-        kind = kinds[number % len(kinds)]
+        kind = list(KINDS)[number % len(KINDS)]
         place = folder / f"{number}"
         place.mkdir()
         outcome = _outcome(kind, place, np.random.default_rng([seed, number]))
@@ -134,7 +121,7 @@ def run(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
         if outcome.startswith("BUG"):
             print(f"input {number} of seed {seed}, {kind}: {outcome}", file=sys.stderr)
         found[kind, outcome] += 1
-        if (number + 1) % SAID_EVERY == 0:
+        if (number + 1) % 100 == 0:
             print(f"{number + 1}/{count}", file=sys.stderr)
         shutil.rmtree(place)
     return found
@@ -161,6 +148,8 @@ def _outcome(kind: str, place: Path, rng: np.random.Generator) -> str:
 
 def _spoil(path: Path, rng: np.random.Generator) -> None:
     """Change one file: its bytes, its text, one of its values, or what kind of file it is."""
+    if not rng.integers(LEFT_ALONE):
+        return
     ways = [_change_bytes, _cut, _replace_text, _replace_kind, _trap]
     if path.suffix == ".json":
         ways += [_replace_value] * 5
@@ -169,8 +158,9 @@ def _spoil(path: Path, rng: np.random.Generator) -> None:
 
 def _change_bytes(path: Path, rng: np.random.Generator) -> None:
     content = bytearray(path.read_bytes())
+    end = len(content) if rng.integers(2) else min(len(content), 4096)  # of values or of a header
     for _ in range(rng.integers(1, 8)):
-        content[rng.integers(min(len(content), 4096))] = rng.integers(256)
+        content[rng.integers(end)] = rng.integers(256)
     path.write_bytes(bytes(content))
 
 
@@ -298,9 +288,17 @@ def _model(place: Path, rng: np.random.Generator) -> None:
 def _adapters(place: Path, rng: np.random.Generator) -> None:
     model, folder = EMBEDDED["image_to_image"], place / "adapters"
     folder.mkdir()
-    names = ["lora.safetensors", "x_emb.safetensors", "learned_embeds.bin", "adapter_model.bin"]
-    path = folder / names[rng.integers(len(names))]
-    torch.save({"unet.x.lora_A.weight": torch.zeros(2, 2), "<emu>": torch.zeros(128)}, path)
+    if rng.integers(2):
+        path = folder / ("x_emb.safetensors" if rng.integers(2) else "learned_embeds.bin")
+        settings = json.loads((model / "text_encoder" / "config.json").read_text())
+        _write({"<emu>": torch.zeros(settings["hidden_size"])}, path)
+    else:
+        path = folder / ("lora.safetensors" if rng.integers(2) else "adapter_model.bin")
+        shapes = tensor_shapes(model / "unet").items()
+        layer, (outputs, inputs) = next(each for each in shapes if "to_q.weight" in each[0])
+        lora = f"unet.{layer.removesuffix('.weight')}.lora"
+        a, b = torch.ones(2, inputs), torch.ones(outputs, 2)
+        _write({f"{lora}_A.weight": a, f"{lora}_B.weight": b}, path)
     _spoil(path, rng)
     if files := find_adapters(folder):
         mode = "lora" if files.lora else "textual_inversion"
@@ -310,20 +308,22 @@ def _adapters(place: Path, rng: np.random.Generator) -> None:
 def _weights(place: Path, rng: np.random.Generator) -> None:
     path = place / ("weights.pt" if rng.integers(2) else "weights.safetensors")
     settings = ClassifierConfig(name="test_resnet")
-    weights = build_classifier(settings, 3).state_dict()
-    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
+    _write(build_classifier(settings, 3).state_dict(), path)
     _spoil(path, rng)
     build_classifier(settings.model_copy(update={"checkpoint": path}), 3, image_size=32)
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
 
 def _images(place: Path, rng: np.random.Generator) -> None:
     forms = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF", "avif": "AVIF"}
     pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    suffixes = list(forms)
     for name in ("a", os.fsdecode(b"b\xe9\x1b")):
         (place / name).mkdir()
         for number in range(6):
-            suffix = suffixes[rng.integers(len(suffixes))]
+            suffix = list(forms)[rng.integers(len(forms))]
             path = place / name / f"{number}.{suffix}"
             PIL.Image.fromarray(pixels).save(path, forms[suffix])
     _spoil(path, rng)
