@@ -88,6 +88,7 @@ def decode_image(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     # zlib.error, IndexError, ... All of them mean the same here.
     try:
         with _opened(io.BytesIO(content)) as image:
+            _check_range(image)
             if _is_plain_jpeg(image, content):
                 return _decode_jpeg(content)
             return to_rgb(PIL.ImageOps.exif_transpose(image))
@@ -96,13 +97,15 @@ def decode_image(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def check_header(path: Path) -> None:
-    """Check format and size of an image file; decode it only if it may have been cut short.
+    """Check format, size and range of an image file; decode it only if it may have been cut short.
 
     Raises:
-        BadImageError: If it is not an image, has more than `MAX_PIXELS` pixels, or has been cut.
+        BadImageError: If it is not an image, has more than `MAX_PIXELS` pixels, has been cut, or
+            the range of its values is unknown.
     """
     try:
         with open_regular(path) as file, _opened(file) as image:
+            _check_range(image)
             is_whole = _ends_whole(file, image.format or "")
     except Exception as error:  # as in decode_image
         raise _bad(str(path), error) from error
@@ -178,10 +181,7 @@ def to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         ValueError: If the range of its values is unknown: floats, or integers beyond 16 bits.
     """
-    if image.mode == "F":
-        raise ValueError(
-            "floating-point pixels have no known range; convert the file to 8 or 16 bits"
-        )
+    _check_range(image)
     if image.mode.startswith("I"):
         return _from_16_bit(np.asarray(image))
     if image.has_transparency_data:
@@ -190,6 +190,13 @@ def to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         white = PIL.Image.new("RGBA", straight.size, "white")
         image = PIL.Image.alpha_composite(white, straight)
     return np.array(image.convert("RGB"))
+
+
+def _check_range(image: PIL.Image.Image) -> None:
+    # The only format whose mode I is 32 bits wide: of a PGM, Pillow scales the values to 16.
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"{kind} pixels have no known range; convert the file to 8 or 16 bits")
 
 
 def _is_plain_jpeg(image: PIL.Image.Image, content: bytes) -> bool:

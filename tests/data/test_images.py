@@ -140,13 +140,15 @@ def test_16_bit_colour_is_scaled_and_not_clipped(tmp_path):
         np.testing.assert_allclose(read_image(tmp_path / name), deep / 257, atol=1)
 
 
+@pytest.mark.parametrize("read", [read_image, check_header])
+@pytest.mark.parametrize("value", [200, 70_000])
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_an_unknown_range_are_refused(tmp_path, mode):
-    path = save(PIL.Image.new(mode, (4, 4), 70_000), tmp_path / "a.tif")
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, mode, value, read):
+    path = save(PIL.Image.new(mode, (4, 4), value), tmp_path / "a.tif")
     with pytest.raises(
         BadImageError, match=r"a\.tif cannot be read: .*convert the file to 8 or 16"
     ):
-        read_image(path)
+        read(path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
