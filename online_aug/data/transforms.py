@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from online_aug.data.settings import DataConfig
@@ -200,7 +200,16 @@ def _policy(name: str, size: int) -> Callable[[Image.Image], Image.Image]:
     }
     make = kinds.get(name.split("-")[0], auto_augment.auto_augment_transform)
     made: Callable[[Image.Image], Image.Image] = make(name, settings)
+    rows = getattr(made, "policy", None) or [getattr(made, "ops", ())]
+    for operation in (operation for row in rows for operation in row):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
     return made
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep one bit at least: at high magnitudes timm asks for none, which Pillow refuses."""
+    return ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image
 
 
 def _apply_policy(image: Tensor, name: str) -> Tensor:

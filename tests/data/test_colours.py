@@ -75,6 +75,11 @@ def test_policies_of_timm_are_accepted(policy):
     check_policy(DataConfig(auto_augment=policy))
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-n4-inc1", "rand-m1-n4", "v0", "augmix-m10"])
+def test_policies_run_at_any_magnitude(policy, image):
+    assert all(Colours(policy=policy)(image, seed).shape == image.shape for seed in range(60))
+
+
 @pytest.mark.parametrize("policy", ["rand-x9", "autoaugment", "v0-m9", "rand-m9.5", "-"])
 def test_an_unknown_policy_is_refused_by_name(policy):
     with pytest.raises(UserError, match=f"data.auto_augment must be a policy .* got '{policy}'"):
