@@ -17,7 +17,7 @@ WRONG_SIZES = [
     ("coat_tiny", 250, "224 and 256"),
     ("crossvit_tiny_240", 250, "240"),
     ("dla102", 250, "224 and 256"),
-    ("efficientformer_l1", 250, "224"),
+    ("efficientformer_l1", 256, "224"),
     ("gcvit_xxtiny", 250, "224 and 256"),
     ("hrnet_w18_small", 250, "224 and 256"),
     ("tresnet_l", 250, "224 and 256"),
