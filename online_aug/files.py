@@ -38,6 +38,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: Path, name: str) -> None:
+    """Refuse a folder that is none, or cannot be made or written; make nothing.
+
+    Args:
+        path: The folder.
+        name: The option or key that names it, for the message.
+
+    Raises:
+        UserError: If it, or the nearest folder above it that exists, is a file or read-only.
+    """
+    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return
+    reason = "is read-only" if nearest.is_dir() else "is a file"
+    raise UserError(f"{name} must be a folder that can be written, got {path}: {nearest} {reason}")
+
+
 def lock_of_user(name: str) -> Path:
     """Return the path of a lock file that the processes of this user on this machine share."""
     return Path(tempfile.gettempdir()) / f"online_aug-{os.getuid()}-{name}.lock"

@@ -143,7 +143,12 @@ class Counts:
     @property
     def slots(self) -> int:
         """Images trained on."""
-        return self.real + self.fresh + self.cached + self.composed + self.starved
+        return self.real + self.synthetic + self.starved
+
+    @property
+    def synthetic(self) -> int:
+        """Slots with an image that is not a plain training image."""
+        return self.fresh + self.cached + self.composed
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: n + getattr(other, name) for name, n in vars(self).items()})

@@ -16,6 +16,7 @@ from online_aug.config import Config
 from online_aug.console import open_console, percent, print_line
 from online_aug.distributed.identity import identify
 from online_aug.errors import RunError, UserError
+from online_aug.files import check_folder
 from online_aug.reporting.run_directory import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from online_aug.comparison.runs import Row, plan_runs, without_synthetic
 
     folder: Path = given.out or config.run.dir / f"compare-{command.config_path.stem}"
+    check_folder(folder, "--out" if given.out else "run.dir")
     rows = {
         VANILLA: Row(command.recipe, (*command.overrides, *without_synthetic(config))),
         AUGMENTED: Row(command.recipe, command.overrides),
@@ -72,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
                     f"{run.title} ended with status {status}, see {run.log}; "
                     "the same command goes on with it"
                 )
-    _report(command, config, runs, folder)
+    shown = ["compare", command.recipe, *command.overrides, f"--seeds {given.seeds}"]
+    _report(" ".join([*shown, "--cuts"] if given.cuts else shown), command, runs, folder)
     return 0
 
 
@@ -141,7 +144,7 @@ def _head(run: "Run", place: str) -> None:
     print_line(open_console(), f"\n{run.title} ({place}){done}")
 
 
-def _report(command: Command, config: Config, runs: Sequence["Run"], folder: Path) -> None:
+def _report(shown: str, command: Command, runs: Sequence["Run"], folder: Path) -> None:
     from online_aug.comparison.tables import as_records, compare, draw, markdown, turned
     from online_aug.files import write_atomically
     from online_aug.reporting.html_report import write_comparison
@@ -151,9 +154,8 @@ def _report(command: Command, config: Config, runs: Sequence["Run"], folder: Pat
         for row in (VANILLA, AUGMENTED)
     }
     columns, notes = turned(compare(rows)), _notes(rows)
-    title = f"{command.config_path.stem} and its vanilla twin on {config.data.source}"
-    shown = " ".join([command.recipe, *command.overrides])
-    text = f"# {title}\n\n`online-aug compare {shown} --seeds {len(rows[VANILLA])}`\n\n"
+    title = f"{command.config_path.stem} and its vanilla twin on {runs[0].config.data.source}"
+    text = f"# {title}\n\n`online-aug {shown}`\n\n"
     write_atomically(folder / "compare.md", f"{text}{markdown(columns)}\n{notes}\n")
     record = {"recipe": command.recipe, "overrides": command.overrides, "rows": as_records(rows)}
     write_atomically(folder / "compare.json", json.dumps(record, indent=2) + "\n")
@@ -177,7 +179,12 @@ def _notes(rows: "Rows") -> str:
         if seeds == 1
         else f"Means over {seeds} seeds with 95 % intervals; differences are paired by seed."
     )
+    lacking = [
+        f"\nSeed {seed} served no synthetic image: both of its runs trained on real images alone."
+        for seed, outcome in rows[AUGMENTED].items()
+        if not outcome.summary.served.synthetic
+    ]
     return (
         "Accuracy on the test split after the last epoch; "
-        f"{optimizer_steps(rows):,} optimizer steps in each run.\n{spread}"
+        f"{optimizer_steps(rows):,} optimizer steps in each run.\n{spread}{''.join(lacking)}"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from cache.text import nearest_hint
 from online_aug.cli.main import Command, Parser, add_arguments
 from online_aug.errors import UserError
+from online_aug.files import check_folder
 from online_aug.studies import STUDIES, find_study
 
 SUMMARY = "Answer a question about a configuration with a table and pictures."
@@ -30,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
     found = study_parser(argv[0]).parse_intermixed_args(argv[1:])
     config = Command(recipe=found.recipe, overrides=tuple(found.overrides)).load_config()
     folder = found.out or Path(config.run.dir) / f"study-{argv[0]}-{Path(found.recipe).stem}"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out must be a folder, got {folder}, which is a file")
+    check_folder(folder, "--out" if found.out else "run.dir")
     answer = find_study(argv[0]).run(config, found, folder)
     sys.stdout.write(f"{answer}\nwritten to {folder}\n")
     return 0

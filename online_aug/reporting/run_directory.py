@@ -25,7 +25,7 @@ from online_aug.documents import (
     read_text,
 )
 from online_aug.errors import UserError
-from online_aug.files import from_json, to_json, write_atomically
+from online_aug.files import check_folder, from_json, to_json, write_atomically
 from online_aug.reporting.metrics import Summary
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
@@ -57,12 +57,9 @@ def check_room(path: Path, resolved_yaml: str, resume: bool) -> None:
     """Refuse a run directory that `prepare` would refuse; write nothing.
 
     Raises:
-        UserError: If it holds something else or, with `resume`, another run.
+        UserError: If it cannot be written, holds something else or, with `resume`, another run.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(
-            f"run directory {path} must be a folder, got a file; choose another run.name"
-        )
+    check_folder(path, "run directory")
     if not _is_occupied(path):
         return
     if not (path / CONFIG_FILE).exists():

@@ -276,7 +276,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
 
 def _unserved(summary: Summary) -> list[tuple[str, Text]]:
     served = summary.served
-    if not served.starved or served.fresh + served.cached + served.composed:
+    if not served.starved or served.synthetic:
         return []
     said = (
         "no generated image was served: training was over before there was one. Make them first "

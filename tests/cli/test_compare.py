@@ -89,7 +89,7 @@ def test_a_failed_training_names_its_log(recipe, monkeypatch):
 
 def test_runs_of_other_settings_are_refused(recipe, launched):
     run_command(["compare", str(recipe), "--seeds=1"])
-    assert "has another optim.lr (0.05 there, 0.1 now)" in refusal(recipe, "optim.lr=0.1")
+    assert "has another optim.lr (0.003 there, 0.1 now)" in refusal(recipe, "optim.lr=0.1")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,25 @@ def test_what_cannot_be_compared_is_one_line_and_nothing_is_written(recipe, argv
     said = refusal(recipe, *argv)
     assert said.startswith(line)
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("below", ["", "/inside"])
+def test_a_file_in_the_place_of_its_folder_is_refused(recipe, below):
+    said = refusal(recipe, f"--out={recipe}{below}")
+    assert said == (
+        f"--out must be a folder that can be written, got {recipe}{below}: {recipe} is a file"
+    )
+
+
+def test_the_command_of_the_table_says_whether_each_seed_cuts_the_data_anew(recipe, launched):
+    run_command(["compare", str(recipe), "--seeds=1", "--cuts"])
+    table = (recipe.parent / "runs" / "compare-tiny" / "compare.md").read_text()
+    assert f"`online-aug compare {recipe} --seeds 1 --cuts`" in table
+
+
+def test_a_seed_that_served_no_synthetic_image_is_named(recipe, launched, capfd):
+    run_command(["compare", str(recipe), "--seeds=1"])
+    assert "Seed 0 served no synthetic image" in capfd.readouterr().out
 
 
 def test_a_launcher_cannot_start_it(recipe, monkeypatch):

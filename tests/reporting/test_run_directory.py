@@ -126,7 +126,7 @@ def test_a_start_that_crashed_before_its_first_file_can_be_repeated(tmp_path: Pa
 
 def test_a_file_in_the_place_of_the_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="must be a folder, got a file"):
+    with pytest.raises(UserError, match="must be a folder that can be written, got .* is a file"):
         prepare(tmp_path / "runs", CONFIG, "d1", resume=True)
 
 

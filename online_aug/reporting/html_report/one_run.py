@@ -74,7 +74,7 @@ def served_by(run: RecordedRun) -> Counts:
 
 def _main_figures(run: RecordedRun) -> dict[str, str]:
     served, summary = served_by(run), run.summary
-    synthetic = served.fresh + served.cached + served.composed
+    synthetic = served.synthetic
     best = max(run.epochs, key=lambda epoch: epoch.val_top1)
     figures = {}
     if summary is not None:
@@ -97,7 +97,7 @@ def _main_figures(run: RecordedRun) -> dict[str, str]:
 
 def _warnings(run: RecordedRun) -> Iterator[str]:
     summary, served = run.summary, served_by(run)
-    if served.starved and not served.fresh + served.cached + served.composed:
+    if served.starved and not served.synthetic:
         yield (
             "No synthetic image was served: training was over before there was one. Make them "
             "first (online-aug fill), or wait for them (mixing.starvation=wait)."

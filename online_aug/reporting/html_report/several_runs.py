@@ -163,9 +163,7 @@ def _gain(own: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
 
 def _costs(recipe: Recipe) -> list[str]:
     served = [served_by(run) for run in recipe.runs]
-    synthetic = fmean(
-        (each.fresh + each.cached + each.composed) / max(1, each.slots) for each in served
-    )
+    synthetic = fmean(each.synthetic / max(1, each.slots) for each in served)
     starved = fmean(shares(each)["starved"] for each in served)
     made = sum(epoch.generated for run in recipe.runs for epoch in run.epochs)
     worst = recipe.figures(lambda summary: min(summary.per_class.values(), default=None))
@@ -208,8 +206,7 @@ def _curves(recipes: Sequence[Recipe]) -> Iterable[str]:
 
 
 def _synthetic_share(epoch: EpochMetrics) -> float:
-    served = epoch.served
-    return (served.fresh + served.cached + served.composed) / max(1, served.slots)
+    return epoch.served.synthetic / max(1, epoch.served.slots)
 
 
 def _mean_line(recipe: Recipe, figure: Callable[[EpochMetrics], float], length: int) -> Line:
