@@ -5,6 +5,7 @@ the saliency maps, start the ranks, train. Nothing is written before everything 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,4 +244,6 @@ def train_rank(
             run.finish()
     barrier(world)  # the first rank to end with a signal's status makes the launcher end the others
     end_distributed()
+    if received == signal.SIGHUP and world.is_first:  # as by `| head`: standard output is not read
+        sys.stderr.write("interrupted: checkpoint written, the same command goes on\n")
     return 128 + received if received else 0

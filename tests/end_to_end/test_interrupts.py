@@ -81,6 +81,7 @@ def test_ctrl_c_and_a_closed_terminal_stop_with_a_status_of_their_own(story):
     for launch, number in ((STOPPED, signal.SIGINT), (HUNG_UP, signal.SIGHUP)):
         assert story.statuses[launch] == 128 + number
         assert "the same command goes on" in story.said[launch]
+    assert story.said[HUNG_UP].count("the same command goes on") == 2  # on standard error, too
     assert "Traceback" not in "".join(story.said)
 
 
