@@ -118,7 +118,7 @@ def test_figures_are_those_of_summary_and_metrics(tmp_path):
 def test_settings_that_are_not_the_defaults_come_with_the_default(tmp_path):
     page = page_of(tmp_path, settings={"optim": {"lr": 0.25}, "mixing": {"policy": "global"}})
     shown, _, _ = page.partition("All settings")
-    assert re.search(r"optim.lr</code> <b>0.25</b> <small>default 0.05<", shown)
+    assert re.search(r"optim.lr</code> <b>0.25</b> <small>default 0.003<", shown)
     assert "mixing.policy" not in shown
 
 
