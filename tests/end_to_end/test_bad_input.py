@@ -144,7 +144,7 @@ CASES = {
     ),
     "settings that do not go together": (
         ["classifier.deepspeed={{data_types: {{grad_accum_dtype: bf16}}}}"],
-        r"settings that DeepSpeed can train test_resnet with adamw under: unsupported mix of model_",
+        r"settings that DeepSpeed can train test_resnet with adamw under: unsupported mix of ",
     ),
     "float16 on a cpu": (
         ["classifier.precision=float16", "devices.train=cpu"],
