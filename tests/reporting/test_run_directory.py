@@ -132,7 +132,7 @@ def test_a_file_in_the_place_of_the_directory_is_a_user_error(tmp_path: Path) ->
 
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="must be writable, got: Not a directory; choose another"):
+    with pytest.raises(UserError, match="must be a folder that can be written, got .* is a file$"):
         prepare(tmp_path / "file" / "run", CONFIG, "d1", resume=True)
 
 
