@@ -80,14 +80,16 @@ class Kind:
     """Whether it trains on real images alone."""
 
 
+PASTED = ("mixing.max_times_sampled=null",)
+"""A limit for generated images, which pasted ones refuse."""
 ROWS = {
     "vanilla": Kind(is_vanilla=True),
     "randaugment": Kind(None, ("data.auto_augment=rand-m9-mstd0.5-inc1",), is_vanilla=True),
     "mixup": Kind(None, ("optim.mixup=0.8",), is_vanilla=True),
     "cutmix": Kind(None, ("optim.cutmix=1.0",), is_vanilla=True),
     "recipe": Kind(),
-    "paste": Kind("paste"),
-    "true_masks": Kind("paste", ("saliency.method=masks",)),
+    "paste": Kind("paste", PASTED),
+    "true_masks": Kind("paste", (*PASTED, "saliency.method=masks")),
     "diffusemix": Kind("diffusemix"),
     "real_guidance": Kind("real_guidance"),
     "real_mix": Kind("real_mix"),

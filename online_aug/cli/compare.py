@@ -5,7 +5,6 @@ The twin has the same data, classifier, optimizer and number of steps, but no sy
 
 import argparse
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from online_aug.cli.main import Command, Parser, add_arguments
 from online_aug.config import Config
 from online_aug.console import open_console, percent, print_line
 from online_aug.distributed.identity import identify
-from online_aug.errors import RunError, UserError
+from online_aug.errors import UserError
 from online_aug.files import check_folder
 from online_aug.reporting.run_directory import REPORT_FILE
 
@@ -45,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: If something cannot be used, or a folder holds a run of other settings.
         RunError: If a training fails.
+        SystemExit: With 128 plus the signal that interrupted one.
     """
     given = build_parser().parse_intermixed_args(argv)
     command = Command(recipe=given.recipe, overrides=tuple(given.overrides))
@@ -65,15 +65,7 @@ def main(argv: Sequence[str]) -> int:
     with launching() as launches:
         for number, run in enumerate(runs, 1):
             _head(run, f"{number} of {len(runs)}")
-            status = 0 if run.is_finished else launches.run("train", run, is_shown=True)
-            if launches.exit_status:
-                sys.stdout.write(f"interrupted at {run.title}: the same command goes on\n")
-                return launches.exit_status
-            if status:
-                raise RunError(
-                    f"{run.title} ended with status {status}, see {run.log}; "
-                    "the same command goes on with it"
-                )
+            launches.train(run, is_shown=True)
     shown = ["compare", command.recipe, *command.overrides, f"--seeds {given.seeds}"]
     _report(" ".join([*shown, "--cuts"] if given.cuts else shown), command, runs, folder)
     return 0

@@ -14,6 +14,7 @@ from functools import partial
 from typing import IO
 
 from online_aug.comparison.runs import Run
+from online_aug.errors import RunError
 from online_aug.processes import die_with_parent, passing_on
 
 _CHUNK_BYTES = 65536
@@ -65,6 +66,27 @@ class Launches:
             finally:
                 self._running.discard(child)
         return status if status >= 0 else 128 - status
+
+    def train(self, run: Run, *, is_shown: bool) -> None:
+        """Train a run unless it is finished.
+
+        Args:
+            run: The run.
+            is_shown: Whether to show what the training says.
+
+        Raises:
+            RunError: If it fails.
+            SystemExit: With 128 plus the signal that interrupted it.
+        """
+        status = 0 if run.is_finished else self.run("train", run, is_shown=is_shown)
+        if self.exit_status:
+            sys.stdout.write(f"interrupted at {run.title}: the same command goes on\n")
+            sys.exit(self.exit_status)
+        if status:
+            raise RunError(
+                f"{run.title} ended with status {status}, see {run.log}; the same command goes on "
+                "with it"
+            )
 
     def send(self, number: int) -> None:
         """Send a signal to all that run."""

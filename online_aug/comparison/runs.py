@@ -23,7 +23,7 @@ MAY_DIFFER_HERE = MAY_DIFFER - {"run.epochs"}
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came out of a finished run."""
+    """The results of a finished run."""
 
     shares: Mapping[str, float]
     """Accuracies at the last epoch by what they are of: `test`, `worst group`, and those of classes

@@ -17,7 +17,7 @@ _READY, _WAITING, _STOPPING = range(3)
 
 
 class GrowingPool(Protocol):
-    """What a head start sees of a `SamplePool`."""
+    """The part of a `SamplePool` that a head start uses."""
 
     @property
     def inserts(self) -> int:

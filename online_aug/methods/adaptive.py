@@ -112,7 +112,7 @@ def draw_strength(
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the gate said of a trial's image."""
+    """The gate's verdict on a trial's image."""
 
     target_label: int
     strength: float

@@ -1,4 +1,4 @@
-"""What generation needs first, made once: fine-tuned model, judge, foregrounds, strengths.
+"""Prepare generation, once for all: fine-tuned model, judge, foregrounds, strengths.
 
 Each is looked for, made if it is missing, and kept for later seeds and runs. Of several processes
 that need the same, one makes it and the others wait.

@@ -1,4 +1,4 @@
-"""What labels, reuse and time do to accuracy: studies that train a recipe in several ways."""
+"""Studies that train a recipe in several ways: by labels, by reuse and by time."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping

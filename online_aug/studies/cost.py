@@ -1,4 +1,4 @@
-"""What does an image of a recipe cost here, stage by stage, and what a whole run?
+"""Measure what an image of a recipe costs here, stage by stage, and so a whole run.
 
 A few images go through every stage: saliency map, mask, mix, encoding, denoising, decoding, writing
 to disk. The rest is multiplication, and said to be.

@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a method made at one strength, and what the judge saw in it."""
+    """The images of a method at one strength, and the classes that the judge saw."""
 
     subject: Subject
     strength: float

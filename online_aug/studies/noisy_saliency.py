@@ -94,7 +94,7 @@ FAULTS: dict[str, tuple[Callable[[Map, np.random.Generator, float], Map] | None,
     "random blobs": (random, 0),
     "inverted": (inverted, 0),
 }
-"""What is done to each map, and by how much of its side."""
+"""Each fault of a map, and its size as a share of the side."""
 TRAINED = ("as they are", "shifted by 10 %", "random blobs", "inverted")
 """Those by which is trained with `--train`."""
 

@@ -1,4 +1,4 @@
-"""What does SGD-Mix's refinement change: nothing, all of the mix, or all but the source's object?
+"""Compare mixes of SGD-Mix alone, refined as a whole, and refined around the source's object.
 
 The same mixes are left as they are, refined as a whole (the paper), and refined with the source's
 foreground put back after every step (`method.keeps_foreground`).
@@ -39,7 +39,7 @@ from online_aug.studies.frame.trainings import (
 
 IMAGES, SHOWN = 60, 10
 TRAINED = {
-    "mix alone": ("method.name=paste",),
+    "mix alone": ("method.name=paste", "mixing.max_times_sampled=null"),
     "refined": ("method.keeps_foreground=false",),
     "refined, source kept": ("method.keeps_foreground=true",),
 }

@@ -96,7 +96,7 @@ CORRUPTIONS: Mapping[str, Callable[[Images, int], Images]] = {
     "pixels": _pixels,
     "JPEG": _jpeg,
 }
-"""What disturbs an image, at severities 0, 1 and 2."""
+"""The corruptions of an image, at severities 0, 1 and 2."""
 SEVERITIES = 3
 
 

@@ -69,11 +69,7 @@ def build_loader(
     config = experiment.config
     store = open_store(config, experiment.splits.train)
     pin_if_awaited(store, config, agreed_plan(experiment, world))
-    if generation is None:
-        generation = Generation(None)
-        if world.is_first_of_node and devices.generate and config.is_planned:
-            folder = node_folder(config, world, run_directory)
-            generation = Generation(build_generators(devices, folder))
+    generation = generation or _own_generation(config, devices, world, run_directory)
     generator = generation.processes
 
     def is_stopping() -> bool:
@@ -90,17 +86,7 @@ def build_loader(
     wait_for = WaitFor(store, pool.requests.keys, generator, is_stopping=is_stopping)
     filler = filler_of(experiment, pool, pressure, wait_for)
     sampler = BatchSampler(order_of(config, experiment.splits.train), pool, filler)
-    dataset = MixedDataset(
-        images=experiment.splits.train,
-        plan=served,
-        places=experiment.data.places if experiment.is_synthetic else {},
-        compose=BoundCompose(experiment.parts) if experiment.is_synthetic else None,
-        compose_alone=ComposedSamples.of(experiment) if config.is_composed else None,
-        store=store,
-        transform=train_transform(config.data),
-        seed=config.run.seed,
-        skips_bad_images=config.data.on_bad_image == "skip",
-    )
+    dataset = _dataset(experiment, store, served)
     loader = OnlineAugLoader(
         dataset,
         sampler,
@@ -118,6 +104,31 @@ def build_loader(
             agree=lambda value: agree(world, value),
         )
     return loader
+
+
+def _own_generation(
+    config: Config, devices: DevicePlan, world: World, run_directory: Path
+) -> Generation:
+    """Return processes that begin with the first batch, on the first rank of a node."""
+    if not (world.is_first_of_node and devices.generate and config.is_planned):
+        return Generation(None)
+    folder = node_folder(config, world, run_directory)
+    return Generation(build_generators(devices, folder))
+
+
+def _dataset(experiment: Experiment, store: Store, served: list[Servable]) -> MixedDataset:
+    config = experiment.config
+    return MixedDataset(
+        images=experiment.splits.train,
+        plan=served,
+        places=experiment.data.places if experiment.is_synthetic else {},
+        compose=BoundCompose(experiment.parts) if experiment.is_synthetic else None,
+        compose_alone=ComposedSamples.of(experiment) if config.is_composed else None,
+        store=store,
+        transform=train_transform(config.data),
+        seed=config.run.seed,
+        skips_bad_images=config.data.on_bad_image == "skip",
+    )
 
 
 def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:

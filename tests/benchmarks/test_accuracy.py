@@ -87,3 +87,10 @@ def test_the_table_tells_steps_and_seeds(tmp_path):
     assert lines[2].startswith("| vanilla | 2 | 50.0 ± 0.0 |")
     assert lines[3].startswith("| recipe | 1 | 75.0 | +25.0 |")
     assert lines[-1] == "5 optimizer steps in each run"
+
+
+def test_pasting_fits_a_recipe_that_limits_how_often_an_image_is_served():
+    rows = rows_of("--recipe", "quickstart", "--methods", "vanilla", "paste", "true_masks")
+    for name in ("paste", "true_masks"):
+        config = config_of(rows[name])
+        assert (config.methods[0].name, config.mixing.max_times_sampled) == ("paste", None)

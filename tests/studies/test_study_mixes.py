@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from online_aug.config.loading import find_recipe, load_config
 from online_aug.data.sources import load_splits
 from online_aug.experiment.experiment import Experiment
-from online_aug.studies import noisy_saliency
+from online_aug.studies import noisy_saliency, refinement
 
 SGD_MIX = {
     "method": {"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5, "min_source_share": 0},
@@ -126,3 +127,9 @@ def test_training_with_faulty_maps_finds_their_masks_beside_the_images_names(mix
         experiment.saliency.mask_files.check()
         maps[run.row] = experiment.saliency.mask_files.map_of(0)
     assert np.abs(maps["as they are"] + maps["inverted"] - 1).mean() < 0.2
+
+
+@pytest.mark.parametrize("row", refinement.TRAINED)
+def test_every_way_to_refine_can_be_trained_on_the_quickstart(row):
+    config = load_config(find_recipe("quickstart"), refinement.TRAINED[row])
+    assert config.mixing.is_synthetic

@@ -1,4 +1,4 @@
-"""What a classifier recognises: accuracy by class, group and class size, and the confusions."""
+"""Tables of what a classifier recognises: by class, group and class size, and the confusions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, read back for a report."""
+"""Read back the files of a run directory for a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

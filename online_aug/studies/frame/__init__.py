@@ -1,1 +1,1 @@
-"""What studies share: images made now, a judge of their classes, launches, tables and pictures."""
+"""The frame of all studies: images made now, a judge of classes, launches, tables, pictures."""

@@ -5,12 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import NamedTuple, TypeAlias
 
+from online_aug.comparison.paired import CONFIDENCE, estimate
 from online_aug.files import write_atomically
 
-CONFIDENCE = 0.95
 _COLOURS = ("#4c78a8", "#f28e2b", "#a5abb8", "#59a14f", "#b07aa1", "#c0392b")
 
 
@@ -56,13 +55,9 @@ def share(hits: int, total: int) -> Interval:
 
 def mean(values: Sequence[float], *, is_share: bool = True) -> Interval:
     """Return a mean with Student's interval, which a single value does not have."""
-    from scipy.stats import t as student
-
-    if len(values) < 2:
-        return Interval(values[0] if values else math.nan, math.nan, math.nan, is_share)
-    width = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    half, middle = width * stdev(values) / math.sqrt(len(values)), fmean(values)
-    return Interval(middle, middle - half, middle + half, is_share)
+    found = estimate(values)
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    return Interval(found.mean, low, high, is_share)
 
 
 def interval_of(row: Row, key: str) -> Interval:

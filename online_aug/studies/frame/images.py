@@ -139,8 +139,8 @@ def open_foregrounds(config: Config, *, needs: str) -> tuple[Experiment, Foregro
     found = [m for m in map(make_method, config.methods) if isinstance(m, ForegroundMix)]
     if not found:
         raise UserError(
-            f"method.name must be one that cuts out foregrounds (sgd_mix, paste) to study {needs}, "
-            f"got {', '.join(settings.name for settings in config.methods)}"
+            "method.name must be one that cuts out foregrounds, such as sgd_mix, to study "
+            f"{needs}, got {', '.join(settings.name for settings in config.methods)}"
         )
     return _opened(config, needs), found[0]
 

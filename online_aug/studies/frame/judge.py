@@ -52,7 +52,7 @@ class Judge:
     accuracy: float
     """Share of the test images that it gets right."""
     about: str
-    """What it is, and how good, in a sentence."""
+    """Its network and accuracy, in a sentence."""
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Picture]) -> list[Verdict]:

@@ -3,7 +3,6 @@
 Finished runs are not repeated, so the same command goes on where it was stopped.
 """
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from online_aug.comparison.runs import Outcome, Row, Run, plan_runs
 from online_aug.comparison.tables import compare, markdown, optimizer_steps
 from online_aug.config import Config
 from online_aug.console import counted
-from online_aug.errors import RunError, UserError
+from online_aug.errors import UserError
 
 SEEDS = 2
 Overrides = tuple[str, ...]
 Outcomes = Mapping[str, Mapping[int, Outcome]]
-"""What came out of each row, by seed."""
+"""The outcomes of each row, by seed."""
 
 
 def add_training_options(parser: ArgumentParser, *, is_optional: bool) -> None:
@@ -78,15 +77,7 @@ def train(runs: Sequence[Run], title: str = "training") -> Outcomes:
     """
     with launching() as launches:
         for run in counted(title, runs):
-            status = 0 if run.is_finished else launches.run("train", run, is_shown=False)
-            if launches.exit_status:
-                sys.stdout.write(f"interrupted at {run.title}: the same command goes on\n")
-                sys.exit(launches.exit_status)
-            if status:
-                raise RunError(
-                    f"{run.title} ended with status {status}, see {run.log}; the same command "
-                    "goes on with it"
-                )
+            launches.train(run, is_shown=False)
     names = dict.fromkeys(run.row for run in runs)
     return {name: {run.seed: run.outcome() for run in runs if run.row == name} for name in names}
 
