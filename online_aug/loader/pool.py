@@ -7,9 +7,10 @@
 import logging
 import math
 import os
-from bisect import bisect_left, insort
-from collections import Counter, defaultdict, deque
+from bisect import bisect_left
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from cache.codecs import DEFAULT_CODEC
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
 from online_aug.errors import UserError
+from online_aug.loader.number_set import NumberSet
 from online_aug.loader.slots import Kind
 from online_aug.request import Servable
 
@@ -172,15 +174,17 @@ class SamplePool:
         """
         self.position_at_start = self._position = position
         self._times = Counter(times)
-        self._fresh: deque[int] = deque()
-        self._others: list[int] = []
+        self._samples = self._times.total()
+        self._fresh: OrderedDict[int, int] = OrderedDict()  # with positions, in their order
+        self._others = NumberSet(len(self.requests))
+        self._seen = NumberSet(len(self.requests))
         self.made_in_run: dict[int, int] = {}
         """Requests put into the cache in this run, with their positions in the log."""
         present = self._store.contains(self.requests.keys)
-        self._seen = {number for number, is_present in enumerate(present) if is_present}
         self.refresh()  # after the look-up: what comes in between is made in this run
-        for number, is_present in enumerate(present):
-            if is_present and (number not in self.made_in_run or self._times[number]):
+        for number in compress(range(len(present)), present):
+            self._seen.add(number)
+            if number not in self.made_in_run or self._times[number]:
                 self._offer(number)
 
     @property
@@ -191,7 +195,7 @@ class SamplePool:
     @property
     def samples(self) -> int:
         """Times that this rank has taken an image."""
-        return self._times.total()
+        return self._samples
 
     def variants(self, source_digest: str) -> list[int]:
         """Return the requests of one source image that may still be served, ascending."""
@@ -207,13 +211,15 @@ class SamplePool:
         first = len(self.requests)
         self.requests.extend(plan)
         self._oldest = oldest
-        self._fresh = deque(number for number in self._fresh if number >= oldest)
-        self._others = [number for number in self._others if number >= oldest]
+        for number in [number for number in self._fresh if number < oldest]:
+            del self._fresh[number]
+        self._others.grow(len(self.requests))
+        self._others.discard_below(oldest)
+        self._seen.grow(len(self.requests))
         present = self._store.contains(self.requests.keys[first:])
-        for number, is_present in enumerate(present, first):
-            if is_present:
-                self._seen.add(number)
-                self._offer(number)
+        for number in compress(range(first, len(self.requests)), present):
+            self._seen.add(number)
+            self._offer(number)
 
     def refresh(self) -> None:
         """Take in what was put into the cache since the last call."""
@@ -227,7 +233,7 @@ class SamplePool:
             if self._times[number] or number < self._oldest:
                 continue
             if position % self.sharers == self._turn:
-                self._fresh.append(number)
+                self._fresh.setdefault(number, position)
             else:
                 self._offer(number)
 
@@ -240,40 +246,45 @@ class SamplePool:
             rng: Draws from the images that are not fresh.
             among: Requests to choose from, ascending; None for all.
         """
-        for number in [n for n in self._fresh if among is None or n in among]:
-            self._fresh.remove(number)
+        while (number := self._first_fresh(among)) is not None:
+            del self._fresh[number]
             if self._is_there(number):
-                self._times[number] += 1
+                self._count(number)
                 self._offer(number)
                 return Kind.FRESH, number
-        while others := self._others if among is None else self._offered(among):
-            number = others[int(rng.integers(len(others)))]
+        while (number := self._drawn(rng, among)) is not None:
             is_there = self._is_there(number)
-            self._times[number] += is_there
+            if is_there:
+                self._count(number)
             if not is_there or self._is_used_up(number):
-                del self._others[bisect_left(self._others, number)]
+                self._others.discard(number)
             if is_there:
                 return Kind.CACHED, number
         return None
 
     def take_number(self, number: int) -> tuple[Kind, int]:
         """Take one certain request, which is in the cache."""
-        is_first = number in self._fresh
-        if is_first:
-            self._fresh.remove(number)
-        self._times[number] += 1
+        is_first = self._fresh.pop(number, None) is not None
+        self._count(number)
         return (Kind.FRESH if is_first else Kind.CACHED), number
 
-    def _offer(self, number: int) -> None:
-        if number < self._oldest or self._is_used_up(number):
-            return
-        if not self._offered([number]):  # else it was evicted unnoticed, and made again
-            insort(self._others, number)
+    def _first_fresh(self, among: Sequence[int] | None) -> int | None:
+        if among is None:
+            return next(iter(self._fresh), None)
+        found = [number for number in among if number in self._fresh]
+        return min(found, key=self._fresh.__getitem__, default=None)
 
-    def _offered(self, numbers: Sequence[int]) -> list[int]:
-        places = [bisect_left(self._others, number) for number in numbers]
-        pairs = zip(numbers, places, strict=True)
-        return [number for number, place in pairs if number in self._others[place : place + 1]]
+    def _drawn(self, rng: np.random.Generator, among: Sequence[int] | None) -> int | None:
+        others = self._others if among is None else [n for n in among if n in self._others]
+        return others[int(rng.integers(len(others)))] if others else None
+
+    def _offer(self, number: int) -> None:
+        if number >= self._oldest and not self._is_used_up(number):
+            self._others.add(number)
+
+    def _count(self, number: int) -> None:
+        self._times[number] += 1
+        self._samples += 1
 
     def _is_there(self, number: int) -> bool:
         return self.present([number])[0]  # else evicted since

@@ -300,6 +300,17 @@ def test_an_image_made_again_after_an_unnoticed_eviction_is_not_drawn_twice_as_o
     assert 900 < drawn.count(3) < 1100
 
 
+def test_an_image_made_twice_before_it_is_served_is_fresh_once(store):
+    pool = make_pool(store)
+    put(store, [3, 7])
+    pool.refresh()
+    store.evict(Keys((KEYS[3],)))
+    put(store, [3])
+    pool.refresh()
+    assert [pool.take(RNG) for _ in range(2)] == [(Kind.FRESH, 3), (Kind.FRESH, 7)]
+    assert pool.take(RNG)[0] is Kind.CACHED
+
+
 @pytest.mark.parametrize("policy", ["local", "concat"])
 @pytest.mark.parametrize("starvation", ["substitute", "wait"])
 def test_a_synthetic_sample_is_made_from_the_image_whose_slot_it_fills(store, policy, starvation):
