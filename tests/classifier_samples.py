@@ -40,12 +40,29 @@ def train_and_resume(world, folder):
     return losses
 
 
-def divided_engine(world, stage, name="adamw"):
+def train_and_skip(world, stage):
+    """Mean loss over the ranks of steps of which the third is bad on the last rank alone, if any.
+
+    None stands for a step that was skipped.
+    """
+    engine = divided_engine(world, stage, skip_non_finite=True, accumulation=2)
+    losses = []
+    for number in range(5):
+        batch = _share(make_batch(number), world)
+        if number == 2 and world.rank == world.world_size - 1:
+            batch.labels[-1] = float("nan")
+        loss = engine.train_step(batch)
+        mean = total(world, [float(loss)])[0] / world.world_size
+        losses.append(None if engine.guard.was_skipped else mean)
+    return losses
+
+
+def divided_engine(world, stage, name="adamw", **optim):
     """An engine of a network without batch norm, whose statistics are each rank's own."""
     settings = {"zero_optimization": {"stage": stage}}
     config = make_config(
         classifier={"name": "test_convnext", "deepspeed": settings},
-        optim={"lr": 0.02, "name": name, "weight_decay": 0.1},
+        optim={"lr": 0.02, "name": name, "weight_decay": 0.1, **optim},
     )
     classifier = build_classifier(config.classifier, CLASSES)
     return TrainingEngine(classifier, config, world, steps_per_epoch=2)

@@ -19,6 +19,7 @@ def epoch(number: int, **changes: float) -> EpochMetrics:
         epoch=number,
         step=10 * (number + 1),
         train_loss=1.5,
+        skipped=0,
         val_top1=0.25,
         val_top5=0.75,
         val_worst_group=None,

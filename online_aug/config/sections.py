@@ -92,6 +92,9 @@ class OptimConfig(Section):
     """Parts into which a rank splits its batch, one after another, to save memory."""
     clip_grad: Positive | None = None
     """Largest norm of the gradient over all weights; null is off."""
+    skip_non_finite: bool = False
+    """Skip and count optimizer steps whose loss or gradients are not finite, on all ranks alike; 20
+    in a row end the run. Without it the run ends as soon as losses or weights stay not finite."""
     batch_size: Count = 64
     """Images in an optimizer step, over all ranks together."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.1

@@ -22,6 +22,7 @@ SLOT_KINDS = ("real", "fresh", "cached", "composed", "starved")
 
 TENSORBOARD_TAGS = {
     "train_loss": "train/loss",
+    "skipped": "train/skipped",
     "lr": "train/lr",
     "images_per_s": "train/images_per_s",
     "loader_wait_s": "train/loader_wait_s",
@@ -56,6 +57,8 @@ class EpochMetrics:
     """Number of optimizer steps since the start of the run."""
     train_loss: float
     """Mean training loss over the epoch."""
+    skipped: int
+    """Number of optimizer steps that changed nothing, since a loss or gradient was not finite."""
     val_top1: float
     """Accuracy on the validation split, [0, 1]."""
     val_top5: float
@@ -136,6 +139,8 @@ class Summary:
     """Seconds of all launches, with what each did before it trained, such as fine-tuning."""
     first_step_s: float
     """Seconds from building the classifier to the end of the first optimizer step."""
+    skipped: int = 0
+    """Number of optimizer steps that changed nothing, since a loss or gradient was not finite."""
     first_fresh_s: float | None = None
     """Seconds from building the classifier to the first batch with a fresh image, on the rank that
     had one first and in the launch that served it; null if none was served."""

@@ -217,7 +217,7 @@ def epoch_line(metrics: EpochMetrics, total_epochs: int, columns: Sequence[str] 
     cells = _cells(metrics, total_epochs)
     said = (
         f"epoch {cells['epoch']}: loss {cells['loss']}, val top1 {cells['val top1']}, "
-        f"{cells['images/s']} images/s, {mix_text(metrics.served).plain}"
+        f"{cells['images/s']} images/s, {mix_text(metrics.served).plain}{_skipped(metrics.skipped)}"
     )
     if "made" not in columns:
         return said
@@ -257,6 +257,7 @@ def print_summary(summary: Summary, run_dir: Path, console: Console) -> None:
 
 def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
     best = f"{percent(summary.top1_best_val)} (epoch {summary.best_val_epoch + 1})"
+    epochs = amount(summary.epochs, "epoch") + _skipped(summary.skipped)
     return [
         *_unserved(summary),
         ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
@@ -269,7 +270,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         ("", Text(_served_counts(summary), "dim")),
         *_made(summary),
         ("first step after", Text(_starts(summary))),
-        ("whole run", Text(f"{duration(summary.wall_s)}, {amount(summary.epochs, 'epoch')}")),
+        ("whole run", Text(f"{duration(summary.wall_s)}, {epochs}")),
         ("report", Text(str(run_dir / REPORT_FILE), "cyan")),
     ]
 
@@ -310,16 +311,17 @@ def _made(summary: Summary) -> list[tuple[str, Text]]:
         rows.append(("refused", Text(warning, "bold yellow")))
     if summary.served_composed and not summary.made:
         return rows
+    n = summary.generator_restarts
     return [
         *rows,
         ("images generated", Text(summary.made_text)),
         *_times_served(summary),
-        ("generator restarts", _restarts(summary.generator_restarts)),
+        ("generator restarts", Text(f"{n}", "bold yellow" if n else "")),
     ]
 
 
-def _restarts(count: int) -> Text:
-    return Text(f"{count}", "bold yellow" if count else "")
+def _skipped(steps: int) -> str:
+    return f", {amount(steps, 'step')} skipped" if steps else ""
 
 
 def _worst_group(summary: Summary) -> list[tuple[str, Text]]:

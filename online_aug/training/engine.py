@@ -1,6 +1,6 @@
 """One optimizer step on a DeepSpeed engine, and the checkpoint to continue from.
 
-`TrainingEngine.train_step` is the step. `LossScale` watches the scale of the loss in float16.
+`TrainingEngine.train_step` is the step.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from online_aug.classifier.optim import learning_rate, mix_batch, smooth
 from online_aug.config import Config
 from online_aug.data.transforms import normalise
 from online_aug.distributed.world import World, agree, barrier, set_environment
-from online_aug.errors import RunError, UserError, first_line
+from online_aug.errors import UserError, first_line
 from online_aug.files import write_atomically
 from online_aug.loader.dataset import Batch
 from online_aug.seeding import numpy_rng, torch_global_state
@@ -34,7 +34,7 @@ from online_aug.training.deepspeed_setup import (
     start_engine,
     zero_stage,
 )
-from online_aug.training.divergence import is_finite
+from online_aug.training.divergence import LossScale, StepGuard, is_finite
 
 AVERAGE_FILE = "average.pt"
 State = dict[str, Any]
@@ -88,6 +88,9 @@ class TrainingEngine:
         self._engine = start_engine(classifier, config, world)
         is_float16 = config.classifier.precision == "float16"
         self.loss_scale = LossScale(self._engine, is_float16=is_float16)
+        self.guard = StepGuard(self._engine, self.loss_scale, world)
+        if config.optim.skip_non_finite:
+            self.guard.turn_on()
         if zero_stage(config) == 0:  # the other stages have put the weights into flat buffers
             self._engine.module.to(memory_format=self._format)
 
@@ -118,7 +121,7 @@ class TrainingEngine:
         seed = int(numpy_rng("dropout", *self._entropy()).integers(2**63))
         with torch_global_state(seed, device), self._launched():
             loss = self._descend(images, labels)
-        if self._average is not None:
+        if self._average is not None and not self.guard.was_skipped:
             self._average.update(self._engine.module, step=self.step)
         return loss
 
@@ -224,15 +227,19 @@ class TrainingEngine:
         self, images: Float[Tensor, "b 3 h w"], labels: Float[Tensor, "b k"]
     ) -> Float[Tensor, ""]:
         parts = self._config.optim.accumulation
-        losses = []
-        for some, wanted in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-            logits = self._engine(some).float()
-            loss = F.cross_entropy(logits, smooth(wanted, self._config.optim.label_smoothing))
-            if self.watch is not None:
-                self.watch(logits.detach(), wanted)
-            self._engine.backward(loss)
-            self._engine.step()  # DeepSpeed waits for the last part
-            losses.append(loss.detach())
+        losses: list[Float[Tensor, ""]] = []
+        watched: list[tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]] = []
+        with self.guard.step(losses):
+            for some, wanted in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+                logits = self._engine(some).float()
+                loss = F.cross_entropy(logits, smooth(wanted, self._config.optim.label_smoothing))
+                watched.append((logits.detach(), wanted))
+                losses.append(loss.detach())
+                self._engine.backward(self.guard.mark(loss))
+                self._engine.step()  # DeepSpeed waits for the last part
+        if self.watch is not None and not self.guard.was_skipped:
+            for seen in watched:
+                self.watch(*seen)
         return torch.stack(losses).mean()
 
     def _launched(self) -> AbstractContextManager[None]:
@@ -264,85 +271,4 @@ class TrainingEngine:
             self._config,
             class_names=self._class_names,
             ranks=self._world.world_size,
-        )
-
-
-FIRST_SCALE, LEAST_SCALE = 2.0**16, 1.0
-"""Scale at the start, and the scale at which an overflow ends the run."""
-_GROWS_AFTER_STEPS = 2000
-
-
-class LossScale:
-    """The scale of the loss in float16 training; in other formats nothing is scaled."""
-
-    def __init__(self, engine: Any, *, is_float16: bool) -> None:
-        """Take over the scale of a DeepSpeed engine.
-
-        With ZeRO stages above 0, DeepSpeed 0.19 clips gradients that are still scaled, and does not
-        lower the scale of autocast after an overflow. The scaler of its own half-precision training
-        does both right, and replaces it.
-        """
-        self._plain, self._divided = engine.torch_autocast_z0_gradscaler, None
-        if hasattr(engine.optimizer, "torch_autocast_gradscaler"):
-            _replace_scaler(engine.optimizer, is_float16)
-            self._divided = engine.optimizer if is_float16 else None
-        self._last = self.value
-        self.skipped = 0
-        """Steps of this launch that were skipped because gradients overflowed."""
-
-    @property
-    def value(self) -> float | None:
-        """Factor of the loss now; None if the loss is not scaled."""
-        if self._divided is not None:
-            return float(self._divided.cur_scale)
-        return None if self._plain is None else float(self._plain.get_scale())
-
-    def after_step(self, step: int) -> str | None:
-        """Check whether a step was skipped.
-
-        Args:
-            step: Number of the step.
-
-        Returns:
-            A message about a skipped step, or None.
-
-        Raises:
-            RunError: If even the least scale overflowed: loss or gradients are not finite.
-        """
-        before, now = self._last, self.value
-        self._last = now
-        if before is None or now is None or now >= before:
-            return None
-        self.skipped += 1
-        if now < LEAST_SCALE:
-            raise RunError(
-                f"float16 overflows at step {step} even with the least scale of the loss, after "
-                f"{self.skipped} skipped steps: loss or gradients are not finite; lower optim.lr "
-                "or set classifier.precision to bfloat16 or float32"
-            )
-        return f"step {step} skipped, float16 overflowed: loss scale {now:g}, {self.skipped} so far"
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return what DeepSpeed does not keep in its own part of a checkpoint."""
-        return None if self._plain is None else dict(self._plain.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take the scale of a checkpoint; DeepSpeed's own part must have been loaded before."""
-        if state is not None and self._plain is not None:
-            self._plain.load_state_dict(state)
-        self._last = self.value
-
-
-def _replace_scaler(optimizer: Any, is_float16: bool) -> None:
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-
-    optimizer.torch_autocast_gradscaler = None
-    if is_float16:
-        optimizer.dynamic_loss_scale = True
-        optimizer.loss_scaler = DynamicLossScaler(
-            init_scale=FIRST_SCALE,
-            scale_window=_GROWS_AFTER_STEPS,
-            min_scale=LEAST_SCALE / 2,
-            delayed_shift=1,
-            consecutive_hysteresis=False,
         )

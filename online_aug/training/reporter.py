@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from online_aug.classifier.evaluation import Evaluation
 from online_aug.config import Config
@@ -73,6 +75,48 @@ class GeneratorTotals:
             return cls()
         status = process.status
         return cls(Counter(status.rejected_by_reason), status.generating_s, status.paused_s)
+
+
+@dataclass(kw_only=True)
+class EpochTally:
+    """Sums over the epoch in progress, on one rank."""
+
+    loss: Float[Tensor, ""] | float = 0.0
+    """Sum over the steps."""
+    steps: int = 0
+    """Steps that were not skipped for a loss or gradient that is not finite."""
+    skipped: int = 0
+    """Steps that were, or that overflowed float16."""
+    wait_s: float = 0.0
+    """Time spent waiting for batches."""
+    earlier_s: float = 0.0
+    """Training time of this epoch in earlier launches."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def train_s(self) -> float:
+        """Training time so far."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the steps, 0 if there was none; waits for the device."""
+        return float(self.loss) / max(1, self.steps)
+
+    def add(self, loss: Float[Tensor, ""]) -> None:
+        """Count one step."""
+        self.loss = self.loss + loss
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums as plain numbers, for a checkpoint in the middle of the epoch."""
+        return {
+            "loss": float(self.loss),
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "wait_s": self.wait_s,
+            "earlier_s": self.train_s,
+        }
 
 
 class TrainingReport:
@@ -172,7 +216,8 @@ class TrainingReport:
         Args:
             found: Result on the validation split.
             counts: Counts of this epoch, over all ranks.
-            reached: `epoch`, `step`, `train_loss`, `lr`, `images_per_s`, `loader_wait_s`, `val_s`.
+            reached: `epoch`, `step`, `train_loss`, `skipped`, `lr`, `images_per_s`,
+                `loader_wait_s`, `val_s`.
         """
         process, cache = self._loader.process, self._store.stats()
         before, now = self._generator_before, GeneratorTotals.of(process)
@@ -218,8 +263,8 @@ class TrainingReport:
             last: Result on the test split after the last epoch.
             best: The same after the epoch that was best on the validation split.
             judge: The classifier after the last epoch.
-            reached: `best_val_epoch`, `wall_s`, `first_step_s`, `first_fresh_s`, `reused`,
-                `most_served` and `refusals`.
+            reached: `best_val_epoch`, `wall_s`, `first_step_s`, `first_fresh_s`, `skipped`,
+                `reused`, `most_served` and `refusals`.
         """
         keys = self._store.rejections([one.key for one in self._loader.plan])
         rejected = {one: keys[one.key] for one in self._loader.plan if one.key in keys}

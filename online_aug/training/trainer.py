@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from online_aug.classifier.evaluation import Evaluation, evaluate, log_probabilities
 from online_aug.data.image_sets import ImageSet, order_digest
@@ -26,10 +26,10 @@ from online_aug.methods import Picture
 from online_aug.processes import Interrupt
 from online_aug.request import Counts
 from online_aug.training.checkpoints import FOLDER, share_out
-from online_aug.training.divergence import DivergenceWatch
+from online_aug.training.divergence import DivergenceError, DivergenceWatch
 from online_aug.training.engine import TrainingEngine
 from online_aug.training.feedback import LossPublisher, SaliencyPublisher
-from online_aug.training.reporter import TrainingReport
+from online_aug.training.reporter import EpochTally, TrainingReport
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,10 @@ class RunState:
     best_top1: float = -1.0
     """Best accuracy on the validation split."""
     best_epoch: int = -1
+    skipped: int = 0
+    """Steps skipped so far."""
+    skipped_in_a_row: int = 0
+    """The same since the last step that was not."""
     epoch_start: Counts = Counts()
     """This rank's counts at the start of the epoch in progress."""
 
@@ -53,44 +57,6 @@ class RunState:
     def resumed(cls, state: Mapping[str, Any]) -> Self:
         """Return the state that a checkpoint holds as plain values."""
         return cls(**{**state, "epoch_start": Counts(**state["epoch_start"])})
-
-
-@dataclass(kw_only=True)
-class EpochTally:
-    """Sums over the epoch in progress, on one rank."""
-
-    loss: Float[Tensor, ""] | float = 0.0
-    """Sum over the steps."""
-    steps: int = 0
-    wait_s: float = 0.0
-    """Time spent waiting for batches."""
-    earlier_s: float = 0.0
-    """Training time of this epoch in earlier launches."""
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def train_s(self) -> float:
-        """Training time so far."""
-        return self.earlier_s + time.monotonic() - self.started
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean over the steps, 0 if there was none; waits for the device."""
-        return float(self.loss) / max(1, self.steps)
-
-    def add(self, loss: Float[Tensor, ""]) -> None:
-        """Count one step."""
-        self.loss = self.loss + loss
-        self.steps += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums as plain numbers, for a checkpoint in the middle of the epoch."""
-        return {
-            "loss": float(self.loss),
-            "steps": self.steps,
-            "wait_s": self.wait_s,
-            "earlier_s": self.train_s,
-        }
 
 
 class TrainingRun:
@@ -183,6 +149,8 @@ class TrainingRun:
                     return self._stop(epoch, received)
         except StopWaiting:
             return self._stop(epoch, interrupt.received or 0)
+        except DivergenceError:
+            raise
         except UserError:
             if self._world.world_size == 1:  # the other ranks do not know and train on
                 self.checkpoint(epoch)
@@ -203,15 +171,28 @@ class TrainingRun:
             yield batch
 
     def _step(self, epoch: int, batch: Batch) -> None:
-        loss = self._engine.train_step(batch)
-        if skipped := self._engine.loss_scale.after_step(self._engine.step):
-            self._report.live.message(skipped)
-        self._divergence.after_step(self._engine.step, loss)
-        self._tally.add(loss)
+        loss, step = self._engine.train_step(batch), self._engine.step
+        overflowed = self._engine.loss_scale.after_step(step)
+        self._count_skips(step, overflowed)
+        if not self._engine.guard.was_skipped:
+            self._divergence.after_step(step, loss)
+            self._tally.add(loss)
         if self._state.first_step_s is None:
             self._state.first_step_s = time.monotonic() - self._built
         self._losses.after_step()
         self._report.step(epoch, loss, self._loader.counts - self._state.epoch_start)
+
+    def _count_skips(self, step: int, overflowed: str | None) -> None:
+        state, is_bad = self._state, self._engine.guard.was_skipped
+        if not (is_bad or overflowed):
+            state.skipped_in_a_row = 0
+            return
+        state.skipped += 1
+        state.skipped_in_a_row += is_bad
+        self._tally.skipped += 1
+        said = f"step {step} skipped, loss or gradients are not finite: {state.skipped} so far"
+        self._report.live.message(overflowed or said)
+        self._divergence.after_skips(step, state.skipped_in_a_row)
 
     def _stop(self, epoch: int, received: int) -> int:
         self.checkpoint(epoch)
@@ -237,7 +218,7 @@ class TrainingRun:
                 found, everywhere,
                 epoch=epoch, step=self._engine.step, train_loss=loss, lr=self._engine.lr,
                 images_per_s=own.slots * ranks / train_s, loader_wait_s=self._tally.wait_s,
-                val_s=val_s,
+                val_s=val_s, skipped=self._tally.skipped,
             )  # fmt: skip
         self._loader.set_epoch(epoch + 1)
         self._state.epoch_start, self._tally = counts, EpochTally()
@@ -306,7 +287,7 @@ class TrainingRun:
         self._engine.export(self._directory / "model.safetensors")
         self._report.finish(
             counts, last, self._test_best(), self._log_probabilities,
-            best_val_epoch=self._state.best_epoch, wall_s=wall_s,
+            best_val_epoch=self._state.best_epoch, wall_s=wall_s, skipped=self._state.skipped,
             first_step_s=float(self._state.first_step_s or 0.0),
             first_fresh_s=_earliest(json.loads(each) for each in fresh),
             reused=sum(flag > 0 for flag in flags),

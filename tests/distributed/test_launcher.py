@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from classifier_samples import train_and_resume
+from classifier_samples import train_and_resume, train_and_skip
 from launches import GONE_S, LIMIT_S, SCRIPTS, environment, is_alive, noted_pids, wait_for
 
 from online_aug.distributed.launcher import needs_launcher
@@ -47,6 +47,17 @@ def test_two_ranks_train_as_one_does_on_the_same_global_batch(world, tmp_path):
     together = json.loads((tmp_path / "losses.json").read_text())
     assert together == pytest.approx(alone, rel=1e-4)
     assert len(set(alone)) == len(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1])
+def test_all_ranks_skip_the_step_in_which_one_has_a_bad_batch(world, tmp_path, stage):
+    alone = train_and_skip(world, stage)
+    assert [loss is None for loss in alone] == [False, False, True, False, False]
+    assert start("skip_steps.py", str(tmp_path), str(stage)).wait(LIMIT_S) == 0
+    for rank in (0, 1):
+        together = json.loads((tmp_path / f"losses{rank}.json").read_text())
+        assert together == [loss and pytest.approx(loss, rel=1e-3) for loss in alone]
 
 
 @pytest.fixture(scope="module")

@@ -121,14 +121,14 @@ def test_a_foreign_line_is_named_in_the_error(tmp_path: Path, line: str) -> None
         read_metrics(tmp_path)
 
 
-EPOCH_FIELDS = """epoch step train_loss val_top1 val_top5 val_worst_group lr images_per_s
+EPOCH_FIELDS = """epoch step train_loss skipped val_top1 val_top5 val_worst_group lr images_per_s
     loader_wait_s val_s served_real served_fresh served_cached served_composed starved
     samples_per_insert generated generated_per_s rejected rejections generating_s paused_s
     cache_entries cache_bytes"""
 SUMMARY_FIELDS = """top1 top1_best_val best_val_epoch per_class top5 per_group worst_group
-    per_shots epochs wall_s first_step_s first_fresh_s served_real served_fresh served_cached
-    served_composed starved refusals samples_per_insert most_served generated rejected rejections
-    refused_shares reused generator_restarts config_digest"""
+    per_shots epochs wall_s first_step_s skipped first_fresh_s served_real served_fresh
+    served_cached served_composed starved refusals samples_per_insert most_served generated rejected
+    rejections refused_shares reused generator_restarts config_digest"""
 
 
 @pytest.mark.parametrize(

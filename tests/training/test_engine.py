@@ -7,8 +7,8 @@ from classifier_samples import CLASSES, make_batch
 from safetensors.torch import load_file
 
 from online_aug.classifier.optim import learning_rate
-from online_aug.errors import RunError, UserError
-from online_aug.training.engine import FIRST_SCALE, LEAST_SCALE
+from online_aug.errors import UserError
+from online_aug.training.divergence import FIRST_SCALE, LEAST_SCALE
 
 FAST = {"lr": 0.01, "warmup_epochs": 0, "label_smoothing": 0}
 
@@ -269,7 +269,7 @@ def test_a_loss_that_overflows_at_every_scale_ends_the_run(make_engine, zero):
     engine = make_engine(**float16(zero))
     said = [overflow(engine) for _ in range(int(math.log2(FIRST_SCALE / LEAST_SCALE)))]
     assert said[-1] == "step 16 skipped, float16 overflowed: loss scale 1, 16 so far"
-    with pytest.raises(RunError, match="even with the least scale of the loss, after 17 skipped"):
+    with pytest.raises(UserError, match="even with the least scale of the loss, after 17 skipped"):
         overflow(engine)
 
 

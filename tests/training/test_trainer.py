@@ -8,7 +8,8 @@ import torch
 from online_aug.distributed.world import World
 from online_aug.request import Counts
 from online_aug.training.checkpoints import share_out
-from online_aug.training.trainer import EpochTally, RunState
+from online_aug.training.reporter import EpochTally
+from online_aug.training.trainer import RunState
 
 
 def through_a_checkpoint(state):

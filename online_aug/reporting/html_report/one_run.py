@@ -104,6 +104,8 @@ def _warnings(run: RecordedRun) -> Iterator[str]:
         )
     if summary is not None and (warning := refusal_warning(summary.refused_shares)):
         yield f"{warning}."
+    if skipped := sum(epoch.skipped for epoch in run.epochs):
+        yield f"{skipped:,} optimizer steps were skipped: a loss or gradient was not finite."
     if summary is not None and summary.generator_restarts:
         yield f"The generation process was restarted {summary.generator_restarts} times."
 
