@@ -75,10 +75,12 @@ def write_cub_waterbirds(root, train=TRAIN):
 def write_aircraft(root):
     folder = root / "fgvc-aircraft-2013b" / "data"
     variants = ("707-320", "Boeing 717", "F-16A/B")
-    rows = {"trainval": [], "test": []}
+    rows = {"trainval": [], "train": [], "val": [], "test": []}
     for split, label, k in shots(3):
         picture(folder / "images" / f"{label}{k:06d}.jpg", label, k)
-        rows["test" if split == "test" else "trainval"].append((f"{label}{k:06d}", variants[label]))
+        of_train = ("trainval", "train" if len(rows["train"]) <= len(rows["val"]) else "val")
+        for part in ("test",) if split == "test" else of_train:
+            rows[part].append((f"{label}{k:06d}", variants[label]))
     for split, found in rows.items():
         write_lines(folder / f"images_variant_{split}.txt", found)
     write_lines(folder / "variants.txt", [(name,) for name in variants])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.errors import UserError
-from online_aug.reporting.run_directory import CONFIG_FILE, run_folder
+from online_aug.reporting.run_directory import BEST_FILE, CONFIG_FILE, MODEL_FILE, run_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 # Whatever needs torch is imported in the function that uses it: a mistake is reported before.
 
-MODEL_FILE = "model.safetensors"
 SUMMARY = "Judge the model of a run on its test split. RECIPE may be a run directory too."
-SWITCHES = {"--json": "print one JSON object instead of tables"}
+SWITCHES = {
+    "--json": "print one JSON object instead of tables",
+    "--best": "judge the epoch that was best on validation instead of the last one",
+}
 EXAMPLES = """\
 runs/quickstart-seed0
 quickstart run.seed=1
-runs/quickstart-seed0 --json
+runs/quickstart-seed0 --best --json
 """
 
 
@@ -48,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
         examples=EXAMPLES,
     )
     config = command.load_config()
-    result = _judge(config, (folder or run_folder(config.run, command.config_path)) / MODEL_FILE)
+    run = folder or run_folder(config.run, command.config_path)
+    result = _judge(config, run / (BEST_FILE if "--best" in command.switches else MODEL_FILE))
     if "--json" in command.switches:
         sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
     else:
@@ -70,6 +73,15 @@ def _judge(config: Config, weights: Path) -> "Evaluation":
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
 
+    if (
+        weights.name == BEST_FILE
+        and not weights.is_file()
+        and (weights.parent / MODEL_FILE).is_file()
+    ):
+        raise UserError(
+            f"--best must be left out for a run without validation images, got {weights.parent}, "
+            "which keeps its last epoch alone (data.val_fraction)"
+        )
     if not weights.is_file():
         raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
     splits = load_splits(config.data)

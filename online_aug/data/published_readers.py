@@ -32,10 +32,10 @@ _CIFAR_PIXEL_BYTES = 3 * _CIFAR_SIDE_PX**2
 BIRDS, PLACES = ("landbird", "waterbird"), ("land", "water")
 
 
-def torchvision_reader(name: str, **splits: str) -> Reader:
+def torchvision_reader(name: str, **splits: str) -> Callable[[Path], Mapping[str, FolderSet]]:
     """Return a reader that uses a torchvision class; `splits` are its names of our splits."""
 
-    def read(root: Path) -> Mapping[str, ImageSet]:
+    def read(root: Path) -> Mapping[str, FolderSet]:
         from torchvision import datasets
 
         opened = {

@@ -38,8 +38,12 @@ class DataConfig(Section):
     many_few: tuple[Count, Count] = (100, 20)
     """Long tail: a class with more training images than the first counts as many-shot, with fewer
     than the second as few-shot; their accuracies are reported apart."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.1
-    """Share of a single folder (or of train if there is no val) kept for validation."""
+    train_split: Literal["train", "trainval", "half"] | None = None
+    """Training images of a published set that has several choices (docs/DATA.md), such as
+    `trainval` of Aircraft or Diff-Mix's `half` of Flowers; null is the usual one."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.1
+    """Share of a single folder (or of train if there is no val) kept for validation; 0 keeps none:
+    all are trained on and the last epoch counts."""
     test_fraction: Annotated[float, Field(gt=0, lt=1), Exponent] = 0.2
     """Share of a single folder kept for the test."""
     seed: Seed = 0

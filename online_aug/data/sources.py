@@ -35,8 +35,9 @@ def load_splits(data: DataConfig) -> Splits:
     """Load the training, validation and test images of a configuration.
 
     Splits that the source lacks are divided from its training split, stratified and seeded by
-    `data.seed`. Then the training split is cut, first to a long tail, then to few shots. The name
-    of an embedded or published set means that set; `./digits` is a folder of the same name.
+    `data.seed`; with `data.val_fraction` 0 the validation split is empty instead. Then the training
+    split is cut, first to a long tail, then to few shots. The name of an embedded or published set
+    means that set; `./digits` is a folder of the same name.
 
     Raises:
         UserError: If the source cannot be found or used, or is too small for the cuts.
@@ -116,10 +117,16 @@ def check_images(
 
 
 def _open(data: DataConfig) -> dict[str, ImageSet]:
+    if data.train_split is not None and data.source not in PUBLISHED:
+        raise UserError(
+            f"data.train_split must be null unless data.source is a published set, got "
+            f"{data.train_split} for {data.source}, whose folders or files say what is trained on"
+        )
     if data.source in EMBEDDED_SETS:
         return dict(embedded_splits(data.source, data.root))
     if data.source in PUBLISHED:
-        return dict(published_splits(data.source, data.root))
+        chosen = (data.train_split, data.seed)
+        return dict(published_splits(data.source, data.root, *chosen))
     folder = Path(data.source).expanduser()
     if folder.is_dir():
         return dict(folder_splits(folder))
@@ -163,11 +170,12 @@ def _three_splits(
     found: Mapping[str, ImageSet], data: DataConfig
 ) -> tuple[ImageSet, ImageSet, ImageSet]:
     wanted = {"val": data.val_fraction, "test": data.test_fraction}
-    missing = {split: share for split, share in wanted.items() if split not in found}
+    missing = {split: share for split, share in wanted.items() if split not in found and share}
     rest = 1 - sum(missing.values())
     whole = found["train"]
+    empty: dict[str, ImageSet] = {"val": Subset(whole, np.zeros(0, np.int64))}
     if not missing:
-        return whole, found["val"], found["test"]
+        return whole, {**empty, **found}["val"], found["test"]
     _require_sizes(
         whole, len(missing) + 1, f"to cut {' and '.join(missing)} from it; add images or folders"
     )
@@ -175,7 +183,7 @@ def _three_splits(
     cut: dict[str, ImageSet] = {
         split: Subset(whole, part) for split, part in zip(["train", *missing], parts, strict=True)
     }
-    have = {**found, **cut}
+    have = {**empty, **found, **cut}
     return have["train"], have["val"], have["test"]
 
 

@@ -13,11 +13,11 @@ from online_aug.config import Config
 from online_aug.data.image_sets import Splits, file_names_of
 from online_aug.errors import UserError
 from online_aug.experiment.diffusion_files import DiffusionFiles
-from online_aug.experiment.images import ImportFinder, Imports, read_image_weights
+from online_aug.experiment.images import ImportFinder, Imports
 from online_aug.experiment.judge import OwnJudge
 from online_aug.experiment.saliency import ExperimentSaliency
 from online_aug.experiment.strengths import ExperimentStrengths
-from online_aug.experiment.training_data import TrainingData
+from online_aug.experiment.training_data import TrainingData, read_image_weights
 from online_aug.generation.gate import check_gate, gate_version
 from online_aug.methods import (
     Method,
@@ -150,7 +150,7 @@ class Experiment:
         """
         if not self.is_synthetic or self.config.mixing.imported is None:
             return Imports()
-        return ImportFinder(self.config, self.splits.train, self.data.sources).find()
+        return ImportFinder(self.config, self.splits, self.data.sources).find()
 
     @cached_property
     def image_weights(self) -> dict[str, float] | None:

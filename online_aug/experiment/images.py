@@ -1,18 +1,14 @@
 """The images of an experiment: training images by digest, samples made of them, imported images.
 
 `ImportFinder` finds out which images of other programs an experiment can serve, and why not the
-others. `read_image_weights` reads which training images are to be varied first. `BoundCompose` and
-`ComposedSamples` make samples in a loader process.
+others. `BoundCompose` and `ComposedSamples` make samples in a loader process.
 """
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,9 +17,8 @@ from torch import Tensor
 
 from cache import Scalar, Store, label_of
 from online_aug.config import Config
-from online_aug.data.image_sets import ImageSet, file_names_of
+from online_aug.data.image_sets import ImageSet, Splits, file_names_of
 from online_aug.data.transforms import resize
-from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError
 from online_aug.methods import Method, Part, Picture, Source, draw_part, make_method
 from online_aug.methods.base import PictureOf
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
     from online_aug.experiment.experiment import Experiment
 
 _REASONS_SHOWN = 3
-_MAX_WEIGHTS_BYTES = 2**30
 _IMAGES_TRIED = 1000
 """Images that are planned to learn how many cannot be composed."""
 
@@ -47,6 +41,8 @@ class Imports:
     """Images that it can serve, in the order of the log."""
     misfits: Counter[str] = field(default_factory=Counter)
     """Number of images that it cannot serve, by reason."""
+    of_test_images: Counter[str] = field(default_factory=Counter)
+    """Number of images that are made, or may be, of test images, by how that is known."""
 
     def __str__(self) -> str:
         left_out = "".join(
@@ -58,13 +54,18 @@ class Imports:
             f"; {rest} more reasons" if rest > 0 else ""
         )
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the images that it can serve, in lines."""
+        return [f"{count} imported images {said}" for said, count in self.of_test_images.items()]
+
 
 @dataclass(frozen=True)
 class ImportFinder:
     """Finds imported images whose requests, though partial, say enough to label them."""
 
     config: Config
-    train: ImageSet
+    splits: Splits
     sources: Sequence[Source]
 
     def find(self) -> Imports:
@@ -78,9 +79,13 @@ class ImportFinder:
         with Store(self.config.cache.path, readonly=True) as store:
             for key, request in store.requests({"origin": "import"}):
                 try:
-                    found.images.append(self.image(key, request))
+                    image = self.image(key, request)
                 except _MisfitError as error:
                     found.misfits[str(error)] += 1
+                    continue
+                found.images.append(image)
+                if said := self._test_image(request, image):
+                    found.of_test_images[said] += 1
             own = len(store) - found.misfits.total()
         if not found.images:
             path = self.config.cache.path
@@ -115,6 +120,36 @@ class ImportFinder:
         if reason := self._method.misfit(image):
             raise _MisfitError(reason)
         return image
+
+    def _test_image(self, request: Mapping[str, Scalar], image: ImportedImage) -> str | None:
+        """Say how it is known that the source of an image may be a test image, if it is."""
+        data = self.config.data
+        if image.source_digest is None and "source_file" in request:
+            if (image.source_label, str(request["source_file"])) in self._test_files:
+                return "are made of files that are test images of this data set"
+        elif data.source == "oxford_flowers" and request.get("method") == "diff_mix":
+            if data.train_split != "half":
+                return (
+                    "may be made of official test images: Diff-Mix's code trains on half of each "
+                    "class of Flowers, which data.train_split=half takes"
+                )
+            if data.seed != 0:
+                return (
+                    "may be made of test images: Diff-Mix's halves are drawn by data.seed=0, got "
+                    f"{data.seed}"
+                )
+        return None
+
+    @property
+    def train(self) -> ImageSet:
+        """The training images."""
+        return self.splits.train
+
+    @cached_property
+    def _test_files(self) -> set[tuple[int, str]]:
+        test = self.splits.test
+        names = file_names_of(test)
+        return {(int(test.labels[n]), name.rpartition("/")[2]) for n, name in enumerate(names)}
 
     @cached_property
     def _method(self) -> Method:
@@ -163,54 +198,6 @@ def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
 
 def _loose(name: str) -> str:
     return name.replace("_", " ").replace("/", " ").strip()
-
-
-def read_image_weights(
-    path: Path, digests: Sequence[str], files: Sequence[str]
-) -> dict[str, float]:
-    """Read the weights of training images from a file; return them by the images' digests.
-
-    Args:
-        path: JSON file that maps images to numbers above 0. An image is named by its file as the
-            data set lists it, or by its digest.
-        digests: Digests of the training images.
-        files: Files of the same images; empty if they are not in files.
-
-    Raises:
-        UserError: If it cannot be read, or holds other images or other numbers.
-    """
-    named = dict(zip(digests, digests, strict=True))
-    if files:
-        named |= dict(zip(files, digests, strict=True))
-    weights = {}
-    for name, weight in _read(path).items():
-        if name not in named:
-            raise UserError(
-                "schedule.image_weights must name training images, such as "
-                f"{[*digests, *files][-1]!r}, got {name!r} in {path}"
-            )
-        if not _is_weight(weight):
-            raise UserError(
-                "schedule.image_weights must hold numbers above 0, got "
-                f"{json.dumps(weight)} for {name!r} in {path}"
-            )
-        weights[named[name]] = float(weight)
-    return weights
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        return read_object(path, limit=_MAX_WEIGHTS_BYTES)
-    except DocumentError as error:
-        raise UserError(
-            "schedule.image_weights must be a JSON file that maps images to weights, cannot use "
-            f"{path}: {error}"
-        ) from None
-
-
-def _is_weight(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value > 0
 
 
 @dataclass(frozen=True)

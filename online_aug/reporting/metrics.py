@@ -1,5 +1,6 @@
 """The figures of a run: one record for each epoch, and one summary at the end."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from online_aug.console import percent
 from online_aug.documents import DocumentError, read_text
 from online_aug.errors import UserError
 from online_aug.files import from_json, to_json, write_atomically
@@ -60,9 +62,9 @@ class EpochMetrics:
     skipped: int
     """Number of optimizer steps that changed nothing, since a loss or gradient was not finite."""
     val_top1: float
-    """Accuracy on the validation split, [0, 1]."""
+    """Accuracy on the validation split, [0, 1]; null if there is no such split."""
     val_top5: float
-    """Share of the validation split whose class is among the five likeliest, [0, 1]."""
+    """Share of the validation split whose class is among the five likeliest, likewise."""
     val_worst_group: float | None
     """Accuracy on the group with the lowest one; null without groups."""
     lr: float
@@ -120,10 +122,11 @@ class Summary:
 
     top1: float
     """Accuracy on the test split after the last epoch, [0, 1]."""
-    top1_best_val: float
-    """Accuracy on the test split after the epoch that was best on the validation split."""
-    best_val_epoch: int
-    """The epoch that was best on the validation split, from 0."""
+    top1_best_val: float | None
+    """Accuracy on the test split after the epoch that was best on the validation split; null if
+    there is no such split, so that the last epoch alone counts."""
+    best_val_epoch: int | None
+    """The epoch that was best on the validation split, from 0; null likewise."""
     per_class: Mapping[str, float]
     """Accuracy of each class on the test split after the last epoch, by class name."""
     top5: float
@@ -168,6 +171,13 @@ class Summary:
     """Number of images of the plan that the cache already held."""
     generator_restarts: int
     config_digest: str
+
+    @property
+    def best_on_validation(self) -> str | None:
+        """Accuracy and number of the epoch that was best on validation, in words."""
+        if self.top1_best_val is None or self.best_val_epoch is None:
+            return None
+        return f"{percent(self.top1_best_val)} (epoch {self.best_val_epoch + 1})"
 
     @property
     def parts(self) -> dict[str, Mapping[str, float]]:
@@ -259,7 +269,10 @@ def _scalars(metrics: EpochMetrics) -> dict[str, float]:
     }
     served, slots = metrics.served, max(1, metrics.served.slots)
     shares = {f"share/{kind}": getattr(served, kind) / slots for kind in SLOT_KINDS}
-    return {tag: value for tag, value in found.items() if value is not None} | reasons | shares
+    known = {
+        tag: value for tag, value in found.items() if value is not None and math.isfinite(value)
+    }
+    return known | reasons | shares
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:

@@ -256,12 +256,12 @@ def print_summary(summary: Summary, run_dir: Path, console: Console) -> None:
 
 
 def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
-    best = f"{percent(summary.top1_best_val)} (epoch {summary.best_val_epoch + 1})"
+    best = summary.best_on_validation
     epochs = amount(summary.epochs, "epoch") + _skipped(summary.skipped)
     return [
         *_unserved(summary),
         ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
-        ("test top1, best validation", Text(best)),
+        *([("test top1, best validation", Text(best))] if best else []),
         ("test top5, last epoch", Text(percent(summary.top5))),
         *_worst_group(summary),
         *([("training images", Text(_listed(summary.per_shots)))] if summary.per_shots else []),

@@ -18,7 +18,7 @@ from online_aug.training.checkpoints import KEPT
 
 _RAW_BYTES, _FLOAT_BYTES = 3, 4
 _WEIGHT_FILES = 2
-"""`model.safetensors` and the best on validation."""
+"""`model.safetensors`, and the best on validation if there is such a split."""
 _MUCH_LEFT = 0.1
 """Share of an epoch that is left out and worth a word."""
 _ADAM_MOMENTS = 2
@@ -33,8 +33,7 @@ def describe_start(experiment: Experiment, devices: DevicePlan, ranks: int | Non
         *_notes(experiment),
         *_memory(experiment, devices, ranks),
     ]
-    if experiment.imports.images:
-        lines.append(f"imported   {experiment.imports}")
+    lines += _imports(experiment)
     return "\n".join(map(printable, lines)) + "\n"
 
 
@@ -84,6 +83,13 @@ def _data(experiment: Experiment) -> Iterator[str]:
         yield f"note       {doubt}"
 
 
+def _imports(experiment: Experiment) -> Iterator[str]:
+    if experiment.imports.images:
+        yield f"imported   {experiment.imports}"
+    for warning in experiment.imports.warnings:
+        yield f"warning    {warning}"
+
+
 def _requests(experiment: Experiment) -> Iterator[str]:
     if experiment.config.is_composed:
         names = [name for name, method in experiment.methods.items() if not method.generates]
@@ -131,8 +137,7 @@ def _preparation(experiment: Experiment) -> Iterator[str]:
         if saliency.method == "diffusion":
             cost = f", {saliency.by_generator.calls} calls of the network for each"
         yield f"saliency   {saliency.method} of {amount(images, 'image')}, made at the start{cost}"
-    if experiment.imports.images:
-        yield f"imported   {experiment.imports}"
+    yield from _imports(experiment)
     yield from _trials(experiment)
     if experiment.config.is_planned and not experiment.diffusion.is_ready:
         learning = f"{config.finetune.mode}, {experiment.diffusion.adaptation.steps} steps"

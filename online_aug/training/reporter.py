@@ -1,5 +1,6 @@
 """The report of a rank on its run: the live panel, a record for each epoch, the summary."""
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -210,11 +211,11 @@ class TrainingReport:
         refused = max(planned * sum(self._refused.values()), generator.rejected)
         return max(0, round(planned - refused) - self._loader.inserts)
 
-    def epoch(self, found: Evaluation, counts: Counts, **reached: Any) -> None:
+    def epoch(self, found: Evaluation | None, counts: Counts, **reached: Any) -> None:
         """Log and show a finished epoch; called by the first rank.
 
         Args:
-            found: Result on the validation split.
+            found: Result on the validation split; None if there is no such split.
             counts: Counts of this epoch, over all ranks.
             reached: `epoch`, `step`, `train_loss`, `skipped`, `lr`, `images_per_s`,
                 `loader_wait_s`, `val_s`.
@@ -223,9 +224,9 @@ class TrainingReport:
         before, now = self._generator_before, GeneratorTotals.of(process)
         self._generator_before = now
         metrics = EpochMetrics(
-            val_top1=found.top1,
-            val_top5=found.top5,
-            val_worst_group=found.worst_group,
+            val_top1=found.top1 if found else math.nan,
+            val_top5=found.top5 if found else math.nan,
+            val_worst_group=found.worst_group if found else None,
             served_real=counts.real,
             served_fresh=counts.fresh,
             served_cached=counts.cached,
@@ -254,23 +255,30 @@ class TrainingReport:
             self.live.message(forecast(process.status, self.live.left_s))
 
     def finish(
-        self, counts: Counts, last: Evaluation, best: Evaluation, judge: Judge, **reached: Any
+        self,
+        counts: Counts,
+        last: Evaluation,
+        best: tuple[int, Evaluation] | None,
+        judge: Judge,
+        **reached: Any,
     ) -> None:
         """Write report, gallery and summary, and print the summary; called by the first rank.
 
         Args:
             counts: Counts of the run, over all ranks.
             last: Result on the test split after the last epoch.
-            best: The same after the epoch that was best on the validation split.
+            best: The epoch that was best on the validation split, and the same after it; None if
+                there is no such split.
             judge: The classifier after the last epoch.
-            reached: `best_val_epoch`, `wall_s`, `first_step_s`, `first_fresh_s`, `skipped`,
-                `reused`, `most_served` and `refusals`.
+            reached: `wall_s`, `first_step_s`, `first_fresh_s`, `skipped`, `reused`, `most_served`
+                and `refusals`.
         """
         keys = self._store.rejections([one.key for one in self._loader.plan])
         rejected = {one: keys[one.key] for one in self._loader.plan if one.key in keys}
         summary = Summary(
             top1=last.top1,
-            top1_best_val=best.top1,
+            top1_best_val=best[1].top1 if best else None,
+            best_val_epoch=best[0] if best else None,
             per_class=last.per_class,
             top5=last.top5,
             per_group=last.per_group,

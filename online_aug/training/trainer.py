@@ -24,6 +24,7 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
 from online_aug.methods import Picture
 from online_aug.processes import Interrupt
+from online_aug.reporting.run_directory import BEST_FILE, MODEL_FILE
 from online_aug.request import Counts
 from online_aug.training.checkpoints import FOLDER, share_out
 from online_aug.training.divergence import DivergenceError, DivergenceWatch
@@ -200,11 +201,15 @@ class TrainingRun:
         return received
 
     def validate(self, epoch: int) -> None:
-        """Evaluate on the validation split, report the epoch, and keep the best weights."""
+        """Evaluate on the validation split if there is one, and report the epoch.
+
+        The weights that are best there are kept.
+        """
         train_s = self._tally.train_s
         self._check_finite()
         began = time.monotonic()
-        found = self._evaluate(self._experiment.splits.val)
+        validation = self._experiment.splits.val
+        found = self._evaluate(validation) if len(validation) else None
         val_s = time.monotonic() - began
         if found and found.top1 > self._state.best_top1:
             self._state.best_top1, self._state.best_epoch = found.top1, epoch
@@ -213,7 +218,7 @@ class TrainingRun:
         own = counts - self._state.epoch_start
         everywhere = self._over_ranks(own)
         loss = total(self._world, [self._tally.mean_loss])[0] / ranks
-        if found:
+        if self._world.is_first:
             self._report.epoch(
                 found, everywhere,
                 epoch=epoch, step=self._engine.step, train_loss=loss, lr=self._engine.lr,
@@ -284,10 +289,10 @@ class TrainingRun:
         fresh = gather(self._world, json.dumps(self._state.first_fresh_s).encode())
         if last is None:
             return
-        self._engine.export(self._directory / "model.safetensors")
+        self._engine.export(self._directory / MODEL_FILE)
         self._report.finish(
             counts, last, self._test_best(), self._log_probabilities,
-            best_val_epoch=self._state.best_epoch, wall_s=wall_s, skipped=self._state.skipped,
+            wall_s=wall_s, skipped=self._state.skipped,
             first_step_s=float(self._state.first_step_s or 0.0),
             first_fresh_s=_earliest(json.loads(each) for each in fresh),
             reused=sum(flag > 0 for flag in flags),
@@ -299,17 +304,19 @@ class TrainingRun:
         model, data = self._engine.evaluated_model(), self._config.data
         return log_probabilities(model, pictures, data, self._world.device)
 
-    def _test_best(self) -> Evaluation:
+    def _test_best(self) -> tuple[int, Evaluation] | None:
+        if self._state.best_epoch < 0:  # nothing to validate on
+            return None
         model = self._engine.evaluated_model()
         last = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(load_file(self._best_weights))
         found = self._judge(self._experiment.splits.test)
         model.load_state_dict(last)
-        return found
+        return self._state.best_epoch, found
 
     @property
     def _best_weights(self) -> Path:
-        return self._directory / "best.safetensors"
+        return self._directory / BEST_FILE
 
     @property
     def _wall_s(self) -> float:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,11 +8,12 @@ from PIL import Image
 
 from online_aug.classifier.evaluation import evaluate
 from online_aug.classifier.model import build_classifier
-from online_aug.cli.evaluate import MODEL_FILE, main
+from online_aug.cli.evaluate import main
 from online_aug.config.loading import resolved_yaml
 from online_aug.data.sources import load_splits
 from online_aug.errors import UserError
 from online_aug.files import write_atomically
+from online_aug.reporting.run_directory import BEST_FILE, MODEL_FILE
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,17 @@ def test_a_run_without_a_model_is_one_line(finished):
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"must hold config\.yaml"):
         main([str(tmp_path)])
+
+
+def test_the_best_on_validation_is_judged_if_it_is_asked_for(finished, capsys, tmp_path):
+    run, expected = finished
+    again = shutil.copytree(run, tmp_path / "run")
+    (again / MODEL_FILE).rename(again / BEST_FILE)
+    main([str(again), "--best", "--json"])
+    assert json.loads(capsys.readouterr().out)["top1"] == expected.top1
+
+
+def test_the_best_of_a_run_without_validation_is_refused_in_one_line(finished):
+    with pytest.raises(UserError, match=r"^--best must be left out for a run without valid") as no:
+        main([str(finished[0]), "--best"])
+    assert "\n" not in str(no.value)

@@ -15,15 +15,18 @@ from published_samples import (
     TRAIN,
     WRITERS,
     accept_small_flowers,
+    picture,
     write_cifar10,
     write_cub,
+    write_flowers,
     write_lines,
     write_pets,
 )
+from scipy.io import savemat
 from torchvision import datasets
 
 from online_aug.config import DataConfig
-from online_aug.data.image_sets import groups_of
+from online_aug.data.image_sets import file_names_of, groups_of
 from online_aug.data.images import BadImageError
 from online_aug.data.published import PUBLISHED, published_splits
 from online_aug.data.sources import load_splits
@@ -309,3 +312,80 @@ def test_validation_images_outside_class_folders_are_refused(tmp_path):
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
     assert "imagenet/val must hold a folder for each class" in refusal("imagenet", tmp_path)
+
+
+def test_aircraft_trains_on_trainval_or_on_train_beside_the_official_validation(miniature):
+    root = miniature("fgvc_aircraft")
+    usual, chosen = (
+        published_splits("fgvc_aircraft", root, choice) for choice in ("trainval", "train")
+    )
+    assert {split: len(images) for split, images in usual.items()} == {
+        split: len(images) for split, images in published_splits("fgvc_aircraft", root).items()
+    }
+    files = {split: set(images.files) for split, images in chosen.items()}
+    assert set(usual["train"].files) == files["train"] | files["val"]
+    assert not files["train"] & files["val"]
+    assert files["test"] == set(usual["test"].files)
+
+
+def test_flowers_trains_on_train_and_validation_together(miniature):
+    root = miniature("oxford_flowers")
+    found = published_splits("oxford_flowers", root, "trainval")
+    usual = published_splits("oxford_flowers", root)
+    assert set(found["train"].files) == {*usual["train"].files, *usual["val"].files}
+    assert found.keys() == {"train", "test"}
+
+
+def write_uneven_flowers(root, sizes):
+    """Write classes of these sizes; every class has an image of each official split."""
+    write_flowers(root)
+    folder = root / "flowers-102"
+    labels = [1 + k % 102 for k in range(306)]
+    for label, size in sizes.items():
+        labels += [label] * (size - 3)
+    for number in range(307, len(labels) + 1):
+        picture(folder / "jpg" / f"image_{number:05d}.jpg", labels[number - 1] - 1, number)
+    savemat(folder / "imagelabels.mat", {"labels": np.asarray(labels)})
+    numbers = np.arange(1, len(labels) + 1)
+    parts = {"valid": numbers[:102], "trnid": numbers[102:204], "tstid": numbers[204:]}
+    savemat(folder / "setid.mat", parts)
+    return np.asarray(labels)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_halves_of_flowers_are_drawn_class_by_class_from_one_generator(tmp_path, seed):
+    """Write the protocol down a second time, in the plainest way."""
+    labels = write_uneven_flowers(tmp_path, {1: 8, 2: 11, 102: 5})
+    rng, expected = np.random.default_rng(seed), []
+    for label in range(1, 103):
+        numbers = [k + 1 for k in range(len(labels)) if labels[k] == label]
+        order = list(rng.permutation(len(numbers)))
+        expected += [f"image_{numbers[k]:05d}.jpg" for k in order[: int(0.5 * len(numbers))]]
+    found = published_splits("oxford_flowers", tmp_path, "half", seed)
+    names = {split: {Path(f).name for f in file_names_of(part)} for split, part in found.items()}
+    assert names["train"] == set(expected)
+    assert len(names["train"] | names["test"]) == len(labels)
+    assert not names["train"] & names["test"]
+    assert all(shade(found["test"], k) == 2 * found["test"].labels[k] for k in range(20))
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "said"),
+    [
+        ("cub200", "trainval", r"one that CUB-200-2011 has \(train\), got trainval"),
+        ("fgvc_aircraft", "half", r"FGVC-Aircraft has \(trainval, train\), got half"),
+        ("digits", "half", "null unless data.source is a published set, got half for digits"),
+    ],
+)
+def test_a_split_that_a_set_does_not_have_is_refused(source, split, said, miniature, tmp_path):
+    root = miniature(source) if source in WRITERS else tmp_path
+    with pytest.raises(UserError, match=said) as caught:
+        load_splits(DataConfig(source=source, root=root, train_split=split))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_the_chosen_split_lacks_is_refused_with_its_name(tmp_path):
+    WRITERS["fgvc_aircraft"](tmp_path)
+    (tmp_path / "fgvc-aircraft-2013b/data/images_variant_val.txt").unlink()
+    with pytest.raises(UserError, match=r"cannot be read.*images_variant_val\.txt"):
+        published_splits("fgvc_aircraft", tmp_path, "train")

@@ -118,6 +118,23 @@ def test_only_a_missing_split_is_divided_from_train(ready):
     assert [len(images) for images in (splits.train, splits.val, splits.test)] == [14, 6, 8]
 
 
+def test_without_a_validation_share_all_images_are_trained_on(flat):
+    splits = splits_of(flat, val_fraction=0, test_fraction=0.2)
+    assert [len(images) for images in (splits.train, splits.val, splits.test)] == [32, 0, 8]
+    assert splits.val.class_names == splits.train.class_names
+
+
+def test_a_validation_split_of_the_set_is_kept_without_a_share(ready):
+    splits = splits_of(ready, val_fraction=0)
+    assert [len(images) for images in (splits.train, splits.val, splits.test)] == [20, 6, 8]
+
+
+def test_nothing_is_divided_without_a_validation_share_if_there_is_a_test(ready):
+    (ready / "val").rename(ready / ".gone")
+    splits = splits_of(ready, val_fraction=0)
+    assert [len(images) for images in (splits.train, splits.val, splits.test)] == [20, 0, 8]
+
+
 def test_the_split_depends_on_the_data_seed(flat):
     first, same, other = (digests(splits_of(flat, seed=seed).val) for seed in (0, 0, 1))
     assert first == same

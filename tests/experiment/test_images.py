@@ -11,7 +11,8 @@ from cache import CacheError, Entry, Store, request_key
 from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.world import World
 from online_aug.errors import UserError
-from online_aug.experiment.images import read_image_weights
+from online_aug.experiment.images import ImportFinder
+from online_aug.experiment.training_data import read_image_weights
 from online_aug.reporting.gallery import gallery_rows
 from online_aug.training.build_loader import agreed_imports
 from online_aug.training.describe_run import describe_run
@@ -103,6 +104,32 @@ def test_diffusemix_takes_an_edit_whose_source_is_a_training_image_of_that_name(
     assert (train.path(place).name, train.labels[place]) == ("2.png", 1)
     assert experiment.imports.misfits.total() == 2
     assert "its source image is not known" in str(experiment.imports)
+
+
+def test_an_import_made_of_a_test_image_is_told(experiment_of, tmp_path):
+    experiment = experiment_of(WITHIN | {"source_file": "t.png"}, WITHIN)
+    (tmp_path / "images/test/jay/0.png").rename(tmp_path / "images/test/jay/t.png")
+    experiment = make_experiment(tmp_path, MODEL, mixing={"imported": "only"})
+    (said,) = experiment.imports.warnings
+    assert said == "1 imported images are made of files that are test images of this data set"
+    assert f"warning    {said}" in describe_run(experiment, plan_devices(experiment.config.devices))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "may be made of official test images: Diff-Mix's code trains on half of each class"),
+        ({"train_split": "half", "seed": 3}, "halves are drawn by data.seed=0, got 3"),
+        ({"train_split": "half"}, None),
+    ],
+)
+def test_diff_mix_s_flowers_fit_the_halves_of_seed_0_only(experiment_of, data, said):
+    experiment = experiment_of(BETWEEN, WITHIN)
+    chosen = experiment.config.data.model_copy(update={"source": "oxford_flowers", **data})
+    config = experiment.config.model_copy(update={"data": chosen})
+    found = ImportFinder(config, experiment.splits, experiment.data.sources).find()
+    assert len(found.images) == 2
+    assert [said in warning for warning in found.warnings] == ([True] if said else [])
 
 
 def test_with_local_variants_an_import_needs_a_known_source(experiment_of):

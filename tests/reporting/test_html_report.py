@@ -182,3 +182,17 @@ def test_ticks_are_round_and_enclose_the_values(low, high):
 def test_a_gap_in_a_curve_stays_a_gap():
     chart = line_chart("loss", [1, 2, 3, 4], [Line("loss", [1.0, math.nan, 2.0, 3.0])])
     assert [len(points.split()) for points in re.findall(r'points="([^"]*)"', chart)] == [1, 2]
+
+
+def test_a_run_without_validation_shows_none_and_no_best_epoch(tmp_path):
+    nothing = {"val_top1": math.nan, "val_top5": math.nan}
+    end = summary(top1_best_val=None, best_val_epoch=None)
+    page = page_of(tmp_path, end=end, changes=nothing)
+    assert "test top-1, last epoch" in page
+    assert "best validation" not in page
+    assert "Validation accuracy" not in page
+
+
+def test_a_run_in_training_without_validation_has_a_page(tmp_path):
+    page = page_of(tmp_path, end=None, changes={"val_top1": math.nan, "val_top5": math.nan})
+    assert "best validation" not in page

@@ -1,4 +1,5 @@
 import io
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from run_records import epoch, summary
 from online_aug.console import is_watched, open_console
 from online_aug.reporting import live as live_module
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
+from online_aug.reporting.tables import epoch_line
 from online_aug.request import Counts
 
 GENERATOR = GeneratorView(
@@ -241,6 +243,15 @@ def test_the_summary_says_what_came_out_and_where_it_lies() -> None:
     assert "group" not in shown
     for part in ("70 real, 20 fresh, 10 cached", "12 s, 3 epochs", "runs/quick-seed0"):
         assert part in shown
+
+
+def test_without_validation_the_last_epoch_alone_is_told() -> None:
+    console = pipe()
+    found = replace(summary(), top1_best_val=None, best_val_epoch=None)
+    print_summary(found, Path("runs/x"), console)
+    assert "best validation" not in text_of(console)
+    assert "test top1, last epoch" in text_of(console)
+    assert "val top1 -," in epoch_line(epoch(0, val_top1=math.nan), 3)
 
 
 def test_the_summary_names_the_worst_group() -> None:

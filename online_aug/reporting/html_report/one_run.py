@@ -1,6 +1,7 @@
 """The page of one run: what is special about it, how it went, what it learned, what it saw."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -75,17 +76,18 @@ def served_by(run: RecordedRun) -> Counts:
 def _main_figures(run: RecordedRun) -> dict[str, str]:
     served, summary = served_by(run), run.summary
     synthetic = served.synthetic
-    best = max(run.epochs, key=lambda epoch: epoch.val_top1)
+    judged = [epoch for epoch in run.epochs if math.isfinite(epoch.val_top1)]
     figures = {}
     if summary is not None:
         figures["test top-1, last epoch"] = percent(summary.top1)
-        figures[f"test top-1, best validation epoch ({summary.best_val_epoch + 1})"] = percent(
-            summary.top1_best_val
-        )
+        if summary.top1_best_val is not None and summary.best_val_epoch is not None:
+            title = f"test top-1, best validation epoch ({summary.best_val_epoch + 1})"
+            figures[title] = percent(summary.top1_best_val)
         figures["test top-5"] = percent(summary.top5)
         if summary.worst_group is not None:
             figures["test worst group"] = percent(summary.worst_group)
-    else:
+    elif judged:
+        best = max(judged, key=lambda epoch: epoch.val_top1)
         figures[f"best validation top-1 (epoch {best.epoch + 1})"] = percent(best.val_top1)
     if not run.is_vanilla:
         figures["of the slots synthetic"] = whole_percent(synthetic / max(1, served.slots))
@@ -124,6 +126,10 @@ def _settings(run: RecordedRun) -> str:
 
 def _training(epochs: Sequence[EpochMetrics]) -> list[str]:
     x = numbers(epochs)
+    loss = Line("loss", [each.train_loss for each in epochs])
+    rates = line_chart("Learning rate", x, [Line("lr", [each.lr for each in epochs])])
+    if not any(math.isfinite(each.val_top1) for each in epochs):  # nothing to validate on
+        return [line_chart("Training loss", x, [loss]), rates]
     accuracy = [
         Line("top-1", [each.val_top1 for each in epochs]),
         Line("top-5", [each.val_top5 for each in epochs]),
@@ -132,9 +138,9 @@ def _training(epochs: Sequence[EpochMetrics]) -> list[str]:
         worst = [each.val_worst_group for each in epochs]
         accuracy.append(Line("worst group", [float("nan") if v is None else v for v in worst]))
     return [
-        line_chart("Training loss", x, [Line("loss", [each.train_loss for each in epochs])]),
+        line_chart("Training loss", x, [loss]),
         line_chart("Validation accuracy", x, accuracy, is_share=True),
-        line_chart("Learning rate", x, [Line("lr", [each.lr for each in epochs])]),
+        rates,
     ]
 
 

@@ -202,6 +202,8 @@ def _curves(recipes: Sequence[Recipe]) -> Iterable[str]:
     }
     for title, (figure, is_share) in figures.items():
         lines = [_mean_line(recipe, figure, longest) for recipe in recipes]
+        if not any(math.isfinite(value) for line in lines for value in line.values):
+            continue  # nothing to validate on
         yield line_chart(title, x, lines, is_share=is_share)
 
 
@@ -291,7 +293,7 @@ def _runs(recipes: Sequence[Recipe]) -> str:
             made = sum(epoch.generated for epoch in run.epochs)
             ends = ["in training", "-", f"{made:,}", "-"]
             if (end := run.summary) is not None:
-                best = f"{percent(end.top1_best_val)} (epoch {end.best_val_epoch + 1})"
+                best = end.best_on_validation or "-"
                 ends = [percent(end.top1), best, f"{made:,}", duration(end.wall_s)]
             rows.append([run.name, str(run.seed), f"{len(run.epochs)}/{run.length}", *ends])
     return table(heads, rows, numbers=range(1, len(heads)))

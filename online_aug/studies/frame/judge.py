@@ -29,7 +29,7 @@ from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.files import write_atomically
 from online_aug.methods import Picture
-from online_aug.studies.frame.runs import WEIGHTS
+from online_aug.reporting.run_directory import MODEL_FILE
 from online_aug.studies.frame.trainings import train
 
 _TOGETHER = 64
@@ -139,7 +139,7 @@ def _trained(config: Config, folder: Path) -> Path:
     recipe = place.with_suffix(".yaml")
     write_atomically(recipe, resolved_yaml(changed(plain, "run", **run)))
     train([Run("judge", plain.run.seed, str(recipe), (), place)], "training a judge on real images")
-    return place / WEIGHTS
+    return place / MODEL_FILE
 
 
 def _on_real_images(config: Config) -> Config:

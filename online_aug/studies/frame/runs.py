@@ -12,10 +12,8 @@ from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.config.loading import load_config
 from online_aug.errors import UserError
-from online_aug.reporting.run_directory import CONFIG_FILE
+from online_aug.reporting.run_directory import CONFIG_FILE, MODEL_FILE
 from online_aug.studies.frame.images import listed
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class FinishedRun:
     def classifier(self) -> nn.Module:
         """Load its classifier in evaluation mode, on the CPU."""
         settings = self.config.classifier.model_copy(
-            update={"checkpoint": self.folder / WEIGHTS, "pretrained": False}
+            update={"checkpoint": self.folder / MODEL_FILE, "pretrained": False}
         )
         count, side = len(self.class_names), self.config.data.image_size
         return build_classifier(settings, count, image_size=side, needs_head=True).eval()
@@ -66,10 +64,10 @@ def finished_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def _finished(folder: Path) -> FinishedRun:
-    for name in (CONFIG_FILE, WEIGHTS):
+    for name in (CONFIG_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             raise UserError(f"--runs must be directories of finished runs, {folder} has no {name}")
-    names = class_names_in(folder / WEIGHTS)
+    names = class_names_in(folder / MODEL_FILE)
     if names is None:
         raise UserError(f"--runs must hold weights that name their classes, {folder} does not")
     return FinishedRun(
