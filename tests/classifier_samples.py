@@ -5,7 +5,7 @@ import torch
 from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.distributed.world import total
-from online_aug.loader.dataset import Batch
+from online_aug.loader.batch import Batch
 from online_aug.request import Counts
 from online_aug.training.engine import TrainingEngine
 
@@ -26,7 +26,7 @@ def make_batch(seed, size=8):
     noise = torch.randint(60, (size, 3, 32, 32), generator=rng)
     images = (noise + 90 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
     soft = torch.nn.functional.one_hot(labels, CLASSES).float()
-    return Batch(images=images, labels=soft, served=Counts(real=size))
+    return Batch.of(images, soft, served=Counts(real=size))
 
 
 def train_and_resume(world, folder):
@@ -80,4 +80,4 @@ def mean_losses(engine, world):
 def _share(batch, world):
     parts = (part.chunk(world.world_size)[world.rank] for part in (batch.images, batch.labels))
     images, labels = parts
-    return Batch(images=images, labels=labels, served=batch.served)
+    return Batch.of(images, labels, served=batch.served)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from request_samples import VALUES, make_request, requests
 
 from cache import canonical_bytes, decode_fields
-from online_aug.loader.dataset import Batch
+from online_aug.loader.batch import Batch
 from online_aug.request import Counts, GenerationRequest
 
 NAMES = [field.name for field in fields(GenerationRequest)]
@@ -71,4 +71,4 @@ def test_served_slots_add_up_kind_by_kind(one, other):
 def test_the_shapes_of_a_batch_are_checked_while_testing():
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(TypeError):
-        Batch(images=images, labels=torch.zeros(3, 5), served=Counts(real=2))
+        Batch.of(images, torch.zeros(3, 5), served=Counts(real=2))

@@ -5,13 +5,13 @@ transformed and gets its soft label.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,14 +19,15 @@ from cache import CacheError, CorruptRecordError, Record, Store
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.images import BadImageError
 from online_aug.labels import one_hot
+from online_aug.loader.batch import Sample
 from online_aug.loader.slots import Kind, Slot
-from online_aug.request import Counts, Servable
+from online_aug.request import Servable
 from online_aug.seeding import numpy_rng, seed_of, torch_rng
 
 _log = logging.getLogger(__name__)
 Image = UInt8[np.ndarray, "h w 3"]
 Label = Float[np.ndarray, " k"]
-Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], UInt8[Tensor, "3 s s"]]
+Transform = Callable[[UInt8[Tensor, "3 h w"], torch.Generator], Shaped[Tensor, " *image"]]
 Compose = Callable[[Callable[[], Image], Image, Servable, np.random.Generator], tuple[Image, Label]]
 """Makes a sample: source image (read only if called), generated image, request and random numbers
 to the image that is served and its soft label."""
@@ -35,43 +36,6 @@ ComposeAlone = Callable[[int, np.random.Generator], tuple[Image, Label] | str]
 image that is served and its soft label, or to the reason why none can be composed."""
 UNREADABLE = "unreadable image"
 """The reason if an image is lost that a sample was to be composed of."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A transformed image, its soft label, and how the slot was filled in the end."""
-
-    image: UInt8[Tensor, "3 s s"]
-    label: Float[Tensor, " k"]
-    kind: Kind
-    refusal: str | None = None
-    """Why nothing was composed, if that was planned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """A batch of samples, as the loader hands it to the training step."""
-
-    images: UInt8[Tensor, "b 3 h w"]
-    labels: Float[Tensor, "b k"]
-    """Soft labels, before label smoothing and mixup."""
-    served: Counts
-    """How the slots were filled."""
-
-    def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory, from which a GPU copies while it computes.
-
-        The DataLoader calls this method if it is to pin memory.
-        """
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
-
-
-class Collated(NamedTuple):
-    """A batch, how each of its slots was filled, and why nothing was composed for some."""
-
-    batch: Batch
-    kinds: list[Kind]
-    refusals: list[str]
 
 
 class _Content(NamedTuple):
@@ -105,12 +69,21 @@ class MixedDataset(Dataset[Sample]):
 
     def __getitem__(self, slot: Slot) -> Sample:
         """Return the sample of a slot; the real image if what was planned cannot be served."""
-        found = self._composed(slot) if slot.kind is Kind.COMPOSED else self._content(slot)
-        # The cache gives read-only arrays, which torch does not take.
-        pixels = torch.from_numpy(np.require(found.image, requirements=["C", "W"]))
+        found = self._found(slot)
+        pixels = torch.from_numpy(found.image)
         rng = torch_rng(seed_of("transform", self.seed, slot.epoch, slot.position))
         image = self.transform(pixels.permute(2, 0, 1), rng)
         return Sample(image, torch.from_numpy(found.label), found.kind, found.refusal)
+
+    def read(self, slot: Slot) -> tuple[Image, Label]:
+        """Return the image of a slot, before any transform, and its soft label."""
+        found = self._found(slot)
+        return found.image, found.label
+
+    def _found(self, slot: Slot) -> _Content:
+        found = self._composed(slot) if slot.kind is Kind.COMPOSED else self._content(slot)
+        # The cache gives read-only arrays, which torch does not take.
+        return found._replace(image=np.require(found.image, requirements=["C", "W"]))
 
     def _content(self, slot: Slot) -> _Content:
         if slot.number < 0 or self.compose is None:
@@ -178,20 +151,3 @@ class MixedDataset(Dataset[Sample]):
                 continue
             return image, one_hot(int(self.images.labels[place]), len(self.images.class_names))
         raise BadImageError("no image of the training set can be read")
-
-
-def collate(samples: Sequence[Sample]) -> Collated:
-    """Stack samples to a batch and count how their slots were filled."""
-    kinds = [sample.kind for sample in samples]
-    batch = Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        labels=torch.stack([sample.label for sample in samples]),
-        served=Counts(
-            real=kinds.count(Kind.REAL),
-            fresh=kinds.count(Kind.FRESH),
-            cached=kinds.count(Kind.CACHED),
-            composed=kinds.count(Kind.COMPOSED),
-            starved=kinds.count(Kind.STARVED),
-        ),
-    )
-    return Collated(batch, kinds, [sample.refusal for sample in samples if sample.refusal])

@@ -1,81 +1,52 @@
 """OnlineAugLoader: a DataLoader that mixes real images with those that a second process makes.
 
-It is put together from a batch sampler (what fills a slot), a data set (reads and composes it), the
-back-pressure on the generation process, the ledger, and notes to the cache.
+Its parts are a batch sampler (what fills a slot), a data set (reads and composes it), back-pressure
+on the generation process, the ledger and notes to the cache.
 """
 
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
-from online_aug.loader.dataset import Batch, Collated, MixedDataset, collate
+from online_aug.loader.batch import Batch, Collated, collate, count_kinds
+from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.head_start import HeadStart
+from online_aug.loader.iteration import (
+    Ending,
+    Feedback,
+    Iteration,
+    Pace,
+    Received,
+    Stats,
+    check_same_cache,
+)
 from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
-from online_aug.loader.workers import (
-    PREFETCHED,
-    WorkerReasons,
-    exit_codes,
-    no_sudden_errors,
-    worker_error,
-)
+from online_aug.loader.workers import PREFETCHED, WorkerReasons, no_sudden_errors, with_reasons
 from online_aug.request import Counts, Servable
 
 _SYNTHETIC = (Kind.FRESH, Kind.CACHED)
 
 
-def check_same_cache(state: Mapping[str, Any], position: int) -> None:
-    """Refuse a cache that holds less than the one that a run was served from.
-
-    Args:
-        state: Result of `OnlineAugLoader.state_dict` in that run.
-        position: Last position of the cache's log.
-
-    Raises:
-        UserError: If so.
-    """
-    if position < state["position"]:
-        raise UserError(
-            f"cache.path must be the cache that this run was served from, of which "
-            f"{state['position']} images were known, got one of {position}: put it back, or "
-            "set run.resume=false"
-        )
-
-
-@dataclass(kw_only=True)
-class Received:
-    """Batches that the training loop has received; prefetched ones do not count."""
-
-    step: int = 0
-    """Batches of this epoch."""
-    times: Counter[int] = field(default_factory=Counter)
-    """How often each request was served in this run, by number."""
-    counts: Counts = Counts()
-    """How the slots of this run were filled, and what earlier launches generated."""
-    refusals: Counter[str] = field(default_factory=Counter)
-    """How often nothing was composed for a slot of this run, by reason."""
-
-    def add(self, slots: Sequence[Slot], served: Counts, refusals: Sequence[str]) -> None:
-        """Count a batch."""
-        self.step += 1
-        self.refusals.update(refusals)
-        self.times.update(slot.number for slot in slots if slot.number >= 0)
-        self.counts += served
-
-
 class OnlineAugLoader(DataLoader[Batch]):
-    """Batches of real, fresh and cached samples for one rank.
+    """Batches of real, fresh and cached samples for one rank; an iteration is one epoch.
 
-    The generation process starts with the first iteration, or with `start`, and ends with `close`
-    or the `with` block.
+    The generation process starts with the first iteration, or with `start`, and ends with `close`,
+    with the `with` block, or when nobody holds the loader any more.
     """
+
+    # Accelerate would serve dataset and batch_sampler by a loader of its own, without generation.
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True
 
     def __init__(
         self,
@@ -115,58 +86,99 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._ledger = LedgerWriter(ledger, sampler.rank)
         self.head_start: HeadStart | None = None
         """The wait before the first batch, if there is one."""
-        self._notes = ServedNotes(dataset.store)
+        self.mode: Literal["batches", "index"] = "batches"
+        """`index` yields lists of slots for `dataset.read`, which count as served at once."""
+        self.feedback: Feedback | None = None
+        """Takes what the loop tells by `report_losses` and `publish`; None does nothing."""
+        self.scratch: Path | None = None
+        """Folder that is removed at the end, unless the `with` block ends by an exception."""
+        self._notes, self._pace = ServedNotes(dataset.store), Pace()
         self._received = Received()
         self._plan_starts: list[int] = []
-        self._is_started = False
+        self._iteration: weakref.ref[Iteration] | None = None
+        self._is_begun = self._moves_on = self._is_closed = False
+        self._ending: Ending | None = None
         self._batch_bytes = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._ending is not None:
+            self._ending.scratch = None  # it has the log of the generation process
         self.close()
 
     def start(self) -> None:
-        """Start the generation process if it does not run yet; call from the main thread."""
-        if self.process and not self._is_started:
+        """Start the generation process if it does not run yet; call from the main thread.
+
+        Raises:
+            UserError: If the loader is closed.
+        """
+        self._check_open()
+        if self._ending is not None:
+            return
+        self._ending = Ending(self.process, self.scratch)
+        self._finish = weakref.finalize(self, self._ending)
+        if self.process:
             self.process.start()
-            self._is_started = True
             self._pressure.start(self._received.counts.fresh)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Serve the epoch of `set_epoch`, or else the one after the last that was begun."""
+        self._check_open()
+        iteration = Iteration(self._served(), self._is_newest)
+        self._iteration = weakref.ref(iteration)
+        return iteration
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UserError("a loader must not be used after close: open another one")
+
+    def _is_newest(self, iteration: Iteration) -> bool:
+        self._check_open()
+        return self._iteration is not None and self._iteration() is iteration
+
+    def _served(self) -> Generator[Any]:
         self.start()
         if self.head_start:
             self.head_start(len(self.plan))
         sampler = self._batches
+        if self._moves_on:
+            sampler.epoch, sampler.first_step = sampler.epoch + 1, 0
+        self._is_begun = self._moves_on = True
         self._received.step = sampler.first_step
         self._ledger.begin(sampler.epoch, sampler.first_step)
+        self._pace = Pace()
         try:
-            for collated in self._fetched():
-                self._receive(sampler.planned.popleft(), *collated)
-                yield collated[0]
+            yield from self._slots() if self.mode == "index" else self._whole_batches()
         finally:  # also if the training loop ends in the middle of the epoch
             self._ledger.save()
             self._notes.flush()
 
+    def _slots(self) -> Iterator[list[Slot]]:
+        for slots in self._batches:
+            self._receive(self._batches.planned.popleft(), [slot.kind for slot in slots])
+            yield slots
+
+    def _whole_batches(self) -> Iterator[Batch]:
+        for images, labels, kinds, refusals in self._fetched():
+            self._batch_bytes = images.nbytes + labels.nbytes
+            slots = self._batches.planned.popleft()
+            served = self._receive(slots, kinds, refusals)
+            indices = torch.tensor([slot.index for slot in slots])
+            batch = Batch.of(images, labels, served=served, indices=indices)
+            if self.feedback is not None:
+                self._received.remember(batch)
+            yield batch
+
     def _fetched(self) -> Iterator[Collated]:
         with no_sudden_errors():
             batches = super().__iter__()
-        while True:
-            try:
-                yield next(batches)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError, EOFError):  # whatever it was doing when a worker ended
-                ended = exit_codes(getattr(batches, "_workers", ()))
-                if all(code is None for code in ended):
-                    raise
-                raise worker_error(ended, self._reasons.read(), self._batch_bytes) from None
+        return with_reasons(batches, self._reasons, lambda: self._batch_bytes)
 
     def _receive(
-        self, slots: list[Slot], batch: Batch, kinds: list[Kind], refusals: list[str]
-    ) -> None:
-        self._batch_bytes = batch.images.nbytes + batch.labels.nbytes
+        self, slots: list[Slot], kinds: list[Kind], refusals: Sequence[str] = ()
+    ) -> Counts:
         if self._batches.filler.is_exact and kinds != [slot.kind for slot in slots]:
             raise UserError(
                 "run.replay must find every image it serves in the cache, one cannot be read any "
@@ -174,16 +186,58 @@ class OnlineAugLoader(DataLoader[Batch]):
             )
         if self.process:
             self.process.check()  # may raise: then this batch has not been received
-        self._received.add(slots, batch.served, refusals)
+        served = count_kinds(kinds)
+        self._received.add(slots, served, refusals)
+        self._pace.add(len(slots))
         self._pressure.report(self._received.counts.fresh)
         self._ledger.add(slots, kinds)
         filled = zip(slots, kinds, strict=True)
         self._notes.add([self.plan[slot.number].key for slot, kind in filled if kind in _SYNTHETIC])
+        return served
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration serves, from its first batch."""
-        if epoch != self._batches.epoch:
+        """Choose the epoch that the next iteration serves.
+
+        It begins with its first batch, or where `load_state_dict` found the run in that epoch.
+        """
+        if self._is_begun or epoch != self._batches.epoch:
             self._batches.epoch, self._batches.first_step, self._received.step = epoch, 0, 0
+        self._is_begun = self._moves_on = False
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iteration serves, unless another one is set."""
+        return self._batches.epoch + self._moves_on
+
+    def report_losses(
+        self, indices: Iterable[int] | Tensor, losses: Iterable[float] | Tensor
+    ) -> None:
+        """Tell how hard samples were: `schedule.priority: hard`, and no other, makes more of them.
+
+        Args:
+            indices: `batch.indices`, or those of some samples of the latest batches.
+            losses: Loss of each of them; a sample counts for the classes of its soft label.
+
+        Raises:
+            UserError: If there are not as many losses as indices, or one is not known.
+        """
+        if self.feedback is not None:
+            self.feedback.report(*self._received.losses(indices, losses))
+
+    def publish(self, classifier: nn.Module) -> None:
+        """Plan the epochs to come by what the classifier looks at now.
+
+        Call it between two epochs, on all ranks. It looks at every training image, unless
+        `saliency.teacher` is not `classifier`. The classifier is not changed.
+
+        Raises:
+            UserError: If an epoch is under way, or a training image cannot be read.
+        """
+        self._check_open()
+        if (current := self._iteration and self._iteration()) and not current.is_over:
+            raise UserError("publish must be called between two epochs, got a call within one")
+        if self.feedback is not None:
+            self.feedback.publish(self.next_epoch, classifier)
 
     def extend(self, requests: Sequence[Servable], *, version: str, epoch: int, lag: int) -> None:
         """Add a newer plan from the start of an epoch; call it before that epoch is iterated.
@@ -212,6 +266,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             "times_sampled": dict(self._received.times),
             "counts": vars(self.counts).copy(),
             "refusals": dict(self._received.refusals),
+            **({} if self.feedback is None else {"feedback": self.feedback.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,13 +276,11 @@ class OnlineAugLoader(DataLoader[Batch]):
             UserError: If the cache has been emptied or replaced since.
         """
         check_same_cache(state, self._store.position())
+        if self.feedback is not None:
+            self.feedback.load_state_dict(state["feedback"], state["epoch"])
         self._batches.epoch, self._batches.first_step = state["epoch"], state["step"]
-        self._received = Received(
-            step=state["step"],
-            times=Counter(state["times_sampled"]),
-            counts=Counts(**state["counts"]),
-            refusals=Counter(state["refusals"]),
-        )
+        self._is_begun, self._moves_on = False, len(self._batches) == 0
+        self._received = Received.resumed(state)
         self._pool.start(state["position_at_start"], self._received.times)
 
     @property
@@ -250,6 +303,11 @@ class OnlineAugLoader(DataLoader[Batch]):
         return counts + Counts(
             generated=status.generated, rejected=status.rejected, restarts=process.restarts
         )
+
+    def stats(self) -> Stats:
+        """Return the figures of the run so far, as far as this rank knows them."""
+        made_per_s = self.process.status.images_per_s if self.process else 0.0
+        return Stats.of(self.counts, self._pace.images_per_s, made_per_s)
 
     @property
     def refusals(self) -> Mapping[str, int]:
@@ -286,7 +344,7 @@ class OnlineAugLoader(DataLoader[Batch]):
 
     def close(self) -> None:
         """End the workers and the generation process; may be called twice."""
+        self._is_closed = True
         self._iterator = None
-        if self.process and self._is_started:
-            self.process.stop()
-            self._is_started = False
+        if self._ending is not None:
+            self._finish()

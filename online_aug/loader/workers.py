@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -80,6 +80,40 @@ def exit_codes(workers: Sequence[BaseProcess]) -> list[int | None]:
         if worker.sentinel in ending:
             worker.join()  # its files are closed a little before it has a status
     return [worker.exitcode for worker in workers]
+
+
+def with_reasons(
+    batches: Iterator[Any], reasons: WorkerReasons, batch_bytes: Callable[[], int]
+) -> Iterator[Any]:
+    """Yield what the workers hand over; the error of one that has ended says why.
+
+    Args:
+        batches: An iterator of a DataLoader.
+        reasons: What its workers say before they end.
+        batch_bytes: Returns the size of a batch; 0 if none has come yet.
+
+    Raises:
+        UserError: If a worker has ended, or could not use its input.
+    """
+    while True:
+        try:
+            yield next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            raise _without_traceback(error) from None
+        except (RuntimeError, OSError, EOFError):  # whatever it was doing when a worker ended
+            ended = exit_codes(getattr(batches, "_workers", ()))
+            if all(code is None for code in ended):
+                raise
+            raise worker_error(ended, reasons.read(), batch_bytes()) from None
+
+
+def _without_traceback(error: UserError) -> UserError:
+    lines = str(error).strip().splitlines() or [""]
+    if not lines[0].startswith(f"Caught {type(error).__name__} in"):
+        return error
+    return type(error)(lines[-1].partition(": ")[2])
 
 
 def worker_error(ended: Sequence[int | None], reason: str, batch_bytes: int) -> UserError:

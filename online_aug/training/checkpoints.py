@@ -26,7 +26,7 @@ from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError, first_line
 from online_aug.experiment.experiment import Experiment
 from online_aug.files import write_atomically
-from online_aug.loader.loader import check_same_cache
+from online_aug.loader.iteration import check_same_cache
 from online_aug.reporting.run_directory import is_finished
 from online_aug.training.deepspeed_setup import zero_stage
 

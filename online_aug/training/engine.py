@@ -24,7 +24,7 @@ from online_aug.data.transforms import normalise
 from online_aug.distributed.world import World, agree, barrier, set_environment
 from online_aug.errors import UserError, first_line
 from online_aug.files import write_atomically
-from online_aug.loader.dataset import Batch
+from online_aug.loader.batch import Batch
 from online_aug.seeding import numpy_rng, torch_global_state
 from online_aug.training import checkpoints
 from online_aug.training.deepspeed_setup import (

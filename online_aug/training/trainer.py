@@ -19,7 +19,7 @@ from online_aug.data.image_sets import ImageSet, order_digest
 from online_aug.distributed.world import World, agree, barrier, gather, total
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
-from online_aug.loader.dataset import Batch
+from online_aug.loader.batch import Batch
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
 from online_aug.methods import Picture

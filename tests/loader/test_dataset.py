@@ -10,9 +10,10 @@ from mixing_samples import IMAGES, KEYS, PART, PLAN, GreyImages, Setup, damage, 
 from request_samples import CLASSES, digest_of, make_part
 
 from online_aug.data.images import BadImageError
+from online_aug.errors import UserError
 from online_aug.experiment.images import BoundCompose
 from online_aug.labels import one_hot
-from online_aug.loader.dataset import Sample, collate
+from online_aug.loader.batch import Sample, collate, count_kinds
 from online_aug.loader.slots import Kind, Slot
 from online_aug.request import Counts
 
@@ -184,8 +185,15 @@ def test_a_dataset_pickles_to_a_worker_and_reads_the_same_there(store):
 def test_a_batch_counts_how_its_slots_were_filled_in_the_end():
     kinds = [Kind.REAL, Kind.FRESH, Kind.STARVED, Kind.REAL, Kind.CACHED, Kind.REAL]
     image, label = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.tensor([1.0, 0.0])
-    batch, told, refusals = collate([Sample(image, label, kind) for kind in kinds])
-    assert batch.served == Counts(real=3, fresh=1, cached=1, starved=1)
+    images, labels, told, refusals = collate([Sample(image, label, kind) for kind in kinds])
+    assert count_kinds(told) == Counts(real=3, fresh=1, cached=1, starved=1)
     assert (told, refusals) == (kinds, [])
-    assert batch.images.shape == (6, 3, 2, 2)
-    assert batch.labels.shape == (6, 2)
+    assert images.shape == (6, 3, 2, 2)
+    assert labels.shape == (6, 2)
+
+
+def test_images_of_several_shapes_are_one_clear_error():
+    label = torch.tensor([1.0, 0.0])
+    samples = [Sample(torch.zeros(3, side, 4), label, Kind.REAL) for side in (4, 6, 4)]
+    with pytest.raises(UserError, match=r"^transform must make images of one shape, got .3, 4, 4"):
+        collate(samples)

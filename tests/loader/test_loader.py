@@ -22,6 +22,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from cache import CacheFullError, Entry, Store
 from cache.backend import index
 from online_aug.errors import UserError
+from online_aug.loader.batch import Collated, collate
 from online_aug.loader.sampler import StopWaiting, WaitFor
 from online_aug.loader.slots import Kind
 from online_aug.producer.messages import Status
@@ -342,15 +343,17 @@ def test_after_a_restart_only_images_served_since_are_reported(mixed):
     assert process.counts[-1] == again.counts.fresh - before
 
 
-def test_pinning_a_batch_pins_its_tensors(mixed, monkeypatch):
+def test_pinning_pins_the_tensors_of_a_batch(mixed, monkeypatch):
     # Page-locking itself needs a GPU; checked is that PyTorch's walk over a batch finds them.
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
-    _, loader = mixed
-    batch = next(iter(loader))
-    same = pin_memory((batch, [Kind.REAL]))[0]
-    assert [tensor.shape for tensor in pinned] == [batch.images.shape, batch.labels.shape]
-    assert content([same]) == content([batch])
+    setup, _ = mixed
+    dataset = setup.dataset()
+    slots = next(iter(setup.sampler()))
+    collated = collate([dataset[slot] for slot in slots])
+    same = pin_memory(collated)
+    assert isinstance(same, Collated)
+    assert [tensor.shape for tensor in pinned] == [same.images.shape, same.labels.shape]
 
 
 def test_waiting_ends_when_the_image_is_there(store):
