@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from cache.errors import CorruptRecordError
@@ -18,6 +18,17 @@ class Rejection:
     reason: str
     picture: bytes | None = None
     """A small image file."""
+    request_bytes: bytes = field(default=b"", compare=False, repr=False)
+    """The encoded request, if the rejection was read from a cache."""
+
+    @property
+    def request(self) -> dict[str, Scalar]:
+        """The fields that would have decided the pixels.
+
+        Raises:
+            CorruptRecordError: If another program did not encode them canonically.
+        """
+        return decode_fields(self.request_bytes)
 
     def to_bytes(self, request: bytes) -> bytes:
         """Encode the rejection of an encoded request; see `docs/CACHE_FORMAT.md`."""
@@ -34,12 +45,12 @@ class Rejection:
         Raises:
             CorruptRecordError: If it gives no reason, or its picture is not encoded as one.
         """
-        length = int.from_bytes(raw[:_LENGTH_BYTES], "big")
-        match decode_fields(raw[_LENGTH_BYTES : _LENGTH_BYTES + length]):
+        end = _LENGTH_BYTES + int.from_bytes(raw[:_LENGTH_BYTES], "big")
+        match decode_fields(raw[_LENGTH_BYTES:end]):
             case {"reason": str(reason), "picture": str(picture)}:
-                return cls(reason, _decoded(picture))
+                return cls(reason, _decoded(picture), raw[end:])
             case {"reason": str(reason)}:
-                return cls(reason)
+                return cls(reason, None, raw[end:])
         raise CorruptRecordError("rejection must give a reason")
 
 

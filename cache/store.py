@@ -271,8 +271,8 @@ class Store:
         self._check_writable()
         self._leases.reject(key, request, Rejection(reason, picture))
 
-    def rejections(self, keys: Sequence[bytes]) -> dict[bytes, Rejection]:
-        """Return why those of `keys` that are rejected were, with their pictures if kept."""
+    def rejections(self, keys: Sequence[bytes] | None = None) -> dict[bytes, Rejection]:
+        """Return why `keys` were rejected, as far as they were; all rejections for None."""
         return self._leases.rejections(keys)
 
     def pin(self, keys: Sequence[bytes], owner: Owner, lease_s: float = 300) -> None:

@@ -157,12 +157,12 @@ SAMPLES = [
 def readers(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], int]]]:
     """Return whole examples of image files, tables and shards, and a reader that counts images."""
     exported = {name: _exported(folder, name) for name in ("folder", "webdataset")}
-    table = (exported["folder"] / "metadata.csv").read_bytes()
+    table = (exported["folder"] / "metadata.jsonl").read_bytes()
     shard = next(exported["webdataset"].glob("*.tar")).read_bytes()
     root = exported["folder"]
     return {
         "images": (_image_files(), _read_image),
-        "tables": ([table], lambda content: _import(root, root / "metadata.csv", content)),
+        "tables": ([table], lambda content: _import(root, root / "metadata.jsonl", content)),
         "shards": ([shard], lambda content: _import(folder / "x.tar", folder / "x.tar", content)),
     }
 

@@ -304,8 +304,14 @@ class Leases:
             for key in keys:
                 held.drop(key, owner)
 
-    def rejections(self, keys: Sequence[bytes]) -> dict[bytes, Rejection]:
-        """Return the rejections among `keys`."""
+    def rejections(self, keys: Sequence[bytes] | None) -> dict[bytes, Rejection]:
+        """Return the rejections among `keys`, or all."""
+        if keys is None:
+            with (
+                self._environment.transaction() as (txn, tables),
+                txn.cursor(tables.rejected) as cursor,
+            ):
+                return {key: Rejection.from_bytes(raw) for key, raw in cursor}
         check_keys(keys)
         with self._environment.transaction() as (txn, tables):
             found = {key: txn.get(key, db=tables.rejected) for key in keys}

@@ -9,7 +9,7 @@ from cache.backend.directory import check_readable
 from cache.backend.eviction import Keys, Oldest, Policy, RecipeFirst, ServedFirst
 from cache.backend.opening import check_sound, note_sound, probe
 from cache.backend.verify import VerifyReport
-from cache.commands.terminal import Command, count, gib, print_json, print_table, progress
+from cache.commands.terminal import Command, count, positive, print_json, print_table, progress
 from cache.errors import CacheError
 from cache.exchange.records import find_recipe
 from cache.store import Store
@@ -125,7 +125,7 @@ def _policy(store: Store, options: argparse.Namespace) -> Policy:
 
 def _add_evict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--to-gib", type=gib, metavar="G", help="until the records take no more than G GiB"
+        "--to-gib", type=positive, metavar="G", help="until the records take no more than G GiB"
     )
     parser.add_argument("--count", type=count, metavar="N", help="at most N records")
     which = parser.add_mutually_exclusive_group()

@@ -97,13 +97,17 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def class_names(options: argparse.Namespace) -> ClassNames:
+def class_names(options: argparse.Namespace, *, gamma: float | None = None) -> ClassNames:
     """Return the class names of `--classes`; without that option records name their own.
+
+    `gamma` is as in `ClassNames`.
 
     Raises:
         CacheError: If they cannot be read.
     """
-    return ClassNames() if options.classes is None else read_class_names(options.classes)
+    if options.classes is None:
+        return ClassNames(gamma=gamma)
+    return read_class_names(options.classes, gamma=gamma)
 
 
 def count(text: str) -> int:
@@ -117,8 +121,8 @@ def count(text: str) -> int:
     return int(text)
 
 
-def gib(text: str) -> float:
-    """Read a size in GiB, more than 0.
+def positive(text: str) -> float:
+    """Read a number above 0, such as a size in GiB.
 
     Raises:
         argparse.ArgumentTypeError: If `text` is something else.

@@ -3,24 +3,27 @@
 import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from cache.backend.directory import check_readable
 from cache.commands.terminal import (
     Command,
     OnProgress,
     add_classes,
     add_filters,
     class_names,
-    gib,
+    positive,
     print_json,
     print_table,
     progress,
     selection,
 )
 from cache.errors import CacheError
-from cache.exchange import exporting, importing
+from cache.exchange import exporting, importing, urls
 from cache.exchange.folder_formats import ImportFolder
 from cache.exchange.metadata import read_class_names
 from cache.exchange.records import Report, Unreadable, select
+from cache.exchange.urls import place
 from cache.record import Record
 from cache.store import Store
 
@@ -28,17 +31,34 @@ _PROBLEMS_SHOWN = 20
 
 
 def _export(options: argparse.Namespace) -> int:
-    exporting.check_export(options.target, options.format, force=options.force)
-    names = class_names(options)
+    if isinstance(options.target, Path):
+        report, shown = _write_export(options, options.target), str(options.target)
+    else:
+        report = _upload_export(options, options.target)
+        shown = urls.without_password(options.target)
+    return _print_report(report, options, f"written as {options.format} to {shown}")
+
+
+def _write_export(options: argparse.Namespace, target: Path) -> Report:
+    exporting.check_export(target, options.format, force=options.force)
+    names = class_names(options, gamma=options.gamma)
     with Store(options.path, readonly=True) as store:
         wanted = selection(options, store)
         total = len(store) if wanted.is_all and wanted.limit is None else options.limit
         with progress("exporting", is_quiet=options.json) as on_progress:
             records = _counted(select(store, wanted), total, on_progress)
-            report = exporting.export(
-                records, options.target, options.format, names, force=options.force
-            )
-    return _print_report(report, options, f"written as {options.format} to {options.target}")
+            return exporting.export(records, target, options.format, names, force=options.force)
+
+
+def _upload_export(options: argparse.Namespace, url: str) -> Report:
+    check_readable(Store(options.path, readonly=True).path)  # before anything is asked of a server
+    is_file = options.format not in exporting.FOLDERS
+    target = urls.open_target(url, is_file=is_file, force=options.force)
+    with TemporaryDirectory(prefix="online-aug-") as folder:
+        report = _write_export(options, Path(folder) / "export")
+        with progress("uploading", is_quiet=options.json) as on_progress:
+            urls.upload(target, url, Path(folder) / "export", on_progress)
+    return report
 
 
 def _counted(
@@ -51,7 +71,18 @@ def _counted(
 
 def _import(options: argparse.Namespace) -> int:
     names = None if options.classes is None else read_class_names(options.classes)
-    source = ImportFolder(root=options.source, classes=names, method=options.method)
+    if isinstance(options.source, Path):
+        source = ImportFolder(root=options.source, classes=names, method=options.method)
+        return _import_from(source, options)
+    with TemporaryDirectory(prefix="online-aug-") as folder:
+        with progress("downloading", is_quiet=options.json) as on_progress:
+            root = urls.download(options.source, Path(folder), on_progress)
+        url = urls.without_password(options.source)
+        source = ImportFolder(root=root, classes=names, method=options.method, url=url)
+        return _import_from(source, options)
+
+
+def _import_from(source: ImportFolder, options: argparse.Namespace) -> int:
     format, images = importing.find_images(source, options.format)
     with (
         _target(options.path, options) as store,
@@ -105,18 +136,33 @@ def _print_report(report: Report, options: argparse.Namespace, what: str) -> int
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", type=Path, metavar="OUT", help="folder to create; for parquet, a file"
+        "target",
+        type=place,
+        metavar="OUT",
+        help="folder to create; for parquet, a file; or a URL such as s3://BUCKET/NAME",
     )
     parser.add_argument(
         "--format", choices=exporting.FORMATS, default="folder", help="(default folder)"
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--gamma",
+        type=positive,
+        metavar="G",
+        help="exponent of the soft labels between two classes, Diff-Mix's method.gamma (default: "
+        "only images within a class get a soft label)",
+    )
     add_classes(parser)
     add_filters(parser, limit=None)
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="FROM", help="folder of images, or a shard")
+    parser.add_argument(
+        "source",
+        type=place,
+        metavar="FROM",
+        help="folder of images, or a shard; or a URL such as gs://BUCKET/NAME",
+    )
     parser.add_argument(
         "--format", choices=tuple(importing.FORMATS), help="(default: found by the files)"
     )
@@ -141,15 +187,17 @@ def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_max_gib(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-gib", type=gib, metavar="G", help="stop before the cache takes more than G GiB"
+        "--max-gib", type=positive, metavar="G", help="stop before the cache takes more than G GiB"
     )
 
 
 EXPORT = Command(
     "export",
     "write records in another format: all of them or, on an error, nothing",
-    """runs/cache out                              class folders and metadata.csv
+    """runs/cache out                              class folders and metadata.jsonl
 runs/cache out --data-set birds             of one data set, if it holds several
+runs/cache s3://bucket/out                  to a bucket (pip install s3fs; gs:// needs gcsfs)
+runs/cache hf://datasets/me/out             to a data set of the Hugging Face Hub
 runs/cache out --format diff-mix            as Diff-Mix's scripts write
 runs/cache out --format webdataset          tar shards
 runs/cache out.parquet --format parquet     the metadata, without images""",
@@ -162,7 +210,8 @@ IMPORT = Command(
     """runs/cache out                     an export, of any format with images
 runs/cache aug_samples/cub/shot-1  the output of Diff-Mix's scripts
 runs/cache result                  the output of DiffuseMix's script
-runs/cache photos --method mine    any class folders""",
+runs/cache photos --method mine    any class folders
+runs/cache s3://bucket/out         from a bucket""",
     _import,
     _add_import_arguments,
 )

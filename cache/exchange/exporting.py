@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache.errors import CacheError, CorruptRecordError
-from cache.exchange.folder_formats import DiffMixWriter, FolderWriter, LeftOutError
+from cache.exchange.folder_formats import DiffMixWriter, LeftOutError
+from cache.exchange.image_folder import FolderWriter
 from cache.exchange.metadata import CLASS_COLUMNS, ClassNames, to_row
 from cache.exchange.records import Report, Unreadable
 from cache.exchange.webdataset import WebDatasetWriter
@@ -19,7 +20,7 @@ from cache.record import Record
 _ROWS_PER_GROUP = 10_000
 """Rows of a Parquet file that are held in memory before they are written."""
 
-_MANIFEST = "export.json"
+MANIFEST = "export.json"
 """Written last into an exported folder; `force` replaces only folders that have it."""
 
 
@@ -58,7 +59,7 @@ class ParquetWriter:
         strength = record.request.get("strength")
         self._rows.append(
             {
-                **to_row(record),
+                **to_row(record, self._classes),
                 "created": record.created,
                 "position": record.position,
                 "source_label": source,
@@ -141,7 +142,7 @@ def export(
         with closing(FOLDERS[format](folder, classes)) as writer:
             _write(_of_one_data_set(records), writer, report)
         manifest = {"format": format, "records": report.done}
-        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return report
 
 
@@ -152,7 +153,20 @@ def check_free(target: Path, *, force: bool) -> None:
         CacheError: If so.
     """
     if not force and os.path.lexists(target):
-        raise CacheError(f"target must not exist, got {target}; name another or give --force")
+        raise not_free(target)
+
+
+def not_free(target: object) -> CacheError:
+    """Return the error of a target that exists."""
+    return CacheError(f"target must not exist, got {target}; name another or give --force")
+
+
+def not_replaceable(target: object) -> CacheError:
+    """Return the error of a target that is not to be replaced even by force."""
+    return CacheError(
+        f"target must be new, empty or an earlier export to be replaced, got {target} with other "
+        "files; name another folder"
+    )
 
 
 @contextmanager
@@ -173,10 +187,7 @@ def staged_file(target: Path, *, force: bool) -> Iterator[Path]:
 def _staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
     check_free(target, force=force)
     if force and target.exists() and not _is_replaceable(target):
-        raise CacheError(
-            f"target must be new, empty or an earlier export to be replaced, got {target} with "
-            "other files; name another folder"
-        )
+        raise not_replaceable(target)
     with _staged(target, lambda path: path.mkdir(), _remove_folder, _replace_folder) as staged:
         yield staged
 
@@ -244,7 +255,9 @@ def _import_pyarrow() -> Any:
 def _parquet_schema(arrow: Any) -> Any:
     text, integer, number = arrow.string(), arrow.int64(), arrow.float64()
     columns = {
-        **dict.fromkeys(("key", "method", "prompt", "request", "scores", "codec"), text),
+        **dict.fromkeys(
+            ("key", "method", "prompt", "soft_label", "request", "scores", "codec"), text
+        ),
         **dict.fromkeys(CLASS_COLUMNS, text),
         **dict.fromkeys(("position", "source_label", "target_label"), integer),
         **dict.fromkeys(("height", "width", "bytes"), integer),
@@ -256,7 +269,7 @@ def _parquet_schema(arrow: Any) -> Any:
 def _is_replaceable(target: Path) -> bool:
     if target.is_symlink() or not target.is_dir():
         return False
-    return (target / _MANIFEST).is_file() or not any(target.iterdir())
+    return (target / MANIFEST).is_file() or not any(target.iterdir())
 
 
 def _replace_folder(staged: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders of images: our own export, Diff-Mix's and DiffuseMix's output, plain class folders."""
+"""Folders of other programs: Diff-Mix's and DiffuseMix's output, plain class folders."""
 
 import re
 import time
@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cache.errors import CacheError
 from cache.exchange.image_files import (
     Description,
-    as_file,
     as_png,
     from_file,
     read_inside,
@@ -32,10 +31,6 @@ from cache.record import Record
 
 FoundImage: TypeAlias = tuple[str, Callable[[], Record]]
 """Name of an image for messages, and a function that reads it or raises `CacheError`."""
-
-_EXPORT_TABLE = "metadata.csv"
-_UNLABELLED = "unlabelled"
-"""Folder of exported records without a class."""
 
 _DIFF_MIX_TABLE, _DIFF_MIX_DATA = "meta.csv", "data"
 _DIFF_MIX_COLUMNS = ("First Directory", "Second Directory", "Number", "Strength", "Path")
@@ -63,6 +58,13 @@ class ImportFolder:
     """Classes in the order of their labels; None takes the folders' names in sorted order."""
     method: str | None = None
     """Method for images without a request; None takes the format's own."""
+    url: str | None = None
+    """Where `root` is a copy from, for messages."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls the folder."""
+        return self.url or str(self.root)
 
     def class_names(self, folder: Path) -> ClassNames:
         """Return the classes of the images in the class folders under `folder`.
@@ -75,7 +77,7 @@ class ImportFolder:
         try:
             return read_class_names(folder)
         except CacheError as error:
-            raise CacheError(f"source must hold class folders, got none in {folder}") from error
+            raise CacheError(f"source must hold class folders, got none in {self.name}") from error
 
 
 def describe_foreign(method: str, content: bytes, fields: Mapping[str, Scalar]) -> Description:
@@ -102,52 +104,13 @@ def refuse(reason: str) -> Record:
     raise CacheError(reason)
 
 
-class FolderWriter:
-    """Writes `CLASS/KEY.png` (or `.jpg`, `.webp`) and a table; the class is the target's.
+def load_described(root: Path, name: str, row: Mapping[str, Any]) -> Record:
+    """Read the image `name` in `root` with the request, scores and names of a row of ours.
 
-    Hugging Face's `imagefolder` reads the table, torchvision's ImageFolder the folders.
+    Raises:
+        CacheError: If image or row are broken.
     """
-
-    def __init__(self, folder: Path, classes: ClassNames) -> None:
-        """Start in an empty folder."""
-        self._folder, self._classes = folder, classes
-        self._made: set[str] = set()
-        self._table = TableWriter(folder / _EXPORT_TABLE, ("file_name", *COLUMNS))
-
-    def add(self, record: Record) -> None:
-        """Write one record.
-
-        Raises:
-            CacheError: If its class has no name.
-        """
-        name = self._class_folder(record)
-        suffix, content = as_file(record)
-        if name not in self._made:
-            (self._folder / name).mkdir()
-            self._made.add(name)
-        file_name = f"{name}/{record.key.hex()}{suffix}"
-        (self._folder / file_name).write_bytes(content)
-        self._table.add({"file_name": file_name, **to_row(record)})
-
-    def close(self) -> None:
-        """Finish the table."""
-        self._table.close()
-
-    def _class_folder(self, record: Record) -> str:
-        folders = (self._classes.folder_in(record, side) for side in ("target", "source"))
-        return next(filter(None, folders), _UNLABELLED)
-
-
-def is_export(root: Path) -> bool:
-    """Return whether the folder is an export of format `folder`."""
-    return {"file_name", "key", "request"} <= column_names(root / _EXPORT_TABLE)
-
-
-def read_export(source: ImportFolder) -> Iterator[FoundImage]:
-    """Find the images of an exported folder, with their own requests."""
-    for row in read_table(source.root / _EXPORT_TABLE):
-        name = row.get("file_name", "")
-        yield name, partial(_load_described, source.root, name, row)
+    return from_file(read_inside(root, name), from_row(row))
 
 
 class DiffMixWriter:
@@ -186,7 +149,7 @@ class DiffMixWriter:
             "Strength": strength,
             "Path": path,
         }
-        self._table.add(row | to_row(record))
+        self._table.add(row | to_row(record, self._classes))
         self._number += 1
 
     def close(self) -> None:
@@ -221,7 +184,7 @@ def read_diff_mix(source: ImportFolder) -> Iterator[FoundImage]:
     if {"Path", "key", "request"} <= columns:
         for row in read_table(table):
             name = row.get("Path", "")
-            yield name, partial(_load_described, data, name, row)
+            yield name, partial(load_described, data, name, row)
         return
     classes = source.class_names(data)
     for name in _listed_paths(table) if columns else walk_images(data):
@@ -249,10 +212,6 @@ def read_class_folders(source: ImportFolder) -> Iterator[FoundImage]:
     classes = source.class_names(source.root)
     for name in walk_images(source.root):
         yield name, partial(_load_classified, source, classes, name)
-
-
-def _load_described(root: Path, name: str, row: Mapping[str, str]) -> Record:
-    return from_file(read_inside(root, name), from_row(row))
 
 
 def _listed_paths(table: Path) -> Iterator[str]:

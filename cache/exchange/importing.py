@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cache.backend.directory import DATA, LOCK, NOTE, cache_exists
 from cache.backend.opening import is_in_use
 from cache.errors import CacheError, CacheFullError
-from cache.exchange import folder_formats, webdataset
+from cache.exchange import folder_formats, image_folder, webdataset
 from cache.exchange.folder_formats import FoundImage, ImportFolder, refuse
 from cache.exchange.records import Batches, Report, Unreadable, walk
 from cache.store import Store
@@ -25,7 +25,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "folder": Format(folder_formats.read_export, folder_formats.is_export),
+    "folder": Format(image_folder.read_export, image_folder.is_export),
     "diff-mix": Format(folder_formats.read_diff_mix, folder_formats.is_diff_mix),
     "diffusemix": Format(folder_formats.read_diffusemix, folder_formats.is_diffusemix),
     "webdataset": Format(webdataset.read_shards, webdataset.has_shards),
@@ -46,20 +46,20 @@ def find_images(
     Raises:
         CacheError: If there is no such folder, or no image in it.
     """
-    root = source.root
+    root, name = source.root, source.name
     if not root.exists():
-        raise CacheError(f"source must be a folder or a tar shard, got {root} which does not exist")
+        raise CacheError(f"source must be a folder or a tar shard, got {name} which does not exist")
     if cache_exists(root):
-        raise CacheError(f"source must hold images, got the cache {root}; merge joins caches")
+        raise CacheError(f"source must hold images, got the cache {name}; merge joins caches")
     tried = FORMATS if format is None else [format]
-    format = next((name for name in tried if FORMATS[name].recognises(root)), None)
+    format = next((one for one in tried if FORMATS[one].recognises(root)), None)
     if format is None:
-        raise CacheError(f"source must be of the format {' or '.join(tried)}, got {root}")
+        raise CacheError(f"source must be of the format {' or '.join(tried)}, got {name}")
     images = FORMATS[format].read(source)
     first = next(images, None)
     if first is None:
-        raise CacheError(f"source must hold images as {format}, got none in {root}")
-    return format, chain([first], _errors_as_images(images, root))
+        raise CacheError(f"source must hold images as {format}, got none in {name}")
+    return format, chain([first], _errors_as_images(images, name))
 
 
 def import_images(
@@ -146,12 +146,12 @@ def removed_if_empty(store: Store) -> Iterator[None]:
         raise
 
 
-def _errors_as_images(images: Iterator[FoundImage], root: Path) -> Iterator[FoundImage]:
+def _errors_as_images(images: Iterator[FoundImage], source: str) -> Iterator[FoundImage]:
     # A table or folder that breaks in the middle costs its rest, not what was read before.
     try:
         yield from images
     except CacheError as error:
-        yield str(root), partial(refuse, str(error))
+        yield source, partial(refuse, str(error))
 
 
 def _merge_records(source: Store, batches: Batches) -> None:

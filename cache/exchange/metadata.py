@@ -18,7 +18,7 @@ REQUEST_COLUMNS = ("method", "source_label", "target_label", "strength", "prompt
 """Fields of the request with a column of their own, for people who filter a table."""
 CLASS_COLUMNS = ("data_set", "source_class", "target_class")
 """Names of data set and classes, as in `Entry.classes`."""
-COLUMNS = ("key", "created", *CLASS_COLUMNS, *REQUEST_COLUMNS, "request", "scores")
+COLUMNS = ("key", "created", *CLASS_COLUMNS, *REQUEST_COLUMNS, "soft_label", "request", "scores")
 
 _MAX_JSON_CHARACTERS = 2**21
 _MAX_CLASS_FILE_BYTES = 2**24
@@ -28,14 +28,22 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
 
-def to_row(record: Record) -> dict[str, str]:
-    """Return the columns of a record; `request` and `scores` are JSON with exact numbers."""
+def to_row(record: Record, names: "ClassNames") -> dict[str, str]:
+    """Return the columns of a record; `soft_label`, `request` and `scores` are JSON objects.
+
+    Numbers in them are exact.
+
+    Raises:
+        CacheError: If there are names but none for its label.
+    """
+    label = names.soft_label_of(record)
     values = {name: record.request.get(name) for name in REQUEST_COLUMNS}
     return {
         "key": record.key.hex(),
         "created": repr(record.created),
         **{name: record.classes.get(name, "") for name in CLASS_COLUMNS},
         **{name: "" if value is None else str(value) for name, value in values.items()},
+        "soft_label": "" if label is None else json.dumps(label, ensure_ascii=False),
         "request": json.dumps(record.request, ensure_ascii=False),
         "scores": json.dumps(record.scores),
     }
@@ -120,9 +128,15 @@ class ClassNames:
     Each has a folder name of its own that is safe.
     """
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        """Take the names in the order of the labels, from 0; without any, records name theirs."""
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str] = (), *, gamma: float | None = None) -> None:
+        """Take the names in the order of the labels, from 0; without any, records name theirs.
+
+        Args:
+            names: The names.
+            gamma: Exponent of the soft label of an image between two classes, as in Diff-Mix;
+                None leaves it undefined.
+        """
+        self.names, self.gamma = tuple(names), gamma
         self._folders: dict[str | int, str] = {}
         self._taken: set[str] = set()
         for label, name in enumerate(self.names):
@@ -153,6 +167,25 @@ class ClassNames:
             return None
         by_label = self.names and label is not None
         return self._folder(label if by_label and label is not None else name, name, label)
+
+    def soft_label_of(self, record: Record) -> dict[str, float] | None:
+        """Return the mass of each class of a record; None if it is not defined.
+
+        Within a class it is 1. Between two classes `strength ** gamma` is on the target's.
+
+        Raises:
+            CacheError: If there are names but none for its label.
+        """
+        source, target = (self.name_in(record, side) for side in ("source", "target"))
+        strength = record.request.get("strength")
+        if source is None or target is None:
+            return None
+        if source == target:
+            return {source: 1.0}
+        if self.gamma is None or not isinstance(strength, int | float) or not 0 < strength <= 1:
+            return None
+        moved = strength**self.gamma
+        return {source: 1 - moved, target: moved}
 
     def caption_in(self, record: Record, side: str) -> str | None:
         """Return the class for people to read, `class 7` if its name is not known."""
@@ -187,8 +220,8 @@ class ClassNames:
             raise CacheError(f"class must be a known one, got {name[:80]!r}") from error
 
 
-def read_class_names(path: Path) -> ClassNames:
-    """Read class names from a text file or an image folder.
+def read_class_names(path: Path, *, gamma: float | None = None) -> ClassNames:
+    """Read class names from a text file or an image folder; `gamma` as in `ClassNames`.
 
     A text file has a name a line, in the order of the labels. Of an image folder the names of its
     folders are taken in sorted order, as torchvision's ImageFolder does.
@@ -202,7 +235,7 @@ def read_class_names(path: Path) -> ClassNames:
         raise CacheError(f"classes must be a readable text file or folder, got {path}") from error
     if not names:
         raise CacheError(f"classes must hold a name, got none in {path}")
-    return ClassNames(names)
+    return ClassNames(names, gamma=gamma)
 
 
 def safe_name(name: str) -> str:

@@ -53,7 +53,8 @@ class WebDatasetWriter:
     def add(self, record: Record) -> None:
         """Write `KEY.png` (or `.jpg`, `.webp`), `KEY.json` and, if it has a label, `KEY.cls`."""
         suffix, content = as_file(record)
-        parts = {suffix: content, ".json": json.dumps(to_row(record), ensure_ascii=False).encode()}
+        row = json.dumps(to_row(record, self._classes), ensure_ascii=False)
+        parts = {suffix: content, ".json": row.encode()}
         for side in ("source", "target"):
             label, name = label_of(record.request, side), self._classes.name_in(record, side)
             if label is not None and name is not None:

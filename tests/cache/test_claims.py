@@ -134,3 +134,12 @@ def test_two_processes_never_get_the_same_key(tmp_path):
     assert one
     assert other
     assert sorted(one + other) == sorted(wanted)
+
+
+def test_all_rejections_are_found_with_their_requests(store, make_entries):
+    requests = {request_key(entry.request): entry.request for entry in make_entries(3)}
+    for key, request in requests.items():
+        store.reject(key, request, "blank")
+    found = store.rejections()
+    assert {key: rejection.request for key, rejection in found.items()} == requests
+    assert store.rejections([]) == {}

@@ -91,7 +91,7 @@ def test_an_export_that_fails_keeps_the_earlier_one(birds, tmp_path, run, monkey
     run("export", birds, tmp_path / "out")
     before = file_sizes(tmp_path)
     too_long = ".png" * 100
-    monkeypatch.setattr("cache.exchange.folder_formats.as_file", lambda record: (too_long, b""))
+    monkeypatch.setattr("cache.exchange.image_folder.as_file", lambda record: (too_long, b""))
     assert_refused(run("export", birds, tmp_path / "out", "--force"), "target must be writable")
     assert file_sizes(tmp_path) == before
 
@@ -100,7 +100,7 @@ def test_an_interrupted_export_leaves_nothing(birds, tmp_path, run, monkeypatch)
     def interrupt(record):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cache.exchange.folder_formats.as_file", interrupt)
+    monkeypatch.setattr("cache.exchange.image_folder.as_file", interrupt)
     before = file_sizes(tmp_path)
     assert run("export", birds, tmp_path / "out") == (130, "", "interrupted\n")
     assert file_sizes(tmp_path) == before

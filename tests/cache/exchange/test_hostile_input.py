@@ -1,6 +1,5 @@
 """Nothing in a foreign file can lead out of its folder, fill the memory or break an import."""
 
-import csv
 import io
 import json
 import os
@@ -69,13 +68,10 @@ def test_hostile_class_names_cannot_leave_the_target(format, birds, tmp_path, ru
 def problems_after(edit, birds, tmp_path, run):
     """Export, change all rows but the first by `edit(row)`, import, and return the problems."""
     run("export", birds, tmp_path / "o")
-    table = tmp_path / "o/metadata.csv"
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(row | edit(row) if n else row for n, row in enumerate(rows))
+    table = tmp_path / "o/metadata.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    edited = [row | edit(row) if n else row for n, row in enumerate(rows)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in edited))
     status, out, err = run("import", tmp_path / "back", tmp_path / "o", "--json")
     report = json.loads(out)
     assert (status, report["done"], report["broken"], err) == (1, 1, 23, "")
@@ -104,7 +100,7 @@ def test_no_path_of_a_table_leads_out_of_its_folder(path, birds, tmp_path, run):
         ({"created": "nan"}, "created and scores must be numbers, got nan"),
         ({"scores": '{"a": "b"}'}, "scores must be numbers"),
         ({"file_name": ""}, "path must stay inside the folder, got ''"),
-        ({"file_name": "metadata.csv"}, "image must decode"),
+        ({"file_name": "metadata.jsonl"}, "image must decode"),
         ({"file_name": "none.png"}, "file must be a plain one that can be read: No such file"),
         ({"file_name": "0000"}, "file must be a plain one, not a folder, device or pipe"),
         ({"file_name": "a\x00b"}, "path must stay inside the folder"),

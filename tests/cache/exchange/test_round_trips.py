@@ -62,8 +62,8 @@ def classes(folder):
 
 def test_a_folder_has_a_folder_a_class_and_one_row_an_image(birds, tmp_path, run):
     run("export", birds, tmp_path / "out", "--classes", classes(tmp_path))
-    with (tmp_path / "out/metadata.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    lines = (tmp_path / "out/metadata.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert len(rows) == 24
     for row in rows:
         request = json.loads(row["request"])
