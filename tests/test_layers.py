@@ -21,6 +21,8 @@ LAYERS = (
     "online_aug.files",
     "online_aug.console",
     ("online_aug.processes", "online_aug.cores"),
+    "online_aug.file_index",
+    "online_aug.known_files",
     "online_aug.settings",
     "online_aug.seeding",
     "online_aug.labels",

@@ -14,6 +14,7 @@ from request_samples import make_context
 
 from cache.__main__ import main as cache_main
 from online_aug.cli.compare import build_parser as compare_parser
+from online_aug.cli.digests import build_parser as digests_parser
 from online_aug.cli.main import COMMANDS, parse_command
 from online_aug.cli.report import build_parser as report_parser
 from online_aug.cli.study import study_parser
@@ -60,6 +61,8 @@ def check_online_aug(argv):
         check_recipe(command, [found.recipe, *found.overrides])
     elif command == "report":
         assert report_parser().parse_args(rest).runs
+    elif command == "digests":
+        assert digests_parser().parse_args(rest).path
     elif rest and "--help" not in rest:
         check_recipe(command, rest)
 

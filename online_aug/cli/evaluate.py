@@ -84,7 +84,7 @@ def _judge(config: Config, weights: Path) -> "Evaluation":
         )
     if not weights.is_file():
         raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
-    splits = load_splits(config.data)
+    splits = load_splits(config.data, config.cache.path)
     images = splits.test
     device = torch.device(plan_devices(config.devices).train[0])
     check_class_names(weights, "the run", images.class_names)

@@ -93,7 +93,7 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
 
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
-    splits = load_splits(config.data)
+    splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)
     check_saliency(experiment)
     experiment.check(generates=True)
@@ -116,6 +116,7 @@ def fill(experiment: "Experiment", devices: "DevicePlan") -> int:
     from online_aug.training.describe_run import describe_start
 
     with open_store(experiment.config, experiment.splits.train).open() as store:
+        experiment.splits.save_known()
         sys.stdout.write(describe_start(experiment, devices))
         prepare_generation(experiment, devices.finetune)
         sys.stdout.write(f"{describe_plan(experiment, store)}\n")

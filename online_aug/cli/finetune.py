@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     from online_aug.experiment.experiment import Experiment
 
     devices = plan_devices(config.devices)
-    splits = load_splits(config.data)
+    splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)
     experiment.check(generates=True)
     diffusion = experiment.diffusion

@@ -57,6 +57,10 @@ COMMANDS = {
         "cache.__main__:main",
         "look into a cache of generated images, carry them out and in",
     ),
+    "digests": (
+        "online_aug.cli.digests:main",
+        "verify the digests of real images that are kept beside a cache",
+    ),
 }
 """The function of every command, as `module:name`, and what the command does."""
 

@@ -70,6 +70,7 @@ def start(command: Command, config: Config, argv: Sequence[str]) -> int:
     if config.run.resume:
         check_foregrounds(experiment, directory)
     open_store(config, experiment.splits.train).open()
+    experiment.splits.save_known()
     with sole_trainer(directory) if me.is_first else nullcontext():
         return run(experiment, devices, directory, argv)
 
@@ -126,7 +127,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
         config.devices, generates=config.needs_generator, ranks=me.local_world_size
     )
     check_training(config, devices.train, me.launched_ranks)
-    splits = load_splits(config.data)
+    splits = load_splits(config.data, config.cache.path)
     num_classes = len(splits.train.class_names)
     if not me.is_ours:  # the process that launched this rank has tried
         at_a_time = part_size(config, me.launched_ranks or len(devices.train))

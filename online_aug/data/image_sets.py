@@ -14,9 +14,11 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from cache import content_digest
+from online_aug.console import terminal_progress
 from online_aug.cores import usable_cores
 from online_aug.data.images import WAY_OUT, BadImageError, decode_image, read_bytes
 from online_aug.data.transforms import EvalTransform
+from online_aug.known_files import KnownFiles
 
 _MAX_THREADS = 8
 _BATCHES_AHEAD = 2
@@ -71,6 +73,8 @@ class FolderSet:
     """Groups of the images if the data set defines some."""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files beside the images that are of no kind that is read, by suffix."""
+    known: KnownFiles | None = None
+    """What earlier runs knew of the files; None reads each whenever its digest is asked for."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -145,6 +149,13 @@ class Splits:
     doubts: tuple[str, ...] = ()
     """What was made of folders that might have been meant otherwise, in lines."""
 
+    def save_known(self) -> None:
+        """Keep checks and digests of the files beside the cache, now that there is one."""
+        for images in (self.train, self.val, self.test):
+            whole = _whole_of(images)
+            if isinstance(whole, FolderSet) and whole.known is not None:
+                whole.known.save()
+
     def __str__(self) -> str:
         names = self.train.class_names
         shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
@@ -176,6 +187,34 @@ def folder_of(images: ImageSet) -> Path | None:
     if isinstance(images, Subset):
         return folder_of(images.parent)
     return images.root if isinstance(images, FolderSet) else None
+
+
+def digests_of(images: ImageSet) -> list[str]:
+    """Return the digests of all images in the set's order; files that are known are not read.
+
+    Raises:
+        BadImageError: If a file cannot be read.
+    """
+    whole = _whole_of(images)
+    if not isinstance(whole, FolderSet) or whole.known is None:
+        return [images.digest(index) for index in range(len(images))]
+    try:
+        with terminal_progress("reading images") as report:
+            return whole.known.digests(_places_of(images).tolist(), report)
+    except OSError as error:
+        raise BadImageError(f"{error.filename}: {error.strerror}; {WAY_OUT}") from error
+
+
+def _whole_of(images: ImageSet) -> ImageSet:
+    """Return the set that a set is cut from."""
+    return _whole_of(images.parent) if isinstance(images, Subset) else images
+
+
+def _places_of(images: ImageSet) -> Int[np.ndarray, " n"]:
+    """Return where the images of a set are in the set that it is cut from."""
+    if isinstance(images, Subset):
+        return np.asarray(_places_of(images.parent)[images.indices])
+    return np.arange(len(images))
 
 
 def order_digest(images: ImageSet) -> str:

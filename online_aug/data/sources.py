@@ -3,8 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,18 +25,26 @@ from online_aug.data.published import PUBLISHED, published_splits
 from online_aug.data.settings import DataConfig
 from online_aug.data.timm_sets import is_timm_name, timm_splits
 from online_aug.errors import UserError, escaped
+from online_aug.file_index import in_parts
+from online_aug.known_files import KnownFiles
 from online_aug.seeding import numpy_rng
 
-_CHECK_THREADS = 8
+_CHECKS = {"error": (1, check_header), "skip": (2, read_image)}
+"""Level by which a check is remembered, and the check, by what is done about a bad image."""
 
 
-def load_splits(data: DataConfig) -> Splits:
+def load_splits(data: DataConfig, cache: Path | None = None) -> Splits:
     """Load the training, validation and test images of a configuration.
 
     Splits that the source lacks are divided from its training split, stratified and seeded by
     `data.seed`; with `data.val_fraction` 0 the validation split is empty instead. Then the training
     split is cut, first to a long tail, then to few shots. The name of an embedded or published set
     means that set; `./digits` is a folder of the same name.
+
+    Args:
+        data: Says what is loaded.
+        cache: Directory of the cache beside which checks and digests of files are kept, so that
+            only new and changed files are read; None reads all.
 
     Raises:
         UserError: If the source cannot be found or used, or is too small for the cuts.
@@ -47,6 +54,8 @@ def load_splits(data: DataConfig) -> Splits:
     skipped: list[str] = []
     with terminal_progress("checking images") as report:
         for split, images in found.items():
+            if cache is not None and isinstance(images, FolderSet):
+                images = replace(images, known=KnownFiles(cache, images.root, images.files))
             found[split], bad = check_images(images, data.on_bad_image, report)
             skipped += bad
     _check_classes(found)
@@ -98,15 +107,7 @@ def check_images(
     """
     if not isinstance(images, FolderSet):
         return images, ()
-    reasons: dict[int, str] = {}
-    read = read_image if on_bad_image == "skip" else check_header
-    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        paths = map(images.path, range(len(images)))
-        for index, reason in enumerate(pool.map(partial(_problem, read), paths)):
-            if reason is not None:
-                reasons[index] = reason
-            if progress:
-                progress(index + 1, len(images))
+    reasons = _problems(images, *_CHECKS[on_bad_image], progress)
     if not reasons:
         return images, ()
     if on_bad_image == "error":
@@ -144,6 +145,29 @@ def _doubts(data: DataConfig) -> tuple[str, ...]:
         return ()
     folder = Path(data.source).expanduser()
     return doubtful_folders(folder) if folder.is_dir() else ()
+
+
+def _problems(
+    images: FolderSet, level: int, read: Callable[[Path], object], progress: Report | None
+) -> dict[int, str]:
+    """Return what is wrong with the files that are not known to have passed this check."""
+    known = images.known
+    todo = list(range(len(images))) if known is None else known.unchecked(level)
+    reasons: dict[int, str] = {}
+
+    def look(part: Sequence[int]) -> list[str | None]:
+        return [_problem(read, images.path(index)) for index in part]
+
+    done = 0
+    for part, found in in_parts(look, todo):
+        reasons |= {i: why for i, why in zip(part, found, strict=True) if why is not None}
+        done += len(part)
+        if progress:
+            progress(done, len(todo))
+    if known is not None:
+        known.note_checked([index for index in todo if index not in reasons], level)
+        known.save()
+    return reasons
 
 
 def _problem(read: Callable[[Path], object], path: Path) -> str | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from online_aug.data.image_sets import ImageSet
+from online_aug.data.image_sets import ImageSet, digests_of
 from online_aug.data.sources import data_set_name
 from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError
@@ -31,8 +31,10 @@ class TrainingData:
     def sources(self) -> list[Source]:
         """Digest and label of every training image, in the order of the set."""
         return [
-            Source(digest=self.images.digest(index), label=int(label))
-            for index, label in enumerate(self.images.labels)
+            Source(digest=digest, label=label)
+            for digest, label in zip(
+                digests_of(self.images), self.images.labels.tolist(), strict=True
+            )
         ]
 
     @cached_property

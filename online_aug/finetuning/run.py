@@ -129,7 +129,7 @@ def join_finetuning(config: Config) -> None:
     world = start_distributed(rank_device(devices.generate))
     if not world.is_first:
         logging.disable(logging.WARNING)  # the first rank reports what all of them find
-    experiment = Experiment(config, load_splits(config.data), devices.generator)
+    experiment = Experiment(config, load_splits(config.data, config.cache.path), devices.generator)
     assert experiment.diffusion.finetuned  # otherwise nobody would have started this rank
     with Interrupt() as interrupt:
 

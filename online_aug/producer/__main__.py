@@ -73,7 +73,7 @@ def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -
 
     torch.set_num_threads(placement.threads)
     config = load_config(config_path)
-    experiment = Experiment(config, load_splits(config.data), placement.device)
+    experiment = Experiment(config, load_splits(config.data, config.cache.path), placement.device)
     store = open_store(config, experiment.splits.train)
     _log.info("cache: images are stored as %s", store.codec)
     if _is_complete(experiment, store):

@@ -79,7 +79,7 @@ def _as_lines(overrides: Mapping[str, Any]) -> Iterator[str]:
 def _prepare(config: Config) -> tuple[Experiment, DevicePlan]:
     """Check the configuration, then make what generation needs first."""
     devices = plan_devices(config.devices, generates=config.needs_generator)
-    splits = load_splits(config.data)
+    splits = load_splits(config.data, config.cache.path)
     config = settle(config)
     experiment = Experiment(config, splits, devices.generator)
     if experiment.saliency.follows_classifier:

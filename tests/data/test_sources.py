@@ -1,12 +1,15 @@
 """Sources become three splits, or one line says why they cannot be used."""
 
+import os
 import pickle
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from online_aug.data.image_sets import FolderSet, Subset
+from cache import Store
+from online_aug.data import sources
+from online_aug.data.image_sets import FolderSet, Subset, digests_of
 from online_aug.data.images import BadImageError
 from online_aug.data.settings import DataConfig
 from online_aug.data.sources import check_images, load_splits
@@ -182,6 +185,44 @@ def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
     for name in ("boat", "plane", "train"):
         fill(tmp_path / name, 10)
     assert splits_of(tmp_path).train.class_names == ("boat", "plane", "train")
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_file_that_passed_a_check_is_checked_again_only_if_it_changes(
+    ready, tmp_path_factory, monkeypatch, policy
+):
+    cache = tmp_path_factory.mktemp("with_cache") / "cache"
+    Store(cache).open().close()
+    (ready / "train" / "cat" / "000.png").write_bytes(b"broken")
+    for path in ready.rglob("*.png"):
+        os.utime(path, (10**9, 10**9))
+    looked, seen = [], []
+    level, read = sources._CHECKS[policy]
+    monkeypatch.setitem(sources._CHECKS, policy, (level, lambda p: looked.append(p) or read(p)))
+    data = DataConfig(source=str(ready), on_bad_image=policy)
+    if policy == "error":
+        with pytest.raises(BadImageError, match=r"000\.png cannot be read"):
+            load_splits(data, cache)
+        fill(ready / "train" / "cat", 1)
+        looked.clear()
+    else:
+        assert len(load_splits(data, cache).train) == 19
+        assert len(looked) == 34
+        os.utime(ready / "val" / "dog" / "001.png", (10**9, 10**9 + 1))
+        looked.clear()
+    digests_of(load_splits(data, cache).train)
+    assert sorted(path.relative_to(ready).parts[0] for path in looked) == (
+        ["test"] * 8 + ["train"] + ["val"] * 6 if policy == "error" else ["train", "val"]
+    )
+    seen += digests_of(load_splits(data, cache).train)
+    assert seen == digests(load_splits(data).train)
+
+
+def test_a_file_that_vanishes_is_named_with_the_way_out(ready, tmp_path):
+    train = load_splits(DataConfig(source=str(ready)), tmp_path / "cache").train
+    (ready / "train" / "cat" / "000.png").unlink()
+    with pytest.raises(BadImageError, match=r"000\.png.*No such file.*on_bad_image=skip"):
+        digests_of(train)
 
 
 def test_a_digest_depends_on_the_content_and_not_on_the_path(ready):

@@ -156,7 +156,9 @@ def _opened(config: Config, needs: str) -> Experiment:
     devices = plan_devices(config.devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
     experiment = Experiment(
-        settle(_with_fixed_strengths(config)), load_splits(config.data), devices.generator
+        settle(_with_fixed_strengths(config)),
+        load_splits(config.data, config.cache.path),
+        devices.generator,
     )
     check_saliency(experiment)
     return experiment

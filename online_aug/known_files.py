@@ -1,0 +1,244 @@
+"""What is known of the files of a folder, kept beside a cache so that only new files are read.
+
+A file is known again by its size, time of change and inode. All processes and runs share an index;
+it is replaced as a whole, under a lock, and a writer first takes over what others have found.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache import cache_exists, content_digest
+from online_aug.file_index import (
+    ENTRY,
+    Entries,
+    Index,
+    State,
+    digest_of,
+    in_parts,
+    is_same,
+    read_index,
+    states_of,
+)
+from online_aug.files import alone, write_atomically
+
+FOLDER, SUFFIX = "digests", ".files"
+"""Folder of the indexes in the directory of a cache, and how their names end."""
+Progress = Callable[[int, int], object]
+
+_SAVED_EVERY_S = 30.0
+_log = logging.getLogger(__name__)
+
+
+class KnownFiles:
+    """Digests and checks of files, by their places in a list."""
+
+    def __init__(self, cache: Path, root: Path, files: Sequence[str]) -> None:
+        """Look into nothing yet.
+
+        Args:
+            cache: Directory of the cache beside which the index is kept. Nothing is kept before
+                there is a cache.
+            root: Folder of the files.
+            files: Their paths in it.
+        """
+        self._cache, self._root, self._files = cache, root, tuple(files)
+        self._entries: Entries | None = None
+        self._is_new = np.zeros(len(files), bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(KnownFiles(self._cache, self._root, self._files))
+
+    @property
+    def path(self) -> Path:
+        """The file of the index."""
+        name = content_digest(os.fsencode(self._root.resolve()))
+        return self._cache / FOLDER / f"{name}{SUFFIX}"
+
+    def unchecked(self, level: int) -> list[int]:
+        """Return the files that have not passed a check of this level since they changed."""
+        places: list[int] = (self._known["checked"] < level).nonzero()[0].tolist()
+        return places
+
+    def note_checked(self, places: Sequence[int], level: int) -> None:
+        """Note that files named by `unchecked` have passed a check."""
+        checked = self._known["checked"]
+        checked[places] = np.maximum(checked[places], level)
+        self._is_new[places] = True
+
+    def digests(self, places: Sequence[int], progress: Progress | None = None) -> list[str]:
+        """Return the digests of files; only those are read that are not known.
+
+        Args:
+            places: Of the files in the list.
+            progress: Is told how many files are read and how many are to be.
+
+        Raises:
+            OSError: If a file cannot be read, or changes whenever it is read.
+        """
+        chosen = np.asarray(places, np.int64)
+        if not self._known["has_digest"][chosen].all():
+            with self._alone():  # others who want the same digests find them afterwards
+                missing = np.unique(chosen[~self._known["has_digest"][chosen]])
+                self._read(missing.tolist(), progress)
+                self._write()
+        letters = self._known["digest"][chosen].tobytes().hex()
+        return [letters[at : at + 32] for at in range(0, len(letters), 32)]
+
+    def save(self) -> None:
+        """Keep what this process has found, if there is a cache."""
+        if self._is_new.any():
+            with self._alone():
+                self._write()
+
+    @property
+    def _known(self) -> Entries:
+        if self._entries is None:
+            begun_ns = time.time_ns()  # a change after it counts as one that may not be seen
+            self._entries = states_of(self._root, self._files)
+            self._entries["read_ns"] = begun_ns
+            self._take_over(self._entries)
+        return self._entries
+
+    def _take_over(self, entries: Entries) -> None:
+        """Take from the index what it knows of files that have not changed since."""
+        index = read_index(self.path)
+        if index is None:
+            return
+        kept = index.of(self._files)
+        same = is_same(entries, kept)
+        better = same & ~self._is_new
+        entries[better] = kept[better]
+        mine = same & self._is_new
+        entries["checked"][mine] = np.maximum(entries["checked"][mine], kept["checked"][mine])
+        entries["read_ns"][mine] = np.minimum(entries["read_ns"][mine], kept["read_ns"][mine])
+        lacking = mine & ~entries["has_digest"] & kept["has_digest"]
+        for name in ("digest", "has_digest"):
+            entries[name][lacking] = kept[name][lacking]
+
+    def _read(self, places: Sequence[int], progress: Progress | None) -> None:
+        entries, folder = self._known, str(self._root)
+
+        def read(part: Sequence[int]) -> list[tuple[State, bytes]]:
+            states = entries[["size", "mtime_ns", "inode"]][part].tolist()
+            paths = [os.path.join(folder, self._files[place]) for place in part]  # noqa: PTH118
+            return list(map(digest_of, paths, states))
+
+        done, saved_s = 0, time.monotonic()
+        for part, found in in_parts(read, places):
+            self._note_digests(part, found)
+            done += len(part)
+            if progress:
+                progress(done, len(places))
+            if time.monotonic() - saved_s > _SAVED_EVERY_S:
+                self._write()
+                saved_s = time.monotonic()
+
+    def _note_digests(self, part: Sequence[int], found: list[tuple[State, bytes]]) -> None:
+        entries = self._known
+        for place, (state, digest) in zip(part, found, strict=True):
+            entry = entries[place]
+            if state != (entry["size"], entry["mtime_ns"], entry["inode"]):
+                entries[place] = (*state, entry["read_ns"], 0, False, bytes(16))
+            entries["digest"][place] = np.void(digest)
+        entries["has_digest"][part] = True
+        self._is_new[part] = True
+
+    @property
+    def _is_kept(self) -> bool:
+        folder = self.path.parent
+        place = folder if folder.exists() else self._cache
+        return cache_exists(self._cache) and os.access(place, os.W_OK)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from this index, and take over what they have found."""
+        if not self._is_kept:
+            yield
+            return
+        with alone(self.path.with_suffix(".lock")):
+            self._take_over(self._known)
+            yield
+
+    def _write(self) -> None:
+        if not self._is_kept or not self._is_new.any():
+            return
+        index = Index(self._root, self._files, self._known).beside(read_index(self.path))
+        try:
+            write_atomically(self.path, index.packed())
+        except OSError as error:
+            _log.warning("what is known of %s is not kept: %s", self._root, error)
+        else:
+            self._is_new[:] = False
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Result of reading all files of an index again."""
+
+    root: Path
+    known: int
+    """Files whose digest the index has."""
+    changed: int
+    """Files that have gone, or changed since or shortly before; a run reads them again."""
+    wrong: tuple[str, ...]
+    """Files with another content than the index says, though size, time and inode are the same."""
+
+
+def indexes(cache: Path) -> list[Path]:
+    """Return the indexes kept beside a cache."""
+    return sorted((cache / FOLDER).glob(f"*{SUFFIX}"))
+
+
+def verify(path: Path, progress: Progress | None = None) -> Verified | None:
+    """Read all files of an index again and take out what is wrong.
+
+    Args:
+        path: The index.
+        progress: Is told how many files are read and how many are to be.
+
+    Returns:
+        None if it is broken or of another version: a run writes it anew.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with alone(path.with_suffix(".lock")):
+        index = read_index(path)
+        if index is None:
+            return None
+        states = states_of(index.root, index.files)
+        known = index.entries["has_digest"]
+        same = known & is_same(states, index.entries)
+        wrong, done, places = [], 0, same.nonzero()[0].tolist()
+
+        def read(part: Sequence[int]) -> list[bytes | None]:
+            return [_content(index.root / index.files[place], states[place]) for place in part]
+
+        for part, found in in_parts(read, places):
+            stored = [index.entries["digest"][place].tobytes() for place in part]
+            pairs = zip(part, found, stored, strict=True)
+            wrong += [place for place, digest, told in pairs if digest not in (None, told)]
+            done += len(part)
+            if progress:
+                progress(done, len(places))
+        if wrong:
+            entries = index.entries.copy()
+            entries[wrong] = np.zeros((), ENTRY)
+            write_atomically(path, Index(index.root, index.files, entries).packed())
+    files = tuple(index.files[place] for place in wrong)
+    return Verified(index.root, int(known.sum()), int(known.sum() - same.sum()), files)
+
+
+def _content(path: Path, state: Any) -> bytes | None:
+    try:
+        return digest_of(str(path), (state["size"], state["mtime_ns"], state["inode"]))[1]
+    except OSError:
+        return None  # it has gone meanwhile
