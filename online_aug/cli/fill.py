@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.config.loading import changed
+from online_aug.distributed.identity import launched_part
 from online_aug.errors import UserError
 from online_aug.processes import Interrupt
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 SUMMARY = (
     "Make the images of a configuration ahead of training, or on another machine, fine-tuning the "
     "generator first if that is due. Ctrl-C stops it after storing what is finished, and the "
-    "same command goes on. Afterwards `online-aug train` finds the images in cache.path; "
+    "same command goes on. Started by torchrun, deepspeed or srun, each process begins with its "
+    "own part of the plan. Afterwards `online-aug train` finds the images in cache.path; "
     "devices.generate=none makes it train on them alone."
 )
 EXAMPLES = """\
 cub_diff_mix
 cub_diff_mix --print-speed
 cub_diff_mix generation.slots=16 devices.generate=cuda:1 cache.path=/data/cub
+cub_diff_mix cache.path=/local/cub schedule.helps=false
 """
 SWITCHES = {"--print-speed": "make images for ten seconds, store none, and say how fast it was"}
 SPEED_S = 10.0
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     command = parse_command(
         argv, prog="online-aug fill", summary=SUMMARY, switches=SWITCHES, examples=EXAMPLES
     )
-    config = command.load_config()
+    config = own_part(command.load_config())
     check_fillable(config)
     experiment, devices = _prepare(config)
     from online_aug.distributed.devices import sole_generator
@@ -50,6 +53,17 @@ def main(argv: Sequence[str]) -> int:
         if "--print-speed" in command.switches:
             return print_speed(experiment, devices)
         return fill(experiment, devices)
+
+
+def own_part(config: Config) -> Config:
+    """Return the configuration with the part of the plan that a launcher gives to this process."""
+    part, schedule = launched_part(), config.schedule
+    return changed(
+        config,
+        "schedule",
+        stripe=schedule.stripe + schedule.stripes * part.number,
+        stripes=schedule.stripes * part.count,
+    )
 
 
 def check_fillable(config: Config) -> None:
@@ -91,7 +105,8 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.saliency import check_saliency
 
-    devices = plan_devices(config.devices, trains=False)
+    number = launched_part().local_number
+    devices = plan_devices(config.devices, trains=False, number=number)
     torch.set_num_threads(devices.generate_threads)
     splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)

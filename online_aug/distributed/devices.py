@@ -68,6 +68,7 @@ def plan_devices(
     generates: bool = True,
     trains: bool = True,
     ranks: int | None = None,
+    number: int | None = None,
 ) -> DevicePlan:
     """Plan the devices of this node.
 
@@ -83,6 +84,8 @@ def plan_devices(
         trains: False if images are made and nothing is trained.
         ranks: Number of ranks that a launcher has started on this node: rank n trains on GPU n, or
             all on the CPU.
+        number: Number of this process among those of this machine that make images, if a launcher
+            has started several: number n generates on GPU n.
 
     Raises:
         UserError: If a device does not exist here.
@@ -93,7 +96,7 @@ def plan_devices(
     train = _training(devices, gpus) if trains else ()
     if train and ranks is not None:
         train = _launched(train, gpus, ranks)
-    generate = _generating(devices, gpus)
+    generate = _generating(devices, gpus, number)
     wish = wished_threads() if cores is None else None
     cores = cores or usable_cores()
     parts = len(train) + generate.count("cpu")
@@ -140,9 +143,18 @@ def _launched(planned: tuple[str, ...], gpus: list[str], ranks: int) -> tuple[st
     return tuple(gpus[:ranks])
 
 
-def _generating(devices: DevicesConfig, gpus: list[str]) -> tuple[str, ...]:
+def _generating(
+    devices: DevicesConfig, gpus: list[str], number: int | None = None
+) -> tuple[str, ...]:
     if devices.generate == "none":
         return ()
+    if devices.generate == "auto" and number is not None and len(gpus) > 1:
+        if number >= len(gpus):
+            raise UserError(
+                f"a launcher must start at most {len(gpus)} processes on this machine, one for "
+                f"each GPU it shows them, got number {number}, counted from 0"
+            )
+        return (gpus[number],)
     if devices.generate == "auto":
         return (gpus[-1] if gpus else "cpu",)
     return _chosen("devices.generate", devices.generate, gpus)

@@ -96,6 +96,38 @@ def identify() -> Identity:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaunchedPart:
+    """The place of this process among those that make one plan and never meet."""
+
+    number: int = 0
+    count: int = 1
+    local_number: int | None = None
+    """Number of this process on its machine; None without a launcher."""
+
+
+def launched_part() -> LaunchedPart:
+    """Read the place of this process from what DeepSpeed, torchrun or Slurm's srun tells it.
+
+    Raises:
+        UserError: If the variables contradict one another.
+    """
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        me = identify()
+        return LaunchedPart(number=me.rank, count=me.world_size, local_number=me.local_rank)
+    # A script of sbatch sees the job's number of tasks too; srun alone sets that of a step.
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    if any(name not in os.environ for name in names):
+        return LaunchedPart()
+    number, count, local = (_number(name) for name in names)
+    if number is None or local is None or not count or number >= count:
+        said = ", ".join(f"{name}={os.environ[name]!r}" for name in names)
+        raise UserError(
+            f"Slurm must set SLURM_PROCID below SLURM_STEP_NUM_TASKS, and SLURM_LOCALID, got {said}"
+        )
+    return LaunchedPart(number=number, count=count, local_number=local)
+
+
 def speaks_for_node() -> bool:
     """Return whether this process reports the mistakes that all ranks of its node find."""
     try:

@@ -8,6 +8,7 @@ from experiment_samples import make_config, make_experiment
 
 from cache import Store
 from online_aug.cli import fill as command
+from online_aug.cli.main import run_command
 from online_aug.config.loading import resolved_yaml
 from online_aug.console import Tally
 from online_aug.errors import UserError
@@ -50,6 +51,33 @@ def test_all_of_the_plan_is_made_and_stored_as_configured(call, plan, tmp_path):
     assert lines[0].startswith("devices    generate on cpu (")
     assert f"cache {tmp_path}/cache: 0 of the plan's 16 images, 0 B in all" in lines
     assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
+
+
+@pytest.mark.slow
+def test_tasks_of_a_launcher_make_their_parts_and_one_that_died_leaves_its_own_to_the_rest(
+    call, plan, tmp_path, monkeypatch
+):
+    for number in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+        monkeypatch.setenv("SLURM_LOCALID", "0")
+        status, _ = call(cache={"path": tmp_path / f"node{number}"}, schedule={"helps": False})
+        assert status == 0
+    parts = [store_of(tmp_path / f"node{number}") for number in range(2)]
+    assert all(parts)
+    assert not parts[0] & parts[1]
+    lacking = {request.key for request in plan} - parts[0] - parts[1]
+    merge = ["merge", str(tmp_path / "node0"), str(tmp_path / "node1")]
+    assert run_command(["cache", *merge, "--into", str(tmp_path / "cache")]) == 0
+    monkeypatch.delenv("SLURM_PROCID")
+    status, lines = call()
+    assert any(f": {16 - len(lacking)} of the plan's 16 images" in line for line in lines)
+    assert present(tmp_path, plan) == 16
+
+
+def store_of(folder):
+    with Store(folder, readonly=True) as store:
+        return {key for _, key in store.tail()}
 
 
 @pytest.mark.slow

@@ -195,3 +195,15 @@ def test_ranks_divide_the_cores_of_their_node(plan):
 def test_more_ranks_than_gpus_are_refused(plan):
     with pytest.raises(UserError, match="must start at most 2 ranks on this node, .* got 3"):
         plan(2, ranks=3)
+
+
+def test_each_of_several_processes_that_make_images_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = [
+        plan_devices(DevicesConfig(), 8, trains=False, number=number).generate for number in (0, 1)
+    ]
+    assert found == [("cuda:0",), ("cuda:1",)]
+    with pytest.raises(UserError, match="at most 2 processes on this machine, .* got number 2"):
+        plan_devices(DevicesConfig(), 8, trains=False, number=2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as srun --gpus-per-task shows it
+    assert plan_devices(DevicesConfig(), 8, trains=False, number=3).generate == ("cuda:0",)

@@ -6,8 +6,10 @@ from online_aug.distributed.identity import (
     LAUNCH_FOLDER,
     RANK_VARIABLES,
     Identity,
+    LaunchedPart,
     check_master,
     identify,
+    launched_part,
     speaks_for_node,
 )
 from online_aug.errors import UserError
@@ -15,6 +17,7 @@ from online_aug.errors import UserError
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = MASTER | {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 DEEPSPEED = MASTER | {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
 OURS = DEEPSPEED | {LAUNCH_FOLDER: "folder"}
 
 
@@ -23,7 +26,7 @@ def say(monkeypatch):
     """Set what a launcher says in the environment, and nothing else of the kind."""
 
     def set_variables(variables):
-        for name in (*RANK_VARIABLES, LAUNCH_FOLDER):
+        for name in (*RANK_VARIABLES, LAUNCH_FOLDER, *SRUN):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -122,3 +125,30 @@ def test_an_address_that_no_machine_has_is_refused(say, address):
 def test_a_single_rank_asks_no_name_server(say):
     say(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nobody.invalid"})
     check_master()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, LaunchedPart()),
+        (TORCHRUN, LaunchedPart(number=2, count=4, local_number=0)),
+        (DEEPSPEED, LaunchedPart(number=3, count=4, local_number=1)),
+        (SRUN, LaunchedPart(number=3, count=4, local_number=1)),
+        (SRUN | TORCHRUN, LaunchedPart(number=2, count=4, local_number=0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, LaunchedPart()),
+    ],
+    ids=["none", "torchrun", "deepspeed", "srun", "torchrun under srun", "script of sbatch"],
+)
+def test_a_launcher_says_which_part_of_a_plan_is_this_process_s(say, variables, expected):
+    say(variables)
+    assert launched_part() == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"SLURM_PROCID": "4"}, {"SLURM_PROCID": "x"}, {"SLURM_STEP_NUM_TASKS": "0"}],
+)
+def test_numbers_of_slurm_that_cannot_be_are_refused(say, wrong):
+    say(SRUN | wrong)
+    with pytest.raises(UserError, match="^Slurm must set SLURM_PROCID below SLURM_STEP_NUM_TASKS"):
+        launched_part()
