@@ -10,7 +10,7 @@ from pathlib import Path
 from online_aug.cli.main import Parser
 from online_aug.console import amount, terminal_progress
 from online_aug.errors import UserError, escaped
-from online_aug.known_files import Verified, indexes, verify
+from online_aug.file_digests.known import Verified, indexes, verify
 
 SUMMARY = """\
 Read the real images again whose digests are kept beside a cache, and compare.

@@ -18,7 +18,7 @@ from online_aug.console import terminal_progress
 from online_aug.cores import usable_cores
 from online_aug.data.images import WAY_OUT, BadImageError, decode_image, read_bytes
 from online_aug.data.transforms import EvalTransform
-from online_aug.known_files import KnownFiles
+from online_aug.file_digests.known import KnownFiles
 
 _MAX_THREADS = 8
 _BATCHES_AHEAD = 2

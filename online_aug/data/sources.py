@@ -25,8 +25,8 @@ from online_aug.data.published import PUBLISHED, published_splits
 from online_aug.data.settings import DataConfig
 from online_aug.data.timm_sets import is_timm_name, timm_splits
 from online_aug.errors import UserError, escaped
-from online_aug.file_index import in_parts
-from online_aug.known_files import KnownFiles
+from online_aug.file_digests.index import in_parts
+from online_aug.file_digests.known import KnownFiles
 from online_aug.seeding import numpy_rng
 
 _CHECKS = {"error": (1, check_header), "skip": (2, read_image)}

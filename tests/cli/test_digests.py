@@ -9,7 +9,7 @@ from cache import Store
 from online_aug.cli.digests import main
 from online_aug.cli.main import run_command
 from online_aug.errors import UserError
-from online_aug.known_files import KnownFiles
+from online_aug.file_digests.known import KnownFiles
 
 FILES = tuple(f"cat/{number}.png" for number in range(30))
 LONG_AGO = (10**9, 10**9)

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from cache import Store, content_digest
-from online_aug import file_index
-from online_aug.file_index import digest_of, read_index, states_of
-from online_aug.known_files import KnownFiles, indexes, verify
+from online_aug.file_digests import index as file_index
+from online_aug.file_digests.index import digest_of, read_index, states_of
+from online_aug.file_digests.known import KnownFiles, indexes, verify
 
 FILES = ("a/0.png", "a/1.png", "b/0.png")
 LONG_AGO_S = 1_000_000_000
@@ -41,7 +41,7 @@ def reads(monkeypatch):
         seen.append(path)
         return digest_of(path, state)
 
-    monkeypatch.setattr("online_aug.known_files.digest_of", noted)
+    monkeypatch.setattr("online_aug.file_digests.known.digest_of", noted)
     return seen
 
 
@@ -230,7 +230,7 @@ def test_an_index_that_cannot_be_written_is_only_logged(cache, root, monkeypatch
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("online_aug.known_files.write_atomically", full)
+    monkeypatch.setattr("online_aug.file_digests.known.write_atomically", full)
     assert digests(cache, root) == right(root)
     assert "is not kept: [Errno 28] No space left on device" in caplog.text
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache import cache_exists, content_digest
-from online_aug.file_index import (
+from online_aug.file_digests.index import (
     ENTRY,
     Entries,
     Index,
