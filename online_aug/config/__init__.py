@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pydantic import model_validator
 
 from online_aug.config.gate import GateConfig
+from online_aug.config.mixing_rules import mixing_rules
 from online_aug.config.saliency import SaliencyConfig
 from online_aug.config.sections import (
     CacheConfig,
@@ -92,7 +93,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
         rules = (
-            *(_data, _mixing, _generation, _schedule, _finetune, _saliency, _devices),
+            *(_data, mixing_rules, _generation, _schedule, _finetune, _saliency, _devices),
             *(_methods, _adaptive, _shared_run, _imports, _composed),
         )
         if lines := [line for rule in rules for line in rule(self)]:
@@ -119,57 +120,6 @@ def _data(config: Config) -> Iterator[str]:
         yield (
             "data.val_fraction + data.test_fraction must be below 1, got "
             f"{data.val_fraction} + {data.test_fraction}: nothing is left to train on"
-        )
-
-
-def _mixing(config: Config) -> Iterator[str]:
-    mixing = config.mixing
-    if mixing.policy == "concat" and (
-        mixing.final_probability is not None or mixing.class_probability
-    ):
-        yield (
-            "mixing.final_probability and mixing.class_probability must be left out with "
-            "mixing.policy concat, whose epochs have one length"
-        )
-    if mixing.policy == "concat" and mixing.synthetic_probability == 1:
-        yield "mixing.synthetic_probability must be below 1 with mixing.policy concat, got 1"
-    ratio, tolerance = mixing.samples_per_insert, mixing.sampling_tolerance
-    if ratio is not None and tolerance is not None and tolerance < max(1, ratio):
-        yield (
-            "mixing.sampling_tolerance must be at least 1 and at least "
-            f"mixing.samples_per_insert, got {tolerance:g} for {ratio:g}: both sides would "
-            "block one another"
-        )
-    if mixing.starvation == "wait":
-        yield from _waiting(config)
-
-
-def _waiting(config: Config) -> Iterator[str]:
-    mixing, schedule = config.mixing, config.schedule
-    if mixing.samples_per_insert is not None:
-        yield (
-            "mixing.samples_per_insert must be null with mixing.starvation wait, which serves "
-            f"every image in its turn, got {mixing.samples_per_insert:g}"
-        )
-    if mixing.imported is not None:
-        yield (
-            "mixing.imported must be null with mixing.starvation wait, which serves the plan "
-            f"in its order, got {mixing.imported}"
-        )
-    if mixing.policy != "global" and mixing.max_times_sampled is not None:
-        yield (
-            "mixing.max_times_sampled must be null with mixing.starvation wait and "
-            f"mixing.policy {mixing.policy}, got {mixing.max_times_sampled}"
-        )
-    if schedule.priority != "uniform":
-        yield (
-            "schedule.priority must be uniform with mixing.starvation wait, which serves the "
-            f"plan in its order, got {schedule.priority}"
-        )
-    if not schedule.helps:
-        yield (
-            "schedule.helps must be true with mixing.starvation wait, which needs the whole "
-            "plan, got false"
         )
 
 

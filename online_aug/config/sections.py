@@ -179,11 +179,12 @@ class MixingConfig(Section):
 
     policy: Literal["global", "local", "concat"] = "global"
     """A synthetic sample replaces a real one and comes from the whole pool (`global`, Diff-Mix) or
-    from the variants of that image (`local`, DA-Fusion); or it is added, and every real image is
-    seen as well (`concat`, DiffuseMix)."""
+    from the variants of that image (`local`, DA-Fusion); or all real and all synthetic images are
+    seen, each once an epoch in an order by seed (`concat`, DiffuseMix)."""
     synthetic_probability: Fraction = 0.3
     """Probability that a slot of the batch gets a synthetic sample, [0, 1]; with `concat` the share
-    of synthetic samples in the longer epoch."""
+    of synthetic samples in the longer epoch, V / (V + 1) for all V variants of an image; with less
+    some wait for a later epoch."""
     final_probability: Fraction | None = None
     """The same probability in the last epoch; null keeps that of the first."""
     probability_schedule: Literal["linear", "cosine"] = "linear"
@@ -191,6 +192,10 @@ class MixingConfig(Section):
     class_probability: dict[str, Fraction] = Field(default_factory=dict)
     """Probabilities by class name, for all epochs; the class is that of the real image which a
     synthetic sample would replace."""
+    class_balance: NotNegative = 0.0
+    """Policy `global`: draw the class of a synthetic sample in proportion to 1 / (n + 1)^x of its n
+    training images, then an image towards that class, imported or not; 0 draws all images alike, 1
+    is Diff-Mix's for long tails."""
     starvation: Literal["substitute", "wait"] = "substitute"
     """If no synthetic sample is ready: serve the real one and count it, or wait for one."""
     head_start: Annotated[int, Field(ge=0)] = 0

@@ -19,7 +19,7 @@ from cache.codecs import DEFAULT_CODEC
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, file_names_of
 from online_aug.errors import UserError
-from online_aug.loader.number_set import NumberSet
+from online_aug.loader.choices import NumberSet
 from online_aug.loader.slots import Kind
 from online_aug.request import Servable
 

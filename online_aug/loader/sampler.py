@@ -17,6 +17,7 @@ from cache import Store
 from online_aug.config.sections import MixingConfig
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
+from online_aug.loader.choices import ByClass, Union
 from online_aug.loader.pool import SamplePool
 from online_aug.loader.slots import LEDGER_FOLDER, Kind, Ledger, Order, Slot
 from online_aug.request import Servable
@@ -97,7 +98,7 @@ class Mixing:
             mixing: Says what a synthetic sample is drawn from, and what happens if none is ready.
             wait_for: Blocks until the request of this number is in the cache; False if it was
                 rejected. Used with `starvation: wait` only.
-            digests: Digests of the real images; needed for `policy: local` only.
+            digests: Digests of the real images; needed for `policy` `local` and `concat` only.
             pressure: Limits how often an image is served; None sets no limit.
         """
         self._order, self._pool = order, pool
@@ -106,18 +107,37 @@ class Mixing:
         self._pressure = pressure or BackPressure(pool)
         self._first, self._num_requests = 0, len(pool.requests)
         self._since_epoch = 0
+        self.by_class: ByClass | None = None
+        """Draws the class of a sample first; None draws all images alike."""
+        self._union = self._union_of_newest()
 
     def extend(self, plan: Sequence[Servable], *, oldest: int, epoch: int) -> None:
         """Add a newer plan from the start of an epoch; see `SamplePool.extend`."""
         self._first, self._num_requests = len(self._pool.requests), len(plan)
         self._since_epoch = epoch
         self._pool.extend(plan, oldest=oldest)
+        if self.by_class is not None:
+            self.by_class.extend(plan, self._first, oldest=oldest)
+        self._union = self._union_of_newest()
+
+    def _union_of_newest(self) -> Union | None:
+        """Return what `policy: concat` serves of the newest plan; None if there is nothing."""
+        if not self._order.adds or not self._digests:
+            return None
+        union = Union(self._digests, self._of_newest, self._order.seed)
+        return union if len(union) else None
+
+    def _of_newest(self, digest: str) -> list[int]:
+        return [number for number in self._pool.variants(digest) if number >= self._first]
 
     def begin(self, epoch: int) -> FillStep:
         """Return what fills the steps of an epoch, one after another."""
         indices = self._order.indices(epoch)
         is_generated, is_composed = self._order.kinds(epoch)
         turns = self._turns_before(epoch) + np.cumsum(is_generated) - is_generated
+        if self._union is not None:  # the turn is which of its image's own
+            places = np.flatnonzero(is_generated)
+            indices[places], turns[places] = self._union.images(self._order.turns(epoch)[places])
 
         def fill(step: int, positions: Sequence[int]) -> list[Slot]:
             rng = numpy_rng("choose", self._order.seed, epoch, step, self._pool.rank)
@@ -140,17 +160,36 @@ class Mixing:
         self, place: tuple[int, int], index: int, turn: int, rng: np.random.Generator
     ) -> tuple[Kind, int]:
         """Fill one slot; with `wait` the result does not depend on what the cache holds now."""
-        variants = None
-        if self._mixing.policy != "global":
-            variants = self._pool.variants(self._digests[index])
         if self._mixing.starvation == "substitute":
-            taken = self._pool.take(rng, variants) if self._pressure.may_serve() else None
+            taken = self._taken(index, turn, rng) if self._pressure.may_serve() else None
             return taken or (Kind.STARVED, -1)
-        number = self._in_turn(turn) if variants is None else self._drawn(place, variants)
+        number = self._awaited(place, index, turn)
         if number is None or not self._wait_for(number):
             return Kind.STARVED, -1
         self._pool.refresh()
         return self._pool.take_number(number)
+
+    def _taken(self, index: int, turn: int, rng: np.random.Generator) -> tuple[Kind, int] | None:
+        """Take what the cache holds now; of older plans only if the newest one's is missing."""
+        if self.by_class is not None:
+            return self.by_class.take(rng, self._pool.take)
+        if self._mixing.policy == "global":
+            return self._pool.take(rng, None)
+        variants = self._pool.variants(self._digests[index])
+        if self._union is None:
+            return self._pool.take(rng, variants)
+        older = [number for number in variants if number < self._first]
+        return self._pool.take(rng, [self._union.request(index, turn)]) or (
+            self._pool.take(rng, older) if older else None
+        )
+
+    def _awaited(self, place: tuple[int, int], index: int, turn: int) -> int | None:
+        """Return the request that a slot waits for; None if there is none."""
+        if self._union is not None:
+            return self._union.request(index, turn)
+        if self._mixing.policy == "global":
+            return self._in_turn(turn)
+        return self._drawn(place, self._pool.variants(self._digests[index]))
 
     def _in_turn(self, turn: int) -> int | None:
         """Return the request whose turn it is, going round the plan; None after the last round."""

@@ -126,6 +126,19 @@ class Order:
         draws = [numpy_rng("mix", self.seed, epoch, s).random(self.batch_size) for s in steps]
         return np.asarray(np.concatenate(draws) < wanted)
 
+    def turns(self, epoch: int) -> Int[np.ndarray, " slots"]:
+        """Return which of all added samples each position asks for, counted over the epochs.
+
+        Positions of real images have a negative number. A sample that is cut off at the end of an
+        epoch is not made up for.
+        """
+        entries = self._entries(epoch)
+        number = np.arange(len(entries)) // self._pass_length  # of the pass in this epoch
+        passes = math.ceil(len(entries) / self._pass_length)
+        added = entries - self.num_images
+        before = (epoch * passes + number) * self.added
+        return np.where(added < 0, -1, before + added)
+
     def kinds(self, epoch: int) -> tuple[Bool[np.ndarray, " slots"], Bool[np.ndarray, " slots"]]:
         """Return which positions ask for a generated image, and which for a composed sample."""
         wanted = self.is_synthetic(epoch)
@@ -137,10 +150,14 @@ class Order:
         return wanted & ~is_composed, wanted & is_composed
 
     @property
-    def _pass_length(self) -> int:
+    def added(self) -> int:
+        """Synthetic samples that are added to each pass through the real images."""
         share = self.probability.start
-        added = self.num_images * share / (1 - share) if self.adds else 0
-        return self.num_images + round(added)
+        return round(self.num_images * share / (1 - share)) if self.adds else 0
+
+    @property
+    def _pass_length(self) -> int:
+        return self.num_images + self.added
 
     def _entries(self, epoch: int) -> Int[np.ndarray, " slots"]:
         length = self.steps * self.batch_size  # entries from num_images on are added samples

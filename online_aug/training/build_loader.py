@@ -21,6 +21,7 @@ from online_aug.errors import UserError, first_line
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose, ComposedSamples
 from online_aug.loader.back_pressure import BackPressure, limiter_of
+from online_aug.loader.choices import ByClass
 from online_aug.loader.dataset import MixedDataset
 from online_aug.loader.head_start import HeadStart
 from online_aug.loader.loader import OnlineAugLoader
@@ -215,16 +216,13 @@ def filler_of(
     config = experiment.config
     if config.run.replay is not None:
         return _replay(experiment, pool, config.run.replay)
-    return Mixing(
-        order_of(config, experiment.splits.train),
-        pool,
-        config.mixing,
-        wait_for,
-        pressure=pressure,
-        digests=[source.digest for source in experiment.data.sources]
-        if experiment.is_synthetic
-        else (),
-    )
+    order = order_of(config, experiment.splits.train)
+    digests = [each.digest for each in experiment.data.sources] if experiment.is_synthetic else []
+    filler = Mixing(order, pool, config.mixing, wait_for, pressure=pressure, digests=digests)
+    if config.mixing.class_balance and experiment.is_synthetic:
+        filler.by_class = ByClass(experiment.data.class_sizes, config.mixing.class_balance)
+        filler.by_class.extend([*experiment.plan, *experiment.imports.images])
+    return filler
 
 
 def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:

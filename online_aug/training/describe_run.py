@@ -182,6 +182,13 @@ def _notes(experiment: Experiment) -> Iterator[str]:
         )
     if not config.is_planned:
         return
+    edits = len(experiment.data.digests) * config.generation.variants_per_image
+    if order.adds and order.added != edits and not experiment.imports.images:
+        share = edits / (edits + order.num_images)
+        yield (
+            f"note       mixing.policy concat adds {order.added} of {edits} generated images to "
+            f"an epoch: mixing.synthetic_probability={share:.4g} adds each once"
+        )
     if config.generation.model == "embedded" and config.data.source not in EMBEDDED_SETS:
         yield (
             "note       generation.model=embedded draws 64-px digits and birds and knows nothing "

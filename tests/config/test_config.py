@@ -320,6 +320,8 @@ def test_settings_that_diffusemix_cannot_use_are_refused(empty, override, part):
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
+        (["class_balance=1", "policy=local"], "class_balance must be 0 unless mixing.policy is"),
+        (["class_balance=1", "starvation=wait"], "class_balance must be 0 with mixing.starv"),
         (["policy=concat", "synthetic_probability=1"], "synthetic_probability must be below 1"),
         (["policy=local", "starvation=wait", "max_times_sampled=2"], "max_times_sampled must be"),
         (["policy=concat", "final_probability=0.5"], "final_probability and mixing.class_prob"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.loader.number_set import NumberSet
+from online_aug.loader.choices import NumberSet
 
 SIZE = 5000
 CHANGES = st.lists(st.tuples(st.booleans(), st.integers(0, SIZE - 1)), max_size=200)
