@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from online_aug.experiment.experiment import Experiment
     from online_aug.loader.loader import OnlineAugLoader
     from online_aug.methods import METHODS, Method
+    from online_aug.own_loop.open_loader import open_loader
     from online_aug.request import GenerationRequest
-    from online_aug.training.open_loader import open_loader
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _MODULES = {
     "Method": "online_aug.methods",
     "OnlineAugLoader": "online_aug.loader.loader",
     "load_config": "online_aug.config.loading",
-    "open_loader": "online_aug.training.open_loader",
+    "open_loader": "online_aug.own_loop.open_loader",
 }
 
 

@@ -41,6 +41,7 @@ LAYERS = (
     "online_aug.comparison.paired",
     "online_aug.reporting",
     "online_aug.training",
+    "online_aug.own_loop",
     "online_aug.comparison",
     "online_aug.studies",
     "online_aug.cli",

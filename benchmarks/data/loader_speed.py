@@ -103,7 +103,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Store(Path(folder) / "cache", codec=options.codec) as store,
     ):
-        images = _write_images(Path(folder) / "images", options.images)
+        images = write_images(Path(folder) / "images", options.images)
         if options.paste:
             _print_paste(images, store, options.workers, options.turns)
             return
@@ -194,7 +194,7 @@ def _epoch(loader: Iterable[Any]) -> Callable[[int], object]:
     return lambda turn: sum(1 for _ in loader)
 
 
-def _write_images(folder: Path, count: int) -> ImageSet:
+def write_images(folder: Path, count: int) -> ImageSet:
     """Return noise like a photograph's, equally strong at every scale."""
     rng = np.random.default_rng(0)
     for number in range(count):

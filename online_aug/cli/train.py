@@ -19,6 +19,7 @@ from online_aug.errors import UserError
 from online_aug.processes import Interrupt, age_s
 
 if TYPE_CHECKING:
+    from online_aug.data.image_sets import Splits
     from online_aug.distributed.devices import DevicePlan
     from online_aug.distributed.world import World
     from online_aug.experiment.experiment import Experiment
@@ -128,6 +129,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     )
     check_training(config, devices.train, me.launched_ranks)
     splits = load_splits(config.data, config.cache.path)
+    check_test(splits)
     num_classes = len(splits.train.class_names)
     if not me.is_ours:  # the process that launched this rank has tried
         at_a_time = part_size(config, me.launched_ranks or len(devices.train))
@@ -144,6 +146,19 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     check_sequence(experiment, resolved_yaml(config))
     check_deepspeed(config, num_classes, rank_device(devices.train))
     return experiment, devices
+
+
+def check_test(splits: "Splits") -> None:
+    """Refuse images of which none are set apart for the test.
+
+    Raises:
+        UserError: If so.
+    """
+    if not len(splits.test):
+        raise UserError(
+            "data.source must have images to test by, got the copy of a training set that "
+            "open_loader made for a loop of one's own: give the images in a folder"
+        )
 
 
 def check_training(config: Config, devices: Sequence[str], ranks: int | None = None) -> None:

@@ -21,6 +21,7 @@ from online_aug.data.folders import (
 )
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
 from online_aug.data.images import WAY_OUT, BadImageError, check_header, read_image
+from online_aug.data.map_style.copied import CopiedSet, is_copy, open_copy
 from online_aug.data.published import PUBLISHED, published_splits
 from online_aug.data.settings import DataConfig
 from online_aug.data.timm_sets import is_timm_name, timm_splits
@@ -129,6 +130,8 @@ def _open(data: DataConfig) -> dict[str, ImageSet]:
         chosen = (data.train_split, data.seed)
         return dict(published_splits(data.source, data.root, *chosen))
     folder = Path(data.source).expanduser()
+    if is_copy(folder):
+        return {"train": open_copy(folder)}
     if folder.is_dir():
         return dict(folder_splits(folder))
     if is_timm_name(data.source):
@@ -197,7 +200,10 @@ def _three_splits(
     missing = {split: share for split, share in wanted.items() if split not in found and share}
     rest = 1 - sum(missing.values())
     whole = found["train"]
-    empty: dict[str, ImageSet] = {"val": Subset(whole, np.zeros(0, np.int64))}
+    nothing = Subset(whole, np.zeros(0, np.int64))
+    if isinstance(whole, CopiedSet):  # the caller has set apart what is to be tested by
+        return whole, nothing, nothing
+    empty: dict[str, ImageSet] = {"val": nothing}
     if not missing:
         return whole, {**empty, **found}["val"], found["test"]
     _require_sizes(

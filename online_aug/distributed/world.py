@@ -110,9 +110,18 @@ def start_distributed(device: str) -> World:
     deepspeed.comm.init_distributed(auto_mpi_discovery=False, verbose=False)
     if me.world_size == 1:
         return World(me.rank, 1, me.local_rank, place)
+    return joined(place, me.local_rank)
+
+
+def joined(device: torch.device, local_rank: int) -> World:
+    """Return the place of this rank in a started process group of several; all ranks call it.
+
+    Raises:
+        UserError: If the ranks are not numbered node by node.
+    """
     control = dist.new_group(backend="gloo")
-    local_ranks = _local_ranks(me.local_rank, control)
-    return World(me.rank, me.world_size, me.local_rank, place, control, local_ranks)
+    local_ranks = _local_ranks(local_rank, control)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, control, local_ranks)
 
 
 def barrier(world: World) -> None:
@@ -121,8 +130,11 @@ def barrier(world: World) -> None:
 
 
 def agree(world: World, value: int) -> int:
-    """Return on all ranks the largest value that any of them passes, such as a signal number."""
-    if world.world_size == 1:
+    """Return on all ranks the largest value that any of them passes, such as a signal number.
+
+    A rank that cannot ask the others agrees with itself.
+    """
+    if world.control is None:
         return value
     largest = torch.tensor([value])
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=world.control)

@@ -45,7 +45,7 @@ class _Content(NamedTuple):
     refusal: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MixedDataset(Dataset[Sample]):
     """Samples by slot; pickles to worker processes, each of which opens the cache for itself."""
 

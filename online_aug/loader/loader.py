@@ -33,6 +33,7 @@ from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
 from online_aug.loader.workers import PREFETCHED, WorkerReasons, no_sudden_errors, with_reasons
 from online_aug.request import Counts, Servable
+from online_aug.seeding import torch_rng
 
 _SYNTHETIC = (Kind.FRESH, Kind.CACHED)
 
@@ -79,11 +80,11 @@ class OnlineAugLoader(DataLoader[Batch]):
             persistent_workers=workers > 0,
             prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=self._reasons.begin,
+            generator=torch_rng(0),  # or PyTorch's global one is drawn from in every epoch
         )
         self.plan = dataset.plan
         self._batches, self._pool, self._pressure = sampler, sampler.pool, pressure
-        self._store = dataset.store
-        self._ledger = LedgerWriter(ledger, sampler.rank)
+        self._store, self._ledger = dataset.store, LedgerWriter(ledger, sampler.rank)
         self.head_start: HeadStart | None = None
         """The wait before the first batch, if there is one."""
         self.mode: Literal["batches", "index"] = "batches"
@@ -93,12 +94,11 @@ class OnlineAugLoader(DataLoader[Batch]):
         self.scratch: Path | None = None
         """Folder that is removed at the end, unless the `with` block ends by an exception."""
         self._notes, self._pace = ServedNotes(dataset.store), Pace()
-        self._received = Received()
+        self._received, self._batch_bytes = Received(), 0
         self._plan_starts: list[int] = []
         self._iteration: weakref.ref[Iteration] | None = None
         self._is_begun = self._moves_on = self._is_closed = False
         self._ending: Ending | None = None
-        self._batch_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -235,7 +235,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         """
         self._check_open()
         if (current := self._iteration and self._iteration()) and not current.is_over:
-            raise UserError("publish must be called between two epochs, got a call within one")
+            raise UserError("publish must be called between two epochs, got one within")
         if self.feedback is not None:
             self.feedback.publish(self.next_epoch, classifier)
 

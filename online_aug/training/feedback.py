@@ -20,10 +20,10 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.foregrounds import make_foregrounds
 from online_aug.experiment.saliency import parts_of, viewer_by
 from online_aug.files import from_json, to_json, write_atomically
+from online_aug.loader.back_pressure import GeneratorProcess
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store, pin_if_awaited
 from online_aug.saliency.maps import weights_version
-from online_aug.training.engine import TrainingEngine
 
 VERSIONS_FILE = "saliency_versions.jsonl"
 """File in the run directory that says which version began when."""
@@ -51,14 +51,15 @@ class SaliencyPublisher:
     ) -> None:
         self._experiment, self._loader, self._world = experiment, loader, world
         self._path = (experiment.config.run.replay or directory) / VERSIONS_FILE
-        self._published: list[Published] = []
+        self.published: list[Published] = []
+        """The versions in use so far."""
 
     def resume(self, epoch: int) -> None:
         """Plan again with every version published up to the start of this epoch."""
         if self._experiment.saliency.follows_classifier and self._path.exists():
             for each in self._read():
                 if each.epoch <= epoch:
-                    self._take_up(each)
+                    self.take_up(each)
 
     def refresh(self, epoch: int, classifier: nn.Module) -> None:
         """Publish a new version if one is due at the start of this epoch; all ranks call it.
@@ -73,16 +74,19 @@ class SaliencyPublisher:
             CacheError: If the maps cannot be written.
         """
         is_due = epoch > 0 and epoch % self._experiment.config.saliency.refresh_epochs == 0
-        is_done = any(each.epoch == epoch for each in self._published)
-        if not self._experiment.saliency.follows_classifier or not is_due or is_done:
-            return
+        is_done = any(each.epoch == epoch for each in self.published)
+        if self._experiment.saliency.follows_classifier and is_due and not is_done:
+            self.publish(epoch, classifier)
+
+    def publish(self, epoch: int, classifier: nn.Module) -> None:
+        """Publish what the classifier looks at now for the epochs from this one on."""
         if self._world.is_first and self._experiment.config.run.replay is None:
             self._publish(epoch, classifier)
         barrier(self._world)
         for each in self._read():
             if each.epoch == epoch:  # none if the weights did not change since the last one
                 self._share(each.version)
-                self._take_up(each)
+                self.take_up(each)
 
     def _publish(self, epoch: int, classifier: nn.Module) -> None:
         experiment = self._experiment
@@ -90,12 +94,12 @@ class SaliencyPublisher:
         version = saliency.version_of(
             weights_version(classifier, saliency.teacher_settings.name, saliency.teacher_size)
         )
-        if version in {each.version for each in self._published}:
+        if version in {each.version for each in self.published}:
             return
         with open_store(experiment.config, experiment.splits.train) as store:
             viewer = viewer_by(experiment, classifier, self._world.device)
             make_foregrounds(experiment, store, version, viewer, is_shown=False)
-        lines = [to_json(each) for each in (*self._published, Published(epoch, version))]
+        lines = [to_json(each) for each in (*self.published, Published(epoch, version))]
         write_atomically(self._path, "".join(f"{line}\n" for line in lines))
 
     def _share(self, version: str) -> None:
@@ -114,8 +118,9 @@ class SaliencyPublisher:
                     store.put_saliency(part, dict(zip(digests, parts, strict=True)))
         barrier(world)
 
-    def _take_up(self, newest: Published) -> None:
-        self._published.append(newest)
+    def take_up(self, newest: Published) -> None:
+        """Plan with a version whose maps the cache holds."""
+        self.published.append(newest)
         plan = self._experiment.plan_of(newest.version)
         with open_store(self._experiment.config, self._experiment.splits.train) as store:
             pin_if_awaited(store, self._experiment.config, [request.key for request in plan])
@@ -142,25 +147,20 @@ class LossPublisher:
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        loader: OnlineAugLoader,
-        engine: TrainingEngine,
-        device: torch.device,
+        self, experiment: Experiment, process: GeneratorProcess | None, device: torch.device
     ) -> None:
-        """Watch the losses of `engine` on its device, if there is a process to tell them."""
-        schedule, self._process = experiment.config.schedule, loader.process
-        self._every, self._engine = schedule.refresh_steps, engine
-        self._losses: ClassLosses | None = None
-        if schedule.priority == "hard" and self._process is not None:
-            num_classes = len(experiment.splits.train.class_names)
-            self._losses = ClassLosses(num_classes, device)
-            engine.watch = self._losses.add
+        """Sum losses up on a device, if there is a process to tell them."""
+        schedule, self._process = experiment.config.schedule, process
+        self._every = schedule.refresh_steps
+        self.classes: ClassLosses | None = None
+        """Takes the losses; None if nobody asks for them."""
+        if schedule.priority == "hard" and process is not None:
+            self.classes = ClassLosses(len(experiment.splits.train.class_names), device)
 
-    def after_step(self) -> None:
-        """Publish if it is due; call it after every step."""
-        if self._losses and self._process and self._engine.step % self._every == 0:
-            self._process.publish_losses(self._losses.read())
+    def after_step(self, step: int) -> None:
+        """Publish if it is due; call it after every step with its number."""
+        if self.classes and self._process and step % self._every == 0:
+            self._process.publish_losses(self.classes.read())
 
 
 DECAY = 0.99
@@ -188,7 +188,11 @@ class ClassLosses:
             logits: Output of the classifier.
             labels: Soft labels before label smoothing.
         """
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        self.add_losses(F.cross_entropy(logits.float(), labels, reduction="none"), labels)
+
+    @torch.no_grad()
+    def add_losses(self, losses: Float[Tensor, " b"], labels: Float[Tensor, "b k"]) -> None:
+        """Count the losses of one batch with its soft labels."""
         self._losses.mul_(DECAY).add_(losses @ labels)
         self._mass.mul_(DECAY).add_(labels.sum(0))
 

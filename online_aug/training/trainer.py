@@ -95,7 +95,9 @@ class TrainingRun:
             class_names=experiment.splits.train.class_names,
         )
         self._divergence = DivergenceWatch(directory, experiment.config.optim.lr)
-        self._losses = LossPublisher(experiment, loader, self._engine, world.device)
+        self._losses = LossPublisher(experiment, loader.process, world.device)
+        if self._losses.classes is not None:
+            self._engine.watch = self._losses.classes.add
         self._state, self._tally = RunState(), EpochTally()
         self._report = TrainingReport(experiment, loader, world, directory)
         self.first_epoch = 0
@@ -180,7 +182,7 @@ class TrainingRun:
             self._tally.add(loss)
         if self._state.first_step_s is None:
             self._state.first_step_s = time.monotonic() - self._built
-        self._losses.after_step()
+        self._losses.after_step(self._engine.step)
         self._report.step(epoch, loss, self._loader.counts - self._state.epoch_start)
 
     def _count_skips(self, step: int, overflowed: str | None) -> None:

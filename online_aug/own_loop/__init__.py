@@ -1,0 +1,1 @@
+"""Generated images in a training loop of one's own."""
