@@ -248,6 +248,14 @@ class FinetuneConfig(Section):
     class_balance: Fraction = 0.0
     """Draw an image of a class of n images in proportion to 1 / n^x: 0 draws all images alike, 1
     all classes alike (Diff-Mix's sampler for long tails)."""
+    resolution: Annotated[Pixels, Field(multiple_of=8)] | None = None
+    """Side of the squares that are learned from, px; null is `generation.resolution`."""
+    crop: Literal["squash", "random"] = "squash"
+    """Make a square of an image by changing its aspect, as when images are made; or resize its
+    shortest side and cut anywhere (Diff-Mix)."""
+    latents: Literal["mean", "sample"] = "mean"
+    """Learn from the mean of the encoder's Gaussian, the same in every step, or from a sample of it
+    (Diff-Mix, DA-Fusion)."""
     lr: Positive = 5e-5
     """Learning rate of the LoRA weights."""
     token_lr: Positive = 5e-4

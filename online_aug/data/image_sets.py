@@ -16,8 +16,8 @@ from torch import Tensor
 from cache import content_digest
 from online_aug.console import terminal_progress
 from online_aug.cores import usable_cores
-from online_aug.data.images import WAY_OUT, BadImageError, decode_image, read_bytes
-from online_aug.data.transforms import EvalTransform
+from online_aug.data.images import WAY_OUT, BadImageError, decode_image, image_size, read_bytes
+from online_aug.data.transforms import EvalTransform, resize
 from online_aug.file_digests.known import KnownFiles
 
 _MAX_THREADS = 8
@@ -215,6 +215,28 @@ def _places_of(images: ImageSet) -> Int[np.ndarray, " n"]:
     if isinstance(images, Subset):
         return np.asarray(_places_of(images.parent)[images.indices])
     return np.arange(len(images))
+
+
+def size_of(images: ImageSet, index: int) -> tuple[int, int]:
+    """Return height and width of one image, px; of a file only the header is read.
+
+    Raises:
+        BadImageError: If it cannot be read.
+    """
+    if isinstance(images, Subset):
+        return size_of(images.parent, int(images.indices[index]))
+    if isinstance(images, FolderSet):
+        return image_size(images.path(index))
+    height, width, _ = images.load(index).shape
+    return height, width
+
+
+def fitted(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "a b 3"]:
+    """Resize an image to a height and width in px."""
+    if image.shape[:2] == size:
+        return image
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+    return resize(pixels, *size).permute(1, 2, 0).numpy()
 
 
 def order_digest(images: ImageSet) -> str:

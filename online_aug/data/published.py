@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from online_aug.data.image_sets import FolderSet, ImageSet, Subset
+from online_aug.data.image_sets import FolderSet, ImageSet
 from online_aug.data.published_readers import (
     CUB,
     DOGS,
@@ -119,7 +119,12 @@ def _flowers_halves(root: Path, seed: int) -> Mapping[str, ImageSet]:
         members = members[rng.permutation(len(members))]
         halves["train"].append(members[: len(members) // 2])
         halves["test"].append(members[len(members) // 2 :])
-    return {split: Subset(whole, np.sort(np.concatenate(parts))) for split, parts in halves.items()}
+    return {split: _part(whole, np.sort(np.concatenate(p))) for split, p in halves.items()}
+
+
+def _part(whole: FolderSet, indices: np.ndarray) -> FolderSet:
+    files = tuple(whole.files[index] for index in indices)
+    return replace(whole, files=files, labels=whole.labels[indices])
 
 
 def _joined(first: FolderSet, *others: FolderSet) -> FolderSet:

@@ -53,9 +53,9 @@ class Frame:
     """Smallest and largest fraction of the image that a `resized` crop takes."""
 
     def central(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 s s"]:
-        """Cut the middle of the resized image, with black borders if it is too small."""
+        """Cut the middle, halves rounded to even as torchvision's are; black borders if small."""
         image = _padded(self._resized(image), self.size)
-        top, left = ((side - self.size) // 2 for side in image.shape[1:])
+        top, left = (round((side - self.size) / 2) for side in image.shape[1:])
         return image[:, top : top + self.size, left : left + self.size]
 
     def random(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
@@ -71,19 +71,26 @@ class Frame:
         top, left = (int(draw * places) for draw, places in zip(draws, free, strict=True))
         return image[:, top : top + self.size, left : left + self.size]
 
+    @property
+    def follows_aspect(self) -> bool:
+        """Whether what is cut depends on the aspect of the image."""
+        return self.resize != "squash" or self.crop == "resized"
+
     def _resized(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 a b"]:
         side, (height, width) = self.resize_px or self.size, image.shape[1:]
         if self.resize == "squash":
             return fit_square(image, side)
-        scale = side / (min if self.resize == "shortest" else max)(height, width)
+        if self.resize == "shortest":
+            return resize_shortest(image, side)
+        scale = side / max(height, width)
         return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def fit_square(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
     """Resize an image to a square of `size` px, bilinear with antialiasing, ignoring its aspect.
 
-    This is the one resize of the project: what the classifier, the teacher, the image generator and
-    the gallery see is made here. An image of that size is returned as it is.
+    What the classifier, the teacher, the image generator and the gallery see is made here. An image
+    of that size is returned as it is.
     """
     return resize(image, size, size)
 
@@ -95,6 +102,12 @@ def resize(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tens
     # PyTorch's uint8 kernel is fastest in this memory format; the pixels are the same in both.
     batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
+
+
+def resize_shortest(image: UInt8[Tensor, "3 h w"], side: int) -> UInt8[Tensor, "3 a b"]:
+    """Resize the shortest side to `side`; the other is rounded down, as torchvision does."""
+    height, width = (side * length // min(image.shape[1:]) for length in image.shape[1:])
+    return resize(image, height, width)
 
 
 def _padded(image: UInt8[Tensor, "3 h w"], least: int) -> UInt8[Tensor, "3 a b"]:

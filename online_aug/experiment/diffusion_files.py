@@ -84,7 +84,7 @@ class DiffusionFiles:
         if self.adaptation.imported:
             return self.config.finetune.path
         settings = [
-            self.config.generation.resolution,
+            self.config.finetune.resolution or self.config.generation.resolution,
             self.config.data.hflip,
             *(concept.prompt for concept in self.concepts),
         ]

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from cache import Scalar, Store, label_of
 from online_aug.config import Config
-from online_aug.data.image_sets import ImageSet, Splits, file_names_of
-from online_aug.data.transforms import resize
+from online_aug.data.image_sets import ImageSet, Splits, file_names_of, fitted
 from online_aug.errors import UserError
 from online_aug.methods import Method, Part, Picture, Source, draw_part, make_method
 from online_aug.methods.base import PictureOf
@@ -300,14 +299,6 @@ class ComposedSamples:
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         refused = f"{reasons.total()} of {len(tried)} images are served as they are"
         return f"{names}: {refused}: {said}"
-
-
-def fitted(image: Picture, size: tuple[int, int]) -> Picture:
-    """Resize an image to a height and width in px."""
-    if image.shape[:2] == size:
-        return image
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    return resize(pixels, *size).permute(1, 2, 0).numpy()
 
 
 class SourceImages:

@@ -11,10 +11,29 @@ from diffusers import DDPMScheduler, StableDiffusionImg2ImgPipeline
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from online_aug.data.transforms import resize_shortest
 from online_aug.distributed.world import World
 from online_aug.seeding import torch_rng
 
 MAX_KEPT_LATENTS = 20_000
+
+
+@dataclass(frozen=True)
+class RandomSquare:
+    """A square anywhere in an image whose shortest side has its size."""
+
+    side: int
+    """Size of the square, px."""
+
+    def __call__(
+        self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator
+    ) -> UInt8[Tensor, "3 s s"]:
+        """Cut a square whose place `rng` draws."""
+        image = resize_shortest(image, self.side)
+        draws = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
+        free = [length - self.side + 1 for length in image.shape[1:]]
+        top, left = (int(draw * places) for draw, places in zip(draws, free, strict=True))
+        return image[:, top : top + self.side, left : left + self.side]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +41,19 @@ class Examples:
     """The training images as fine-tuning reads them."""
 
     load: Callable[[int], UInt8[Tensor, "3 h w"]]
-    """Returns the image of an index, already at the generator's resolution."""
+    """Returns the image of an index, at the resolution to learn from unless it is cut."""
     labels: Int[np.ndarray, " n"]
     hflip: float
     """Probability of a horizontal flip, [0, 1]."""
+    cut: RandomSquare | None = None
+    """Cuts another square of the image at each step; None learns from the whole image."""
+    samples_latents: bool = False
+    """Whether a latent is a sample of the encoder's Gaussian, instead of its mean."""
+
+    @property
+    def are_random(self) -> bool:
+        """Whether two looks at the same image differ."""
+        return self.cut is not None or self.samples_latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +62,14 @@ class Draw:
 
     indices: Int[np.ndarray, " b"]
     is_flipped: Bool[np.ndarray, " b"]
+    seeds: Int[np.ndarray, " b"] | None = None
+    """Seed of each image's cut and latent; None if nothing about them is random."""
 
     def part(self, world: World) -> "Draw":
         """Return the images of one rank."""
         mine = slice(world.rank, None, world.world_size)
-        return Draw(indices=self.indices[mine], is_flipped=self.is_flipped[mine])
+        seeds = None if self.seeds is None else self.seeds[mine]
+        return Draw(indices=self.indices[mine], is_flipped=self.is_flipped[mine], seeds=seeds)
 
 
 class Sampler:
@@ -65,35 +96,54 @@ class Sampler:
             indices = pool[rng.integers(len(pool), size=size)]
         else:
             indices = rng.choice(pool, size=size, p=self._weights / self._weights.sum())
-        return Draw(indices=indices, is_flipped=rng.random(size) < self._examples.hflip)
+        is_flipped = rng.random(size) < self._examples.hflip
+        seeds = rng.integers(2**63, size=size) if self._examples.are_random else None
+        return Draw(indices=indices, is_flipped=is_flipped, seeds=seeds)
 
 
 class Latents:
-    """Scaled latents of the images, each encoded on first use and kept."""
+    """Scaled latents of the images; what is not random is encoded on first use and kept."""
 
     def __init__(self, vae: Any, examples: Examples) -> None:
         self._vae = vae
         self._examples = examples
-        self._kept: dict[tuple[int, bool], Tensor] = {}
+        self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
 
     def batch(self, drawn: Draw) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
         """Return latents and labels of the drawn images, on the autoencoder's device."""
-        pairs = zip(drawn.indices, drawn.is_flipped, strict=True)
-        latents = [self._latent(int(index), bool(flip)) for index, flip in pairs]
+        seeds = [0] * len(drawn.indices) if drawn.seeds is None else drawn.seeds.tolist()
+        triples = zip(drawn.indices.tolist(), drawn.is_flipped.tolist(), seeds, strict=True)
+        latents = [self._latent(*triple) for triple in triples]
         labels = torch.from_numpy(self._examples.labels[drawn.indices])
         return torch.stack(latents).to(self._vae.device), labels.to(self._vae.device)
 
-    @torch.no_grad()
-    def _latent(self, index: int, is_flipped: bool) -> Float[Tensor, "c h w"]:
-        if (index, is_flipped) in self._kept:
-            return self._kept[index, is_flipped]
-        image = self._examples.load(index).float().to(self._vae.device) / 127.5 - 1
-        image = image.flip(-1) if is_flipped else image
-        latent: Tensor = self._vae.encode(image.unsqueeze(0)).latent_dist.mean[0]
-        latent = (latent * self._vae.config.scaling_factor).cpu()
+    def _latent(self, index: int, is_flipped: bool, seed: int) -> Float[Tensor, "c h w"]:
+        rng, cut = torch_rng(seed), self._examples.cut
+        if cut is not None:
+            mean, deviation = self._encoded(cut(self._examples.load(index), rng), is_flipped)
+        else:
+            mean, deviation = self._whole(index, is_flipped)
+        if self._examples.samples_latents:
+            mean = mean + deviation * torch.randn(mean.shape, generator=rng)
+        return mean
+
+    def _whole(self, index: int, is_flipped: bool) -> tuple[Tensor, Tensor]:
+        if (found := self._kept.get((index, is_flipped))) is not None:
+            return found
+        found = self._encoded(self._examples.load(index), is_flipped)
         if len(self._kept) < MAX_KEPT_LATENTS:
-            self._kept[index, is_flipped] = latent
-        return latent
+            self._kept[index, is_flipped] = found
+        return found
+
+    @torch.no_grad()
+    def _encoded(self, image: UInt8[Tensor, "3 s s"], is_flipped: bool) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the scaled latent on the CPU; no deviation if not asked."""
+        pixels = image.float().to(self._vae.device) / 127.5 - 1
+        pixels = pixels.flip(-1) if is_flipped else pixels
+        gaussian = self._vae.encode(pixels.unsqueeze(0)).latent_dist
+        scale = self._vae.config.scaling_factor
+        deviation = gaussian.std[0] if self._examples.samples_latents else torch.zeros(())
+        return (scale * gaussian.mean[0]).cpu(), (scale * deviation).cpu()
 
 
 class Corruption(NamedTuple):

@@ -181,15 +181,18 @@ def _finetune(
 
 def _task(experiment: Experiment) -> "FinetuneTask":
     from online_aug.finetuning.loop import FinetuneTask
-    from online_aug.finetuning.objective import Examples
+    from online_aug.finetuning.objective import Examples, RandomSquare
 
     config = experiment.config
-    side = decided(config.generation.resolution)
+    side = config.finetune.resolution or decided(config.generation.resolution)
+    cut = RandomSquare(side) if config.finetune.crop == "random" else None
     images = SourceImages(experiment.splits.train, experiment.data.sources)
     examples = Examples(
-        load=lambda index: fit_square(images.by_index(index), side),
+        load=images.by_index if cut else lambda index: fit_square(images.by_index(index), side),
         labels=experiment.splits.train.labels,
         hflip=config.data.hflip,
+        cut=cut,
+        samples_latents=config.finetune.latents == "sample",
     )
     return FinetuneTask(
         examples=examples,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache import CacheError, CorruptRecordError, Record, Store
-from online_aug.data.image_sets import ImageSet
+from online_aug.data.image_sets import ImageSet, fitted, size_of
 from online_aug.data.images import BadImageError
 from online_aug.labels import one_hot
 from online_aug.loader.batch import Sample
@@ -62,6 +62,9 @@ class MixedDataset(Dataset[Sample]):
     transform: Transform
     seed: int
     skips_bad_images: bool
+    restores_size: bool = False
+    """Whether a generated image is brought back to the size and aspect of its source first, because
+    the transform depends on them."""
 
     def __len__(self) -> int:
         """Return the number of real images."""
@@ -99,7 +102,17 @@ class MixedDataset(Dataset[Sample]):
         except BadImageError as error:
             self._skip(error)
             return _Content(*self._real(slot.index), Kind.STARVED)
-        return _Content(*composed, slot.kind)
+        return _Content(self._restored(composed[0], request), composed[1], slot.kind)
+
+    def _restored(self, image: Image, request: Servable) -> Image:
+        """Return a generated image at its source's size; one of unknown source as it is."""
+        if not self.restores_size or request.source_digest is None:
+            return image
+        try:
+            return fitted(image, size_of(self.images, self.places[request.source_digest]))
+        except BadImageError as error:
+            self._skip(error)
+            return image
 
     def _composed(self, slot: Slot) -> _Content:
         assert self.compose_alone is not None  # else no slot is planned so

@@ -14,7 +14,7 @@ import torch
 from cache import Store, cache_exists
 from online_aug.config import Config
 from online_aug.cores import usable_cores
-from online_aug.data.transforms import train_transform
+from online_aug.data.transforms import frame_of, train_transform
 from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.world import World, agree, is_same_everywhere
 from online_aug.errors import UserError, first_line
@@ -129,6 +129,7 @@ def _dataset(experiment: Experiment, store: Store, served: list[Servable]) -> Mi
         transform=train_transform(config.data),
         seed=config.run.seed,
         skips_bad_images=config.data.on_bad_image == "skip",
+        restores_size=frame_of(config.data).follows_aspect,
     )
 
 

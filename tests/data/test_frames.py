@@ -1,9 +1,12 @@
 """A frame cuts a square out of an image of any size, in the middle or at random."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
 
 from online_aug.data.transforms import Frame, fit_square
 from online_aug.seeding import torch_rng
@@ -84,3 +87,34 @@ def test_a_resized_crop_takes_the_middle_if_no_drawn_crop_fits(height, width):
 def test_a_square_of_the_right_size_is_returned_as_it_is():
     image = ramp(32, 32)
     assert fit_square(image, 32) is image
+
+
+@given(
+    height=st.integers(17, 90),
+    width=st.integers(17, 90),
+    size=st.integers(16, 40),
+    more=st.integers(0, 9),
+)
+def test_shortest_then_centre_is_torchvision_s_resize_and_centre_crop(height, width, size, more):
+    noise = np.random.default_rng([height, width]).integers(256, size=(height, width, 3))
+    pixels = np.asarray(noise, np.uint8)
+    published = transforms.Compose([transforms.Resize(size + more), transforms.CenterCrop(size)])
+    theirs = np.asarray(published(Image.fromarray(pixels)), int)
+    frame = Frame(size=size, resize="shortest", resize_px=size + more)
+    ours = frame.central(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0)
+    # The same pixels are cut; Pillow rounds after each of its two passes.
+    assert np.abs(ours.numpy() - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "follows"),
+    [
+        ("squash", "centre", False),
+        ("squash", "random", False),
+        ("shortest", "centre", True),
+        ("longest", "random", True),
+        ("squash", "resized", True),
+    ],
+)
+def test_a_squashed_image_is_cut_alike_whatever_its_aspect_was(resize, crop, follows):
+    assert Frame(size=24, resize=resize, crop=crop).follows_aspect is follows

@@ -1,5 +1,6 @@
 """Parts of one step: images drawn, latents, noise, loss."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,14 @@ from finetuning_samples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from online_aug.data.transforms import resize_shortest
 from online_aug.diffusion.loading import load_img2img, training_scheduler
 from online_aug.distributed.world import World
 from online_aug.finetuning.objective import (
     Draw,
+    Examples,
     Latents,
+    RandomSquare,
     Sampler,
     denoising_loss,
     draw_corruption,
@@ -86,6 +90,67 @@ def test_a_latent_is_the_scaled_mean_of_the_encoder(tiny_model):
         for latent, seen in zip(found, (image, image.flip(-1)), strict=True):
             mean = pipeline.vae.encode(seen[None]).latent_dist.mean[0]
             torch.testing.assert_close(latent, mean * pipeline.vae.config.scaling_factor)
+
+
+def encoded(vae, image):
+    with torch.no_grad():
+        found = vae.encode((image.float() / 127.5 - 1)[None]).latent_dist
+    return found.mean[0] * vae.config.scaling_factor, found.std[0] * vae.config.scaling_factor
+
+
+def test_a_sampled_latent_is_drawn_from_the_encoder_s_gaussian_anew_at_each_step(tiny_model):
+    pipeline = load_img2img(tiny_model, "float32")
+    random = replace(examples(hflip=0.0), samples_latents=True)
+    latents = Latents(pipeline.vae, random)
+    drawn = Sampler(random, 0.0).draw(400, 1, numpy_rng("test"))
+    (index,) = set(drawn.indices[drawn.indices == 1])
+    mine = drawn.seeds[drawn.indices == 1]
+    size = len(mine)
+    same = Draw(indices=np.full(size, index), is_flipped=np.zeros(size, bool), seeds=mine)
+    found, _ = latents.batch(same)
+    assert torch.equal(found, latents.batch(same)[0])
+    assert not torch.equal(found[0], found[1])
+    mean, deviation = encoded(pipeline.vae, random.load(index))
+    scores = (found - mean) / deviation
+    assert abs(float(scores.mean())) < 0.02
+    assert float(scores.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_random_square_is_cut_where_its_seed_says_and_encoded_as_cut(tiny_model):
+    pipeline = load_img2img(tiny_model, "float32")
+    picture = torch.arange(64 * 96).reshape(1, 64, 96).expand(3, 64, 96).remainder(251).byte()
+    cut = RandomSquare(64)
+    random = Examples(load=lambda index: picture, labels=np.array([0]), hflip=0.0, cut=cut)
+    seeds = np.arange(40)
+    squares = [cut(picture, torch_rng(int(seed))) for seed in seeds]
+    offsets = {int((picture[0, 0] == int(s[0, 0, 0])).nonzero()[0]) for s in squares}
+    assert min(offsets) < 5
+    assert max(offsets) > 27
+    assert {tuple(square.shape) for square in squares} == {(3, 64, 64)}
+    drawn = Draw(indices=np.zeros(2, int), is_flipped=np.zeros(2, bool), seeds=seeds[:2])
+    found, _ = Latents(pipeline.vae, random).batch(drawn)
+    for latent, square in zip(found, squares, strict=False):
+        torch.testing.assert_close(latent, encoded(pipeline.vae, square)[0])
+
+
+@given(height=st.integers(20, 90), width=st.integers(20, 90), seed=st.integers(0, 50))
+def test_a_random_square_comes_from_the_image_resized_as_torchvision_does(height, width, seed):
+    image = torch.randint(256, (3, height, width), generator=torch_rng(seed)).byte()
+    assert RandomSquare(32)(image, torch_rng(seed)).shape == (3, 32, 32)
+    whole = resize_shortest(image, 32)
+    assert min(whole.shape[1:]) == 32
+    assert max(whole.shape[1:]) == 32 * max(height, width) // min(height, width)
+
+
+def test_ranks_draw_the_seeds_of_their_own_images():
+    random = replace(examples(), samples_latents=True)
+    drawn = Sampler(random, 0.0).draw(6, None, numpy_rng("test"))
+    parts = [drawn.part(World(r, 2, r, torch.device("cpu"), local_ranks=(0, 1))) for r in (0, 1)]
+    assert [part.seeds.tolist() for part in parts] == [
+        drawn.seeds[::2].tolist(),
+        drawn.seeds[1::2].tolist(),
+    ]
+    assert Sampler(examples(), 0.0).draw(6, None, numpy_rng("test")).seeds is None
 
 
 class Network(SimpleNamespace):

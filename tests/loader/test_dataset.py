@@ -15,7 +15,7 @@ from online_aug.experiment.images import BoundCompose
 from online_aug.labels import one_hot
 from online_aug.loader.batch import Sample, collate, count_kinds
 from online_aug.loader.slots import Kind, Slot
-from online_aug.request import Counts
+from online_aug.request import Counts, ImportedImage
 
 BETWEEN = next(n for n, r in enumerate(PLAN) if r.source_label != r.target_label)
 """A request whose image lies between two classes."""
@@ -52,6 +52,40 @@ def test_a_synthetic_slot_gives_the_generated_image_and_the_label_of_its_request
     assert float(sample.label[request.target_label]) == pytest.approx(moved, abs=1e-6)
     assert float(sample.label[request.source_label]) == pytest.approx(1 - moved, abs=1e-6)
     assert sample.kind is kind
+
+
+class TallImages(GreyImages):
+    """Images of 20 rows and 6 columns."""
+
+    def load(self, index):
+        return np.full((20, 6, 3), index, np.uint8)
+
+
+@pytest.mark.parametrize(("restores", "size"), [(True, (3, 20, 6)), (False, (3, 8, 8))])
+def test_a_generated_image_gets_its_source_s_size_if_the_transform_depends_on_it(
+    store, restores, size
+):
+    put(store, [BETWEEN])
+    dataset = replace(Setup(store, images=TallImages()).dataset(), restores_size=restores)
+    sample = dataset[slot(kind=Kind.CACHED, number=BETWEEN)]
+    assert sample.image.shape == size
+    assert sample.image[:, 0, 0].tolist() == [255, BETWEEN, BETWEEN]
+
+
+def test_an_image_of_unknown_source_keeps_its_size(store):
+    put(store, [BETWEEN])
+    request = PLAN[BETWEEN]
+    unknown = ImportedImage(
+        key=request.key,
+        method=request.method,
+        source_digest=None,
+        source_label=request.source_label,
+        target_label=request.target_label,
+        strength=request.strength,
+    )
+    dataset = replace(Setup(store, images=TallImages()).dataset(), restores_size=True)
+    dataset.plan[BETWEEN] = unknown
+    assert dataset[slot(kind=Kind.CACHED, number=BETWEEN)].image.shape == (3, 8, 8)
 
 
 class Spy:
