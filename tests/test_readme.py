@@ -25,18 +25,19 @@ from online_aug.studies import STUDIES
 ROOT = Path(__file__).parents[1]
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DIARY = ROOT / "docs" / "LOG.md"
 """It tells what was done, with the commands of its day."""
 PROGRAMS = ("deepspeed", "make", "online-aug", "pip", "python", "torchrun")
 
 
 def commands():
-    """All commands of the README and the docs: lines of bash blocks, and spans that run ours."""
+    """All commands of the pages: bash blocks, lines that begin with `$`, spans that run ours."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         found += [line for block in blocks("bash", text) for line in block.splitlines()]
+        found += re.findall(r"^\$ (.*)$", text, re.MULTILINE)
         if page != DIARY:
             # "online-aug key 1" and its like name hashes.
             text = re.sub(r"`online-aug \w+ 1`", "", text)
@@ -57,7 +58,7 @@ def check_online_aug(argv):
     elif command == "study":
         check_study(rest)
     elif command == "compare":
-        found = compare_parser().parse_intermixed_args(rest)
+        found = compare_parser().parse_intermixed_args(rest or ["CONFIG"])
         check_recipe(command, [found.recipe, *found.overrides])
     elif command == "report":
         assert report_parser().parse_args(rest).runs
@@ -72,7 +73,7 @@ def check_recipe(command, argv):
     switches = getattr(importlib.import_module(f"online_aug.cli.{command}"), "SWITCHES", {})
     found = parse_command(argv, prog="x", summary="x", switches=switches)
     is_the_reader_s = found.recipe.startswith(("runs/", "my_")) or found.recipe in STAND_INS
-    if not is_the_reader_s and "my_method.py" not in " ".join(argv):
+    if not is_the_reader_s and ".py:" not in " ".join(argv):
         load_config(RECIPES / f"{Path(found.recipe).stem}.yaml", found.overrides)
 
 
@@ -84,7 +85,7 @@ def check_study(argv):
         check_recipe("study", [found.recipe, *found.overrides])
 
 
-STAND_INS = ("CONFIG", "configs/x.yaml", "my.yaml", "x.yaml")
+STAND_INS = ("CONFIG", "configs/x.yaml", "flowers.yaml", "my.yaml", "x.yaml")
 
 
 def check_cache(argv):
@@ -109,8 +110,11 @@ def check_python(argv):
 
 
 def check_launcher(argv):
-    """The arguments of a launcher are its own; behind `train.py` they are ours."""
-    check_online_aug(["train", *argv[argv.index("train.py") + 1 :]])
+    """The arguments of a launcher are its own; behind the program they are ours."""
+    if "train.py" in argv:
+        check_online_aug(["train", *argv[argv.index("train.py") + 1 :]])
+    elif argv != ["--help"]:
+        check_python(argv[argv.index("-m") :])
 
 
 def check_make(targets):

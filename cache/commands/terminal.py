@@ -156,7 +156,10 @@ def print_table(*heads: str, rows: Iterable[Iterable[str]]) -> None:
     for row in rows:
         table.add_row(*(printable(cell) for cell in row))
     width = None if sys.stdout.isatty() else _PIPE_COLUMNS
-    Console(markup=False, highlight=False, width=width).print(table)
+    console = Console(markup=False, highlight=False, width=width)
+    with console.capture() as printed:
+        console.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in printed.get().splitlines())
 
 
 def print_json(value: Any) -> None:

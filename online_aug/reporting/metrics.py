@@ -48,6 +48,8 @@ TENSORBOARD_TAGS = {
     "cache_bytes": "cache/bytes",
 }
 
+_TOP = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
@@ -178,6 +180,11 @@ class Summary:
         if self.top1_best_val is None or self.best_val_epoch is None:
             return None
         return f"{percent(self.top1_best_val)} (epoch {self.best_val_epoch + 1})"
+
+    @property
+    def told_top5(self) -> str | None:
+        """Share of images whose class is among the five likeliest, or None if that says nothing."""
+        return percent(self.top5) if len(self.per_class) > _TOP else None
 
     @property
     def parts(self) -> dict[str, Mapping[str, float]]:

@@ -140,4 +140,5 @@ def _slurm_hint() -> str:
     tasks = os.environ.get(_TASKS, "1")
     if tasks == "1" or "RANK" in os.environ:
         return ""
-    return f"; SLURM has started {tasks} tasks: start one, or a launcher (docs/RUNNING.md)"
+    page = "docs/guide/SEVERAL_MACHINES.md"
+    return f"; SLURM has started {tasks} tasks: start one, or a launcher ({page})"

@@ -262,7 +262,7 @@ def _rows(summary: Summary, run_dir: Path) -> list[tuple[str, Text]]:
         *_unserved(summary),
         ("test top1, last epoch", Text(percent(summary.top1), "bold green")),
         *([("test top1, best validation", Text(best))] if best else []),
-        ("test top5, last epoch", Text(percent(summary.top5))),
+        *([("test top5, last epoch", Text(top5))] if (top5 := summary.told_top5) else []),
         *_worst_group(summary),
         *([("training images", Text(_listed(summary.per_shots)))] if summary.per_shots else []),
         (_worst_title("classes", summary.per_class), Text(_worst(summary.per_class))),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_records import epoch
+from run_records import epoch, summary
 
 from online_aug.errors import UserError
 from online_aug.reporting.metrics import (
@@ -140,3 +140,8 @@ def test_the_fields_are_those_scripts_rely_on(record: Any, names: str) -> None:
 
 def test_an_epoch_says_how_its_slots_were_filled() -> None:
     assert epoch(0).served == Counts(real=60, fresh=20, cached=15, starved=5)
+
+
+def test_the_five_likeliest_are_told_only_if_there_are_more_classes():
+    assert summary().told_top5 is None
+    assert summary(per_class={str(label): 0.5 for label in range(6)}).told_top5 == "99.0 %"

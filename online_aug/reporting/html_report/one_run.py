@@ -83,7 +83,8 @@ def _main_figures(run: RecordedRun) -> dict[str, str]:
         if summary.top1_best_val is not None and summary.best_val_epoch is not None:
             title = f"test top-1, best validation epoch ({summary.best_val_epoch + 1})"
             figures[title] = percent(summary.top1_best_val)
-        figures["test top-5"] = percent(summary.top5)
+        if (top5 := summary.told_top5) is not None:
+            figures["test top-5"] = top5
         if summary.worst_group is not None:
             figures["test worst group"] = percent(summary.worst_group)
     elif judged:

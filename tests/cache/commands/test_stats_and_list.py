@@ -36,6 +36,7 @@ def test_stats_are_readable(thirty, run):
     for expected in ("method demo", "strength 0.50", "rejected as blank", "made last hour"):
         assert any(row.startswith(f"{expected} ") for row in rows)
     assert any(row.startswith("recipe ") and "method=demo" in row for row in rows)
+    assert all(line == line.rstrip() for line in out.splitlines())
 
 
 def test_list_ends_with_the_newest(thirty, run):
