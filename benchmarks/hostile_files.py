@@ -34,7 +34,8 @@ from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.config.schema import fields
-from online_aug.config.sections import ClassifierConfig, GenerationConfig
+from online_aug.config.sections import GenerationConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.data.settings import DataConfig
 from online_aug.data.sources import load_splits
 from online_aug.diffusion.adapters import find_adapters, named_concepts

@@ -6,7 +6,7 @@ from PIL import Image
 
 from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.data.sources import load_splits
 from online_aug.experiment.experiment import Experiment
 

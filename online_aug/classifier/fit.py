@@ -19,7 +19,7 @@ from online_aug.classifier.model import (
     load_checkpoint,
     prepare_training,
 )
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError, first_line
 from online_aug.seeding import torch_global_state
 

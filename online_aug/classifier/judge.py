@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from online_aug.classifier.model import build_classifier, input_statistics, prepare_training
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.cores import usable_cores
 from online_aug.data.image_sets import ImageSet
 from online_aug.data.transforms import TrainTransform, normalise

@@ -11,14 +11,27 @@ import torch
 from torch import nn
 
 from cache.text import nearest_hint
+from online_aug.classifier.replaced_parts import replace_parts
 from online_aug.classifier.weights import check_file, fit, misfit, read_weights
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError, first_line
 from online_aug.seeding import torch_global_state
 
 REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)
 """Errors that networks raise for settings or images they were not made for."""
 _HUB_TIMEOUT_S = 10
+OWNED_OPTIONS = {
+    "num_classes": "it follows from the data",
+    "in_chans": "images have three channels",
+    "img_size": "set data.image_size",
+    "drop_rate": "set classifier.drop_rate",
+    "pretrained": "set classifier.pretrained",
+    "checkpoint_path": "set classifier.checkpoint",
+    "pretrained_cfg": "set classifier.mean and classifier.std",
+    "pretrained_cfg_overlay": "set classifier.mean and classifier.std",
+    "features_only": "a classifier has a head",
+}
+"""Arguments of timm's models that something else decides, and what."""
 
 
 def build_classifier(
@@ -91,9 +104,13 @@ def check_classifier(config: ClassifierConfig) -> None:
     """Raise if a classifier obviously cannot be built, without building it.
 
     Raises:
-        UserError: If timm does not know the name, or the file of weights is missing.
+        UserError: If timm does not know the name, the file of weights is missing, or an option is
+            decided by another key.
     """
     check_name(config.name)
+    for name in config.options:
+        if name in OWNED_OPTIONS:
+            raise UserError(f"classifier.options must not set {name}: {OWNED_OPTIONS[name]}")
     check_file(config.checkpoint)
 
 
@@ -178,8 +195,9 @@ def create(config: ClassifierConfig, num_classes: int, image_size: int | None) -
         num_classes=num_classes,
         drop_rate=config.drop_rate,
         **_size_option(config.name, image_size),
+        **config.options,
     )
-    return classifier
+    return replace_parts(classifier, config)
 
 
 def check_buildable(config: ClassifierConfig, num_classes: int) -> None:
@@ -205,10 +223,15 @@ def _create(config: ClassifierConfig, num_classes: int, image_size: int | None) 
         return _with_statistics(create(config, num_classes, image_size), config)
     except OSError as error:
         raise _no_weights(config.name, error) from None
+    except UserError:
+        raise
     except REFUSALS as error:
+        key, options = "classifier.name", ""
+        if config.options:
+            key, options = "classifier.name and classifier.options", f" with {config.options}"
         raise UserError(
-            f"classifier.name must be a timm model that can be built with these settings, got "
-            f"{config.name!r}: {first_line(error)}"
+            f"{key} must be a timm model that can be built with these settings, got "
+            f"{config.name!r}{options}: {first_line(error)}"
         ) from None
 
 

@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from cache.text import nearest_hint
-from online_aug.config.sections import OptimConfig
+from online_aug.config.training import OptimConfig
 from online_aug.errors import UserError, one_line
 from online_aug.seeding import numpy_global_state
 
@@ -34,6 +34,7 @@ def build_optimizer(classifier: nn.Module, optim: OptimConfig) -> torch.optim.Op
             weight_decay=optim.weight_decay,
             momentum=optim.momentum,
             layer_decay=optim.layer_decay,
+            filter_bias_and_bn=not optim.decays_all,
             **optim.options,
         )
     except (AssertionError, ImportError, TypeError, ValueError, RuntimeError) as error:
@@ -86,6 +87,7 @@ def mix_batch(
         mixup_alpha=optim.mixup or 0.0,
         cutmix_alpha=optim.cutmix or 0.0,
         prob=optim.mix_probability,
+        mode="batch" if optim.mix_by == "batch" else "elem",
         label_smoothing=0.0,
         num_classes=paired,
     )
@@ -105,18 +107,36 @@ def learning_rate(
     """Return the learning rate of optimizer step `step`, counted from 0.
 
     It rises linearly to `optim.lr`, which the last warm-up step has. Then it is constant, or falls
-    along half a cosine that reaches `optim.min_lr` at `total_steps`, or follows timm's schedule,
-    which counts from the start of the run. A pure function of the step needs no saved state.
+    along half a cosine that reaches `optim.min_lr` at `total_steps`, or follows a schedule that
+    counts from the start of the run. A pure function of the step needs no saved state.
     """
+    if optim.schedule_by == "epoch":
+        step, total_steps = step // steps_per_epoch, total_steps // steps_per_epoch
+        steps_per_epoch = 1
     warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
-    if step < warmup_steps:
-        return optim.lr * (step + 1) / warmup_steps
-    if optim.schedule == "constant":
-        return optim.lr
-    if optim.schedule != "cosine":
-        return _timm_rate(optim, step, total_steps // steps_per_epoch, steps_per_epoch)
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * done)) / 2
+    risen = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if optim.warmup == "before" and step < warmup_steps:
+        return optim.lr * risen
+    start = warmup_steps if optim.warmup == "before" else 0
+    return risen * _scheduled(optim, step, start, total_steps, steps_per_epoch)
+
+
+def _scheduled(
+    optim: OptimConfig, step: int, start: int, total_steps: int, steps_per_epoch: int
+) -> float:
+    epochs = step / steps_per_epoch
+    match optim.schedule:
+        case "constant":
+            return optim.lr
+        case "cosine":
+            done = min(1.0, (step - start) / max(1, total_steps - start))
+            return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        case "step":
+            return float(optim.lr * optim.decay_rate ** (epochs // optim.decay_epochs[0]))
+        case "multistep":
+            passed = sum(epochs >= after for after in optim.decay_epochs)
+            return float(optim.lr * optim.decay_rate**passed)
+    return _timm_rate(optim, step, total_steps // steps_per_epoch, steps_per_epoch)
 
 
 def _timm_rate(optim: OptimConfig, step: int, epochs: int, steps_per_epoch: int) -> float:
@@ -126,8 +146,6 @@ def _timm_rate(optim: OptimConfig, step: int, epochs: int, steps_per_epoch: int)
         holder,
         sched=optim.schedule,
         num_epochs=epochs,
-        decay_epochs=optim.decay_epochs[0],
-        decay_milestones=list(optim.decay_epochs),
         decay_rate=optim.decay_rate,
         min_lr=optim.min_lr,
         step_on_epochs=False,

@@ -13,15 +13,14 @@ from online_aug.config.mixing_rules import mixing_rules
 from online_aug.config.saliency import SaliencyConfig
 from online_aug.config.sections import (
     CacheConfig,
-    ClassifierConfig,
     DevicesConfig,
     FinetuneConfig,
     GenerationConfig,
     MixingConfig,
-    OptimConfig,
     RunConfig,
     ScheduleConfig,
 )
+from online_aug.config.training import ClassifierConfig, OptimConfig
 from online_aug.data.settings import DataConfig
 from online_aug.methods import METHODS, MethodSettings, find_method, make_method
 from online_aug.methods.fractals import FractalConfig

@@ -1,123 +1,20 @@
 """The sections of a configuration that belong to no other package, each a frozen model."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from online_aug.settings import (
-    Channels,
     Count,
-    DeepSpeedSettings,
-    Deviations,
     Devices,
     Exponent,
     Fraction,
-    NotNegative,
     Pixels,
     Positive,
     Section,
     Seed,
-    Text,
 )
-
-
-class ClassifierConfig(Section):
-    """The classifier in training."""
-
-    name: str = "resnet50"
-    """Any timm model name."""
-    pretrained: bool = False
-    """Start from timm's weights for this name (hub or local cache)."""
-    checkpoint: Path | None = None
-    """Start from this file of weights instead. A head for other classes is left out; tensors of
-    other names are taken in order if all their shapes agree."""
-    mean: Channels | None = None
-    """Mean of the input by channel that the weights expect, [0, 1], three numbers or one; null is
-    timm's for the name."""
-    std: Deviations | None = None
-    """Standard deviation of the input by channel, (0, 1], likewise."""
-    drop_rate: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.0
-    """Dropout before the head."""
-    head_only: bool = False
-    """Train the head alone; everything else, running statistics included, stays as loaded."""
-    channels_last: bool = False
-    """Store weights and images with the channels innermost, which is faster on most GPUs."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the forward pass; weights stay in float32, `float16` scales the loss."""
-    deepspeed: Annotated[dict[str, Any], DeepSpeedSettings] = Field(default_factory=dict)
-    """DeepSpeed settings beside ours, such as `{zero_optimization: {stage: 1}}`, or the JSON file
-    that holds them."""
-
-    @property
-    def statistics(self) -> str:
-        """The given input statistics as a part of a version; empty if they are timm's."""
-        given = {"mean": self.mean, "std": self.std}
-        return "".join(
-            f"-{name}-" + "-".join(f"{value:g}" for value in values)
-            for name, values in given.items()
-            if values is not None
-        )
-
-    def helper(self, name: str | None, weights: Path | None) -> "ClassifierConfig":
-        """Return the settings of another classifier of these classes, with weights of its own.
-
-        Args:
-            name: timm name; None is this one's, which then has this one's input statistics.
-            weights: File of its weights.
-        """
-        changes: dict[str, Any] = {"name": name or self.name, "checkpoint": weights}
-        if changes["name"] != self.name:
-            changes |= {"mean": None, "std": None}
-        return self.model_copy(update=changes)
-
-
-class OptimConfig(Section):
-    """The optimizer and its schedule."""
-
-    name: Text = "adamw"
-    """Any timm optimizer, such as `adamw` or `lamb`; `sgd` is Nesterov's, `momentum` is not."""
-    lr: Positive = 3e-3
-    """Peak learning rate. Unless set it is 1e-3 if all of a classifier that starts from weights is
-    trained, and with `sgd` or `momentum` 0.05 and 0.01."""
-    weight_decay: NotNegative = 0.05
-    """Weight decay, not applied to biases and norms; unless set, 5e-4 with `sgd` or `momentum`."""
-    momentum: Fraction = 0.9
-    """Momentum, if the optimizer has one."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm's optimizer, such as `{betas: [0.9, 0.95]}`."""
-    layer_decay: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
-    """Factor of the learning rate from a layer to the one before it (timm); null is off."""
-    accumulation: Count = 1
-    """Parts into which a rank splits its batch, one after another, to save memory."""
-    clip_grad: Positive | None = None
-    """Largest norm of the gradient over all weights; null is off."""
-    skip_non_finite: bool = False
-    """Skip and count optimizer steps whose loss or gradients are not finite, on all ranks alike; 20
-    in a row end the run. Without it the run ends as soon as losses or weights stay not finite."""
-    batch_size: Count = 64
-    """Images in an optimizer step, over all ranks together."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.1
-    """Mass moved from every label to the uniform distribution."""
-    mixup: NotNegative | None = None
-    """Beta parameter of Mixup (timm) over soft labels; null is off."""
-    cutmix: NotNegative | None = None
-    """Beta parameter of CutMix (timm) over soft labels; null is off."""
-    mix_probability: Fraction = 1.0
-    """Probability that a batch is mixed if Mixup or CutMix is on."""
-    schedule: Literal["cosine", "constant", "step", "multistep", "poly", "tanh"] = "cosine"
-    """Learning rate after the warm-up; the last four are timm's."""
-    decay_epochs: Annotated[tuple[Count, ...], Field(min_length=1)] = (30,)
-    """Schedule `step`: epochs between two decays; `multistep`: epochs after which one comes."""
-    decay_rate: Fraction = 0.1
-    """Schedules `step` and `multistep`: factor of the learning rate at each decay; `poly`: power of
-    the remaining share of the run."""
-    min_lr: NotNegative = 0.0
-    """Learning rate at the end of `cosine`, `poly` and `tanh`."""
-    warmup_epochs: NotNegative = 1.0
-    """Epochs of linear warm-up."""
-    ema: Annotated[float, Field(gt=0, lt=1), Exponent] | None = None
-    """Decay of a running average of the weights, which is then evaluated; null is off."""
 
 
 class RunConfig(Section):

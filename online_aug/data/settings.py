@@ -34,7 +34,10 @@ class DataConfig(Section):
     examples_per_class: Count | None = None
     """Few-shot: keep this many training images of each class, drawn by `data.seed`."""
     imbalance_factor: Annotated[float, Field(gt=0, le=1), Exponent] | None = None
-    """Long tail: size of the smallest class over the largest, (0, 1]; Diff-Mix's formula."""
+    """Long tail: size of the smallest class over the largest, (0, 1]; null cuts nothing."""
+    imbalance_cut: Literal["ratio", "published"] = "ratio"
+    """Long tail: rounded sizes that keep this ratio, or exactly those of Diff-Mix's code, whose
+    smallest classes are smaller (CUB at 0.01: 1,242 images)."""
     many_few: tuple[Count, Count] = (100, 20)
     """Long tail: a class with more training images than the first counts as many-shot, with fewer
     than the second as few-shot; their accuracies are reported apart."""

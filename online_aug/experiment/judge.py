@@ -22,7 +22,7 @@ from online_aug.classifier.fit import check_fit
 from online_aug.classifier.judge import JudgeRecipe, train_judge
 from online_aug.classifier.model import check_name, check_pretrained
 from online_aug.config import Config
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.console import open_console, percent, print_line, progress
 from online_aug.data.transforms import train_transform
 from online_aug.errors import UserError

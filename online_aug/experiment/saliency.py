@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from torch import nn
 
 from cache import Store, cache_exists
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError
 from online_aug.experiment.generator_maps import GeneratorMaps
 from online_aug.experiment.mask_files import MaskFiles

@@ -5,7 +5,7 @@ import torch
 
 from online_aug.classifier import fit
 from online_aug.classifier.fit import check_fit
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError
 
 WRONG_SIZES = [

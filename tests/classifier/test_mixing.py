@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from online_aug.classifier.optim import mix_batch, smooth
-from online_aug.config.sections import OptimConfig
+from online_aug.config.training import OptimConfig
 
 MIXUP, CUTMIX = OptimConfig(mixup=0.4), OptimConfig(cutmix=1.0)
 BOTH = OptimConfig(mixup=0.4, cutmix=1.0)
+BY_IMAGE = OptimConfig(mixup=0.4, cutmix=1.0, mix_by="image")
 
 
 def flat_images(values):
@@ -27,7 +28,7 @@ def mixed(labels, optim, seed, values=None):
 @given(
     size=st.integers(1, 9),
     classes=st.integers(2, 5),
-    optim=st.sampled_from([MIXUP, CUTMIX, BOTH]),
+    optim=st.sampled_from([MIXUP, CUTMIX, BOTH, BY_IMAGE]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_mixed_soft_labels_are_distributions(size, classes, optim, seed):
@@ -44,6 +45,13 @@ def test_batches_are_mixed_with_the_configured_probability():
     labels, optim = torch.eye(2), OptimConfig(cutmix=1.0, mix_probability=0.25)
     plain = sum(torch.equal(mixed(labels, optim, seed)[1], labels) for seed in range(200))
     assert 120 < plain < 175
+
+
+def test_each_image_of_a_batch_can_be_mixed_for_itself():
+    optim = OptimConfig(cutmix=1.0, mix_probability=0.5, mix_by="image")
+    shares = [mixed(torch.eye(8), optim, seed)[1].diagonal() for seed in range(20)]
+    assert 50 < (torch.cat(shares) == 1).sum() < 110  # each with its own chance
+    assert max(len(batch.unique()) for batch in shares) > 3  # and a box of its own
 
 
 @given(seed=st.integers(0, 2**32 - 1), optim=st.sampled_from([MIXUP, CUTMIX, BOTH]))

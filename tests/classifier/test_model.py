@@ -8,8 +8,13 @@ import safetensors.torch
 import torch
 
 from online_aug.classifier.fit import check_fit
-from online_aug.classifier.model import build_classifier, check_pretrained, input_statistics
-from online_aug.config.sections import ClassifierConfig
+from online_aug.classifier.model import (
+    build_classifier,
+    check_classifier,
+    check_pretrained,
+    input_statistics,
+)
+from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError
 
 
@@ -44,6 +49,51 @@ def test_building_leaves_the_global_state_alone():
 
 def test_the_dropout_rate_reaches_the_model():
     assert build(drop_rate=0.4).drop_rate == 0.4
+
+
+def test_further_arguments_reach_the_model_and_fit_its_weights(tmp_path):
+    options = {"patch_size": 4, "drop_path_rate": 0.2}
+    config = ClassifierConfig(name="test_vit", options=options)
+    classifier = build_classifier(config, 3, image_size=32)
+    assert classifier.patch_embed.proj.kernel_size == (4, 4)
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(classifier.state_dict(), path)
+    loaded = build_classifier(config.model_copy(update={"checkpoint": path}), 3, image_size=32)
+    assert torch.equal(loaded.patch_embed.proj.weight, classifier.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize("options", [{"patch_sise": 4}, {"stem_type": "nowhere"}, {"layers": "x"}])
+def test_arguments_that_the_model_does_not_take_are_refused_in_one_line(options):
+    config = ClassifierConfig(name="test_resnet", options=options)
+    with pytest.raises(UserError, match=r"^classifier\.name and classifier\.options must .*") as e:
+        check_fit(config, 3, 32)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["drop_rate", "img_size", "num_classes", "pretrained"])
+def test_arguments_that_other_keys_decide_are_refused(name):
+    with pytest.raises(UserError, match=rf"^classifier\.options must not set {name}: "):
+        check_classifier(ClassifierConfig(name="resnet18", options={name: 1}))
+
+
+def test_a_resnet_can_begin_without_stride():
+    shapes = [
+        build(name="resnet18", small_stem=small).forward_features(torch.zeros(1, 3, 32, 32)).shape
+        for small in (False, True)
+    ]
+    assert shapes == [(1, 512, 1, 1), (1, 512, 4, 4)]
+
+
+def test_a_small_stem_is_refused_for_other_networks():
+    with pytest.raises(UserError, match=r"^classifier\.small_stem must be false .* for test_vit$"):
+        build(name="test_vit", small_stem=True)
+
+
+def test_another_model_has_options_of_its_own():
+    config = ClassifierConfig(name="resnet18", options={"stem_width": 32}, small_stem=True)
+    other = config.helper("resnet34", None)
+    assert (other.options, other.small_stem) == ({}, False)
+    assert config.helper(None, None).options == {"stem_width": 32}
 
 
 def test_the_statistics_are_those_of_the_model():

@@ -3,9 +3,10 @@
 from itertools import pairwise
 
 import pytest
+import torch
 
 from online_aug.classifier.optim import learning_rate
-from online_aug.config.sections import OptimConfig
+from online_aug.config.training import OptimConfig
 
 
 def rates(**optim):
@@ -48,10 +49,41 @@ def test_the_step_schedule_decays_at_regular_epochs():
 
 def test_the_multistep_schedule_decays_after_the_given_epochs():
     found = rates(warmup_epochs=1, schedule="multistep", decay_epochs=[4, 7], decay_rate=0.01)
-    # timm decays one step before the epoch is full.
-    assert found[9:39] == pytest.approx([0.1] * 30)
-    assert found[39:69] == pytest.approx([0.001] * 30)
-    assert found[69:] == pytest.approx([0.00001] * 31)
+    assert found[9:40] == pytest.approx([0.1] * 31)
+    assert found[40:70] == pytest.approx([0.001] * 30)
+    assert found[70:] == pytest.approx([0.00001] * 30)
+
+
+def test_the_warm_up_over_a_cosine_multiplies_its_first_steps():
+    """As PyTorch's cosine under pytorch_warmup's linear dampening, which Diff-Mix's code has."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    stepped = torch.optim.SGD([weight], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stepped, T_max=100)
+    expected = []
+    for step in range(100):
+        expected.append(cosine.get_last_lr()[0] * min(1, (step + 1) / 20))
+        stepped.step()
+        cosine.step()
+    assert rates(warmup_epochs=2, warmup="over") == pytest.approx(expected)
+
+
+def test_a_schedule_by_epoch_is_that_of_pytorch_stepped_after_each():
+    """As DiffuseMix's code trains: one rate for an epoch, half a cosine over all of them."""
+    stepped = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stepped, T_max=10)
+    expected = []
+    for _ in range(10):
+        expected += [cosine.get_last_lr()[0]] * 10
+        stepped.step()
+        cosine.step()
+    assert rates(warmup_epochs=0, schedule_by="epoch") == pytest.approx(expected)
+
+
+def test_a_long_tail_warms_up_and_decays_by_epochs():
+    chosen = {"warmup_epochs": 2, "schedule": "multistep", "decay_epochs": [7, 9]}
+    found = rates(**chosen, decay_rate=0.01, schedule_by="epoch")
+    by_epoch = [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.001, 0.001, 0.00001]
+    assert found == pytest.approx([rate for rate in by_epoch for _ in range(10)])
 
 
 @pytest.mark.parametrize("schedule", ["poly", "tanh"])

@@ -211,8 +211,11 @@ def test_cub_can_be_cut_to_few_shots_and_to_a_long_tail(tmp_path):
     write_cub(tmp_path)
     few = load_splits(DataConfig(source="cub200", root=tmp_path, examples_per_class=2))
     tail = load_splits(DataConfig(source="cub200", root=tmp_path, imbalance_factor=0.3))
+    chosen = {"imbalance_factor": 0.3, "imbalance_cut": "published"}
+    published = load_splits(DataConfig(source="cub200", root=tmp_path, **chosen))
     assert np.bincount(few.train.labels).tolist() == [2, 2, 2]
     assert np.bincount(tail.train.labels).tolist() == [3, 2, 1]
+    assert np.bincount(published.train.labels).tolist() == [3, 1, 1]
     assert len(few.test) == len(tail.test) == 6
 
 

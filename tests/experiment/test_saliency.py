@@ -47,7 +47,7 @@ def experiment_of(tmp_path, tiny_model):
 
 
 def classifier_of(seed=0, classes=CLASSES):
-    from online_aug.config.sections import ClassifierConfig
+    from online_aug.config.training import ClassifierConfig
 
     return build_classifier(ClassifierConfig(name="test_resnet"), classes, seed=seed)
 

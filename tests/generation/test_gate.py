@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from online_aug.classifier.model import build_classifier
 from online_aug.config.loading import load_config, resolved_yaml
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.data.transforms import fit_square
 from online_aug.errors import UserError
 from online_aug.experiment.images import SourceImages

@@ -10,7 +10,7 @@ from online_aug.classifier.class_names import class_metadata
 from online_aug.classifier.model import build_classifier
 from online_aug.cli.main import run_command
 from online_aug.config.loading import resolved_yaml
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.errors import UserError
 
 

@@ -79,6 +79,11 @@ def test_weight_decay_spares_biases_and_norms(make_engine):
             assert (group["weight_decay"] == 0) == (parameter.ndim <= 1)
 
 
+def test_weight_decay_can_act_on_all_weights(make_engine):
+    engine = make_engine(optim={"weight_decay": 0.5, "decays_all": True})
+    assert {group["weight_decay"] for group in engine._engine.optimizer.param_groups} == {0.5}
+
+
 @pytest.mark.parametrize(
     "optim",
     [

@@ -10,7 +10,7 @@ from classifier_samples import CLASSES, make_batch
 from experiment_samples import make_experiment, make_sgd_mix_experiment
 
 from online_aug.classifier.model import build_classifier
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.distributed.world import World
 from online_aug.saliency.maps import weights_version
 from online_aug.training.feedback import ClassLosses, LossPublisher, SaliencyPublisher
