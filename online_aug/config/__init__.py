@@ -20,7 +20,7 @@ from online_aug.config.sections import (
     RunConfig,
     ScheduleConfig,
 )
-from online_aug.config.training import ClassifierConfig, OptimConfig
+from online_aug.config.training import ClassifierConfig, OptimConfig, training_rules
 from online_aug.data.settings import DataConfig
 from online_aug.methods import METHODS, MethodSettings, find_method, make_method
 from online_aug.methods.fractals import FractalConfig
@@ -93,7 +93,7 @@ class Config(Section):
     def _rules_hold(self) -> "Config":
         rules = (
             *(_data, mixing_rules, _generation, _schedule, _finetune, _saliency, _devices),
-            *(_methods, _adaptive, _shared_run, _imports, _composed),
+            *(_methods, _adaptive, _shared_run, _imports, _composed, training_rules),
         )
         if lines := [line for rule in rules for line in rule(self)]:
             raise ValueError("\n".join(lines))

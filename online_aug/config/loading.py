@@ -71,7 +71,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _with_usual_rates(values: Values) -> Values:
-    """Fill in learning rate and weight decay by optimizer, and by whether all weights are new."""
+    """Fill in rate and weight decay by optimizer and start, and what the loss needs."""
     optim, classifier = (values.get(name, {}) for name in ("optim", "classifier"))
     if not (isinstance(optim, dict) and isinstance(classifier, dict)):
         return values  # told when the sections are checked
@@ -82,6 +82,10 @@ def _with_usual_rates(values: Values) -> Values:
         usual = {"lr": 0.01 if is_fine_tuned else 0.05, "weight_decay": 5e-4}
     elif is_fine_tuned:
         usual = {"lr": 1e-3}
+    if optim.get("loss") == "ldam":
+        usual["label_smoothing"] = 0.0
+        classifier = {"head": "cosine", **classifier}
+        values = {**values, "classifier": classifier}
     return {**values, "optim": {**usual, **optim}}
 
 

@@ -10,6 +10,7 @@ from online_aug.settings import (
     Devices,
     Exponent,
     Fraction,
+    NotNegative,
     Pixels,
     Positive,
     Section,

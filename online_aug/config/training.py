@@ -1,7 +1,8 @@
 """The sections on the classifier and on how it is trained."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,6 +18,9 @@ from online_aug.settings import (
     Section,
     Text,
 )
+
+if TYPE_CHECKING:
+    from online_aug.config import Config
 
 
 class ClassifierConfig(Section):
@@ -41,6 +45,9 @@ class ClassifierConfig(Section):
     small_stem: bool = False
     """Let a ResNet of timm begin with a 3 x 3 convolution without stride and without pooling, as is
     usual for images of 32 or 64 px."""
+    head: Literal["linear", "cosine"] = "linear"
+    """The last layer: `cosine` has 30 times the cosine between features and class weights as
+    logits; unless set, it is taken with `optim.loss: ldam`, which needs it."""
     head_only: bool = False
     """Train the head alone; everything else, running statistics included, stays as loaded."""
     channels_last: bool = False
@@ -69,6 +76,7 @@ class ClassifierConfig(Section):
             weights: File of its weights.
         """
         changes: dict[str, Any] = {"name": name or self.name, "checkpoint": weights}
+        changes["head"] = "linear"
         if changes["name"] != self.name:
             changes |= {"mean": None, "std": None, "options": {}, "small_stem": False}
         return self.model_copy(update=changes)
@@ -101,14 +109,24 @@ class OptimConfig(Section):
     in a row end the run. Without it the run ends as soon as losses or weights stay not finite."""
     batch_size: Count = 64
     """Images in an optimizer step, over all ranks together."""
+    loss: Literal["cross_entropy", "balanced_softmax", "ldam"] = "cross_entropy"
+    """For long tails: `balanced_softmax` adds the logarithm of each class's size to its logit
+    (arXiv:2007.10740), `ldam` has margins that are larger for rare classes (arXiv:1906.07413)."""
+    reweight_after: Count | None = None
+    """Epochs after which losses are weighed by the effective number of images of the class, as DRW
+    of the LDAM paper does from 160 of 200; null never does."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.1
-    """Mass moved from every label to the uniform distribution."""
+    """Mass moved from every label to the uniform distribution; unless set, 0 with `ldam`."""
     mixup: NotNegative | None = None
     """Beta parameter of Mixup (timm) over soft labels; null is off."""
     cutmix: NotNegative | None = None
     """Beta parameter of CutMix (timm) over soft labels; null is off."""
+    cmo: Positive | None = None
+    """Beta parameter of CMO (arXiv:2112.00412): a box of another training image, drawn so that all
+    classes come up alike, is put onto an image; not in the first four epochs and the last three.
+    The paper has 1 with `mix_probability` 0.5; null is off."""
     mix_probability: Fraction = 1.0
-    """Probability that a batch is mixed if Mixup or CutMix is on."""
+    """Probability that a batch is mixed if Mixup, CutMix or CMO is on."""
     mix_by: Literal["batch", "image"] = "batch"
     """Draw the weight, the box and whether to mix once for a batch, or for each image."""
     schedule: Literal["cosine", "constant", "step", "multistep", "poly", "tanh"] = "cosine"
@@ -129,3 +147,41 @@ class OptimConfig(Section):
     """Change the learning rate at each step, or only at each epoch (DiffuseMix, long tails)."""
     ema: Annotated[float, Field(gt=0, lt=1), Exponent] | None = None
     """Decay of a running average of the weights, which is then evaluated; null is off."""
+
+
+CMO_RESTS = (4, 3)
+"""First and last epochs without CMO, as in its authors' code."""
+
+
+def training_rules(config: "Config") -> Iterator[str]:
+    """Yield a line for each broken rule between the keys of the training."""
+    optim = config.optim
+    if optim.loss == "ldam":
+        yield from _ldam(config)
+    if optim.cmo is None:
+        return
+    if optim.mixup or optim.cutmix:
+        yield "optim.mixup and optim.cutmix must be null with optim.cmo, which mixes batches itself"
+    if config.run.epochs <= sum(CMO_RESTS):
+        yield (
+            f"run.epochs must be above {sum(CMO_RESTS)} with optim.cmo, which leaves out the first "
+            f"{CMO_RESTS[0]} and the last {CMO_RESTS[1]} epochs, got {config.run.epochs}"
+        )
+
+
+def _ldam(config: "Config") -> Iterator[str]:
+    optim = config.optim
+    soft = [f"method.gamma of {each.name}" for each in config.methods if hasattr(each, "gamma")]
+    soft = soft if config.mixing.is_synthetic else []
+    for key in ("mixup", "cutmix", "label_smoothing"):
+        soft += [f"optim.{key}"] if getattr(optim, key) else []
+    if soft:
+        yield (
+            "optim.loss must be cross_entropy or balanced_softmax with soft labels, which come "
+            f"from {' and '.join(soft)}, got ldam: its margin is that of one class"
+        )
+    if config.classifier.head != "cosine":
+        yield (
+            "classifier.head must be cosine with optim.loss ldam, whose margins are distances "
+            f"between cosines, got {config.classifier.head}"
+        )

@@ -220,8 +220,8 @@ def _three_splits(
 def _cut(train: ImageSet, data: DataConfig) -> ImageSet:
     if data.imbalance_factor is not None:
         rng = numpy_rng("long-tail", data.seed)
-        cut = long_tail if data.imbalance_cut == "ratio" else published_long_tail
-        train = Subset(train, cut(train.labels, data.imbalance_factor, rng))
+        so = data.imbalance_cut == "published"
+        train = Subset(train, long_tail(train.labels, data.imbalance_factor, rng, is_published=so))
     if data.examples_per_class is not None:
         _require_sizes(train, data.examples_per_class, "for data.examples_per_class")
         rng = numpy_rng("few-shot", data.seed)
@@ -296,7 +296,11 @@ def few_shot(
 
 
 def long_tail(
-    labels: Int[np.ndarray, " n"], imbalance_factor: float, rng: np.random.Generator
+    labels: Int[np.ndarray, " n"],
+    imbalance_factor: float,
+    rng: np.random.Generator,
+    *,
+    is_published: bool = False,
 ) -> Int[np.ndarray, " m"]:
     """Choose images so that class sizes fall exponentially; return their sorted indices.
 
@@ -308,43 +312,19 @@ def long_tail(
         labels: Label of each image.
         imbalance_factor: Size of the smallest class over the largest, in (0, 1].
         rng: Decides which images of a class stay.
-
-    Raises:
-        ValueError: If `imbalance_factor` is out of range.
+        is_published: Whether to divide by C - 2 and drop fractions, as Diff-Mix's code does.
     """
-    classes = _largest_first(labels, imbalance_factor, rng)
-    head = min(len(labels) / len(classes), len(classes[-1]) / imbalance_factor)
-    steps = max(len(classes) - 1, 1)
-    # Rounding the head first keeps the smallest-to-largest ratio closest to the factor.
-    sizes = np.round(np.round(head) * imbalance_factor ** (np.arange(len(classes)) / steps))
-    return _kept(classes, sizes)
-
-
-def published_long_tail(
-    labels: Int[np.ndarray, " n"], imbalance_factor: float, rng: np.random.Generator
-) -> Int[np.ndarray, " m"]:
-    """Choose as many images of each class as Diff-Mix's code; arguments as for `long_tail`.
-
-    It divides by C - 2, so that the smallest class is beyond the factor, and drops fractions.
-    """
-    classes = _largest_first(labels, imbalance_factor, rng)
-    steps = max(len(classes) - 2, 1)
-    head = len(labels) / len(classes)
-    return _kept(classes, np.floor(head * imbalance_factor ** (np.arange(len(classes)) / steps)))
-
-
-def _largest_first(
-    labels: Int[np.ndarray, " n"], imbalance_factor: float, rng: np.random.Generator
-) -> list[Int[np.ndarray, " _"]]:
     if not 0 < imbalance_factor <= 1:
         raise ValueError(f"imbalance_factor must be in (0, 1], got {imbalance_factor}")
-    classes = [members for _, members in _shuffled_classes(labels, rng) if len(members)]
-    return sorted(classes, key=len, reverse=True)  # stable: by label among classes of one size
-
-
-def _kept(classes: list[Int[np.ndarray, " _"]], sizes: np.ndarray) -> Int[np.ndarray, " m"]:
-    kept = [members[: max(int(size), 1)] for members, size in zip(classes, sizes, strict=True)]
-    return np.sort(np.concatenate(kept))
+    found = [members for _, members in _shuffled_classes(labels, rng) if len(members)]
+    classes = sorted(found, key=len, reverse=True)  # stable: by label among classes of one size
+    head, rounded = len(labels) / len(classes), np.floor if is_published else np.round
+    if not is_published:  # a head rounded first keeps the ratio closest to the factor
+        head = np.round(min(head, len(classes[-1]) / imbalance_factor))
+    steps = max(len(classes) - 1 - is_published, 1)
+    sizes = rounded(head * imbalance_factor ** (np.arange(len(classes)) / steps))
+    pairs = zip(classes, sizes, strict=True)
+    return np.sort(np.concatenate([members[: max(int(size), 1)] for members, size in pairs]))
 
 
 def _shuffled_classes(

@@ -11,16 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache import CacheError, CorruptRecordError, Record, Store
+from online_aug.config import Config
+from online_aug.config.training import CMO_RESTS
 from online_aug.data.image_sets import ImageSet, fitted, size_of
 from online_aug.data.images import BadImageError
 from online_aug.labels import one_hot
 from online_aug.loader.batch import Sample
 from online_aug.loader.slots import Kind, Slot
+from online_aug.methods.cmo import RareForegrounds, rare_class_chances
 from online_aug.request import Servable
 from online_aug.seeding import numpy_rng, seed_of, torch_rng
 
@@ -65,6 +68,8 @@ class MixedDataset(Dataset[Sample]):
     restores_size: bool = False
     """Whether a generated image is brought back to the size and aspect of its source first, because
     the transform depends on them."""
+    foregrounds: RareForegrounds | None = None
+    """Draws what is put onto transformed images; None if nothing is."""
 
     def __len__(self) -> int:
         """Return the number of real images."""
@@ -75,8 +80,23 @@ class MixedDataset(Dataset[Sample]):
         found = self._found(slot)
         pixels = torch.from_numpy(found.image)
         rng = torch_rng(seed_of("transform", self.seed, slot.epoch, slot.position))
-        image = self.transform(pixels.permute(2, 0, 1), rng)
-        return Sample(image, torch.from_numpy(found.label), found.kind, found.refusal)
+        image, label = self.transform(pixels.permute(2, 0, 1), rng), torch.from_numpy(found.label)
+        if self.foregrounds is not None:
+            image, label = self._pasted_on(slot, image, label, self.foregrounds)
+        return Sample(image, label, found.kind, found.refusal)
+
+    def _pasted_on(
+        self, slot: Slot, image: Tensor, label: Tensor, foregrounds: RareForegrounds
+    ) -> tuple[Tensor, Tensor]:
+        pasted = foregrounds.draw(slot.epoch, slot.position, image.shape)
+        if pasted is None:
+            return image, label
+        other, other_label = self._real(pasted.number)
+        pixels = torch.from_numpy(np.require(other, requirements=["C", "W"])).permute(2, 0, 1)
+        rng = torch_rng(seed_of("cmo-transform", self.seed, slot.epoch, slot.position))
+        return pasted.put_on(
+            image, label, self.transform(pixels, rng), torch.from_numpy(other_label)
+        )
 
     def read(self, slot: Slot) -> tuple[Image, Label]:
         """Return the image of a slot, before any transform, and its soft label."""
@@ -164,3 +184,23 @@ class MixedDataset(Dataset[Sample]):
                 continue
             return image, one_hot(int(self.images.labels[place]), len(self.images.class_names))
         raise BadImageError("no image of the training set can be read")
+
+
+def foregrounds_of(config: Config, labels: Int[np.ndarray, " n"]) -> RareForegrounds | None:
+    """Return what `optim.cmo` puts onto the images of a run, None without it.
+
+    Args:
+        config: The configuration of the run.
+        labels: Class of each training image.
+    """
+    optim = config.optim
+    if optim.cmo is None:
+        return None
+    return RareForegrounds(
+        chances=rare_class_chances(labels),
+        beta=optim.cmo,
+        probability=optim.mix_probability,
+        slots_a_draw=optim.batch_size if optim.mix_by == "batch" else 1,
+        epochs=range(CMO_RESTS[0], config.run.epochs - CMO_RESTS[1]),
+        seed=config.run.seed,
+    )

@@ -22,7 +22,7 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose, ComposedSamples
 from online_aug.loader.back_pressure import BackPressure, limiter_of
 from online_aug.loader.choices import ByClass
-from online_aug.loader.dataset import MixedDataset
+from online_aug.loader.dataset import MixedDataset, foregrounds_of
 from online_aug.loader.head_start import HeadStart
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
@@ -31,15 +31,7 @@ from online_aug.loader.slots import LEDGER_FOLDER, Ledger, Order, order_of
 from online_aug.processes import Interrupt
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
 from online_aug.request import ImportedImage, Servable
-from online_aug.training.checkpoints import (
-    FOLDER as CHECKPOINTS,
-)
-from online_aug.training.checkpoints import (
-    checkpoint_path,
-    newest_step,
-    own_state_path,
-    unreadable,
-)
+from online_aug.training import checkpoints
 from online_aug.training.generators import Generation, build_generators, node_folder
 
 
@@ -130,6 +122,7 @@ def _dataset(experiment: Experiment, store: Store, served: list[Servable]) -> Mi
         seed=config.run.seed,
         skips_bad_images=config.data.on_bad_image == "skip",
         restores_size=frame_of(config.data).follows_aspect,
+        foregrounds=foregrounds_of(config, experiment.splits.train.labels),
     )
 
 
@@ -267,14 +260,14 @@ def check_foregrounds(experiment: Experiment, run: Path, key: str = "run.resume"
     Raises:
         UserError: If so, or if the checkpoint cannot be read.
     """
-    saliency, step = experiment.saliency, newest_step(run / CHECKPOINTS)
+    saliency, step = experiment.saliency, checkpoints.newest_step(run / checkpoints.FOLDER)
     if step is None or not saliency.is_needed or not saliency.is_known:
         return
-    path = checkpoint_path(run / CHECKPOINTS, step)
+    path = checkpoints.checkpoint_path(run / checkpoints.FOLDER, step)
     try:
-        state = torch.load(own_state_path(path, rank=0), weights_only=True)
+        state = torch.load(checkpoints.own_state_path(path, rank=0), weights_only=True)
     except Exception as error:  # whatever a damaged file makes torch raise
-        raise unreadable(path, first_line(error)) from None
+        raise checkpoints.unreadable(path, first_line(error)) from None
     then = state.get("foregrounds", saliency.version)
     if then != saliency.version:
         raise UserError(

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from online_aug.classifier.class_names import class_metadata
+from online_aug.classifier.losses import ClassifierLoss
 from online_aug.classifier.model import input_statistics, prepare_training
 from online_aug.classifier.optim import learning_rate, mix_batch, smooth
 from online_aug.config import Config
@@ -56,6 +56,7 @@ class TrainingEngine:
         *,
         steps_per_epoch: int,
         class_names: Sequence[str] = (),
+        class_sizes: Sequence[int] = (),
     ) -> None:
         """Move the classifier to the rank's device and hand it to DeepSpeed.
 
@@ -65,6 +66,7 @@ class TrainingEngine:
             world: This rank among all ranks.
             steps_per_epoch: Optimizer steps in an epoch.
             class_names: Names by label, kept with the weights; without them labels as digits.
+            class_sizes: Training images by label; without them classes are taken as alike.
 
         Raises:
             UserError: If the batch size or `classifier.deepspeed` cannot be used.
@@ -72,6 +74,7 @@ class TrainingEngine:
         self._config, self._world = config, world
         count = int(getattr(classifier, "num_classes", 0))
         self._class_names = tuple(class_names) or tuple(map(str, range(count)))
+        self._loss = ClassifierLoss(config.optim, class_sizes or [1] * count, world.device)
         self.watch: Watch | None = None
         """Gets the logits in training, and the labels before smoothing."""
         self._steps_per_epoch = steps_per_epoch
@@ -232,7 +235,8 @@ class TrainingEngine:
         with self.guard.step(losses):
             for some, wanted in zip(images.chunk(parts), labels.chunk(parts), strict=True):
                 logits = self._engine(some).float()
-                loss = F.cross_entropy(logits, smooth(wanted, self._config.optim.label_smoothing))
+                smoothed = smooth(wanted, self._config.optim.label_smoothing)
+                loss = self._loss(logits, smoothed, self.step // self._steps_per_epoch)
                 watched.append((logits.detach(), wanted))
                 losses.append(loss.detach())
                 self._engine.backward(self.guard.mark(loss))

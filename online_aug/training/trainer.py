@@ -93,6 +93,7 @@ class TrainingRun:
             world,
             steps_per_epoch=len(loader),
             class_names=experiment.splits.train.class_names,
+            class_sizes=experiment.data.class_sizes,
         )
         self._divergence = DivergenceWatch(directory, experiment.config.optim.lr)
         self._losses = LossPublisher(experiment, loader.process, world.device)

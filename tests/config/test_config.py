@@ -335,6 +335,45 @@ def test_a_policy_that_cannot_be_kept_is_refused(empty, overrides, part):
     assert line.startswith(f"mixing.{part}")
 
 
+LDAM = ("optim.loss=ldam", "method.name=diff_aug")
+
+
+def test_ldam_brings_the_head_and_the_hard_labels_that_it_needs(empty):
+    found = load_config(empty, LDAM)
+    assert (found.classifier.head, found.optim.label_smoothing) == ("cosine", 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method.name=diff_mix"], "optim.loss must be .* come from method.gamma of diff_mix, got"),
+        (["optim.mixup=1", "optim.cutmix=1"], "optim.loss must .* optim.mixup and optim.cutmix,"),
+        (["optim.label_smoothing=0.1"], "optim.loss must be .* come from optim.label_smoothing"),
+        (["classifier.head=linear"], "classifier.head must be cosine with optim.loss ldam, .*lin"),
+    ],
+)
+def test_ldam_is_refused_with_soft_labels_and_other_heads(empty, overrides, said):
+    (line,) = error_lines(empty, *LDAM, *overrides)
+    assert re.match(said, line)
+
+
+def test_ldam_goes_with_soft_labels_of_a_method_that_serves_nothing(empty):
+    chosen = ["method.name=diff_mix", "mixing.synthetic_probability=0", "optim.loss=ldam"]
+    assert load_config(empty, chosen).optim.loss == "ldam"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optim.mixup=1"], "optim.mixup and optim.cutmix must be null with optim.cmo"),
+        (["run.epochs=7"], "run.epochs must be above 7 with optim.cmo, .* got 7"),
+    ],
+)
+def test_cmo_is_refused_with_another_mixer_and_with_too_few_epochs(empty, overrides, said):
+    (line,) = error_lines(empty, "optim.cmo=1", *overrides)
+    assert re.match(said, line)
+
+
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [

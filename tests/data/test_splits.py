@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.data.sources import few_shot, long_tail, published_long_tail, stratified_split
+from online_aug.data.sources import few_shot, long_tail, stratified_split
 from online_aug.seeding import numpy_rng
 
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -110,7 +110,7 @@ def test_the_imbalance_factor_holds_for_any_class_sizes(sizes, factor):
 def test_the_published_cut_has_the_sizes_of_diff_mix_s_code():
     """CUB-200-2011 has 5,994 training images: 30 of most classes, 29 of six."""
     labels = labels_of([30] * 194 + [29] * 6)
-    counts = np.bincount(labels[published_long_tail(labels, 0.01, numpy_rng(0))])
+    counts = np.bincount(labels[long_tail(labels, 0.01, numpy_rng(0), is_published=True)])
     expected = [max(1, int(5994 / 200 * 0.01 ** (k / 198))) for k in range(200)]
     np.testing.assert_array_equal(counts, expected)
     assert counts.sum() == 1242

@@ -9,11 +9,13 @@ import torch
 from mixing_samples import IMAGES, KEYS, PART, PLAN, GreyImages, Setup, damage, put, with_noise
 from request_samples import CLASSES, digest_of, make_part
 
+from online_aug.config import Config
 from online_aug.data.images import BadImageError
 from online_aug.errors import UserError
 from online_aug.experiment.images import BoundCompose
 from online_aug.labels import one_hot
 from online_aug.loader.batch import Sample, collate, count_kinds
+from online_aug.loader.dataset import foregrounds_of
 from online_aug.loader.slots import Kind, Slot
 from online_aug.request import Counts, ImportedImage
 
@@ -40,6 +42,25 @@ def test_a_real_slot_gives_the_image_and_its_one_hot_label(store):
     assert sample.image.shape == (3, 8, 8)
     assert sample.label.tolist() == [0, 0, 1, 0]
     assert sample.kind is Kind.REAL
+
+
+def test_a_box_of_another_training_image_is_put_onto_any_sample(store):
+    config = Config.model_validate({"optim": {"cmo": 1.0}, "run": {"epochs": 20}})
+    plain = Setup(store).dataset()
+    labels = np.asarray(plain.images.labels)
+    mixing = replace(plain, foregrounds=foregrounds_of(config, labels))
+    for position in range(0, 640, 64):
+        sample = mixing[slot(index=6, epoch=9, position=position)]
+        (others, counts) = sample.image[0].unique(return_counts=True)
+        shares = dict(zip(others.tolist(), (counts / 64).tolist(), strict=True))
+        expected = sum(
+            share * one_hot(int(labels[other]), CLASSES) for other, share in shares.items()
+        )
+        np.testing.assert_allclose(sample.label, expected, atol=1e-6)
+        again = mixing[slot(index=6, epoch=9, position=position)]
+        assert torch.equal(sample.image, again.image)
+    early = mixing[slot(index=6, epoch=3)]
+    assert (early.image == 6).all()
 
 
 @pytest.mark.parametrize("kind", [Kind.FRESH, Kind.CACHED])
