@@ -10,6 +10,7 @@ from typing import Any
 
 from cache.backend.tables import Recipe
 from cache.codecs import Pixels
+from cache.commands.browse import MOST, show_page
 from cache.commands.terminal import (
     Command,
     add_classes,
@@ -29,6 +30,7 @@ from cache.exchange.exporting import check_free, staged_file
 from cache.exchange.image_files import find_sources, pixels_of
 from cache.exchange.metadata import ClassNames
 from cache.exchange.records import Selection, Unreadable, select
+from cache.html_page.entries import MAX_PICTURES_MIB, PICTURE_PX
 from cache.record import Record
 from cache.store import Store
 from cache.text import byte_size, printable
@@ -188,6 +190,8 @@ def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.html is not None:
+        return show_page(options)
     target = options.out or Path(f"{options.key or _DEFAULT_SHEET}.png")
     check_free(target, force=options.force)
     names = class_names(options)
@@ -209,8 +213,8 @@ def _show(options: argparse.Namespace) -> int:
 def _chosen(store: Store, options: argparse.Namespace) -> list[Record]:
     if options.key is not None:
         return [_record_named(store, options.key)]
-    wanted = selection(options, store)
-    found = select(store, replace(wanted, limit=min(options.limit, _MAX_CELLS)))
+    most = _CELLS if options.limit is None else min(options.limit, _MAX_CELLS)
+    found = select(store, replace(selection(options, store), limit=most))
     records = [record for record in found if isinstance(record, Record)]
     if not records:
         raise CacheError(f"there must be a record to show, got none that fits in {store.path}")
@@ -279,6 +283,13 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"PNG to write (default KEY.png, {_DEFAULT_SHEET}.png)",
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write one page to browse, filter and compare images in any browser, without a "
+        f"server: pictures of {PICTURE_PX} px, about 10 kB each, {MAX_PICTURES_MIB} MiB at most",
+    )
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument(
         "--sources",
@@ -287,7 +298,7 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the training images; sources are found by the digest of their files",
     )
     add_classes(parser)
-    add_filters(parser, limit=_CELLS)
+    add_filters(parser, limit=None, default=f"{_CELLS}, with --html {MOST}")
 
 
 STATS = Command(
@@ -309,11 +320,13 @@ runs/cache --target-label 3       the newest 20 of class 3""",
 )
 SHOW = Command(
     "show",
-    "draw one record, or a contact sheet of some: source, generated image, request",
+    "draw one record, a contact sheet of some, or a page to browse thousands",
     """runs/cache                                   contact_sheet.png with 16 records
 runs/cache --sources data/birds/train        with the images they were made from
 runs/cache d67bf61c --out bird.png           the record whose key starts so
-runs/cache --target-label 3 --limit 40       40 of class 3""",
+runs/cache --target-label 3 --limit 40       40 of class 3
+runs/cache --html cache.html                 a page for a browser, rejected images too
+runs/cache --html cache.html --sources data/birds/train     to compare with the sources""",
     _show,
     _add_show_arguments,
 )

@@ -52,8 +52,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {printable(message)} (see {self.prog} --help)\n")
 
 
-def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
-    """Add the options that `selection` reads; `limit` is the default number of records."""
+def add_filters(
+    parser: argparse.ArgumentParser, *, limit: int | None, default: str | None = None
+) -> None:
+    """Add the options that `selection` reads.
+
+    Args:
+        parser: Gets the options.
+        limit: Default number of records; None for all.
+        default: How the help tells it, if not by that number.
+    """
     group = parser.add_argument_group("which records (all conditions hold)")
     group.add_argument("--method", metavar="NAME", help="made by this method")
     group.add_argument("--recipe", metavar="ID", help="of this recipe; stats lists them")
@@ -63,7 +71,7 @@ def add_filters(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
     group.add_argument("--source-label", type=count, metavar="N", help="of this source class")
     group.add_argument("--target-label", type=count, metavar="N", help="of this target class")
     group.add_argument("--strength", type=number, metavar="S", help="of this strength")
-    text = "all" if limit is None else limit
+    text = default or ("all" if limit is None else limit)
     group.add_argument(
         "--limit", type=count, default=limit, metavar="N", help=f"at most N (default {text})"
     )

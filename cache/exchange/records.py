@@ -2,12 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cache.errors import CacheError, CacheFullError
-from cache.keys import index_terms
+from cache.keys import Scalar, index_terms
 from cache.record import Record
 from cache.store import Store
 
@@ -33,17 +33,17 @@ class Selection:
     limit: int | None = None
     """Stop after so many records, in the order of arrival."""
 
-    def matches(self, record: Record) -> bool:
-        """Return whether a record's request meets the conditions."""
+    def matches(self, request: Mapping[str, Scalar], classes: Mapping[str, str]) -> bool:
+        """Return whether a request and the names of its classes meet the conditions."""
         for name in ("method", "source_label", "target_label"):
             wanted = getattr(self, name)
-            if wanted is not None and record.request.get(name) != wanted:
+            if wanted is not None and request.get(name) != wanted:
                 return False
-        if self.data_set is not None and record.classes.get("data_set", "") != self.data_set:
+        if self.data_set is not None and classes.get("data_set", "") != self.data_set:
             return False
-        if self.recipe is not None and index_terms(record.request).recipe_id != self.recipe:
+        if self.recipe is not None and index_terms(request).recipe_id != self.recipe:
             return False
-        return self.strength is None or _is_close(record.request.get("strength"), self.strength)
+        return self.strength is None or _is_close(request.get("strength"), self.strength)
 
     @property
     def is_all(self) -> bool:
@@ -147,7 +147,7 @@ def select(store: Store, selection: Selection) -> Iterator[Record | Unreadable]:
     for found in walk(store, selection.after) if left else ():
         if isinstance(found, Unreadable):
             yield found
-        elif selection.matches(found):
+        elif selection.matches(found.request, found.classes):
             yield found
             left -= 1
             if left <= 0:
