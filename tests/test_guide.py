@@ -12,10 +12,12 @@ import pytest
 import yaml
 from readme_example import blocks
 from request_samples import make_context
+from run_records import epoch
 
 from online_aug.cli.compare import build_parser as compare_parser
 from online_aug.config.loading import RECIPES, load_config
 from online_aug.config.schema import fields, method_fields, sections
+from online_aug.loader.slots import LEDGER_FOLDER, Kind, LedgerWriter, Slot
 from online_aug.methods import Source, find_method, make_method, registry
 
 ROOT = Path(__file__).parents[1]
@@ -167,3 +169,20 @@ def test_the_image_runs_the_quickstart_unless_told_otherwise():
     command, *words = told["CMD"]
     assert command == "compare"
     assert compare_parser().parse_intermixed_args(words).recipe == "quickstart"
+
+
+def test_the_lines_that_read_a_run_count_its_slots(tmp_path, monkeypatch, capsys):
+    (lines,) = blocks("python", text_of("REPORT.md"))
+    run = tmp_path / "runs" / "flowers-seed0"
+    writer = LedgerWriter(run / LEDGER_FOLDER, 0)
+    writer.begin(3, 0)
+    slots = [Slot(3, place, place, kind, -1) for place, kind in enumerate((*Kind, Kind.CACHED))]
+    writer.add(slots, [slot.kind for slot in slots])
+    writer.save()
+    (run / "metrics.jsonl").write_text(f"{json.dumps(vars(epoch(3)), default=dict)}\n")
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"3 {epoch(3).val_top1} {epoch(3).starved}"
+    counts = {"real": 1, "fresh": 1, "cached": 2, "starved": 1, "composed": 1}
+    assert last == str(counts)
