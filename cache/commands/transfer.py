@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -71,14 +72,15 @@ def _counted(
 
 def _import(options: argparse.Namespace) -> int:
     names = None if options.classes is None else read_class_names(options.classes)
+    given = ImportFolder(root=Path(), classes=names, method=options.method, order=options.order)
     if isinstance(options.source, Path):
-        source = ImportFolder(root=options.source, classes=names, method=options.method)
+        source = replace(given, root=options.source)
         return _import_from(source, options)
     with TemporaryDirectory(prefix="online-aug-") as folder:
         with progress("downloading", is_quiet=options.json) as on_progress:
             root = urls.download(options.source, Path(folder), on_progress)
         url = urls.without_password(options.source)
-        source = ImportFolder(root=root, classes=names, method=options.method, url=url)
+        source = replace(given, root=root, url=url)
         return _import_from(source, options)
 
 
@@ -168,6 +170,12 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method", metavar="NAME", help="method to record for images without a request"
+    )
+    parser.add_argument(
+        "--order",
+        type=Path,
+        metavar="FILE",
+        help="training images, CLASS/FILE a line, that DA-Fusion's aug-INDEX-NUMBER.png count",
     )
     add_classes(parser)
     _add_max_gib(parser)

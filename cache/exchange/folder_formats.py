@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ from cache.errors import CacheError
 from cache.exchange.image_files import (
     Description,
     as_png,
+    bounded_lines,
     from_file,
+    open_regular,
     read_inside,
     walk_images,
 )
@@ -45,6 +47,9 @@ _DIFFUSEMIX_PATH = re.compile(
 )
 
 
+_DA_FUSION_PATH = re.compile(r"aug-(?P<index>\d{1,18})-(?P<number>\d{1,18})\.png")
+
+
 class LeftOutError(CacheError):
     """A format has no place for this record; other records can still be exported."""
 
@@ -58,6 +63,8 @@ class ImportFolder:
     """Classes in the order of their labels; None takes the folders' names in sorted order."""
     method: str | None = None
     """Method for images without a request; None takes the format's own."""
+    order: Path | None = None
+    """Text file with the training images, `CLASS/FILE` a line, that DA-Fusion's numbers count."""
     url: str | None = None
     """Where `root` is a copy from, for messages."""
 
@@ -205,6 +212,52 @@ def read_diffusemix(source: ImportFolder) -> Iterator[FoundImage]:
     classes = source.class_names(data)
     for name in walk_images(data):
         yield name, partial(_load_diffusemix, source, classes, name)
+
+
+def is_da_fusion(root: Path) -> bool:
+    """Return whether a folder looks like the images that DA-Fusion's training script keeps."""
+    return root.is_dir() and bool(_DA_FUSION_PATH.fullmatch(next(walk_images(root), "")))
+
+
+def read_da_fusion(source: ImportFolder) -> Iterator[FoundImage]:
+    """Find the images `aug-INDEX-NUMBER.png`, made of the training image at this index, from 0.
+
+    Raises:
+        CacheError: If the list of training images is missing or holds something else.
+    """
+    if source.order is None:
+        raise CacheError(
+            "--order must be a file that lists the training images for aug-INDEX-NUMBER.png, got "
+            f"none for {source.name}: CLASS/FILE a line, in the order of their indices"
+        )
+    images = _listed_images(source.order)
+    classes = source.classes or ClassNames(sorted({folder for folder, _ in images}))
+    for name in walk_images(source.root):
+        yield name, partial(_load_da_fusion, source, classes, images, name)
+
+
+def _listed_images(path: Path) -> list[tuple[str, str]]:
+    """Read class and file name of every training image; class folders may lie in others."""
+    with open_regular(path) as file:
+        parts = [line.strip().split("/") for line in bounded_lines(file) if line.strip()]
+    if not parts or any(len(part) < 2 for part in parts):
+        wrong = next(("/".join(part) for part in parts if len(part) < 2), "no line")
+        raise CacheError(f"--order must hold CLASS/FILE a line, got {wrong[:80]!r} in {path}")
+    return [(part[-2], part[-1]) for part in parts]
+
+
+def _load_da_fusion(
+    source: ImportFolder, classes: ClassNames, images: Sequence[tuple[str, str]], name: str
+) -> Record:
+    match = _DA_FUSION_PATH.fullmatch(name)
+    if match is None:
+        raise CacheError("name must be aug-INDEX-NUMBER.png")
+    if int(match["index"]) >= len(images):
+        raise CacheError(f"index in the name must be below the {len(images)} images of --order")
+    folder, file = images[int(match["index"])]
+    content = read_inside(source.root, name)
+    fields = _one_class(folder, classes) | {"source_file": file, "variant": int(match["number"])}
+    return from_file(content, describe_foreign(source.method or "da_fusion", content, fields))
 
 
 def read_class_folders(source: ImportFolder) -> Iterator[FoundImage]:

@@ -28,6 +28,7 @@ FORMATS: dict[str, Format] = {
     "folder": Format(image_folder.read_export, image_folder.is_export),
     "diff-mix": Format(folder_formats.read_diff_mix, folder_formats.is_diff_mix),
     "diffusemix": Format(folder_formats.read_diffusemix, folder_formats.is_diffusemix),
+    "da-fusion": Format(folder_formats.read_da_fusion, folder_formats.is_da_fusion),
     "webdataset": Format(webdataset.read_shards, webdataset.has_shards),
     "images": Format(folder_formats.read_class_folders, Path.is_dir),
 }

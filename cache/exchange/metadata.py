@@ -143,6 +143,9 @@ class ClassNames:
             self._folder(label, name, label)
         labels = reversed([*enumerate(self.names)])  # the first of two equal names counts
         self._labels = {_normalised(name): label for label, name in labels}
+        self._loose_labels: dict[str, list[int]] = {}
+        for label, name in enumerate(self.names):
+            self._loose_labels.setdefault(_loose(name), []).append(label)
 
     def name_in(self, record: Record, side: str) -> str | None:
         """Return the name of the `source` or `target` class of a record; None if it has none.
@@ -211,13 +214,18 @@ class ClassNames:
     def label(self, name: str) -> int:
         """Return the label of a class by its name or folder; underscores count as spaces.
 
+        Case and a question mark at the end, by which some lists doubt a name, do not count unless
+        two classes differ by nothing else.
+
         Raises:
             CacheError: If there is no such class.
         """
-        try:
-            return self._labels[_normalised(name)]
-        except KeyError as error:
-            raise CacheError(f"class must be a known one, got {name[:80]!r}") from error
+        if (label := self._labels.get(_normalised(name))) is not None:
+            return label
+        alike = self._loose_labels.get(_loose(name), [])
+        if len(alike) != 1:
+            raise CacheError(f"class must be a known one, got {name[:80]!r}")
+        return alike[0]
 
 
 def read_class_names(path: Path, *, gamma: float | None = None) -> ClassNames:
@@ -300,3 +308,7 @@ def _lines(path: Path) -> list[str]:
 
 def _normalised(name: str) -> str:
     return name.replace("_", " ").replace("/", " ").strip()
+
+
+def _loose(name: str) -> str:
+    return _normalised(name).rstrip("?").strip().casefold()

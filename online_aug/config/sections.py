@@ -125,8 +125,8 @@ class FinetuneConfig(Section):
     """Fine-tuning of the generator on the training images (Diff-Mix: tokens and LoRA)."""
 
     enabled: bool = True
-    """Fine-tune before training if no result is found; `diffusemix`, `real_guidance` and `real_mix`
-    take their model as it is."""
+    """Fine-tune before training if no result is found; `diffusemix`, `real_gen`, `real_guidance`
+    and `real_mix` take their model as it is."""
     path: Path = Path("runs/finetuned")
     """Folder of results, with a sub-folder for each fingerprint; or a file or folder of adapters
     made elsewhere: ours, diffusers', Diff-Mix's, DA-Fusion's tokens (`.pt`)."""

@@ -157,9 +157,10 @@ class ImportFinder:
     def _label(self, request: Mapping[str, Scalar], side: str) -> int:
         name, label = request.get(f"{side}_class"), label_of(request, side)
         if isinstance(name, str):
-            if _loose(name) not in self._labels:
+            label = self._labels.get(name, self._loose_labels.get(_loose(name)))
+            if label is None:
                 raise _MisfitError(f"the data set has no class {name[:80]!r}")
-            return self._labels[_loose(name)]
+            return label
         if label is not None and label < len(self.train.class_names):
             return label
         raise _MisfitError(f"its {side} class is not known")
@@ -170,7 +171,13 @@ class ImportFinder:
 
     @cached_property
     def _labels(self) -> dict[str, int]:
-        return {_loose(name): label for label, name in enumerate(self.train.class_names)}
+        return {name: label for label, name in enumerate(self.train.class_names)}
+
+    @cached_property
+    def _loose_labels(self) -> dict[str, int]:
+        """Labels by loosely written names, as far as no two classes have the same."""
+        names = [_loose(name) for name in self.train.class_names]
+        return {name: k for k, name in enumerate(names) if names.count(name) == 1}
 
     @cached_property
     def _files(self) -> dict[tuple[int, str], int]:
@@ -196,7 +203,11 @@ def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
 
 
 def _loose(name: str) -> str:
-    return name.replace("_", " ").replace("/", " ").strip()
+    """Write a class name without what programs change about it.
+
+    Folders have underscores, capitals get lost, and some lists doubt a name by a question mark.
+    """
+    return name.replace("_", " ").replace("/", " ").strip().rstrip("?").strip().casefold()
 
 
 @dataclass(frozen=True)

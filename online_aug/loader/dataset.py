@@ -124,7 +124,7 @@ class MixedDataset(Dataset[Sample]):
             return _Content(*self._real(slot.index), Kind.STARVED)
         return _Content(self._restored(composed[0], request), composed[1], slot.kind)
 
-    def _restored(self, image: Image, request: Servable) -> Image:
+    def _restored(self, image: Image, request: Servable) -> UInt8[np.ndarray, "a b 3"]:
         """Return a generated image at its source's size; one of unknown source as it is."""
         if not self.restores_size or request.source_digest is None:
             return image

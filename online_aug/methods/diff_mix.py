@@ -131,6 +131,12 @@ class DiffGen(DiffAug):
         return self.request(source, variant, context, rng, starts_from="noise")
 
 
+class RealGen(DiffGen):
+    """Diff-Gen by a model that was not fine-tuned, which knows the classes by their names."""
+
+    uses_finetuning: ClassVar[bool] = False
+
+
 class DaFusionSettings(StrengthSettings):
     """The keys of DA-Fusion."""
 

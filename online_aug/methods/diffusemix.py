@@ -31,7 +31,7 @@ OBJECT_PX = 64
 """Side of the grid on which it is counted how much of the object a mask leaves real."""
 LARGEST_FRACTAL_PX = 256
 """Side of the kept fractals unless `fractals.side_px` is given, if images are larger."""
-Mask = Literal["left", "right", "top", "bottom", "centre", "rim"]
+Mask = Literal["left", "right", "top", "bottom", "centre", "rim", "none"]
 
 
 class DiffuseMixSettings(MethodSettings):
@@ -56,11 +56,13 @@ class DiffuseMixSettings(MethodSettings):
     prompt_choice: Literal["random", "all"] = "random"
     """A random prompt for each image (paper), or each in turn (released code)."""
     masks: Annotated[tuple[Mask, ...], Field(min_length=1)] = ("left", "right", "top", "bottom")
-    """The part that stays real, one drawn each time; `centre` and `rim` are GenMix's."""
+    """The part that stays real, one drawn each time; `centre` and `rim` are GenMix's; `[none]`
+    leaves nothing real (the paper's ablation without concatenation)."""
     seam: Fraction = 0.0
     """Width of the blend at the border, fraction of the image; 0 is hard (paper)."""
     fractal_weight: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.2
-    """Share of the fractal in the final image, the paper's lambda."""
+    """Share of the fractal in the final image, the paper's lambda; 0 blends none in and makes none
+    (its ablation without fractals)."""
     keeps_object: bool = False
     """Take the mirror image of the drawn mask if that leaves more of the object real; `saliency`
     says where the object is. The paper draws masks blindly."""
@@ -103,8 +105,10 @@ class DiffuseMix(Method):
                 f"got {generation.variants_per_image} for {prompts}"
             )
 
-    def resources(self, config: SharedSections) -> FractalBank:
-        """Find the fractals to blend in."""
+    def resources(self, config: SharedSections) -> FractalBank | None:
+        """Find the fractals to blend in, if any are."""
+        if self.settings.fractal_weight == 0:
+            return None
         side = config.fractals.side_px or min(
             decided(config.generation.resolution), LARGEST_FRACTAL_PX
         )
@@ -189,24 +193,25 @@ class DiffuseMix(Method):
         source: Picture,
         generated: Picture,
         mask: str,
-        fractals: Pictures,
+        fractals: Pictures | None,
         rng: np.random.Generator,
     ) -> dict[str, Picture]:
         settings = self.settings
         height, width = source.shape[:2]
-        fractal = fractals[int(rng.integers(len(fractals)))]
         share = source_share(mask, height, width, seam=settings.seam)[..., None]
-        edit, pattern = _resized(generated, height, width), _resized(fractal, height, width)
-        weight = np.float32(settings.fractal_weight)
-        hybrid = share * source + (1 - share) * edit
-        final = (1 - weight) * hybrid + weight * pattern
-        return {
+        edit = _resized(generated, height, width)
+        shown = {
             "source": source,
             "generated": edit,
             "mask": np.repeat(_rounded(share * 255), 3, axis=2),
-            "fractal": pattern,
-            "final": _rounded(final),
         }
+        hybrid = share * source + (1 - share) * edit
+        if fractals is None:
+            return {**shown, "final": _rounded(hybrid)}
+        pattern = _resized(fractals[int(rng.integers(len(fractals)))], height, width)
+        weight = np.float32(settings.fractal_weight)
+        final = (1 - weight) * hybrid + weight * pattern
+        return {**shown, "fractal": pattern, "final": _rounded(final)}
 
 
 def _resized(image: Picture, height: int, width: int) -> Picture:
@@ -225,12 +230,17 @@ def source_share(mask: str, height: int, width: int, *, seam: float) -> Float[np
     """Return the share of the source in every pixel, in [0, 1].
 
     Args:
-        mask: Name in `MASKS`: the part that shows the source.
+        mask: Name in `MASKS`: the part that shows the source; or `none`.
         height: Height of the image, px.
         width: Width of the image, px.
         seam: Width of the transition from source to generated image as a fraction of the image; 0
-            makes every pixel the one or the other.
+            makes every pixel the one or the other. A mask and its mirror image then share no pixel
+            and leave none out: the middle of an odd side belongs to the right and the bottom half.
     """
+    if mask == "none":
+        return np.zeros((height, width), np.float32)
+    if mask in _COMPLEMENTS:
+        return 1 - source_share(MIRRORED[mask], height, width, seam=seam)
     y = (np.arange(height)[:, None] + 0.5) / height
     x = (np.arange(width)[None, :] + 0.5) / width
     inside = np.broadcast_to(MASKS[mask](y, x), (height, width))
@@ -264,5 +274,7 @@ MIRRORED: Mapping[str, str] = {
     "bottom": "top",
     "centre": "rim",
     "rim": "centre",
+    "none": "none",
 }
 """The mask that shows the source where another one does not."""
+_COMPLEMENTS = ("right", "bottom", "rim")

@@ -26,6 +26,7 @@ from online_aug.methods.diff_mix import (
     DiffAug,
     DiffGen,
     DiffMix,
+    RealGen,
     RealGuidance,
     RealMix,
 )
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "diff_mix": DiffMix,
     "diff_aug": DiffAug,
     "diff_gen": DiffGen,
+    "real_gen": RealGen,
     "real_guidance": RealGuidance,
     "real_mix": RealMix,
     "da_fusion": DaFusion,

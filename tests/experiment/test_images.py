@@ -106,6 +106,13 @@ def test_diffusemix_takes_an_edit_whose_source_is_a_training_image_of_that_name(
     assert "its source image is not known" in str(experiment.imports)
 
 
+@pytest.mark.parametrize("name", ["Crow", "crow?", "CROW ?", "crow"])
+def test_a_class_is_known_in_any_case_and_with_a_doubt(experiment_of, name):
+    assert found(experiment_of(WITHIN | {"source_class": name, "target_class": name})) == [
+        (0, 0, 1.0)
+    ]
+
+
 def test_an_import_made_of_a_test_image_is_told(experiment_of, tmp_path):
     experiment = experiment_of(WITHIN | {"source_file": "t.png"}, WITHIN)
     (tmp_path / "images/test/jay/0.png").rename(tmp_path / "images/test/jay/t.png")

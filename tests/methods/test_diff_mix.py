@@ -17,7 +17,7 @@ def targets(name, source, count):
     return [request.target_label for request in plans]
 
 
-WITHIN = ["diff_aug", "diff_gen", "real_guidance", "da_fusion"]
+WITHIN = ["diff_aug", "diff_gen", "real_gen", "real_guidance", "da_fusion"]
 BETWEEN = ["diff_mix", "real_mix"]
 
 
@@ -47,12 +47,15 @@ def test_diff_gen_alone_starts_from_noise_and_replays_all_of_the_trajectory():
         for name in (*WITHIN, *BETWEEN)
     }
     assert plans["diff_gen"].strength == 1
-    assert [name for name, plan in plans.items() if plan.starts_from == "noise"] == ["diff_gen"]
+    assert [name for name, plan in plans.items() if plan.starts_from == "noise"] == [
+        "diff_gen",
+        "real_gen",
+    ]
 
 
 def test_the_real_baselines_take_the_model_as_it_is_and_the_others_do_not():
     taken = {name for name in (*WITHIN, *BETWEEN) if not make_method(name).uses_finetuning}
-    assert taken == {"real_guidance", "real_mix"}
+    assert taken == {"real_gen", "real_guidance", "real_mix"}
 
 
 def test_both_methods_draw_strength_and_noise_alike_but_share_no_image():

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from request_samples import CLASSES, INSTRUCTIONS, make_part, make_sources
 
+from online_aug.config import Config
 from online_aug.data.pocket_birds import random_scene, random_species, render
+from online_aug.methods import make_method
 from online_aug.methods.diffusemix import MASKS, DiffuseMixSettings, source_share
 from online_aug.saliency import SaliencyTable
 from online_aug.seeding import numpy_rng
@@ -179,7 +181,8 @@ def test_a_mask_is_the_one_worked_out_pixel_by_pixel(mask, height, width, seam):
     for row in range(height):
         for column in range(width):
             distance = inside(mask, row, column, height, width)
-            hard = float(distance > 0)
+            takes_border = mask in ("right", "bottom", "rim")
+            hard = float(distance > 0 or (takes_border and distance == 0))
             expected[row, column] = min(max(0.5 + distance / seam, 0), 1) if seam else hard
     np.testing.assert_allclose(share, expected, atol=1e-5)
 
@@ -188,6 +191,35 @@ def test_a_mask_is_the_one_worked_out_pixel_by_pixel(mask, height, width, seam):
 @given(sides, sides)
 def test_a_hard_seam_makes_every_pixel_the_one_or_the_other(mask, height, width):
     assert set(np.unique(source_share(mask, height, width, seam=0))) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("mask", "other"), [("left", "right"), ("top", "bottom")])
+@given(sides, sides)
+def test_two_halves_share_no_pixel_and_leave_none_out(mask, other, height, width):
+    both = source_share(mask, height, width, seam=0) + source_share(other, height, width, seam=0)
+    assert (both == 1).all()
+
+
+def test_the_middle_column_of_an_odd_width_belongs_to_the_right_half():
+    assert source_share("left", 1, 5, seam=0)[0].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_without_masks_and_fractals_the_edit_alone_is_served():
+    source, generated = noise(9, 7, 0), noise(9, 7, 1)
+    part = part_of(masks=("none",), fractal_weight=0, resources=None)
+    final, _ = part.method.compose(
+        lambda: source, generated, plan(), part.context, numpy_rng("test")
+    )
+    np.testing.assert_array_equal(final, generated)
+    made = stages(source, generated, masks=("none",), fractal_weight=0, resources=None)
+    assert "fractal" not in made
+    assert not made["mask"].any()
+
+
+def test_no_fractals_are_made_if_none_are_blended_in():
+    method = {"name": "diffusemix", "fractal_weight": 0}
+    config = Config.model_validate({"method": method, "generation": {"resolution": 64}})
+    assert make_method(config.methods[0]).resources(config) is None
 
 
 @pytest.mark.parametrize("mask", MASKS)

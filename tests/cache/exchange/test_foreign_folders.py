@@ -144,3 +144,64 @@ def test_a_format_that_does_not_fit_is_refused(diff_mix, tmp_path, run):
         result = run("import", tmp_path / "c", diff_mix, "--format", format)
         assert_refused(result, f"source must be of the format {format}")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.fixture
+def da_fusion(tmp_path):
+    """A folder of DA-Fusion's training script, and the list of its training images."""
+    root = tmp_path / "aug"
+    for index, number in ((0, 0), (1, 0), (1, 9), (10, 1)):
+        write_image(root / f"aug-{index}-{number}.png", 10 * index + number)
+    order = tmp_path / "order.txt"
+    order.write_text("".join(f"photos/{'wren' if k % 2 else 'crow'}/{k}.jpg\n" for k in range(11)))
+    return root, order
+
+
+def test_da_fusion_s_images_get_class_and_source_from_the_list_of_training_images(
+    da_fusion, tmp_path, run
+):
+    root, order = da_fusion
+    assert run("import", tmp_path / "c", root, "--order", order)[0] == 0
+    found = {
+        (one["source_file"], one["variant"]): (one["target_class"], one["source_label"])
+        for one in requests(tmp_path / "c")
+    }
+    crow, wren = ("crow", 0), ("wren", 1)
+    assert found == {
+        ("0.jpg", 0): crow,
+        ("1.jpg", 0): wren,
+        ("1.jpg", 9): wren,
+        ("10.jpg", 1): crow,
+    }
+    assert {one["method"] for one in requests(tmp_path / "c")} == {"da_fusion"}
+
+
+def test_da_fusion_s_images_need_the_list(da_fusion, tmp_path, run):
+    status, _, said = run("import", tmp_path / "c", da_fusion[0])
+    assert status == 2
+    assert "--order must be a file that lists the training images" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "0.jpg\n"])
+def test_a_list_without_classes_is_refused(content, da_fusion, tmp_path, run):
+    da_fusion[1].write_text(content)
+    status, _, said = run("import", tmp_path / "c", da_fusion[0], "--order", da_fusion[1])
+    assert status == 2
+    assert "--order must hold CLASS/FILE a line" in said
+
+
+def test_an_index_behind_the_list_is_left_out(da_fusion, tmp_path, run):
+    root, order = da_fusion
+    order.write_text("crow/a.jpg\nwren/b.jpg\n")
+    status, out, _ = run("import", tmp_path / "c", root, "--order", order, "--json")
+    assert (status, json.loads(out)["done"], json.loads(out)["broken"]) == (1, 3, 1)
+
+
+def test_classes_are_known_in_any_case_and_with_a_doubt(tmp_path, run):
+    write_image(tmp_path / "p/Sword_Lily/x.png", 1)
+    write_image(tmp_path / "p/Tern/y.png", 2)
+    (tmp_path / "names.txt").write_text("tern\nTern\nsword lily?\n")
+    run("import", tmp_path / "c", tmp_path / "p", "--classes", tmp_path / "names.txt")
+    found = {one["source_class"]: one["source_label"] for one in requests(tmp_path / "c")}
+    assert found == {"Sword_Lily": 2, "Tern": 1}
