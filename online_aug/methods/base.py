@@ -6,7 +6,7 @@ imported wherever a configuration is read, and PyTorch takes seconds to load.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -210,6 +210,7 @@ class Method(ABC):
             noise_seed=int(rng.integers(2**63)),
             generator_fingerprint=context.generator_fingerprint,
             code_digest=self.code_digest,
+            gate_version=context.gate_version,
             **decided,
         )
 
@@ -331,12 +332,13 @@ def plan_requests(
     for variant in range(variants_per_image):
         order = numpy_rng("order", seed, variant).permutation(len(unique))
         for source in (unique[position] for position in order):
-            part = draw_part(parts, numpy_rng("method", seed, variant, source.digest))
+            part = parts[0]
+            if len(parts) > 1:
+                part = draw_part(parts, numpy_rng("method", seed, variant, source.digest))
             if only_trials and not part.is_trial(source, variant):
                 continue
             rng = numpy_rng("plan", seed, variant, source.digest)
-            request = part.method.plan(source, variant, part.context, rng)
-            requests.append(replace(request, gate_version=part.context.gate_version))
+            requests.append(part.method.plan(source, variant, part.context, rng))
     return requests
 
 
