@@ -80,7 +80,8 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
     place = own_place(rank, world_size)
     folder = Path(mkdtemp(prefix="online-aug-"))
     try:
-        chosen = _load(config, overrides, folder / CONFIG_FILE)
+        uncut = {} if dataset is None else {f"data.{key}": None for key in _CUTS}
+        chosen = _load(config, uncut | overrides, folder / CONFIG_FILE)
         if dataset is not None:
             chosen = _with_source(chosen, copy_of(dataset, class_names, chosen.data.root))
         opening = _checked(chosen, place)
@@ -98,6 +99,8 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
     return loader
 
 
+_CUTS = ("examples_per_class", "imbalance_factor")
+"""Keys of `data` by which a recipe leaves images out: of a caller's own, all are trained on."""
 _CTRL_C = 130
 """Exit status of a preparation that Ctrl-C has ended."""
 

@@ -19,7 +19,7 @@ from torchvision.transforms import Compose, RandomCrop, ToTensor
 
 from online_aug import OnlineAugLoader, open_loader
 from online_aug.classifier.model import build_classifier
-from online_aug.config.loading import resolved_yaml
+from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "YOUR_OWN_LOOP.md"
@@ -45,7 +45,7 @@ def temporary_folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_loop_of_the_documentation_trains(recipe, tmp_path, monkeypatch, temporary_folder):
-    (loop,) = re.findall(r"```python\n(.*?open_loader.*?)```", PAGE.read_text(), re.S)
+    loop, *_ = re.findall(r"```python\n(.*?open_loader.*?)```", PAGE.read_text(), re.S)
     assert len(loop.splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
     found = {}
@@ -282,3 +282,25 @@ def test_losses_are_told_by_the_indices_of_a_batch(recipe):
                 loader.report_losses(batch.indices, losses)
         with pytest.raises(UserError, match="^indices must be batch.indices of one of the last"):
             loader.report_losses([999], [0.5])
+
+
+def test_maps_of_the_classifier_need_ranks_that_can_tell_each_other(tmp_path, tiny_model):
+    config = make_config(
+        tmp_path,
+        tiny_model,
+        finetune={"enabled": False},
+        method={"name": "sgd_mix", "candidates": [2, 4], "strength": 0.5},
+        saliency={"teacher": "classifier", "image_size": 64},
+    )
+    with pytest.raises(UserError, match="^saliency.teacher must be a file of weights if the ranks"):
+        open_loader(config, rank=0, world_size=2)
+
+
+def test_a_recipe_s_cuts_leave_nothing_out_of_one_s_own_data_set(recipe, tmp_path):
+    config = load_config(recipe, ["data.examples_per_class=2"])
+    overrides = {**REAL, "data.root": tmp_path / "data"}
+    with open_loader(config, dataset=Crows(), **overrides) as loader:
+        assert len(loader.dataset) == 8
+    overrides["data.examples_per_class"] = 3
+    with open_loader(config, dataset=Crows(), **overrides) as loader:
+        assert len(loader.dataset) == 6
