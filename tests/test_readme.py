@@ -16,6 +16,8 @@ from cache.__main__ import main as cache_main
 from online_aug.cli.compare import build_parser as compare_parser
 from online_aug.cli.digests import build_parser as digests_parser
 from online_aug.cli.main import COMMANDS, parse_command
+from online_aug.cli.predict import build_parser as predict_parser
+from online_aug.cli.publish import build_parser as publish_parser
 from online_aug.cli.report import build_parser as report_parser
 from online_aug.cli.study import study_parser
 from online_aug.config.loading import RECIPES, load_config
@@ -47,6 +49,15 @@ def commands():
     return list(dict.fromkeys(lines))
 
 
+PARSERS = {
+    "digests": digests_parser,
+    "predict": predict_parser,
+    "publish": publish_parser,
+    "report": report_parser,
+}
+"""The parsers of the commands that take no recipe."""
+
+
 def check_online_aug(argv):
     if argv[0].startswith("-"):
         assert argv[0] in ("--help", "--print-completion", "--version")
@@ -60,10 +71,8 @@ def check_online_aug(argv):
     elif command == "compare":
         found = compare_parser().parse_intermixed_args(rest or ["CONFIG"])
         check_recipe(command, [found.recipe, *found.overrides])
-    elif command == "report":
-        assert report_parser().parse_args(rest).runs
-    elif command == "digests":
-        assert digests_parser().parse_args(rest).path
+    elif command in PARSERS:
+        PARSERS[command]().parse_args(rest)
     elif rest and "--help" not in rest:
         check_recipe(command, rest)
 

@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from online_aug.errors import UserError
 
+MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+"""The weights in a run directory: after the last epoch, and after that chosen by validation."""
 FIELD = "class_names"
 """Entry of the metadata of a safetensors file."""
 

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.errors import UserError
-from online_aug.reporting.run_directory import BEST_FILE, CONFIG_FILE, MODEL_FILE, run_folder
+from online_aug.reporting.run_directory import CONFIG_FILE, run_folder
 
 if TYPE_CHECKING:
     from rich.console import Console

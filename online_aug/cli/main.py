@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
     "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
+    "predict": ("online_aug.cli.predict:main", "name the classes of images with a trained one"),
     "report": (
         "online_aug.cli.report:main",
         "write the page of a run, or of several side by side",
@@ -48,6 +49,10 @@ COMMANDS = {
     "study": (
         "online_aug.cli.study:main",
         "answer a question about a recipe with a table and pictures",
+    ),
+    "publish": (
+        "online_aug.cli.publish:main",
+        "write or push a trained classifier for others to load",
     ),
     "schema": (
         "online_aug.cli.main:print_schema",

@@ -191,6 +191,11 @@ def _is_passed_over(folder_name: str) -> bool:
     return folder_name.startswith(".") or folder_name.casefold() in SYSTEM_FOLDERS
 
 
+def image_files(folder: Path) -> list[str]:
+    """Return the images in a folder and those below it, relative to it, in sorted order."""
+    return sorted(_images(folder, Counter()))
+
+
 def _images(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):

@@ -1,7 +1,7 @@
 """Labelled images by index: the protocol, image files, subsets, and batches in order."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -254,36 +254,53 @@ def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def ordered_batches(
-    images: ImageSet, transform: EvalTransform, batch_size: int, *, skips_bad_images: bool
+    images: ImageSet,
+    transform: EvalTransform,
+    batch_size: int,
+    *,
+    skips_bad_images: bool,
+    on_bad_image: Callable[[BadImageError], None] = lambda error: None,
 ) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
     """Yield batches of transformed images with their indices, decoded ahead by threads.
 
     Threads, unlike loader processes, need no time to start.
 
+    Args:
+        images: The images.
+        transform: Makes all of one size.
+        batch_size: Images in a batch; one with skipped images is smaller.
+        skips_bad_images: Whether images that cannot be read are left out.
+        on_bad_image: Called with the error of each image that is left out.
+
     Raises:
         BadImageError: If an image cannot be read and such images are not skipped.
     """
-    load = partial(_load, images, transform, skips_bad_images)
+    load = partial(_load, images, transform)
     starts = deque(range(0, len(images), batch_size))
-    waiting: deque[list[tuple[int, Future[_Pixels | None]]]] = deque()
+    waiting: deque[list[tuple[int, Future[_Pixels | BadImageError]]]] = deque()
     with ThreadPoolExecutor(min(_MAX_THREADS, usable_cores())) as pool:
         while starts or waiting:
             while starts and len(waiting) <= _BATCHES_AHEAD:
                 start = starts.popleft()
                 indices = range(start, min(start + batch_size, len(images)))
                 waiting.append([(index, pool.submit(load, index)) for index in indices])
-            done = [(index, future.result()) for index, future in waiting.popleft()]
-            good = [(index, image) for index, image in done if image is not None]
+            good = list[tuple[int, _Pixels]]()
+            for index, future in waiting.popleft():
+                image = future.result()
+                if not isinstance(image, BadImageError):
+                    good.append((index, image))
+                elif skips_bad_images:
+                    on_bad_image(image)
+                else:
+                    raise BadImageError(f"{image}; {WAY_OUT}") from image
             if good:
                 yield torch.stack([image for _, image in good]), torch.tensor([i for i, _ in good])
 
 
-def _load(images: ImageSet, transform: EvalTransform, skips: bool, index: int) -> _Pixels | None:
+def _load(images: ImageSet, transform: EvalTransform, index: int) -> _Pixels | BadImageError:
     try:
         pixels = images.load(index)
     except BadImageError as error:
-        if skips:
-            return None
-        raise BadImageError(f"{error}; {WAY_OUT}") from error
+        return error
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return transform(image)

@@ -30,7 +30,6 @@ from online_aug.reporting.metrics import Summary
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
 # Weights after the last epoch, and after the one that was best on the validation split.
-MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 # The evaluation is that on the test split after the last epoch, confusion matrix included.
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 

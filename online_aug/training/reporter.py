@@ -28,6 +28,7 @@ from online_aug.reporting.gallery import draw_run_gallery
 from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
 from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
+from online_aug.reporting.publication.model_card import CardContent, write_model_card
 from online_aug.reporting.refusals import refusal_warning, refused_shares
 from online_aug.reporting.run_directory import EVALUATION_FILE, write_summary
 from online_aug.reporting.samples import Judge, choose_samples, write_samples
@@ -308,6 +309,16 @@ class TrainingReport:
         write_samples(self._directory, samples)
         write_report(self._directory, summary=summary, evaluation=last)
         write_atomically(self._directory / EVALUATION_FILE, to_json(last, indent=2) + "\n")
+        write_model_card(
+            self._directory,
+            CardContent(
+                name=self._directory.name,
+                config=self._experiment.config,
+                splits=self._experiment.splits,
+                summary=summary,
+                evaluation=last,
+            ),
+        )
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())

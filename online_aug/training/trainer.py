@@ -14,7 +14,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import nn
 
+from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.classifier.evaluation import Evaluation, evaluate, log_probabilities
+from online_aug.classifier.hub_format import write_hub_config
 from online_aug.data.image_sets import ImageSet, order_digest
 from online_aug.distributed.world import World, agree, barrier, gather, total
 from online_aug.errors import UserError
@@ -24,7 +26,6 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
 from online_aug.methods import Picture
 from online_aug.processes import Interrupt
-from online_aug.reporting.run_directory import BEST_FILE, MODEL_FILE
 from online_aug.request import Counts
 from online_aug.training.checkpoints import FOLDER, share_out
 from online_aug.training.divergence import DivergenceError, DivergenceWatch
@@ -293,6 +294,7 @@ class TrainingRun:
         if last is None:
             return
         self._engine.export(self._directory / MODEL_FILE)
+        write_hub_config(self._directory, self._engine.evaluated_model(), self._config.data)
         self._report.finish(
             counts, last, self._test_best(), self._log_probabilities,
             wall_s=wall_s, skipped=self._state.skipped,

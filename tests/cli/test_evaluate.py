@@ -6,6 +6,7 @@ import pytest
 from classifier_samples import make_config
 from PIL import Image
 
+from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.classifier.evaluation import evaluate
 from online_aug.classifier.model import build_classifier
 from online_aug.cli.evaluate import main
@@ -13,7 +14,6 @@ from online_aug.config.loading import resolved_yaml
 from online_aug.data.sources import load_splits
 from online_aug.errors import UserError
 from online_aug.files import write_atomically
-from online_aug.reporting.run_directory import BEST_FILE, MODEL_FILE
 
 
 @pytest.fixture(scope="module")

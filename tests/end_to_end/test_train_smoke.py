@@ -8,6 +8,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import (
     EPOCHS,
@@ -134,6 +135,31 @@ def test_timm_loads_the_model(folder):
     model = timm.create_model("test_resnet", num_classes=10, checkpoint_path=str(path))
     weights = safetensors.torch.load_file(path)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_timm_loads_the_run_directory_with_names_and_preprocessing(folder):
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
+
+
+def test_the_code_on_the_model_card_runs(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (40, 30), 200).save("photo.jpg")
+    card = (folder / "README.md").read_text()
+    assert f"share of synthetic images | {100 * synthetic_share(folder):.1f} % of" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), {})
+    name, share = capsys.readouterr().out.split()
+    assert name in map(str, range(10))
+    assert 0.1 <= float(share) <= 1
+
+
+def synthetic_share(folder):
+    summary = read_summary(folder)
+    served = [summary[name] for name in SERVED]
+    return (served[1] + served[2]) / sum(served)
 
 
 def test_the_same_command_again_says_so_and_does_nothing(folder, config):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from cache import content_digest
-from online_aug.classifier.class_names import check_class_names
+from online_aug.classifier.class_names import MODEL_FILE, check_class_names
 from online_aug.classifier.evaluation import evaluate
 from online_aug.classifier.model import build_classifier, input_statistics
 from online_aug.comparison.runs import REAL, Run
@@ -29,7 +29,6 @@ from online_aug.distributed.devices import plan_devices
 from online_aug.errors import UserError
 from online_aug.files import write_atomically
 from online_aug.methods import Picture
-from online_aug.reporting.run_directory import MODEL_FILE
 from online_aug.studies.frame.trainings import train
 
 _TOGETHER = 64

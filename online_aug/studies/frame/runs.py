@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from online_aug.classifier.class_names import class_names_in
+from online_aug.classifier.class_names import MODEL_FILE, class_names_in
 from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.config.loading import load_config
 from online_aug.errors import UserError
-from online_aug.reporting.run_directory import CONFIG_FILE, MODEL_FILE
+from online_aug.reporting.run_directory import CONFIG_FILE
 from online_aug.studies.frame.images import listed
 
 

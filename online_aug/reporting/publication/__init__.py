@@ -1,0 +1,1 @@
+"""A finished run for others: its model card, and the places it is published to."""
