@@ -42,6 +42,9 @@ Exponent = BeforeValidator(_exponent)
 DeepSpeedSettings = BeforeValidator(_from_json_file, json_schema_input_type=dict[str, Any] | Path)
 """A mapping, or a JSON file with one; the resolved configuration holds the mapping."""
 
+AsTuple = BeforeValidator(_as_tuple)
+"""One value may stand for a list of one."""
+
 Fraction = Annotated[float, Field(ge=0, le=1), Exponent]
 NotNegative = Annotated[float, Field(ge=0), Exponent]
 Positive = Annotated[float, Field(gt=0), Exponent]

@@ -26,6 +26,7 @@ IMPORTED = (
     "timm",
     "deepspeed",
     "torch.utils.tensorboard",
+    "accelerate.tracking",
     "online_aug.cli.train",
     "online_aug.finetuning.run",
     "online_aug.training.build_loader",

@@ -17,7 +17,7 @@ from torch import nn
 
 from online_aug.classifier.class_names import MODEL_FILE, check_class_names, class_names_in
 from online_aug.classifier.model import build_classifier, input_statistics, sees_one_size
-from online_aug.config.sections import ClassifierConfig
+from online_aug.config.training import ClassifierConfig
 from online_aug.data.settings import DataConfig
 from online_aug.data.transforms import Frame, Resize
 from online_aug.documents import DocumentError, parse_json, read_text

@@ -121,9 +121,12 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.experiment.experiment import Experiment
     from online_aug.experiment.saliency import check_saliency
     from online_aug.loader.pool import check_writable
+    from online_aug.reporting.trackers.tracking import check_trackers
     from online_aug.training.build_loader import check_sequence, check_served
     from online_aug.training.deepspeed_setup import check_deepspeed, part_size
 
+    if me.is_first and not me.is_ours:  # the only rank that logs
+        check_trackers(config.run.trackers)
     devices = plan_devices(
         config.devices, generates=config.needs_generator, ranks=me.local_world_size
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from online_aug.settings import (
+    AsTuple,
     Count,
     Devices,
     Exponent,
@@ -35,6 +36,10 @@ class RunConfig(Section):
     """Epochs between two checkpoints; the last epoch and an interrupt always write one."""
     checkpoint_steps: Count | None = None
     """Optimizer steps between two further checkpoints, so that a crash loses less."""
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], AsTuple
+    ] = ("tensorboard",)
+    """Trackers that get the figures of every epoch, gallery and configuration; `[]` is none."""
     replay: Path | None = None
     """Directory of an earlier run with the same settings, whose images are served again in the same
     sequence, from its ledger and the cache; nothing is generated."""

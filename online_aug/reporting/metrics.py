@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from online_aug.console import percent
 from online_aug.documents import DocumentError, read_text
 from online_aug.errors import UserError
@@ -46,7 +43,11 @@ TENSORBOARD_TAGS = {
     "paused_s": "generator/paused_s",
     "cache_entries": "cache/entries",
     "cache_bytes": "cache/bytes",
+    "ahead": "generator/ahead",
 }
+"""Tags by which TensorBoard groups the figures; other trackers have the names themselves."""
+AXES = ("epoch", "step")
+"""Figures that the others are drawn over."""
 
 _TOP = 5
 
@@ -222,64 +223,52 @@ class Summary:
 
 
 class MetricsLog:
-    """The writer of `metrics.jsonl` and of TensorBoard events; for the first rank only."""
+    """The writer of `metrics.jsonl`; for the first rank only."""
 
     def __init__(self, folder: Path, *, from_epoch: int) -> None:
-        """Open the logs of a run and drop the epochs from `from_epoch` on, which runs next."""
-        self._folder = folder
+        """Open the log of a run and drop the epochs from `from_epoch` on, which runs next."""
         kept = [line for line in _logged(folder) if line.epoch < from_epoch]
         write_atomically(folder / METRICS_FILE, "".join(to_json(line) + "\n" for line in kept))
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
-        self._first_step = kept[-1].step + 1 if kept else 0
-        self._last_step = max(0, self._first_step - 1)
-        self._ahead = sum(line.ahead for line in kept)
-        self._events: Any = None
+        self.first_step = kept[-1].step + 1 if kept else 0
+        """The first optimizer step that is logged from now on."""
+        self.last_step = max(0, self.first_step - 1)
+        """The last one that was logged."""
+        self.ahead = sum(line.ahead for line in kept)
+        """How many more images were made than served for the first time, in the whole run."""
 
     def append(self, metrics: EpochMetrics) -> None:
         """Log one epoch and flush it."""
         self._file.write(to_json(metrics) + "\n")
         self._file.flush()
-        self._ahead, self._last_step = self._ahead + metrics.ahead, metrics.step
-        events = self._open_events()
-        for tag, value in {**_scalars(metrics), "generator/ahead": self._ahead}.items():
-            events.add_scalar(tag, value, metrics.step)
-        events.flush()
-
-    def show(self, tag: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Show a picture in TensorBoard, at the last step so far."""
-        self._open_events().add_image(tag, picture, self._last_step, dataformats="HWC")
+        self.ahead, self.last_step = self.ahead + metrics.ahead, metrics.step
 
     def close(self) -> None:
-        """Close both logs."""
+        """Close the log."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
-
-    def _open_events(self) -> Any:
-        if self._events is None:
-            # Importing takes seconds: this is after the first epoch, not before the first step.
-            from torch.utils.tensorboard import SummaryWriter
-
-            # TensorBoard hides events of an earlier launch from this step on.
-            folder = str(self._folder / "tensorboard")
-            self._events = SummaryWriter(folder, purge_step=self._first_step)
-        return self._events
 
 
-def _scalars(metrics: EpochMetrics) -> dict[str, float]:
-    """Return the figures of an epoch by their tag in TensorBoard, shares of the slots included."""
+def scalars(metrics: EpochMetrics) -> dict[str, float]:
+    """Return the figures of an epoch by name, those by reason and the shares of the slots too."""
     values = asdict(metrics)
-    found = {tag: values[name] for name, tag in TENSORBOARD_TAGS.items() if name != "rejections"}
-    reasons = {
-        f"{TENSORBOARD_TAGS['rejections']}/{why}": count
-        for why, count in metrics.rejections.items()
-    }
+    reasons = {f"rejections/{why}": count for why, count in values.pop("rejections").items()}
     served, slots = metrics.served, max(1, metrics.served.slots)
     shares = {f"share/{kind}": getattr(served, kind) / slots for kind in SLOT_KINDS}
-    known = {
-        tag: value for tag, value in found.items() if value is not None and math.isfinite(value)
+    return _known({name: v for name, v in values.items() if name not in AXES}) | reasons | shares
+
+
+def summary_scalars(summary: Summary) -> dict[str, float]:
+    """Return the single figures of a summary, such as `summary/top1`."""
+    return {f"summary/{name}": value for name, value in _known(asdict(summary)).items()}
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, float]:
+    """Keep the single figures that were measured."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
     }
-    return known | reasons | shares
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:

@@ -29,14 +29,13 @@ from online_aug.files import check_folder, from_json, to_json, write_atomically
 from online_aug.reporting.metrics import Summary
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.yaml", "environment.json", "summary.json"
-# Weights after the last epoch, and after the one that was best on the validation split.
 # The evaluation is that on the test split after the last epoch, confusion matrix included.
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 
 MAY_DIFFER = frozenset(
     {
         "run.name", "run.dir", "run.epochs", "run.resume",
-        "run.checkpoint_epochs", "run.checkpoint_steps",
+        "run.checkpoint_epochs", "run.checkpoint_steps", "run.trackers",
         "data.root", "data.workers", "data.on_bad_image", "finetune.path",
         "cache.path", "cache.max_gib", "cache.eviction", "cache.durability",
         "devices.train", "devices.generate",

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from online_aug.classifier.evaluation import Evaluation
@@ -27,12 +25,18 @@ from online_aug.reporting.confusion import draw_confusion
 from online_aug.reporting.gallery import draw_run_gallery
 from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
-from online_aug.reporting.metrics import EpochMetrics, MetricsLog, Summary
+from online_aug.reporting.metrics import (
+    EpochMetrics,
+    MetricsLog,
+    Summary,
+    scalars,
+)
 from online_aug.reporting.publication.model_card import CardContent, write_model_card
 from online_aug.reporting.refusals import refusal_warning, refused_shares
 from online_aug.reporting.run_directory import EVALUATION_FILE, write_summary
 from online_aug.reporting.samples import Judge, choose_samples, write_samples
 from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
+from online_aug.reporting.trackers.tracking import Trackers, start_trackers
 from online_aug.request import Counts
 from online_aug.training.describe_run import who_makes
 
@@ -132,6 +136,7 @@ class TrainingReport:
         self._directory = directory
         self._store = open_store(experiment.config, experiment.splits.train)
         self._log: MetricsLog | None = None
+        self._trackers: Trackers | None = None
         self._has_forecast = False
         self._cache_seen_s, self._cache_stats = float("-inf"), dict[str, Any]()
         self._requests_seen, self._refused, self._has_warned = 0, dict[str, float](), False
@@ -146,9 +151,19 @@ class TrainingReport:
         )
 
     def begin(self, epoch: int) -> None:
-        """Open the log for this epoch and later ones."""
+        """Open log and trackers for this epoch and later ones.
+
+        Raises:
+            UserError: If a tracker cannot be opened.
+        """
         if self._world.is_first:
             self._log = MetricsLog(self._directory, from_epoch=epoch)
+            self._trackers = start_trackers(
+                self._experiment.config.run.trackers,
+                self._directory,
+                self._log.first_step,
+                self.live.message,
+            )
             self._look_for_refusals()
         if self._loader.process and self._world.nodes > 1:
             self.live.message(f"{self._world.nodes} nodes, {who_makes(self._experiment.config)}")
@@ -168,9 +183,11 @@ class TrainingReport:
             self.live.message(f"warning: {warning}")
 
     def close(self) -> None:
-        """Close log and cache."""
+        """Close log, trackers and cache."""
         if self._log:
             self._log.close()
+        if self._trackers:
+            self._trackers.close()
         self._store.close()
 
     def step(self, epoch: int, loss: Any, counts: Counts) -> None:
@@ -246,7 +263,9 @@ class TrainingReport:
         )
         self._look_for_refusals()
         assert self._log  # opened on the first rank, which alone evaluates
+        assert self._trackers
         self._log.append(metrics)
+        self._trackers.log(scalars(metrics) | {"ahead": self._log.ahead}, metrics.step)
         self.live.epoch(metrics)
         if time.monotonic() - self._page_s > _PAGE_EVERY_S:
             write_report(self._directory)
@@ -302,7 +321,12 @@ class TrainingReport:
         )
         gallery = self._directory / "gallery.png"
         draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
-        self._show_in_tensorboard(gallery, last)
+        assert self._log  # opened on the first rank, which alone finishes
+        assert self._trackers
+        names = self._experiment.splits.train.class_names
+        self._trackers.log_end(
+            gallery, draw_confusion(names, last.confusion), summary, self._log.last_step
+        )
         samples = choose_samples(
             self._experiment, self._store, self._loader.served(), rejected, judge
         )
@@ -322,11 +346,3 @@ class TrainingReport:
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())
-
-    def _show_in_tensorboard(self, gallery: Path, last: Evaluation) -> None:
-        assert self._log  # opened on the first rank, which alone finishes
-        if gallery.exists():
-            with Image.open(gallery) as picture:
-                self._log.show("served/gallery", np.asarray(picture.convert("RGB")))
-        names = self._experiment.splits.train.class_names
-        self._log.show("test/confusion", draw_confusion(names, last.confusion))

@@ -4,17 +4,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from run_records import epoch, summary
 
 from online_aug.errors import UserError
 from online_aug.reporting.metrics import (
+    SLOT_KINDS,
     TENSORBOARD_TAGS,
     EpochMetrics,
     MetricsLog,
     Summary,
     read_metrics,
+    scalars,
+    summary_scalars,
 )
 from online_aug.request import Counts
 
@@ -24,14 +26,6 @@ def log(folder: Path, numbers: range, *, from_epoch: int) -> None:
     for number in numbers:
         metrics.append(epoch(number))
     metrics.close()
-
-
-def logged_scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def test_what_was_logged_is_read_back(tmp_path: Path) -> None:
@@ -52,43 +46,37 @@ def test_a_resumed_log_drops_the_epochs_that_are_run_again(tmp_path: Path) -> No
     assert [line.epoch for line in read_metrics(tmp_path)] == [0, 1, 2]
 
 
-def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
+def test_every_figure_but_the_axes_is_a_scalar_by_its_name() -> None:
+    found = scalars(epoch(0, val_worst_group=0.5))
+    figures = {field.name for field in fields(EpochMetrics)} - {"epoch", "step", "rejections"}
+    assert figures <= set(found)
+    assert set(found) - figures == {"rejections/off-class", *(f"share/{k}" for k in SLOT_KINDS)}
+    assert found["share/cached"] == pytest.approx(0.15)
+
+
+def test_a_figure_that_is_not_known_is_no_scalar() -> None:
+    assert {"val_worst_group", "train_loss"}.isdisjoint(scalars(epoch(0, train_loss=math.nan)))
+
+
+def test_tensorboard_has_a_tag_for_every_figure_but_the_axes() -> None:
+    names = {field.name for field in fields(EpochMetrics)} | {"ahead"}
+    assert set(TENSORBOARD_TAGS) == names - {"epoch", "step"}
+
+
+def test_the_log_knows_its_steps_and_how_far_generation_is_ahead(tmp_path: Path) -> None:
     log(tmp_path, range(4), from_epoch=0)
-    log(tmp_path, range(2, 5), from_epoch=2)
-    steps = [step for step, _ in logged_scalars(tmp_path, "val/top1")]
-    assert steps == [10, 20, 30, 40, 50]
+    resumed = MetricsLog(tmp_path, from_epoch=2)
+    assert (resumed.first_step, resumed.last_step, resumed.ahead) == (21, 20, 20)
+    resumed.append(epoch(2))
+    assert (resumed.first_step, resumed.last_step, resumed.ahead) == (21, 30, 30)
+    resumed.close()
 
 
-def test_tensorboard_knows_every_figure_but_the_axes() -> None:
-    assert set(TENSORBOARD_TAGS) == {field.name for field in fields(EpochMetrics)} - {
-        "epoch",
-        "step",
-    }
-
-
-def test_tensorboard_shows_shares_rejections_and_how_far_generation_is_ahead(
-    tmp_path: Path,
-) -> None:
-    log(tmp_path, range(2), from_epoch=0)
-    log(tmp_path, range(2, 3), from_epoch=2)
-    assert [value for _, value in logged_scalars(tmp_path, "share/cached")] == pytest.approx(
-        [0.15] * 3
-    )
-    assert [value for _, value in logged_scalars(tmp_path, "generator/rejected_for/off-class")] == [
-        1
-    ] * 3
-    assert [value for _, value in logged_scalars(tmp_path, "generator/ahead")] == [10, 20, 30]
-
-
-def test_tensorboard_shows_pictures_at_the_last_step(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    metrics = MetricsLog(tmp_path, from_epoch=0)
-    metrics.append(epoch(1))
-    metrics.show("test/confusion", np.zeros((4, 4, 3), np.uint8))
-    metrics.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Images("test/confusion")] == [20]
+def test_a_summary_gives_its_single_figures() -> None:
+    found = summary_scalars(summary(top1=0.5, worst_group=None))
+    assert found["summary/top1"] == 0.5
+    assert all(isinstance(value, (int, float)) for value in found.values())
+    assert {"summary/worst_group", "summary/per_class"}.isdisjoint(found)
 
 
 def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:

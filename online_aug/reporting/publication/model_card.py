@@ -130,8 +130,9 @@ def _results(content: CardContent) -> Iterator[str]:
         ("top-1 accuracy", percent(found.top1)),
         ("top-5 accuracy", percent(found.top5)),
         ("cross-entropy", f"{found.loss:.4f}"),
-        ("top-1 at the epoch chosen on the validation split", percent(summary.top1_best_val)),
     ]
+    if summary.best_on_validation is not None:
+        rows.append(("top-1 at the best epoch by validation", summary.best_on_validation))
     if found.worst_group is not None:
         rows.append(("top-1 of the worst group", percent(found.worst_group)))
     rows += [(f"top-1, {part} training images", percent(s)) for part, s in found.per_shots.items()]

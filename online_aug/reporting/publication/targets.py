@@ -68,12 +68,7 @@ def _check_free(run: Path, folder: Path) -> None:
 
 def _push(run: Path, repository: str, is_private: bool) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise UserError(f"--to must be {HUB}USER/NAME: {first_line(error)}") from None
     if repository.count("/") != 1:
         raise UserError(f"--to must be {HUB}USER/NAME, got {HUB}{repository}")
     if get_token() is None:
@@ -94,10 +89,12 @@ def _push(run: Path, repository: str, is_private: bool) -> str:
 @contextmanager
 def _refusals(repository: str) -> Iterator[None]:
     """Turn whatever the hub and the way to it refuse into one line."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         yield
+    except HFValidationError as error:
+        raise UserError(f"--to must be {HUB}USER/NAME: {first_line(error)}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         reason = {
