@@ -93,7 +93,7 @@ def _about(store: Store, entries: Entries) -> str:
         (shown - rejected, stats["entries"], "images"),
         (rejected, stats["rejected"], "rejections"),
     )
-    counted = ", ".join(f"{part:,} of {held:,} {name}" for part, held, name in parts)
+    counted = ", ".join(f"{part:,} of {held:,} {name}" for part, held, name in parts if held)
     cut = (
         f"; it ends here, since pictures may take {MAX_PICTURES_MIB} MiB" if entries.is_cut else ""
     )

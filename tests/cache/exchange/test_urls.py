@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -205,3 +206,10 @@ def test_a_broken_image_is_named_as_on_the_server(memory, tmp_path, run):
 )
 def test_a_place_is_a_path_or_a_url(text, expected):
     assert urls.place(text) == expected
+
+
+def test_commands_that_need_no_url_import_no_library_for_them():
+    libraries = ("fsspec", "huggingface_hub", "datasets", "torch", "online_aug")
+    code = f"import sys, cache.__main__; sys.exit(any(n in sys.modules for n in {libraries}))"
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

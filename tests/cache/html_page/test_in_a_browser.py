@@ -68,6 +68,7 @@ def test_only_the_cards_near_the_screen_exist_and_no_text_is_run(page, browser):
     browser.open(page)
     assert browser.run(COUNT) == "660 images"
     assert 0 < len(browser.run(CARDS)) < 60
+    assert browser.run("return document.body.scrollWidth <= document.body.clientWidth")
     assert browser.run("return document.title").startswith("Images of ")
     assert browser.run("return document.querySelectorAll('b, svg, iframe').length") == 0
     sources = browser.run("return [...document.images].map(image => image.src.slice(0, 23))")
