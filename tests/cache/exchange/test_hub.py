@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from exchange_samples import assert_refused
+from exchange_samples import assert_refused, contents
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -38,6 +38,7 @@ class Hub(ThreadingHTTPServer):
             "/datasets/me/birds.git/info/lfs/objects/batch": lambda rest: self.batch(
                 json.loads(body)["objects"]
             ),
+            "/datasets/me/birds/resolve/": lambda rest: (200, self.files[rest.partition("/")[2]]),
             "/large/": lambda rest: (200, self.large.update({rest: body})),
         }
         for start, route in routes.items():
@@ -66,8 +67,10 @@ class Hub(ThreadingHTTPServer):
         names = [name for name in self.files if not folder or name.startswith(f"{folder}/")]
         if folder and not names:
             return 404, {"error": "EntryNotFound"}
-        kinds = {"type": "file", "oid": "0" * 40, "size": 0}
-        return 200, [{"path": name, **kinds} for name in names]
+        return 200, [
+            {"path": name, "type": "file", "oid": "0" * 40, "size": len(self.files[name])}
+            for name in names
+        ]
 
     def commit(self, body: bytes) -> tuple[int, Any]:
         if self.is_full:
@@ -90,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         status, answer = self.server.answer(self.path.partition("?")[0], body)
-        content = json.dumps(answer).encode()
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         if status == 404:
             self.send_header("X-Error-Code", answer["error"])
@@ -111,7 +114,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    files = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    huggingface_hub.HfFileSystem.clear_instance_cache()  # one of an earlier test asks its server
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     yield server
@@ -199,3 +205,9 @@ def test_an_exported_folder_is_pushed_by_the_datasets_library(
     for row in rows:
         (path,) = (tmp_path / "out").rglob(f"{row['key']}.*")
         assert row["image"]["bytes"] == path.read_bytes()
+
+
+def test_an_export_on_the_hub_is_imported(hub, birds, tmp_path, run):
+    run("export", birds, "hf://datasets/me/birds")
+    assert run("import", tmp_path / "back", "hf://datasets/me/birds", "--json")[0] == 0
+    assert contents(tmp_path / "back") == contents(birds)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from exchange_samples import assert_refused, contents, file_sizes, write_image
+from exchange_samples import assert_refused, bird, contents, file_sizes, write_image
 from fsspec.implementations.memory import MemoryFileSystem
 
+from cache import Store
 from cache.exchange import urls
 
 FORMATS = ["folder", "diff-mix", "webdataset"]
@@ -47,6 +48,38 @@ def test_a_url_gets_the_same_files_as_a_folder(birds, memory, tmp_path, run):
     there = {name.removeprefix("/bucket/out/"): name for name in memory.find("/bucket")}
     assert there.keys() == here.keys()
     assert all(memory.cat(there[name]) == here[name].read_bytes() for name in here)
+
+
+def test_the_file_system_of_the_disk_takes_and_gives_an_export(birds, tmp_path, run):
+    run("export", birds, tmp_path / "out")
+    url = f"file://{tmp_path}/deep/copy"  # as a command gets it, it would be a path
+    target = urls.open_target(url, is_file=False, force=False)
+    urls.upload(target, url, tmp_path / "out", lambda done, total: None)
+    (tmp_path / "back").mkdir()
+    assert urls.download(url, tmp_path / "back", lambda done, total: None) == tmp_path / "back"
+    names = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")}
+    assert {
+        p.relative_to(tmp_path / "deep/copy") for p in (tmp_path / "deep").rglob("*.*")
+    } == names
+    assert {p.relative_to(tmp_path / "back") for p in (tmp_path / "back").rglob("*.*")} == names - {
+        Path("export.json")
+    }
+
+
+def test_names_with_letters_of_patterns_are_names(memory, tmp_path, run):
+    names = "[0]", "a[b]c", "x{y}", "0"
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    options = ("--classes", tmp_path / "names.txt")
+    with Store(tmp_path / "c", durability="process") as store:
+        store.put_many([bird(variant) for variant in range(8)])
+    assert run("export", tmp_path / "c", "memory://bucket/out", *options)[0] == 0
+    assert {name.split("/")[3] for name in memory.find("/bucket") if name.count("/") > 3} == {
+        *names
+    }
+    arguments = ("export", tmp_path / "c", "memory://bucket/out", *options, "--force", "--limit", 1)
+    assert run(*arguments)[0] == 0
+    assert len(memory.find("/bucket")) == 3
+    assert run("import", tmp_path / "back", "memory://bucket/out")[0] == 0
 
 
 def test_one_shard_and_one_table_have_urls(birds, memory, tmp_path, run):
