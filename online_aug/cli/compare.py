@@ -5,6 +5,7 @@ The twin has the same data, classifier, optimizer and number of steps, but no sy
 
 import argparse
 import json
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from online_aug.files import check_folder
 from online_aug.reporting.run_directory import REPORT_FILE
 
 if TYPE_CHECKING:
-    from online_aug.comparison.runs import Run
+    from online_aug.comparison.runs import Row, Run
     from online_aug.comparison.tables import Rows
 
 # Whatever needs torch is imported in the function that uses it: a mistake is reported before.
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 SUMMARY = (
     "Train a recipe and its vanilla twin, which has the same data, classifier, optimizer and "
     "number of steps but real images alone, and compare their accuracy on the test split after the "
-    "last epoch. All runs share cache.path and finetune.path. Finished runs are not repeated: "
-    "after Ctrl-C the same command goes on, and a larger --seeds adds runs."
+    "last epoch. Several recipes of one data set and training share the twin and the table. All "
+    "runs share cache.path and finetune.path. Finished runs are not repeated: after Ctrl-C the "
+    "same command goes on, and a larger --seeds adds runs."
 )
 EXAMPLES = """\
 quickstart --seeds 1
 pocket_birds_sgd_mix --seeds 5
 my_recipe.yaml --seeds 3 --cuts data.examples_per_class=5
+diffda/cub_shot5_diff_mix diffda/cub_shot5_da_fusion --seeds 3
 """
 VANILLA, AUGMENTED = "vanilla", "augmented"
 
@@ -47,18 +50,18 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: With 128 plus the signal that interrupted one.
     """
     given = build_parser().parse_intermixed_args(argv)
-    command = Command(recipe=given.recipe, overrides=tuple(given.overrides))
+    overrides = tuple(word for word in given.overrides if "=" in word)
+    others = [word for word in given.overrides if "=" not in word]
+    command, *more = (Command(recipe=name, overrides=overrides) for name in (given.recipe, *others))
     config = command.load_config()
     _check(config, given.seeds)
     from online_aug.comparison.launches import launching
-    from online_aug.comparison.runs import Row, plan_runs, without_synthetic
+    from online_aug.comparison.runs import plan_runs
 
-    folder: Path = given.out or config.run.dir / f"compare-{command.config_path.stem}"
+    name = os.path.commonprefix([each.config_path.stem for each in (command, *more)])
+    folder: Path = given.out or config.run.dir / f"compare-{name.strip('_') or 'recipes'}"
     check_folder(folder, "--out" if given.out else "run.dir")
-    rows = {
-        VANILLA: Row(command.recipe, (*command.overrides, *without_synthetic(config))),
-        AUGMENTED: Row(command.recipe, command.overrides),
-    }
+    rows = rows_of(command, more)
     seeds = range(config.run.seed, config.run.seed + given.seeds)
     runs = plan_runs(rows, seeds, folder, cuts=given.cuts)
     _check_runs(runs)
@@ -66,9 +69,36 @@ def main(argv: Sequence[str]) -> int:
         for number, run in enumerate(runs, 1):
             _head(run, f"{number} of {len(runs)}")
             launches.train(run, is_shown=True)
-    shown = ["compare", command.recipe, *command.overrides, f"--seeds {given.seeds}"]
+    shown = ["compare", command.recipe, *others, *overrides, f"--seeds {given.seeds}"]
     _report(" ".join([*shown, "--cuts"] if given.cuts else shown), command, runs, folder)
     return 0
+
+
+def rows_of(command: Command, more: Sequence[Command]) -> dict[str, "Row"]:
+    """Return what is trained: the twin and the recipe, or the twin and each of several recipes.
+
+    Raises:
+        UserError: If recipes cannot be compared with one twin.
+    """
+    from online_aug.comparison.runs import Row, twin_differences, without_synthetic
+
+    config = command.load_config()
+    twin = Row(command.recipe, (*command.overrides, *without_synthetic(config)))
+    if not more:
+        return {VANILLA: twin, AUGMENTED: Row(command.recipe, command.overrides)}
+    rows = {VANILLA: twin}
+    for each in (command, *more):
+        _check(each.load_config(), 1)
+        own = Row(each.recipe, (*each.overrides, *without_synthetic(each.load_config())))
+        if wrong := next(twin_differences(twin, own), None):
+            raise UserError(
+                f"recipes must have one vanilla twin to be in one table, {each.recipe} differs "
+                f"from {command.recipe} in {wrong}"
+            )
+        rows[each.config_path.stem] = Row(each.recipe, each.overrides)
+    if len(rows) <= len(more) + 1:
+        raise UserError("recipes must have names of their own to be in one table, got one twice")
+    return rows
 
 
 def build_parser() -> Parser:
@@ -77,7 +107,7 @@ def build_parser() -> Parser:
     shown = "".join(f"  {prog} {line}\n" for line in EXAMPLES.splitlines())
     parser = Parser(
         prog=prog,
-        usage=f"{prog} RECIPE [key.sub=value ...] [--seeds N] [--cuts] [--out DIR]",
+        usage=f"{prog} RECIPE [RECIPE ...] [key.sub=value ...] [--seeds N] [--cuts] [--out DIR]",
         description=textwrap.fill(SUMMARY, 78),
         epilog=f"examples:\n{shown}\nonline-aug train --help lists recipes and keys",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -143,10 +173,12 @@ def _report(shown: str, command: Command, runs: Sequence["Run"], folder: Path) -
 
     rows: Rows = {
         row: {run.seed: run.outcome() for run in runs if run.row == row}
-        for row in (VANILLA, AUGMENTED)
+        for row in dict.fromkeys(run.row for run in runs)
     }
-    columns, notes = turned(compare(rows)), _notes(rows)
-    title = f"{command.config_path.stem} and its vanilla twin on {runs[0].config.data.source}"
+    found = compare(rows)
+    columns, notes = turned(found) if AUGMENTED in rows else found, _notes(rows)
+    compared = command.config_path.stem if AUGMENTED in rows else f"{len(rows) - 1} recipes"
+    title = f"{compared} and the vanilla twin on {runs[0].config.data.source}"
     text = f"# {title}\n\n`online-aug {shown}`\n\n"
     write_atomically(folder / "compare.md", f"{text}{markdown(columns)}\n{notes}\n")
     record = {"recipe": command.recipe, "overrides": command.overrides, "rows": as_records(rows)}
@@ -155,7 +187,7 @@ def _report(shown: str, command: Command, runs: Sequence["Run"], folder: Path) -
     console.print(f"\n{title}", markup=False, style="bold")
     console.print(draw(columns))
     write_comparison([run.folder for run in runs], folder / REPORT_FILE)
-    first = next(run.folder for run in runs if run.row == AUGMENTED)
+    first = next(run.folder for run in runs if run.row != VANILLA)
     shown_files = [folder / REPORT_FILE, first / REPORT_FILE, first / "gallery.png"]
     shown_files = [path for path in shown_files if path.exists()]
     for line in (*notes.splitlines(), "", "look at:", *shown_files, folder / "compare.md"):
@@ -172,9 +204,12 @@ def _notes(rows: "Rows") -> str:
         else f"Means over {seeds} seeds with 95 % intervals; differences are paired by seed."
     )
     lacking = [
-        f"\nSeed {seed} served no synthetic image: both of its runs trained on real images alone."
-        for seed, outcome in rows[AUGMENTED].items()
-        if not outcome.summary.served.synthetic
+        f"\nSeed {seed} served no synthetic image{where}: both of its runs trained on real images "
+        "alone."
+        for row in rows
+        for where in ["" if row == AUGMENTED else f" of {row}"]
+        for seed, outcome in rows[row].items()
+        if row != VANILLA and not outcome.summary.served.synthetic
     ]
     return (
         "Accuracy on the test split after the last epoch; "

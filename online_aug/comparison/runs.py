@@ -158,6 +158,12 @@ def without_synthetic(config: Config) -> tuple[str, ...]:
     return (*off, "mixing.policy=global", f"data.epoch_repeats={round(longer)}")
 
 
+def twin_differences(twin: "Row", other: "Row") -> Iterator[str]:
+    """Yield what decides a training on real images alone and differs between two rows, in words."""
+    first, second = (load_config(find_recipe(row.recipe), row.overrides) for row in (twin, other))
+    return _differences(first.model_dump(mode="json"), second)
+
+
 def _differences(trained: Mapping[str, Any], config: Config) -> Iterator[str]:
     sections = config.model_dump(mode="json")
     for section in sections if config.mixing.is_synthetic else REAL:

@@ -269,6 +269,13 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def _collected() -> list[str]:
+    """List the recipes of the package that lie in folders, such as `diffda/cub_shot5_diff_mix`."""
+    return [
+        path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.glob("*/*.yaml")
+    ]
+
+
 def find_recipe(given: str) -> Path:
     """Return the path of a recipe that is given as a file or by its name.
 
@@ -279,7 +286,7 @@ def find_recipe(given: str) -> Path:
     if path.exists():
         return path
     names = recipe_names()
-    if given in names:
+    if given in names or given in _collected():
         return RECIPES / f"{given}.yaml"
     raise UserError(
         "the first argument must be an existing YAML file or the name of a recipe, "

@@ -137,3 +137,28 @@ def test_a_launcher_cannot_start_it(recipe, monkeypatch):
     assert (
         refusal(recipe) == "compare must be started without a launcher: it starts trainings itself"
     )
+
+
+def test_several_recipes_share_the_twin_and_the_table(recipe, launched, capfd):
+    other = recipe.with_name("tiny_half.yaml")
+    other.write_text(recipe.read_text() + "mixing: {synthetic_probability: 0.5}\n")
+    assert run_command(["compare", str(recipe), str(other), "--seeds=1", "run.seed=2"]) == 0
+    assert launched == ["vanilla-seed2", "tiny-seed2", "tiny_half-seed2"]
+    folder = recipe.parent / "runs" / "compare-tiny"
+    table = (folder / "compare.md").read_text()
+    assert "# 2 recipes and the vanilla twin on digits" in table
+    for row in ("| vanilla |", "| tiny |", "| tiny_half |"):
+        assert row in table
+
+
+def test_recipes_that_train_differently_are_not_in_one_table(recipe, launched):
+    other = recipe.with_name("longer.yaml")
+    other.write_text(recipe.read_text().replace("epochs: 1", "epochs: 2"))
+    said = refusal(recipe, str(other))
+    assert "recipes must have one vanilla twin to be in one table" in said
+    assert "run.epochs (1 there, 2 now)" in said
+    assert launched == []
+
+
+def test_a_recipe_twice_is_refused(recipe, launched):
+    assert "must have names of their own" in refusal(recipe, str(recipe))

@@ -10,7 +10,7 @@ import yaml
 from published_samples import WRITERS, accept_small_flowers
 
 from online_aug.cli.train import main
-from online_aug.config.loading import load_config
+from online_aug.config.loading import find_recipe, load_config
 from online_aug.config.schema import fields, json_schema
 from online_aug.data.published import PUBLISHED
 
@@ -152,3 +152,34 @@ def test_every_other_recipe_passes_a_dry_run_on_its_data(path, embedded_root, tm
     assert dry_run(path, tmp_path, embedded_root) == 0
     assert re.search("requests   |no images to make", capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "PAPERS.md"
+
+
+def rows_of_page():
+    """Yield recipe and disk of each row of docs/PAPERS.md that has both."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and (found := re.match(r"`(\w+)`", cells[1])):
+            yield found[1], cells[2], cells[4]
+
+
+def test_the_page_of_the_papers_has_every_recipe_of_a_paper():
+    assert {path.stem for path in PAPERS} <= {name for name, *_ in rows_of_page()}
+
+
+def test_the_page_of_the_papers_agrees_with_the_heads():
+    for path in PAPERS:
+        made, disk = next((made, disk) for name, made, disk in rows_of_page() if name == path.stem)
+        assert f"at most {disk} GiB" in head(path), path.stem
+        assert re.search(rf"{re.escape(made)} (generated|edited) images", head(path)), path.stem
+
+
+def test_every_recipe_that_the_page_of_the_papers_names_is_there():
+    named = set(
+        re.findall(r"(?:diffda/)?\b(?:cub|aircraft|cars|dogs|flowers)_\w+_\w+", PAGE.read_text())
+    )
+    assert named
+    for name in named:
+        find_recipe(name)
