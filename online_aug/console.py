@@ -32,6 +32,11 @@ def open_console() -> Console:
     return Console(highlight=False)
 
 
+def open_side_console() -> Console:
+    """Return the console on standard error, for progress beside a result that others read."""
+    return Console(stderr=True, highlight=False)
+
+
 def is_watched(console: Console, environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether lines may be redrawn: in a terminal that can move its cursor, not in CI."""
     if environment.get("CI", "").lower() not in ("", "0", "false"):
@@ -107,9 +112,9 @@ def progress(
         say(f"{title}: {tally.done}/{total} in {duration(tally.elapsed_s)}")
 
 
-def counted(title: str, items: Sequence[Item]) -> Iterator[Item]:
+def counted(title: str, items: Sequence[Item], *, console: Console | None = None) -> Iterator[Item]:
     """Iterate over items and show how many are done, as `progress` does."""
-    with progress(title, len(items)) as tally:
+    with progress(title, len(items), console=console) as tally:
         for item in items:
             yield item
             tally.advance()

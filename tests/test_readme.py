@@ -79,8 +79,9 @@ def check_online_aug(argv):
 
 def check_recipe(command, argv):
     """Load a recipe with its overrides; one that the reader is to have is not loaded."""
-    switches = getattr(importlib.import_module(f"online_aug.cli.{command}"), "SWITCHES", {})
-    found = parse_command(argv, prog="x", summary="x", switches=switches)
+    module = importlib.import_module(f"online_aug.cli.{command}")
+    switches, options = (getattr(module, n, None) for n in ("SWITCHES", "add_options"))
+    found = parse_command(argv, prog="x", summary="x", switches=switches or {}, add_options=options)
     is_the_reader_s = found.recipe.startswith(("runs/", "my_")) or found.recipe in STAND_INS
     if not is_the_reader_s and ".py:" not in " ".join(argv):
         load_config(RECIPES / f"{Path(found.recipe).stem}.yaml", found.overrides)

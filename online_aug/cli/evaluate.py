@@ -1,7 +1,9 @@
 """`online-aug evaluate`: judge the `model.safetensors` of a run on the test split."""
 
 import json
+import math
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from online_aug.classifier.evaluation import Evaluation
+    from online_aug.reporting.disturbed import Disturb
 
 # Whatever needs torch is imported in the function that uses it: a mistake is reported before.
 
@@ -30,7 +33,11 @@ EXAMPLES = """\
 runs/quickstart-seed0
 quickstart run.seed=1
 runs/quickstart-seed0 --best --json
+runs/quickstart-seed0 --attack fgsm --epsilon 8/255
+runs/quickstart-seed0 --attack pgd --corruptions
+runs/quickstart-seed0 --corruptions=noise,JPEG
 """
+EPSILON, ALL = "8/255", "all"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,14 +56,84 @@ def main(argv: Sequence[str]) -> None:
         summary=SUMMARY,
         switches=SWITCHES,
         examples=EXAMPLES,
+        add_options=add_options,
     )
+    disturbances = _disturbances(command.options)
     config = command.load_config()
     run = folder or run_folder(config.run, command.config_path)
-    result = _judge(config, run / (BEST_FILE if "--best" in command.switches else MODEL_FILE))
+    weights = run / (BEST_FILE if "--best" in command.switches else MODEL_FILE)
+    result, disturbed = _judge(config, weights, disturbances)
     if "--json" in command.switches:
-        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
-    else:
-        _print(result, open_console())
+        more = {"disturbed": disturbed} if disturbed else {}
+        sys.stdout.write(json.dumps(asdict(result) | more, indent=2) + "\n")
+        return
+    console = open_console()
+    if disturbed:
+        console.print(_table("disturbed by", disturbed))
+    _print(result, console)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add what an evaluation can disturb images by."""
+    parser.add_argument(
+        "--attack",
+        choices=("fgsm", "pgd"),
+        help="also judge with adversarial noise: one step along the classifier's own gradient, or "
+        "ten from a random start",
+    )
+    parser.add_argument(
+        "--epsilon",
+        metavar="SIZE",
+        help=f"largest change of a pixel by the attack, where 1 is white; default {EPSILON}",
+    )
+    parser.add_argument(
+        "--corruptions",
+        nargs="?",
+        const=ALL,
+        metavar="NAMES",
+        help="also judge under common corruptions of our own, each the mean of three severities: "
+        "all, or some as in --corruptions=noise,JPEG",
+    )
+
+
+def _disturbances(options: Namespace) -> "dict[str, list[Disturb]]":
+    """Return the disturbances that are asked for, each with all of its severities.
+
+    Raises:
+        UserError: If a corruption is unknown, or the size of an attack is none.
+    """
+    if options.attack is None and options.epsilon is not None:
+        raise UserError(f"--epsilon must come with --attack, got {options.epsilon} alone")
+    epsilon = _fraction(options.epsilon or EPSILON)
+    if options.attack is None and options.corruptions is None:
+        return {}
+    from cache.text import nearest_hint
+    from online_aug.reporting.disturbed import CORRUPTIONS, SEVERITIES, attack, corruption
+
+    found = {}
+    if options.attack:
+        title = f"{options.attack.upper()} {options.epsilon or EPSILON}"
+        found[title] = [attack(options.attack, 255 * epsilon)]
+    asked = options.corruptions or ""
+    for name in CORRUPTIONS if asked == ALL else filter(None, asked.split(",")):
+        if name not in CORRUPTIONS:
+            raise UserError(
+                f"--corruptions must name some of {', '.join(CORRUPTIONS)}, got {name}"
+                f"{nearest_hint(name, CORRUPTIONS)}"
+            )
+        found[name] = [corruption(name, severity) for severity in range(SEVERITIES)]
+    return found
+
+
+def _fraction(text: str) -> float:
+    upper, _, lower = text.partition("/")
+    try:
+        size = float(upper) / float(lower or 1)
+    except (ValueError, ZeroDivisionError):
+        size = math.nan
+    if not 0 < size <= 1:
+        raise UserError(f"--epsilon must be above 0 and at most 1, such as {EPSILON}, got {text}")
+    return size
 
 
 def _config_of(folder: Path) -> Path:
@@ -65,7 +142,9 @@ def _config_of(folder: Path) -> Path:
     return folder / CONFIG_FILE
 
 
-def _judge(config: Config, weights: Path) -> "Evaluation":
+def _judge(
+    config: Config, weights: Path, disturbances: "Mapping[str, Sequence[Disturb]]"
+) -> "tuple[Evaluation, dict[str, float]]":
     import torch
 
     from online_aug.classifier.class_names import check_class_names
@@ -73,6 +152,7 @@ def _judge(config: Config, weights: Path) -> "Evaluation":
     from online_aug.classifier.model import build_classifier
     from online_aug.data.sources import load_splits
     from online_aug.distributed.devices import plan_devices
+    from online_aug.reporting.disturbed import accuracies
 
     if (
         weights.name == BEST_FILE
@@ -94,7 +174,19 @@ def _judge(config: Config, weights: Path) -> "Evaluation":
         settings, len(images.class_names), image_size=config.data.image_size, needs_head=True
     )
     classifier.to(device)
-    return evaluate(classifier, images, config.data, device, train_labels=splits.train.labels)
+    found = evaluate(classifier, images, config.data, device, train_labels=splits.train.labels)
+    if not disturbances:
+        return found, {}
+    each = {
+        f"{name} {number}": disturb
+        for name, severities in disturbances.items()
+        for number, disturb in enumerate(severities)
+    }
+    shares = accuracies(classifier.eval(), images, config.data, device, each)
+    return found, {
+        name: sum(shares[f"{name} {number}"] for number in range(len(severities))) / len(severities)
+        for name, severities in disturbances.items()
+    }
 
 
 def _print(result: "Evaluation", console: "Console") -> None:

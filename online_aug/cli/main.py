@@ -14,7 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, MappingProxyType
@@ -184,6 +184,8 @@ class Command:
     overrides: tuple[str, ...]
     switches: frozenset[str] = frozenset()
     """The switches that were given, such as `--dry-run`."""
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
+    """Everything that was given, with the values of a command's own options."""
 
     @property
     def config_path(self) -> Path:
@@ -202,6 +204,7 @@ def parse_command(
     summary: str,
     switches: Mapping[str, str] = MappingProxyType({}),
     examples: str = RECIPE_EXAMPLES,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Command:
     """Read the arguments; for `--help` print usage, examples and every key, and exit.
 
@@ -211,11 +214,12 @@ def parse_command(
         summary: One sentence on what it does.
         switches: Options without a value that it takes, such as `--dry-run`, and what each does.
         examples: Arguments that `--help` shows, one example a line.
+        add_options: Adds options that have a value.
 
     Raises:
         UserError: If an option is unknown or no recipe is given.
     """
-    offered = "".join(f" [{name}]" for name in switches)
+    offered = "".join(f" [{name}]" for name in switches) + (" [options]" if add_options else "")
     shown = "".join(f"  {prog} {line}\n" for line in examples.splitlines())
     parser = Parser(
         prog=prog,
@@ -225,6 +229,8 @@ def parse_command(
         allow_abbrev=False,
     )
     add_arguments(parser, switches)
+    if add_options is not None:
+        add_options(parser)
     if {"-h", "--help"} & set(argv):
         names = textwrap.fill(", ".join(recipe_names()), 96)
         parser.epilog = (
@@ -240,6 +246,7 @@ def parse_command(
         recipe=found.recipe,
         overrides=tuple(found.overrides),
         switches=frozenset(found.switches),
+        options=found,
     )
 
 
@@ -315,7 +322,9 @@ def _completion(shell: str) -> str:
         if hasattr(module, "build_parser"):
             commands.add_parser(name, help=does, parents=[module.build_parser()], add_help=False)
         elif name != "schema":
-            add_arguments(commands.add_parser(name, help=does), getattr(module, "SWITCHES", {}))
+            taken = commands.add_parser(name, help=does)
+            add_arguments(taken, getattr(module, "SWITCHES", {}))
+            getattr(module, "add_options", lambda _: None)(taken)
         else:
             commands.add_parser(name, help=does)
     script: str = shtab.complete(parser, shell, preamble=_completed_words()[shell])

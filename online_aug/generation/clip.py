@@ -1,11 +1,13 @@
 """A CLIP model that scores whether an image shows a thing (the filter in the code of Diff-Mix)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from online_aug.data.transforms import to_bytes
@@ -43,7 +45,50 @@ def clip_score(folder: Path, thing: str, device: str) -> Score:
     return score
 
 
-def _load_clip(folder: Path) -> tuple[Any, Any]:
+Pictures = Sequence[UInt8[np.ndarray, "_ _ 3"]]
+_AT_A_TIME = 64
+
+
+class ClipFeatures:
+    """The directions of images and texts by a CLIP model: unit vectors."""
+
+    def __init__(self, folder: Path, key: str, device: str = "cpu") -> None:
+        """Load a model.
+
+        Args:
+            folder: A CLIP model with its processor in transformers' format.
+            key: Configuration key or option that names it, for messages.
+            device: Where the model computes.
+
+        Raises:
+            UserError: If there is no such model, or some of its weights are missing.
+        """
+        self._model, self._processor = _load_clip(folder, key)
+        self._model.to(device).eval()
+        self._device = device
+
+    @torch.no_grad()
+    def of_images(self, pictures: Pictures) -> Float[Tensor, "n f"]:
+        """Return a row for each image."""
+        found = []
+        for start in range(0, len(pictures), _AT_A_TIME):
+            some = [torch.from_numpy(one).permute(2, 0, 1) for one in pictures[start:][:_AT_A_TIME]]
+            asked = self._processor(images=some, return_tensors="pt").to(self._device)
+            pooled = self._model.vision_model(**asked).pooler_output
+            found.append(F.normalize(self._model.visual_projection(pooled).float(), dim=1).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def of_texts(self, texts: Sequence[str]) -> Float[Tensor, "n f"]:
+        """Return a row for each text."""
+        asked = self._processor(
+            text=list(texts), return_tensors="pt", padding=True, truncation=True
+        )
+        pooled = self._model.text_model(**asked.to(self._device)).pooler_output
+        return F.normalize(self._model.text_projection(pooled).float(), dim=1).cpu()
+
+
+def _load_clip(folder: Path, key: str = "gate.clip") -> tuple[Any, Any]:
     from transformers import CLIPModel, CLIPProcessor  # seconds, which only CLIP is worth
 
     try:
@@ -57,6 +102,6 @@ def _load_clip(folder: Path) -> tuple[Any, Any]:
         return model, CLIPProcessor.from_pretrained(folder, **own)
     except Exception as error:  # whatever a foreign directory makes transformers raise
         raise UserError(
-            "gate.clip must be a directory with a CLIP model and its processor in transformers' "
+            f"{key} must be a directory with a CLIP model and its processor in transformers' "
             f"format, got {folder}: {one_line(error)}"
         ) from error

@@ -18,6 +18,7 @@ STUDIES = {
     "refinement": "what refining a mix changes, as a whole or around the source's foreground",
     "noisy_saliency": "how wrong saliency maps may be before a mix loses its class",
     "cost": "what an image takes of time and disk by stage, and a whole run",
+    "images": "how faithful to their class and how diverse generated images are",
     "labels": "which label between two classes is best: soft ones and hard ones",
     "reuse": "what more unique images bring, each served less often",
     "overhead": "what accuracy costs in training time",

@@ -32,8 +32,8 @@ from online_aug.saliency.masks import decode_mask, resized_masks
 from online_aug.seeding import numpy_rng
 from online_aug.studies import Study
 from online_aug.studies.frame.images import open_foregrounds
+from online_aug.studies.frame.mask_sheet import SheetRow, draw_mask_sheet
 from online_aug.studies.mask_report import COVERED, REASONS, Cut, Mask, Report
-from online_aug.studies.mask_sheet import SheetRow, draw_mask_sheet
 
 SAMPLES = 64
 

@@ -87,3 +87,30 @@ def test_the_best_of_a_run_without_validation_is_refused_in_one_line(finished):
     with pytest.raises(UserError, match=r"^--best must be left out for a run without valid") as no:
         main([str(finished[0]), "--best"])
     assert "\n" not in str(no.value)
+
+
+def test_disturbed_images_are_judged_too(finished, capsys):
+    run, expected = finished
+    main([str(run), "--attack", "pgd", "--epsilon=64/255", "--corruptions=noise,JPEG", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == expected.top1
+    assert set(found["disturbed"]) == {"PGD 64/255", "noise", "JPEG"}
+    assert found["disturbed"]["PGD 64/255"] <= expected.top1
+    main([str(run), "--corruptions"])
+    assert "brightness" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--corruptions=nois"], r"--corruptions must name some of noise, .* got nois.* noise"),
+        (["--attack=fgsm", "--epsilon=8/0"], r"--epsilon must be above 0 .* got 8/0$"),
+        (["--attack=fgsm", "--epsilon=8"], r"--epsilon must be above 0 and at most 1, .* got 8$"),
+        (["--epsilon=8/255"], r"--epsilon must come with --attack, got 8/255 alone$"),
+        (["--attack=bim"], r"argument --attack: invalid choice: 'bim'"),
+    ],
+)
+def test_a_disturbance_that_is_not_known_is_one_line(finished, options, said):
+    with pytest.raises(UserError, match=said) as caught:
+        main([str(finished[0]), *options])
+    assert "\n" not in str(caught.value)
