@@ -12,6 +12,7 @@ from online_aug.config.gate import GateConfig
 from online_aug.config.mixing_rules import mixing_rules
 from online_aug.config.saliency import SaliencyConfig
 from online_aug.config.sections import (
+    PLACE,
     CacheConfig,
     DevicesConfig,
     FinetuneConfig,
@@ -92,7 +93,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
         rules = (
-            *(_data, mixing_rules, _generation, _schedule, _finetune, _saliency, _devices),
+            *(_data, mixing_rules, _generation, _prompt, _schedule, _finetune, _saliency, _devices),
             *(_methods, _adaptive, _shared_run, _imports, _composed, training_rules),
         )
         if lines := [line for rule in rules for line in rule(self)]:
@@ -133,6 +134,16 @@ def _generation(config: Config) -> Iterator[str]:
         yield (
             "generation.scheduler must be lcm with generation.few_step_adapter, got "
             f"{config.generation.scheduler}"
+        )
+
+
+def _prompt(config: Config) -> Iterator[str]:
+    learns = [s.name for s in config.methods if find_method(s.name).uses_finetuning]
+    if learns and config.finetune.enabled and PLACE not in config.generation.prompt:
+        yield (
+            f"generation.prompt must hold {PLACE} with {learns[0]}, for which the model learns the "
+            f"classes by it, got {config.generation.prompt!r}; finetune.enabled=false takes the "
+            "model as it is"
         )
 
 

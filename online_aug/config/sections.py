@@ -16,6 +16,7 @@ from online_aug.settings import (
     Positive,
     Section,
     Seed,
+    Text,
 )
 
 
@@ -184,6 +185,11 @@ class FinetuneConfig(Section):
     result; null draws none."""
 
 
+PLACE = "{class}"
+"""The place of a class in a prompt."""
+PROMPT = f"a photo of a {PLACE}"
+
+
 class GenerationConfig(Section):
     """How images are made."""
 
@@ -195,6 +201,10 @@ class GenerationConfig(Section):
     vae: str | None = None
     """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
     diffusers' format or a hub name, such as `madebyollin/taesd`."""
+    prompt: Text = PROMPT
+    """Prompt of all methods but DiffuseMix, which has `method.template`; `{class}` is the token or
+    the name of the class with `data.metaclass` behind it. One without it, such as `a photo`, asks
+    for no class, which only a model that is taken as it is can be."""
     few_step_adapter: str | None = None
     """LoRA with which few steps will do (LCM-LoRA, arXiv:2311.05556): a file, a folder, or a hub
     name such as `latent-consistency/lcm-lora-sdv1-5`; needs `scheduler: lcm`."""

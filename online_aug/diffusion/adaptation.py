@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from online_aug.config.sections import FinetuneConfig
+from online_aug.config.sections import PROMPT, FinetuneConfig
 from online_aug.diffusion.adapters import (
     AdapterFiles,
     Adapters,
@@ -54,13 +54,15 @@ class Adaptation:
     class_names: Sequence[str]
     metaclass: str
     """The word for all classes together, such as `bird`."""
+    template: str = PROMPT
+    """Prompt with a place for the class."""
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
         """Prompts of the classes, and their tokens if fine-tuning learns tokens."""
         has_tokens = self.is_wanted and self.config.mode != "lora"
         naming = class_concepts if has_tokens else named_concepts
-        return naming(self.class_names, self.metaclass)
+        return naming(self.class_names, self.metaclass, self.template)
 
     @property
     def steps(self) -> int:

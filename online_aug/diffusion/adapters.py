@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from online_aug.config.sections import PLACE, PROMPT
 from online_aug.diffusion.lora_files import holds_lora
 from online_aug.documents import read_json
 from online_aug.errors import UserError, one_line
@@ -54,28 +55,33 @@ class Concept:
     prompt: str
 
 
-def class_concepts(class_names: Sequence[str], metaclass: str) -> tuple[Concept, ...]:
-    """Name the classes by tokens `<class_0>`, `<class_1>`, ... in Diff-Mix's prompt template.
+def class_concepts(
+    class_names: Sequence[str], metaclass: str, template: str = PROMPT
+) -> tuple[Concept, ...]:
+    """Name the classes by tokens `<class_0>`, `<class_1>`, ... in a prompt template.
 
     The brackets keep one token from being the prefix of another, which diffusers would take for a
     token of several vectors.
     """
     tokens = [f"<class_{number}>" for number in range(len(class_names))]
     return tuple(
-        Concept(name, token, _prompt(token, metaclass))
+        Concept(name, token, _prompt(template, token, metaclass))
         for name, token in zip(class_names, tokens, strict=True)
     )
 
 
-def named_concepts(class_names: Sequence[str], metaclass: str) -> tuple[Concept, ...]:
+def named_concepts(
+    class_names: Sequence[str], metaclass: str, template: str = PROMPT
+) -> tuple[Concept, ...]:
     """Name the classes by their own names, for a model that has learned no tokens."""
     return tuple(
-        Concept(name, None, _prompt(name.replace("_", " "), metaclass)) for name in class_names
+        Concept(name, None, _prompt(template, name.replace("_", " "), metaclass))
+        for name in class_names
     )
 
 
-def _prompt(named: str, metaclass: str) -> str:
-    return f"a photo of a {named} {metaclass}".strip()
+def _prompt(template: str, named: str, metaclass: str) -> str:
+    return template.replace(PLACE, f"{named} {metaclass}".strip()).strip()
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class DiffusionFiles:
             and any(method.uses_finetuning for method in self.methods.values()),
             class_names=self.data.images.class_names,
             metaclass=self.config.data.metaclass,
+            template=self.config.generation.prompt,
         )
 
     @property

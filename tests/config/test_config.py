@@ -647,3 +647,11 @@ def test_all_rules_between_keys_that_are_broken_are_told_at_once(empty):
 def test_the_words_of_other_programs_lead_to_our_keys(override, meant):
     with pytest.raises(UserError, match=f"did you mean {re.escape(meant)}\\?"):
         load_config(Path("configs/digits_diff_mix.yaml"), [override])
+
+
+def test_a_prompt_without_a_class_is_for_a_model_that_learns_none(empty):
+    for name in ("real_gen", "real_guidance", "real_mix"):
+        load_config(empty, [f"method.name={name}", "generation.prompt=a photo"])
+    load_config(empty, ["generation.prompt=a photo", "finetune.enabled=false"])
+    (line,) = error_lines(empty, "generation.prompt=a photo")
+    assert line.startswith("generation.prompt must hold {class} with diff_mix, for which")

@@ -40,3 +40,16 @@ def test_a_result_is_whole_when_its_last_file_is_there(tmp_path):
     assert not is_finetuned(tmp_path)
     (tmp_path / CONCEPTS_FILE).write_text("[]")
     assert is_finetuned(tmp_path)
+
+
+def test_a_template_says_where_the_class_stands():
+    template = "a drawing of {class}, in ink"
+    (token,) = class_concepts(["crow"], "bird", template)
+    (name,) = named_concepts(["blue_jay"], "", template)
+    assert token.prompt == "a drawing of <class_0> bird, in ink"
+    assert name.prompt == "a drawing of blue jay, in ink"
+
+
+def test_a_template_without_a_class_is_the_same_for_all():
+    prompts = {one.prompt for one in named_concepts(["crow", "jay"], "bird", "a photo")}
+    assert prompts == {"a photo"}
