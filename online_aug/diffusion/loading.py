@@ -33,9 +33,6 @@ _PIPELINES: Mapping[PipelineKind, Any] = {
     "instruct": StableDiffusionInstructPix2PixPipeline,
 }
 
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
-
 
 def load_pipeline(
     folder: Path, dtype: str, kind: PipelineKind, vae: Path | None = None
@@ -119,16 +116,19 @@ def _refusing(what: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep out what the libraries warn of while they load, on which nobody could act."""
+    """Keep out bars and warnings of the libraries while they load, on which nobody could act."""
     loggers = (diffusers_logging, transformers_logging)
-    before = [each.get_verbosity() for each in loggers]
+    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggers]
     for each in loggers:
         each.set_verbosity_error()
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        for each, level in zip(loggers, before, strict=True):
+        for each, (level, has_bars) in zip(loggers, before, strict=True):
             each.set_verbosity(level)
+            if has_bars:
+                each.enable_progress_bar()
 
 
 def _first_not_finite(components: Mapping[str, object]) -> str | None:

@@ -113,6 +113,9 @@ class Received:
                 f"losses must be one number for each of {len(chosen)} indices, got shape "
                 f"{tuple(values.shape)}: ask the loss function for reduction='none'"
             )
+        for kept, labels in reversed(self.labels):
+            if torch.equal(kept, chosen):  # as nearly always
+                return values.float(), labels
         rows: dict[int, Tensor] = {}
         for kept, labels in self.labels:
             rows.update(zip(kept.tolist(), labels, strict=True))

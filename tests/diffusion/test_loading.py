@@ -13,10 +13,12 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
 )
+from diffusers.utils import logging as diffusers_logging
 from request_samples import make_request
 from safetensors.torch import load_file, save_file
 from stock_diffusers import assert_same_pixels, stock
 from tiny_model import copy_with, write_tiny_vae
+from transformers.utils import logging as transformers_logging
 
 from online_aug.config.sections import GenerationConfig
 from online_aug.diffusion.adapters import Adapters
@@ -268,3 +270,10 @@ def test_importing_the_libraries_says_nothing():
     code = "import online_aug.diffusion.loading, online_aug.generation.engine"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_loading_leaves_the_progress_bars_of_the_libraries_as_they_were(tiny_model):
+    loggers = (diffusers_logging, transformers_logging)
+    assert all(each.is_progress_bar_enabled() for each in loggers)
+    load_img2img(tiny_model, "float32")
+    assert all(each.is_progress_bar_enabled() for each in loggers)

@@ -197,3 +197,23 @@ def test_slots_say_how_they_are_filled(setup):
     loader.mode = "index"
     kinds = {slot.kind for slots in loader for slot in slots}
     assert {Kind.REAL, Kind.CACHED} <= kinds
+
+
+class Heard:
+    """Stands for the feedback to a generation process: it keeps what it is told."""
+
+    def report(self, losses, labels):
+        self.losses, self.labels = losses, labels
+
+
+def test_losses_go_with_the_soft_labels_of_the_latest_batches(setup):
+    loader = setup.loader()
+    loader.feedback = Heard()
+    first, second = islice(loader, 2)
+    loader.report_losses(second.indices, torch.ones(8, requires_grad=True))
+    assert torch.equal(loader.feedback.labels, second.labels)
+    assert not loader.feedback.losses.requires_grad
+    some = [int(first.indices[3]), int(second.indices[1])]
+    loader.report_losses(some, [0.5, 2.0])
+    assert torch.equal(loader.feedback.labels, torch.stack([first.labels[3], second.labels[1]]))
+    assert loader.feedback.losses.tolist() == [0.5, 2.0]
