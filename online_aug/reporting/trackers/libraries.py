@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -125,6 +126,7 @@ class WandB(Library):
         import wandb
 
         settings = wandb.setup().settings
+        wandb.teardown()  # ends the process that setting up has started
         if settings.mode not in ("online", "shared"):
             return None
         host = urlsplit(settings.base_url).hostname or ""
@@ -170,23 +172,17 @@ class MLflow(Library):
     package = "mlflow"
 
     def check_login(self) -> str | None:
-        """Ask a server whether it answers, and a folder whether it can be written."""
+        """Ask a server whether it answers, and MLflow whether it takes a folder; write nothing."""
         import mlflow
 
-        from online_aug.distributed.world import set_environment
-
         place = urlsplit(uri := mlflow.get_tracking_uri())
-        if place.scheme in ("", "file"):
-            check_folder(Path(place.path), "MLFLOW_TRACKING_URI")
-        if place.scheme not in ("http", "https"):
+        if place.scheme in ("http", "https"):
+            return _refusal_of_mlflow(uri, uri)
+        if place.scheme not in ("", "file"):
             return None
-        try:
-            with set_environment(**_MLFLOW_PATIENCE):
-                mlflow.search_experiments(max_results=1)
-        except Exception as error:  # MlflowException, or whatever the HTTP client raises
-            reason = first_line(error)[:_SHOWN_LETTERS]
-            return f"mlflow cannot use {uri} ({reason}): set MLFLOW_TRACKING_URI"
-        return None
+        check_folder(Path(place.path), "MLFLOW_TRACKING_URI")
+        with TemporaryDirectory() as folder:  # looking into a folder of runs would make it
+            return _refusal_of_mlflow(uri, f"file:{folder}")
 
     def open(self, place: Place, run_id: str | None) -> Any:
         """Return the tracker; the project is MLflow's experiment."""
@@ -214,6 +210,22 @@ class MLflow(Library):
             super().log_settings(tracker, settings, is_new=is_new)
 
 
+def _refusal_of_mlflow(uri: str, asked: str) -> str | None:
+    """Return why MLflow cannot list the experiments at `asked`; the message names `uri`."""
+    import mlflow
+
+    from online_aug.distributed.world import set_environment
+
+    try:
+        with set_environment(**_MLFLOW_PATIENCE):
+            mlflow.MlflowClient(tracking_uri=asked).search_experiments(max_results=1)
+    except Exception as error:  # MlflowException, or whatever the HTTP client raises
+        reason = first_line(error)[:_SHOWN_LETTERS]
+        return f"mlflow cannot use {uri} ({reason}): set MLFLOW_TRACKING_URI, such as {_DATABASE}"
+    return None
+
+
+_DATABASE = "sqlite:///mlflow.db"
 # Without these it tries for minutes.
 _MLFLOW_PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

@@ -10,6 +10,7 @@ import re
 from typing import get_args, get_type_hints
 
 import numpy as np
+import psutil
 import pytest
 from accelerate.tracking import GeneralTracker
 
@@ -87,6 +88,7 @@ def offline(monkeypatch, tmp_path):
 
 def test_wandb_keeps_an_offline_run_in_the_run_directory_and_resumes_it(tmp_path, offline):
     check_trackers(["wandb"])
+    assert [each.name() for each in psutil.Process().children() if "wandb" in each.name()] == []
     follow(tmp_path, ["wandb"], [10, 20])
     offline.teardown()  # waits until everything is written
     run_id = json.loads((tmp_path / IDS_FILE).read_text())["wandb"]
@@ -123,13 +125,16 @@ def test_wandb_with_a_key_in_netrc_is_ready(tmp_path, offline, monkeypatch):
     check_trackers(["wandb"])
 
 
-def test_mlflow_keeps_a_run_in_a_folder_and_resumes_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("uri", ["file:{}/mlruns", "{}/mlruns", "sqlite:///{}/mlflow.db"])
+def test_mlflow_keeps_a_run_in_a_folder_and_resumes_it(tmp_path, monkeypatch, uri):
     mlflow = pytest.importorskip(
         "mlflow", reason="mlflow needs importlib_metadata below 10, which is pinned at 10"
     )
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.chdir(tmp_path)
     check_trackers(["mlflow"])
+    assert list(tmp_path.iterdir()) == []
     follow(tmp_path, ["mlflow"], [10, 20])
     follow(tmp_path, ["mlflow"], [30], first_step=21)
     client = mlflow.MlflowClient()
@@ -144,6 +149,17 @@ def test_mlflow_keeps_a_run_in_a_folder_and_resumes_it(tmp_path, monkeypatch):
     assert [each.path for each in client.list_artifacts(run.info.run_id, "served")] == [
         "served/gallery.png"
     ]
+
+
+def test_a_folder_that_mlflow_does_not_take_any_more_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip(
+        "mlflow", reason="mlflow needs importlib_metadata below 10, which is pinned at 10"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(UserError, match="maintenance mode.*set MLFLOW_TRACKING_URI, such as sql"):
+        check_trackers(["mlflow"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_of_mlflow_that_does_not_answer_is_one_line(monkeypatch):
