@@ -37,7 +37,7 @@ def commands():
     """All commands of the pages: bash blocks, lines that begin with `$`, spans that run ours."""
     found = []
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+        text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))
         found += [line for block in blocks("bash", text) for line in block.splitlines()]
         found += re.findall(r"^\$ (.*)$", text, re.MULTILINE)
         if page != DIARY:
@@ -70,7 +70,10 @@ def check_online_aug(argv):
         check_study(rest)
     elif command == "compare":
         found = compare_parser().parse_intermixed_args(rest or ["CONFIG"])
-        check_recipe(command, [found.recipe, *found.overrides])
+        words = [found.recipe, *found.overrides]
+        overrides = [word for word in words if "=" in word]
+        for recipe in words[: len(words) - len(overrides)]:
+            check_recipe(command, [recipe, *overrides])
     elif command in PARSERS:
         assert not rest or PARSERS[command]().parse_args(rest)
     elif rest and "--help" not in rest:
@@ -84,7 +87,11 @@ def check_recipe(command, argv):
     found = parse_command(argv, prog="x", summary="x", switches=switches or {}, add_options=options)
     is_the_reader_s = found.recipe.startswith(("runs/", "my_")) or found.recipe in STAND_INS
     if not is_the_reader_s and ".py:" not in " ".join(argv):
-        load_config(RECIPES / f"{Path(found.recipe).stem}.yaml", found.overrides)
+        name = found.recipe.removeprefix("configs/").removesuffix(".yaml")
+        recipes = sorted(RECIPES.glob(f"{name}.yaml"))
+        assert recipes, found.recipe
+        for recipe in recipes:
+            load_config(recipe, found.overrides)
 
 
 def check_study(argv):
@@ -95,7 +102,7 @@ def check_study(argv):
         check_recipe("study", [found.recipe, *found.overrides])
 
 
-STAND_INS = ("CONFIG", "configs/x.yaml", "flowers.yaml", "my.yaml", "x.yaml")
+STAND_INS = ("CONFIG", "NAME", "configs/x.yaml", "flowers.yaml", "my.yaml", "x.yaml", "y.yaml")
 
 
 def check_cache(argv):
@@ -154,7 +161,7 @@ CHECKS = {
 def test_every_command_parses(line):
     line = re.sub(r"^online-aug (.*) > \S+$", r"online-aug \1", line.partition("  #")[0])
     for part in line.split(" && "):
-        program, *argv = shlex.split(part)
+        program, *argv = (word for word in shlex.split(part) if not word.endswith("..."))
         CHECKS[program](argv or ["--help"])
 
 
