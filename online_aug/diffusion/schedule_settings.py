@@ -65,23 +65,23 @@ _RULES: Mapping[str, _Rule] = {
         lambda value: value not in PREDICTIONS, f"it must be {', '.join(PREDICTIONS)}"
     ),
     "algorithm_type": _Rule(
-        lambda value: value != "dpmsolver++",
-        "generation.scheduler dpmsolver++ runs no other: set it to dpmsolver++ there, or name "
-        "another generation.scheduler",
+        lambda value: value not in ("dpmsolver++", "sde-dpmsolver++"),
+        "generation.scheduler dpmsolver++ runs no other than dpmsolver++ and sde-dpmsolver++: set "
+        "it to one of them there, or name another generation.scheduler",
         ("dpmsolver++",),
         of_own_class=True,
     ),
     "solver_order": _Rule(
-        lambda value: value != 2,
-        "generation.scheduler dpmsolver++ is of second order: set it to 2 there, or name another "
-        "generation.scheduler",
+        lambda value: value not in (1, 2),
+        "generation.scheduler dpmsolver++ is of first or second order: set it to 1 or 2 there, or "
+        "name another generation.scheduler",
         ("dpmsolver++",),
         of_own_class=True,
     ),
     "solver_type": _Rule(
-        lambda value: value != "midpoint",
-        "generation.scheduler dpmsolver++ is the midpoint method: set it to midpoint there, or "
-        "name another generation.scheduler",
+        lambda value: value not in ("midpoint", "heun"),
+        "generation.scheduler dpmsolver++ is the midpoint or Heun's method: set it to midpoint or "
+        "heun there, or name another generation.scheduler",
         ("dpmsolver++",),
         of_own_class=True,
     ),

@@ -112,15 +112,22 @@ def _euler_step(scheduler: Any, down: Column, up: Column) -> Step:
 
 
 def _dpm_solver(scheduler: Any) -> Step:
-    """Tabulate DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), the last step as in diffusers."""
+    """Tabulate DPM-Solver++ of one step or two (arXiv:2211.01095), the last step as in diffusers.
+
+    Its stochastic form adds the noise that it takes away beyond the data's.
+    """
     config, timesteps = scheduler.config, scheduler.timesteps.numpy()
     levels = scheduler.sigmas.double().numpy()
     alpha = 1 / np.sqrt(levels**2 + 1)
     sigma = levels * alpha
     width = np.diff(-np.log(levels))  # of the log signal-to-noise ratio
-    pull = -alpha[1:] * np.expm1(-width)
+    is_random = config.algorithm_type == "sde-dpmsolver++"
+    over = width * (2 if is_random else 1)
+    pull = -alpha[1:] * np.expm1(-over)
     turn = np.zeros_like(pull)
-    turn[1:] = 0.5 * pull[1:] * width[1:] / width[:-1]
+    if config.solver_order == 2:
+        bend = alpha[1:] - pull / over if config.solver_type == "heun" else 0.5 * pull
+        turn[1:] = bend[1:] * width[1:] / width[:-1]
     is_short = config.lower_order_final and len(timesteps) < 15
     if config.euler_at_final or is_short or config.final_sigmas_type == "zero":
         turn[-1] = 0
@@ -130,9 +137,10 @@ def _dpm_solver(scheduler: Any) -> Step:
         timesteps,
         1.0,
         *_data_prediction(config.prediction_type, alpha[:-1], sigma[:-1]),
-        next_latent=sigma[1:] / sigma[:-1],
+        next_latent=sigma[1:] / sigma[:-1] * (np.exp(-width) if is_random else 1.0),
         next_data=pull + turn,
         next_previous=-turn,
+        next_noise=sigma[1:] * np.sqrt(-np.expm1(-over)) if is_random else 0.0,
     )
 
 
@@ -302,7 +310,10 @@ def sampling_scheduler(name: str, trained_with: Mapping[str, Any]) -> Any:
     # If the directory leaves a setting to the default of its class, diffusers takes the default of
     # the new class. That is right for the spacing of steps, but would change the noise levels.
     unsaid = set(known.get("_use_default_values", ())) - _TRAINING
-    return kind.schedule.from_config(known | {"_use_default_values": unsaid}, **kind.settings)
+    settings = dict(kind.settings)
+    if known.get("_class_name") == kind.schedule.__name__:  # its own, as far as it says them
+        settings |= {key: known[key] for key in _SECOND_ORDER if key in known.keys() & settings}
+    return kind.schedule.from_config(known | {"_use_default_values": unsaid}, **settings)
 
 
 def advance(

@@ -71,7 +71,7 @@ def theirs(name, settings, steps, strength, source):
     latents = scheduler.add_noise(source, torch.randn(SHAPE, generator=rng), timesteps[:1])
     for time in timesteps:
         output = network(scheduler.scale_model_input(latents, time), time)
-        takes = {"generator": rng} if name in {"euler_ancestral", "lcm"} else {}
+        takes = {"generator": rng} if name in {"euler_ancestral", "lcm", "dpmsolver++"} else {}
         latents = scheduler.step(output, time, latents, **takes).prev_sample
     return latents
 
@@ -98,6 +98,33 @@ def test_a_trajectory_is_the_one_of_diffusers_scheduler(name, changes, steps, st
     expected = theirs(name, settings, steps, strength, source)
     made = ours(name, settings, steps, strength, source)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+OWN = {"_class_name": "DPMSolverMultistepScheduler"}
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+@pytest.mark.parametrize("kind", [(1, "midpoint"), (2, "midpoint"), (2, "heun")])
+@few_examples
+@given(changes=schedules, steps=st.integers(2, 30), strength=st.sampled_from([0.5, 0.71, 1.0]))
+def test_a_directory_s_own_kind_of_dpm_solver_is_followed(
+    algorithm, kind, changes, steps, strength
+):
+    own = {"algorithm_type": algorithm, "solver_order": kind[0], "solver_type": kind[1]}
+    settings = trained_with(**OWN, **own, **changes)
+    source = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    expected = theirs("dpmsolver++", settings, steps, strength, source)
+    made = ours("dpmsolver++", settings, steps, strength, source)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kinds_of_dpm_solver_make_different_images():
+    source = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    kinds = [{}, {"solver_order": 1}, {"solver_type": "heun"}]
+    kinds.append({"algorithm_type": "sde-dpmsolver++"})
+    made = [ours("dpmsolver++", trained_with(**OWN, **kind), 20, 0.7, source) for kind in kinds]
+    for n, image in enumerate(made):
+        assert not any(torch.allclose(image, other, atol=1e-3) for other in made[:n])
 
 
 @pytest.mark.parametrize("name", SOLVERS)
