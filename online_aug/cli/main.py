@@ -41,7 +41,10 @@ COMMANDS = {
     ),
     "fill": ("online_aug.cli.fill:main", "make the images of a recipe ahead of training"),
     "evaluate": ("online_aug.cli.evaluate:main", "judge a trained classifier on its test split"),
-    "predict": ("online_aug.cli.predict:main", "name the classes of images with a trained one"),
+    "predict": (
+        "online_aug.cli.predict:main",
+        "name the classes of new images with a trained classifier",
+    ),
     "report": (
         "online_aug.cli.report:main",
         "write the page of a run, or of several side by side",
