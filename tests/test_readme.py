@@ -121,7 +121,7 @@ def check_python(argv):
         else:
             assert importlib.util.find_spec(module) is not None
     else:
-        assert (ROOT / argv[0]).is_file()
+        assert sorted(ROOT.glob(argv[0].replace("NAME", "*")))
         if argv[0] == "train.py" and argv[1:]:
             check_online_aug(["train", *argv[1:]])
 
