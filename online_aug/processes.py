@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,15 @@ import psutil
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that ask a run to stop: Ctrl-C, the end of a job, the end of its terminal."""
+
+
+def packages_first() -> dict[str, str]:
+    """Return `PYTHONPATH` for a process of ours that starts in a folder of the user's.
+
+    Started with `python -P`, it imports these packages even if that folder has a `cache` too.
+    """
+    packages = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, packages))}
 
 
 def heeded() -> list[signal.Signals]:

@@ -15,7 +15,7 @@ from typing import IO
 
 from online_aug.comparison.runs import Run
 from online_aug.errors import RunError
-from online_aug.processes import die_with_parent, passing_on
+from online_aug.processes import die_with_parent, packages_first, passing_on
 
 _CHUNK_BYTES = 65536
 
@@ -47,10 +47,11 @@ class Launches:
         if self._received:
             return self.exit_status
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "online_aug", command, run.recipe, *run.overrides]
+        words = [sys.executable, "-P", "-m", "online_aug", command, run.recipe, *run.overrides]
         with run.log.open("wb") as log:
             child = subprocess.Popen(
                 words,
+                env=os.environ | packages_first(),
                 stdin=subprocess.DEVNULL,
                 stdout=None if is_shown else log,
                 stderr=subprocess.PIPE if is_shown else subprocess.STDOUT,

@@ -87,7 +87,7 @@ def free_port() -> int:
 def _command(program: str, argv: Sequence[str], ranks: int) -> list[str]:
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [*range(ranks)]}).encode()).decode()
     return [
-        *(sys.executable, "-m", "online_aug.distributed.launcher"),
+        *(sys.executable, "-P", "-m", "online_aug.distributed.launcher"),
         *(f"--world_info={world}", "--node_rank=0"),
         *("--master_addr=127.0.0.1", f"--master_port={free_port()}"),
         *("--log_level=critical", "--no_local_rank", "--module", "online_aug.distributed.rank"),
@@ -96,9 +96,7 @@ def _command(program: str, argv: Sequence[str], ranks: int) -> list[str]:
 
 
 def _environment(devices: Sequence[str], folder: str) -> dict[str, str]:
-    environment = dict(os.environ)
-    packages = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, packages))
+    environment = dict(os.environ) | processes.packages_first()
     environment[LAUNCHER_PID] = str(os.getpid())
     environment[LAUNCH_FOLDER] = folder
     # DeepSpeed's launcher renumbers GPUs; the ranks undo that, so that all processes count alike.

@@ -45,12 +45,13 @@ class Place:
 def own_place(rank: int | None, world_size: int | None) -> Place:
     """Return the place of this process: as given, or as torch.distributed says, or alone.
 
-    Without `LOCAL_RANK` in the environment all ranks count as those of one node.
+    A group of this process alone knows no other ranks, so it does not count. Without `LOCAL_RANK`
+    in the environment all ranks count as those of one node.
 
     Raises:
         UserError: If only one of the two numbers is given, or they contradict each other.
     """
-    is_joined = dist.is_available() and dist.is_initialized()
+    is_joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if (rank is None) != (world_size is None):
         raise UserError(f"rank and world_size must be given together, got {rank} and {world_size}")
     if rank is None or world_size is None:

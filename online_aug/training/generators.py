@@ -16,6 +16,7 @@ from online_aug.config.loading import resolved_yaml
 from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.world import World
 from online_aug.files import write_atomically
+from online_aug.processes import packages_first
 from online_aug.producer.messages import Placement
 from online_aug.producer.supervisor import Supervisor, SupervisorGroup
 from online_aug.reporting.run_directory import CONFIG_FILE
@@ -117,10 +118,14 @@ def _supervisor(devices: DevicePlan, number: int, folder: Path) -> Supervisor:
         count=len(devices.generate),
         share=devices.share if devices.is_shared(device) else 0.0,
     )
-    environment = {"OMP_NUM_THREADS": str(place.threads), "CUDA_VISIBLE_DEVICES": visible}
+    environment = {
+        **packages_first(),
+        "OMP_NUM_THREADS": str(place.threads),
+        "CUDA_VISIBLE_DEVICES": visible,
+    }
     config = str(folder / "config.yaml")
     log = folder / f"generator{number or ''}.log"
-    command = ["-m", "online_aug.producer", config, place.model_dump_json()]
+    command = ["-P", "-m", "online_aug.producer", config, place.model_dump_json()]
     return Supervisor(command, log, environment)
 
 

@@ -58,6 +58,12 @@ def test_a_process_alone_is_the_only_rank():
     assert own_place(None, None) == Place(0, 1, 0, is_joined=False)
 
 
+def test_a_group_of_this_process_alone_knows_no_other_ranks(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    assert own_place(1, 2) == Place(1, 2, 1, is_joined=False)
+
+
 def test_ranks_without_a_launcher_are_those_of_one_node(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     world = own_place(1, 2).world(("cpu", "cpu"))

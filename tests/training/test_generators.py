@@ -8,6 +8,7 @@ from experiment_samples import make_config
 
 from online_aug.distributed.devices import DevicePlan
 from online_aug.distributed.world import World
+from online_aug.processes import packages_first
 from online_aug.producer.messages import Placement
 from online_aug.training import generators
 from online_aug.training.generators import (
@@ -44,9 +45,10 @@ def test_the_generation_process_sees_its_own_device_alone(
     build_generators(plan, tmp_path)
     ((command, log, environment),) = made
     *words, place = command
-    assert words == ["-m", "online_aug.producer", str(tmp_path / "config.yaml")]
+    assert words == ["-P", "-m", "online_aug.producer", str(tmp_path / "config.yaml")]
     assert Placement.model_validate_json(place) == Placement(device=device, threads=3, share=share)
-    assert environment == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": sees}
+    here = {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": sees}
+    assert environment == packages_first() | here
     assert log == tmp_path / "generator.log"
 
 
