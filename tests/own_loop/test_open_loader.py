@@ -7,6 +7,7 @@ import re
 import signal
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -35,12 +36,11 @@ def recipe(tmp_path, tiny_model):
 
 
 @pytest.fixture(autouse=True)
-def temporary_folder(tmp_path, monkeypatch):
-    """Folders for temporary files are made here."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
+def temporary_folder(monkeypatch):
+    """Folders for temporary files are made here; its path is short, as sockets of workers need."""
+    with TemporaryDirectory() as folder, monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.mark.slow
