@@ -31,7 +31,7 @@ from online_aug.loader.iteration import (
 from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
-from online_aug.loader.workers import PREFETCHED, WorkerReasons, no_sudden_errors, with_reasons
+from online_aug.loader.workers import PREFETCHED, WorkerReasons, with_reasons
 from online_aug.request import Counts, Servable
 from online_aug.seeding import torch_rng
 
@@ -172,9 +172,8 @@ class OnlineAugLoader(DataLoader[Batch]):
             yield batch
 
     def _fetched(self) -> Iterator[Collated]:
-        with no_sudden_errors():
-            batches = super().__iter__()
-        return with_reasons(batches, self._reasons, lambda: self._batch_bytes)
+        begin = super().__iter__
+        return with_reasons(begin, lambda: self._iterator, self._reasons, lambda: self._batch_bytes)
 
     def _receive(
         self, slots: list[Slot], kinds: list[Kind], refusals: Sequence[str] = ()

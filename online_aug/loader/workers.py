@@ -83,30 +83,34 @@ def exit_codes(workers: Sequence[BaseProcess]) -> list[int | None]:
 
 
 def with_reasons(
-    batches: Iterator[Any], reasons: WorkerReasons, batch_bytes: Callable[[], int]
+    begin: Callable[[], Iterator[Any]],
+    begun: Callable[[], object],
+    reasons: WorkerReasons,
+    batch_bytes: Callable[[], int],
 ) -> Iterator[Any]:
     """Yield what the workers hand over; the error of one that has ended says why.
 
     Args:
-        batches: An iterator of a DataLoader.
+        begin: Returns the iterator of a DataLoader; in a later epoch it waits for the workers.
+        begun: Returns the iterator that the DataLoader keeps, with its workers.
         reasons: What its workers say before they end.
         batch_bytes: Returns the size of a batch; 0 if none has come yet.
 
     Raises:
         UserError: If a worker has ended, or could not use its input.
     """
-    while True:
-        try:
-            yield next(batches)
-        except StopIteration:
-            return
-        except UserError as error:
-            raise _without_traceback(error) from None
-        except (RuntimeError, OSError, EOFError):  # whatever it was doing when a worker ended
-            ended = exit_codes(getattr(batches, "_workers", ()))
-            if all(code is None for code in ended):
-                raise
-            raise worker_error(ended, reasons.read(), batch_bytes()) from None
+    try:
+        with no_sudden_errors():
+            batches = begin()
+        while (batch := next(batches, None)) is not None:
+            yield batch
+    except UserError as error:
+        raise _without_traceback(error) from None
+    except (RuntimeError, OSError, EOFError):  # whatever it was doing when a worker ended
+        ended = exit_codes(getattr(begun(), "_workers", ()))
+        if all(code is None for code in ended):
+            raise
+        raise worker_error(ended, reasons.read(), batch_bytes()) from None
 
 
 def _without_traceback(error: UserError) -> UserError:

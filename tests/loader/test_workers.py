@@ -34,6 +34,15 @@ def test_a_killed_worker_is_one_line_and_its_loader_can_be_saved(store):
         assert loader.state_dict()["step"] == loader.step
 
 
+def test_a_worker_killed_between_two_epochs_is_one_line_too(store):
+    with Setup(store).loader(workers=1) as loader:
+        list(loader)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"^data\.workers must be able .* killed by SIGKILL: "):
+            list(loader)
+
+
 def test_a_worker_that_cannot_hand_over_its_batch_says_why(store, monkeypatch, tmp_path):
     long = tmp_path / ("x" * 112)
     long.mkdir()
