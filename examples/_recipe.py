@@ -1,4 +1,4 @@
-"""What the examples share: their recipe, the input of a classifier, and the accuracy at the end.
+"""Parts that the examples share: recipe, input of a classifier, and the accuracy at the end.
 
 A loop of one's own needs none of it: it has a recipe and test images already.
 """

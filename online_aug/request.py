@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from cache.keys import Scalar, request_key
 
@@ -149,6 +149,16 @@ class Counts:
     def synthetic(self) -> int:
         """Slots with an image that is not a plain training image."""
         return self.fresh + self.cached + self.composed
+
+    @property
+    def by_metric(self) -> dict[str, Any]:
+        """Slots and generated images by their names in `metrics.jsonl`."""
+        kinds = ("real", "fresh", "cached", "composed")
+        return {
+            **{f"served_{kind}": getattr(self, kind) for kind in kinds},
+            "starved": self.starved,
+            "generated": self.generated,
+        }
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: n + getattr(other, name) for name, n in vars(self).items()})

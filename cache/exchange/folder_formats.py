@@ -70,7 +70,7 @@ class ImportFolder:
 
     @property
     def name(self) -> str:
-        """What the user calls the folder."""
+        """The name by which the user gave the folder."""
         return self.url or str(self.root)
 
     def class_names(self, folder: Path) -> ClassNames:

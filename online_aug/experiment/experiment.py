@@ -140,6 +140,12 @@ class Experiment:
         """
         return {name: method.resources(self.config) for name, method in self.methods.items()}
 
+    def write_resources(self) -> None:
+        """Write the files that methods need when images are composed, if they are not there."""
+        for needed in self.resources.values() if self.is_synthetic else ():
+            if needed is not None:
+                needed.ensure()
+
     @cached_property
     def imports(self) -> Imports:
         """Imported images that are served too, or alone.

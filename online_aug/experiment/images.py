@@ -55,7 +55,7 @@ class Imports:
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the images that it can serve, in lines."""
+        """Doubts about the images that it can serve, in lines."""
         return [f"{count} imported images {said}" for said, count in self.of_test_images.items()]
 
 

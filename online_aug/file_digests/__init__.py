@@ -1,1 +1,1 @@
-"""What is known of image files, kept beside a cache so that only new ones are read."""
+"""Digests of image files, kept beside a cache so that only new ones are read."""

@@ -1,4 +1,4 @@
-"""What is known of the files of a folder, kept beside a cache so that only new files are read.
+"""Digests of the files of a folder, kept beside a cache so that only new files are read.
 
 A file is known again by its size, time of change and inode. All processes and runs share an index;
 it is replaced as a whole, under a lock, and a writer first takes over what others have found.

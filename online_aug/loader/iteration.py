@@ -47,15 +47,10 @@ class Stats:
     def of(cls, counts: Counts, images_per_s: float, generated_per_s: float) -> Self:
         """Return the figures of these counts."""
         return cls(
-            served_real=counts.real,
-            served_fresh=counts.fresh,
-            served_cached=counts.cached,
-            served_composed=counts.composed,
-            starved=counts.starved,
-            generated=counts.generated,
             rejected=counts.rejected,
             images_per_s=images_per_s,
             generated_per_s=generated_per_s,
+            **counts.by_metric,
         )
 
 

@@ -73,10 +73,7 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
                 for images, labels in loader:
                     train(images, labels)
     """
-    if transform is not None and not callable(transform):
-        raise UserError(f"transform must be a function of a PIL image, got {transform!r:.60}")
-    if mode not in ("batches", "index"):
-        raise UserError(f"mode must be batches or index, got {mode!r:.60}")
+    _check_words(transform, mode)
     place = own_place(rank, world_size)
     folder = Path(mkdtemp(prefix="online-aug-"))
     try:
@@ -97,6 +94,13 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
         loader.pin_memory = pin_memory
     loader.start()
     return loader
+
+
+def _check_words(transform: object, mode: str) -> None:
+    if transform is not None and not callable(transform):
+        raise UserError(f"transform must be a function of a PIL image, got {transform!r:.60}")
+    if mode not in ("batches", "index"):
+        raise UserError(f"mode must be batches or index, got {mode!r:.60}")
 
 
 _CUTS = ("examples_per_class", "imbalance_factor")

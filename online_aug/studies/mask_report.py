@@ -1,4 +1,4 @@
-"""What a study of masks found, as a table, rows of a file, and a verdict."""
+"""The findings of a study of masks, as a table, rows of a file, and a verdict."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -68,9 +68,7 @@ def build_loader(
     def is_stopping() -> bool:
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
 
-    for needed in experiment.resources.values() if experiment.is_synthetic else ():
-        if needed is not None:
-            needed.ensure()
+    experiment.write_resources()
     served: list[Servable] = [*experiment.plan, *agreed_imports(experiment, world)]
     pool = pool_of(experiment, store, served, world)
     if generation.position is not None and generation.position < pool.position_at_start:

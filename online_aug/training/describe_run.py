@@ -1,4 +1,4 @@
-"""What a run is going to do, in lines: the main points at its start, all of it for `--dry-run`."""
+"""The lines that say what a run is going to do: the main ones at its start, all for `--dry-run`."""
 
 from collections.abc import Iterator
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 from jaxtyping import Float
 from torch import Tensor
 
+from cache import Rejection
 from online_aug.classifier.evaluation import Evaluation
 from online_aug.config import Config
 from online_aug.config.loading import config_digest
@@ -37,7 +39,7 @@ from online_aug.reporting.run_directory import EVALUATION_FILE, write_summary
 from online_aug.reporting.samples import Judge, choose_samples, write_samples
 from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
 from online_aug.reporting.trackers.tracking import Trackers, start_trackers
-from online_aug.request import Counts
+from online_aug.request import Counts, Servable
 from online_aug.training.describe_run import who_makes
 
 _CACHE_EVERY_S = 1.0
@@ -68,7 +70,7 @@ def forecast(generator: GeneratorStatus, left_s: float | None) -> str:
 
 @dataclass(frozen=True)
 class GeneratorTotals:
-    """What the generation processes of this node have told since they were first started."""
+    """Figures that the generation processes of this node have told since they first started."""
 
     rejections: Counter[str] = field(default_factory=Counter)
     generating_s: float = 0.0
@@ -245,13 +247,7 @@ class TrainingReport:
             val_top1=found.top1 if found else math.nan,
             val_top5=found.top5 if found else math.nan,
             val_worst_group=found.worst_group if found else None,
-            served_real=counts.real,
-            served_fresh=counts.fresh,
-            served_cached=counts.cached,
-            served_composed=counts.composed,
-            starved=counts.starved,
             samples_per_insert=self._loader.samples_per_insert,
-            generated=counts.generated,
             generated_per_s=process.status.images_per_s if process else 0.0,
             rejected=counts.rejected,
             rejections=dict(now.rejections - before.rejections),
@@ -259,6 +255,7 @@ class TrainingReport:
             paused_s=now.paused_s - before.paused_s,
             cache_entries=cache["entries"],
             cache_bytes=cache["payload_bytes"],
+            **counts.by_metric,
             **reached,
         )
         self._look_for_refusals()
@@ -295,30 +292,7 @@ class TrainingReport:
         """
         keys = self._store.rejections([one.key for one in self._loader.plan])
         rejected = {one: keys[one.key] for one in self._loader.plan if one.key in keys}
-        summary = Summary(
-            top1=last.top1,
-            top1_best_val=best[1].top1 if best else None,
-            best_val_epoch=best[0] if best else None,
-            per_class=last.per_class,
-            top5=last.top5,
-            per_group=last.per_group,
-            worst_group=last.worst_group,
-            per_shots=last.per_shots,
-            epochs=self._experiment.config.run.epochs,
-            served_real=counts.real,
-            served_fresh=counts.fresh,
-            served_cached=counts.cached,
-            served_composed=counts.composed,
-            starved=counts.starved,
-            samples_per_insert=self._loader.samples_per_insert,
-            generated=counts.generated,
-            rejected=max(counts.rejected, len(rejected)),  # some before this run
-            rejections=dict(Counter(each.reason for each in rejected.values())),
-            refused_shares=self._refused,
-            generator_restarts=counts.restarts,
-            config_digest=config_digest(self._experiment.config),
-            **reached,
-        )
+        summary = self._summary(counts, last, best, rejected, **reached)
         gallery = self._directory / "gallery.png"
         draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
         assert self._log  # opened on the first rank, which alone finishes
@@ -346,3 +320,31 @@ class TrainingReport:
         write_summary(self._directory, summary)
         self.live.__exit__(None, None, None)
         print_summary(summary, self._directory, open_console())
+
+    def _summary(
+        self,
+        counts: Counts,
+        last: Evaluation,
+        best: tuple[int, Evaluation] | None,
+        rejected: Mapping[Servable, Rejection],
+        **reached: Any,
+    ) -> Summary:
+        return Summary(
+            top1=last.top1,
+            top1_best_val=best[1].top1 if best else None,
+            best_val_epoch=best[0] if best else None,
+            per_class=last.per_class,
+            top5=last.top5,
+            per_group=last.per_group,
+            worst_group=last.worst_group,
+            per_shots=last.per_shots,
+            epochs=self._experiment.config.run.epochs,
+            samples_per_insert=self._loader.samples_per_insert,
+            rejected=max(counts.rejected, len(rejected)),  # some before this run
+            rejections=dict(Counter(each.reason for each in rejected.values())),
+            refused_shares=self._refused,
+            generator_restarts=counts.restarts,
+            config_digest=config_digest(self._experiment.config),
+            **counts.by_metric,
+            **reached,
+        )

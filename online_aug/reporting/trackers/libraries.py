@@ -8,6 +8,7 @@ import json
 import netrc
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ class Place:
     """Optimizer steps before those that are logged from now on."""
 
 
-class Library:
+class Library(ABC):
     """A tracker; this class has what most of them share."""
 
     package: ClassVar[str]
@@ -57,9 +58,9 @@ class Library:
         """Return why nothing can be sent, with the way out; None if it can."""
         return None
 
+    @abstractmethod
     def open(self, place: Place, run_id: str | None) -> Any:
         """Return accelerate's tracker, not started; `run_id` is that of an earlier launch."""
-        raise NotImplementedError
 
     def id_of(self, tracker: Any) -> str | None:
         """Return what `open` needs to go on with the run; None if the name is enough."""
