@@ -144,7 +144,8 @@ _COMPARED = {
 def _allowed_list(field: Schema) -> str:
     if "prefixItems" in field:
         return f"a list of {len(field['prefixItems'])}: each {allowed(field['prefixItems'][0])}"
-    return f"a list of at least {field.get('minItems', 0)}: each {allowed(field['items'])}"
+    least = f" of at least {field['minItems']}" if field.get("minItems") else ""
+    return f"a list{least}: each {allowed(field['items'])}"
 
 
 def _allowed_number(field: Schema) -> str:

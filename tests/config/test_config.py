@@ -251,6 +251,11 @@ def test_no_training_device_is_refused(empty):
     assert line == "devices.train must be auto, or text, or a list of at least 1: each text, got []"
 
 
+def test_a_list_that_may_be_empty_is_a_list(empty):
+    (line,) = error_lines(empty, "run.trackers=[nonsense]")
+    assert line.startswith("run.trackers must be a list: each one of tensorboard, wandb,")
+
+
 @pytest.mark.parametrize(
     ("override", "nearest"),
     [
