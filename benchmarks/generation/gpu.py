@@ -21,20 +21,12 @@ from itertools import cycle, islice, product
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    DDIMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInstructPix2PixPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from benchmarks.generation._random_models import RandomModels
 from online_aug.diffusion.compatibility import choose_attention
-from online_aug.diffusion.directory import EMBEDDED
 from online_aug.diffusion.loading import Pipeline
 from online_aug.errors import UserError
 from online_aug.generation.denoiser import Execution
@@ -44,7 +36,6 @@ from online_aug.producer.filling import measure_speed
 from online_aug.producer.work import Work
 from online_aug.request import GenerationRequest
 from online_aug.seeding import torch_rng
-from tools.embedded_model import architecture
 
 MIXED = (0.3, 0.5, 0.7, 0.9)
 BATCHES = (1, 8, 16)
@@ -82,72 +73,9 @@ class Bench:
     is_miniature: bool
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Number format that `generation.dtype: auto` takes."""
-        return torch.float32 if self.device.type == "cpu" else torch.float16
-
-    def pipeline(self, *, edits: bool) -> Pipeline:
-        """Build a model with random weights on the device."""
-        kind: Any = (
-            StableDiffusionInstructPix2PixPipeline if edits else StableDiffusionImg2ImgPipeline
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["image_to_image"] / "tokenizer")
-        with self.device:
-            vae, unet, text = self._networks(tokenizer, 4 if edits else 0)
-        pipeline: Pipeline = kind(
-            vae=vae.to(self.dtype),
-            unet=unet.to(self.dtype),
-            text_encoder=text.to(self.dtype),
-            tokenizer=tokenizer,
-            scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        for network in (pipeline.unet, pipeline.vae):
-            network.eval().to(memory_format=torch.channels_last)
-        return pipeline
-
-    def _networks(
-        self, tokenizer: CLIPTokenizer, condition_channels: int
-    ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
-        if self.is_miniature:
-            vae, unet = architecture.new_autoencoder(), architecture.new_unet(condition_channels)
-            return vae, unet, architecture.new_text_encoder(tokenizer)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=64, in_channels=4 + condition_channels, cross_attention_dim=768
-        )
-        config = CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            max_position_embeddings=77,
-        )
-        return vae, unet, CLIPTextModel(config)
-
-    def tiny_autoencoder(self) -> AutoencoderTiny:
-        """Build a tiny autoencoder with random weights, of the size of `madebyollin/taesd`."""
-        levels = 3 if self.is_miniature else 4
-        blocks = (1, *(3,) * (levels - 1))
-        with self.device:
-            vae = AutoencoderTiny(
-                encoder_block_out_channels=(64,) * levels,
-                decoder_block_out_channels=(64,) * levels,
-                num_encoder_blocks=blocks,
-                num_decoder_blocks=blocks[::-1],
-            )
-        return vae.to(self.dtype).eval().to(memory_format=torch.channels_last)
+    def models(self) -> RandomModels:
+        """Models of the size to measure."""
+        return RandomModels(self.device, self.is_miniature)
 
     def ours(
         self, pipeline: Pipeline, requests: Sequence[GenerationRequest], execution: Execution
@@ -190,7 +118,7 @@ class Bench:
     def matrix_tflops(self) -> float:
         """Return the rate of one large matrix product, TFLOP/s."""
         side = 512 if self.is_miniature else 8192
-        a = torch.randn(side, side, device=self.device, dtype=self.dtype)
+        a = torch.randn(side, side, device=self.device, dtype=self.models.dtype)
         seconds = self._seconds_of(lambda: a @ a)
         return 2 * side**3 / seconds / TERA
 
@@ -227,12 +155,12 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     bench = Bench(torch.device(options.device), options.seconds, options.miniature)
     matrix = bench.matrix_tflops()
-    print(f"{bench.device}, {bench.dtype}, torch {torch.__version__}")
+    print(f"{bench.device}, {bench.models.dtype}, torch {torch.__version__}")
     print(f"matrix product: {matrix:.1f} TFLOP/s\n")
     print("| model, case | px | side | images/s | TFLOP/s | of the product | peak GiB |")
     print("|---|---|---|---|---|---|---|")
     for edits in (False, True):
-        pipeline = bench.pipeline(edits=edits)
+        pipeline = bench.models.pipeline(edits=edits)
         cases = (EDIT,) if edits else CASES
         if bench.is_miniature:
             cases = tuple(replace(c, steps=min(c.steps, MINIATURE_STEPS)) for c in cases)
@@ -240,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
             for case in cases:
                 own = pipeline.vae
                 if case.has_tiny_autoencoder:
-                    pipeline.vae = bench.tiny_autoencoder()
+                    pipeline.vae = bench.models.tiny_autoencoder()
                 _print_case(bench, pipeline, case, resolution, matrix)
                 pipeline.vae = own
         del pipeline
