@@ -30,6 +30,7 @@ LAYERS = (
     "online_aug.saliency",
     "online_aug.data",
     "online_aug.methods",
+    "online_aug.planning",
     "online_aug.config",
     "online_aug.loader",
     "online_aug.diffusion",
