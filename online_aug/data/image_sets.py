@@ -19,6 +19,7 @@ from online_aug.cores import usable_cores
 from online_aug.data.images import WAY_OUT, BadImageError, decode_image, image_size, read_bytes
 from online_aug.data.transforms import EvalTransform, resize
 from online_aug.file_digests.known import KnownFiles
+from online_aug.image_digests import Digests
 
 _MAX_THREADS = 8
 _BATCHES_AHEAD = 2
@@ -189,7 +190,7 @@ def folder_of(images: ImageSet) -> Path | None:
     return images.root if isinstance(images, FolderSet) else None
 
 
-def digests_of(images: ImageSet) -> list[str]:
+def digests_of(images: ImageSet) -> Digests:
     """Return the digests of all images in the set's order; files that are known are not read.
 
     Raises:
@@ -197,10 +198,10 @@ def digests_of(images: ImageSet) -> list[str]:
     """
     whole = _whole_of(images)
     if not isinstance(whole, FolderSet) or whole.known is None:
-        return [images.digest(index) for index in range(len(images))]
+        return Digests.of(images.digest(index) for index in range(len(images)))
     try:
         with terminal_progress("reading images") as report:
-            return whole.known.digests(_places_of(images).tolist(), report)
+            return whole.known.digests(_places_of(images), report)
     except OSError as error:
         raise BadImageError(f"{error.filename}: {error.strerror}; {WAY_OUT}") from error
 

@@ -140,7 +140,7 @@ class Adaptation:
 def finetuned_folder(
     config: FinetuneConfig,
     model_digest: str,
-    examples: Sequence[tuple[str, int]],
+    images: str,
     settings: Sequence[object],
 ) -> Path:
     """Return the folder of the result for these images and settings, named by their digest.
@@ -150,13 +150,12 @@ def finetuned_folder(
     Args:
         config: Decides the training, and names the folder of all results.
         model_digest: Digest of the base model.
-        examples: Digest and label of every training image, in any order.
+        images: Digest of the training images with their labels.
         settings: Everything else that decides the result: resolution, prompts, flips.
     """
     decides = config.model_dump(mode="json", exclude=DECIDES_NOTHING)
     digest = hashlib.blake2b(digest_size=12)
-    digest.update(repr([model_digest, sorted(decides.items()), list(settings)]).encode())
-    digest.update(repr(sorted(examples)).encode())
+    digest.update(repr([model_digest, sorted(decides.items()), list(settings), images]).encode())
     return config.path / digest.hexdigest()
 
 

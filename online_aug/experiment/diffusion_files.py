@@ -89,8 +89,8 @@ class DiffusionFiles:
             self.config.data.hflip,
             *(concept.prompt for concept in self.concepts),
         ]
-        examples = [(source.digest, source.label) for source in self.data.sources]
-        return finetuned_folder(self.config.finetune, self.model_digest, examples, settings)
+        images = self.data.sources.in_order_of_digests().content_digest()
+        return finetuned_folder(self.config.finetune, self.model_digest, images, settings)
 
     @property
     def is_ready(self) -> bool:

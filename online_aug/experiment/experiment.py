@@ -168,8 +168,8 @@ class Experiment:
         path = self.config.schedule.image_weights
         if path is None:
             return None
-        digests = [source.digest for source in self.data.sources]
-        return read_image_weights(path, digests, file_names_of(self.splits.train))
+        files = file_names_of(self.splits.train)
+        return read_image_weights(path, self.data.sources.digests, files)
 
     @cached_property
     def contexts(self) -> dict[str, MethodContext]:

@@ -19,6 +19,7 @@ from cache import Scalar, Store, label_of
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, Splits, file_names_of, fitted
 from online_aug.errors import UserError
+from online_aug.experiment.training_data import Sources
 from online_aug.methods import Method, Part, Picture, Source, draw_part, make_method
 from online_aug.methods.base import PictureOf
 from online_aug.request import GenerationRequest, ImportedImage, Servable
@@ -315,9 +316,9 @@ class ComposedSamples:
 class SourceImages:
     """Training images by digest, as tensors."""
 
-    def __init__(self, images: ImageSet, sources: Sequence[Source]) -> None:
+    def __init__(self, images: ImageSet, sources: Sources) -> None:
         self._images = images
-        self._places = {source.digest: place for place, source in enumerate(sources)}
+        self._places = sources.digests.places
 
     def by_digest(self, digest: str) -> UInt8[Tensor, "3 h w"]:
         """Return the image with this content.

@@ -83,7 +83,7 @@ class OwnJudge:
             "transform": repr(self.recipe.transform),
             "steps": self.recipe.steps,
             "classes": self.experiment.data.images.class_names,
-            "images": [(source.digest, source.label) for source in self.experiment.data.sources],
+            "images": self.experiment.data.sources.content_digest(),
         }
         digest = hashlib.blake2b(json.dumps(decides).encode(), digest_size=16).hexdigest()
         return self.experiment.config.gate.path / f"{digest}.safetensors"

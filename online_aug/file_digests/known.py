@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from cache import cache_exists, content_digest
 from online_aug.file_digests.index import (
@@ -28,6 +29,7 @@ from online_aug.file_digests.index import (
     states_of,
 )
 from online_aug.files import alone, write_atomically
+from online_aug.image_digests import Digests
 
 FOLDER, SUFFIX = "digests", ".files"
 """Folder of the indexes in the directory of a cache, and how their names end."""
@@ -73,7 +75,9 @@ class KnownFiles:
         checked[places] = np.maximum(checked[places], level)
         self._is_new[places] = True
 
-    def digests(self, places: Sequence[int], progress: Progress | None = None) -> list[str]:
+    def digests(
+        self, places: Sequence[int] | Int[np.ndarray, " m"], progress: Progress | None = None
+    ) -> Digests:
         """Return the digests of files; only those are read that are not known.
 
         Args:
@@ -89,8 +93,7 @@ class KnownFiles:
                 missing = np.unique(chosen[~self._known["has_digest"][chosen]])
                 self._read(missing.tolist(), progress)
                 self._write()
-        letters = self._known["digest"][chosen].tobytes().hex()
-        return [letters[at : at + 32] for at in range(0, len(letters), 32)]
+        return Digests(self._known["digest"][chosen].view(np.uint8).reshape(-1, 16))
 
     def save(self) -> None:
         """Keep what this process has found, if there is a cache."""

@@ -209,7 +209,7 @@ def filler_of(
     if config.run.replay is not None:
         return _replay(experiment, pool, config.run.replay)
     order = order_of(config, experiment.splits.train)
-    digests = [each.digest for each in experiment.data.sources] if experiment.is_synthetic else []
+    digests = experiment.data.sources.digests if experiment.is_synthetic else []
     filler = Mixing(order, pool, config.mixing, wait_for, pressure=pressure, digests=digests)
     if config.mixing.class_balance and experiment.is_synthetic:
         filler.by_class = ByClass(experiment.data.class_sizes, config.mixing.class_balance)

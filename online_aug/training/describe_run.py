@@ -99,7 +99,7 @@ def _requests(experiment: Experiment) -> Iterator[str]:
             yield "requests   0 (no generated images are served by a plan)"
         return
     made = experiment.config.generation
-    unique = len({source.digest for source in experiment.data.sources})
+    unique = len(experiment.data.digests)
     requests = unique * made.variants_per_image
     yield (
         f"requests   {requests} ({amount(unique, 'source')} x {made.variants_per_image}), each of "

@@ -13,6 +13,7 @@ from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder
 from online_aug.experiment.training_data import read_image_weights
+from online_aug.image_digests import Digests
 from online_aug.reporting.gallery import gallery_rows
 from online_aug.training.build_loader import agreed_imports
 from online_aug.training.describe_run import describe_run
@@ -212,7 +213,7 @@ def test_the_gallery_shows_an_import_with_its_source_if_known(experiment_of):
 
 
 FILES = ("crow/0.png", "crow/1.png", "jay/0.png")
-DIGESTS = ("a0", "b1", "c2")
+DIGESTS = Digests.of(["a0" * 16, "b1" * 16, "c2" * 16])
 
 
 @pytest.fixture
@@ -232,7 +233,9 @@ def test_images_are_named_by_their_files_or_by_their_digests(file_of):
 
 def test_images_that_are_in_no_files_are_named_by_their_digests(file_of):
     assert read_image_weights(file_of({DIGESTS[1]: 3}), DIGESTS, ()) == {DIGESTS[1]: 3.0}
-    with pytest.raises(UserError, match=r"must name training images, such as 'c2', got 'crow/0"):
+    with pytest.raises(
+        UserError, match=r"must name training images, such as '(c2){16}', got 'crow/0"
+    ):
         read_image_weights(file_of({FILES[0]: 3}), DIGESTS, ())
 
 

@@ -63,7 +63,7 @@ def test_the_maps_of_a_teacher_s_file_are_kept_under_it_for_every_image(experime
     ensure_saliency(experiment)
     assert experiment.has_maps
     table = experiment.saliency.table(experiment.saliency.version, experiment.data.digests)
-    assert table.digests == experiment.data.digests
+    assert table.digests == tuple(experiment.data.digests)
     assert len(experiment.plan) == 2 * len(experiment.data.digests)
     assert {r.saliency_version for r in experiment.plan} == {experiment.saliency.version}
 

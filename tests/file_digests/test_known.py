@@ -56,7 +56,7 @@ def right(root, files=FILES):
 
 
 def digests(cache, root, files=FILES):
-    return KnownFiles(cache, root, files).digests(range(len(files)))
+    return list(KnownFiles(cache, root, files).digests(range(len(files))))
 
 
 def test_digests_are_those_of_the_content_and_the_next_run_reads_nothing(cache, root, reads):
@@ -178,7 +178,7 @@ def test_a_broken_index_and_one_of_another_version_are_written_anew(cache, root,
 
 def test_nothing_is_written_before_there_is_a_cache(tmp_path, root):
     known = KnownFiles(tmp_path / "cache", root, FILES)
-    assert known.digests(range(3)) == right(root)
+    assert list(known.digests(range(3))) == right(root)
     assert not (tmp_path / "cache").exists()
     Store(tmp_path / "cache").open().close()
     known.save()
