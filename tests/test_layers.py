@@ -22,7 +22,6 @@ LAYERS = (
     "online_aug.files",
     "online_aug.console",
     ("online_aug.processes", "online_aug.cores"),
-    "online_aug.image_digests",
     "online_aug.file_digests",
     "online_aug.settings",
     "online_aug.seeding",

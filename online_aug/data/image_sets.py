@@ -18,8 +18,8 @@ from online_aug.console import terminal_progress
 from online_aug.cores import usable_cores
 from online_aug.data.images import WAY_OUT, BadImageError, decode_image, image_size, read_bytes
 from online_aug.data.transforms import EvalTransform, resize
+from online_aug.file_digests.digests import Digests
 from online_aug.file_digests.known import KnownFiles
-from online_aug.image_digests import Digests
 
 _MAX_THREADS = 8
 _BATCHES_AHEAD = 2

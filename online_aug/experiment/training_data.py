@@ -16,7 +16,7 @@ from online_aug.data.image_sets import ImageSet, digests_of
 from online_aug.data.sources import data_set_name
 from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError
-from online_aug.image_digests import Digests, Places
+from online_aug.file_digests.digests import Digests, Places
 from online_aug.methods import Source
 from online_aug.request import GenerationRequest
 

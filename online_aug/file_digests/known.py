@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cache import cache_exists, content_digest
+from online_aug.file_digests.digests import Digests
 from online_aug.file_digests.index import (
     ENTRY,
     Entries,
@@ -29,7 +30,6 @@ from online_aug.file_digests.index import (
     states_of,
 )
 from online_aug.files import alone, write_atomically
-from online_aug.image_digests import Digests
 
 FOLDER, SUFFIX = "digests", ".files"
 """Folder of the indexes in the directory of a cache, and how their names end."""

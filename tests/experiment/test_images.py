@@ -13,7 +13,7 @@ from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder
 from online_aug.experiment.training_data import read_image_weights
-from online_aug.image_digests import Digests
+from online_aug.file_digests.digests import Digests
 from online_aug.reporting.gallery import gallery_rows
 from online_aug.training.build_loader import agreed_imports
 from online_aug.training.describe_run import describe_run

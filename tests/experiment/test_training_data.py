@@ -3,7 +3,7 @@
 import numpy as np
 
 from online_aug.experiment.training_data import Sources, TrainingData
-from online_aug.image_digests import Digests
+from online_aug.file_digests.digests import Digests
 from online_aug.methods import Source
 
 STRINGS = ["cc" * 16, "aa" * 16, "bb" * 16, "aa" * 16]

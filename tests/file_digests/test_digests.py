@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.image_digests import Digests
+from online_aug.file_digests.digests import Digests
 
 DIGESTS = ["ff" * 16, "00" * 16, "ab" * 15 + "00", "00" * 16, "00" * 15 + "01"]
 few = st.lists(st.binary(min_size=16, max_size=16).map(bytes.hex), max_size=20)
