@@ -1,7 +1,9 @@
-"""The note that a request must not be made again: its reason, and for some a picture to look at."""
+"""The note that a request must not be made again: reason, scores, for some a picture to look at."""
 
 import base64
 import binascii
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -9,15 +11,18 @@ from cache.errors import CorruptRecordError
 from cache.keys import Scalar, canonical_bytes, decode_fields
 
 _LENGTH_BYTES = 4
+_SCORE = "score/"
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """The reason why a request was rejected, with a picture of its image if one was kept."""
+    """The reason why a request was rejected, what was measured, and a picture if one is kept."""
 
     reason: str
     picture: bytes | None = None
     """A small image file."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What was measured on its image, by name; NaN is not stored."""
     request_bytes: bytes = field(default=b"", compare=False, repr=False)
     """The encoded request, if the rejection was read from a cache."""
 
@@ -33,6 +38,7 @@ class Rejection:
     def to_bytes(self, request: bytes) -> bytes:
         """Encode the rejection of an encoded request; see `docs/CACHE_FORMAT.md`."""
         fields: dict[str, Scalar] = {"reason": self.reason}
+        fields |= {_SCORE + name: float(v) for name, v in self.scores.items() if not math.isnan(v)}
         if self.picture is not None:
             fields["picture"] = base64.b64encode(self.picture).decode()
         encoded = canonical_bytes(fields)
@@ -43,15 +49,25 @@ class Rejection:
         """Decode a rejection.
 
         Raises:
-            CorruptRecordError: If it gives no reason, or its picture is not encoded as one.
+            CorruptRecordError: If it gives no reason, or picture or scores are not encoded as such.
         """
         end = _LENGTH_BYTES + int.from_bytes(raw[:_LENGTH_BYTES], "big")
-        match decode_fields(raw[_LENGTH_BYTES:end]):
+        match fields := decode_fields(raw[_LENGTH_BYTES:end]):
             case {"reason": str(reason), "picture": str(picture)}:
-                return cls(reason, _decoded(picture), raw[end:])
+                return cls(reason, _decoded(picture), _scores(fields), raw[end:])
             case {"reason": str(reason)}:
-                return cls(reason, None, raw[end:])
+                return cls(reason, None, _scores(fields), raw[end:])
         raise CorruptRecordError("rejection must give a reason")
+
+
+def _scores(fields: Mapping[str, Scalar]) -> dict[str, float]:
+    found = {}
+    for name, score in fields.items():
+        if name.startswith(_SCORE):
+            if not isinstance(score, float):
+                raise CorruptRecordError("scores of a rejection must be floats")
+            found[name.removeprefix(_SCORE)] = score
+    return found
 
 
 def _decoded(picture: str) -> bytes:

@@ -258,18 +258,16 @@ class Store:
         self._check_writable()
         self._leases.release(keys, owner)
 
-    def reject(
-        self, key: bytes, request: Mapping[str, Scalar], reason: str, picture: bytes | None = None
-    ) -> None:
+    def reject(self, key: bytes, request: Mapping[str, Scalar], rejection: Rejection) -> None:
         """End the claim on `key`; unless it has a record, note that it must not be made again.
 
-        The first rejections of each reason keep `picture`, a small image file.
+        The first rejections of each reason keep their picture.
 
         Raises:
             CacheError: If `key` is not the key of `request`.
         """
         self._check_writable()
-        self._leases.reject(key, request, Rejection(reason, picture))
+        self._leases.reject(key, request, rejection)
 
     def rejections(self, keys: Sequence[bytes] | None = None) -> dict[bytes, Rejection]:
         """Return why `keys` were rejected, as far as they were; all rejections for None."""

@@ -25,7 +25,7 @@ from typing import TypeAlias
 import numpy as np
 from lmdb.verify import VerifyError, verify
 
-from cache import CacheError, Entry, Owner, Store, request_key
+from cache import CacheError, Entry, Owner, Rejection, Store, request_key
 from cache.backend import opening
 from online_aug.console import progress
 
@@ -79,7 +79,7 @@ def _small_cache(path: Path) -> bytes:
             store.put_many([entry])
         for number in range(3):
             request = {"rejected": number}
-            store.reject(request_key(request), request, "blank")
+            store.reject(request_key(request), request, Rejection("blank"))
         store.claim([request_key({"claimed": number}) for number in range(3)], Owner.current())
     return (path / "data.mdb").read_bytes()
 
@@ -217,7 +217,7 @@ def _write(store: Store) -> list[str]:
     calls = (
         lambda: store.put_many(_entries(LATER)),
         lambda: store.claim([request_key({"claimed": number}) for number in range(6)], _ME),
-        lambda: store.reject(request_key(request), request, "blank"),
+        lambda: store.reject(request_key(request), request, Rejection("blank")),
         lambda: store.release([request_key({"claimed": 0})], _ME),
     )
     return [end for call in calls for end in _attempt(call)]

@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks._timing import faster, in_turns
-from cache import Entry, Owner, Store
+from cache import Entry, Owner, Rejection, Store
 from online_aug.producer.request_queue import LOOKUP_BATCH, RequestQueue, Stripe
 from online_aug.request import GenerationRequest
 
@@ -81,7 +81,7 @@ def fill(store: Store, plan: Sequence[GenerationRequest]) -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     store.put_many([Entry(request.to_fields(), pixels) for request in plan[::3]])
     for request in plan[1::3]:
-        store.reject(request.key, request.to_fields(), "white")
+        store.reject(request.key, request.to_fields(), Rejection("white"))
     other = replace(Owner.current(), pid=1, started=0)
     store.claim([request.key for request in plan[2::3]], other, 86_400)
 

@@ -10,7 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
@@ -227,7 +227,7 @@ def reject(
     """Note that `key` must not be made again; a later reason replaces an earlier one."""
     restore(txn, tables, key)
     if get_number(txn, tables, f"rejected/{rejection.reason}") >= PICTURES_OF_A_REASON:
-        rejection = Rejection(rejection.reason)
+        rejection = replace(rejection, picture=None)
     reject_as(txn, tables, key, rejection.to_bytes(request))
 
 

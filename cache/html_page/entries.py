@@ -99,6 +99,7 @@ def rejected_rows(
         yield row | {
             "status": "rejected",
             "reason": rejection.reason,
+            "scores": {name: _number(score) for name, score in rejection.scores.items()},
             "source": source,
             "target": target,
         }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
-from cache import CacheFullError, Entry, Owner, Store, Writer, request_key
+from cache import CacheFullError, Entry, Owner, Rejection, Store, Writer, request_key
 from cache.contact_sheet import small_picture
 from online_aug.data.transforms import to_bytes
 from online_aug.errors import UserError
@@ -101,7 +101,7 @@ class Service:
     def _is_refused(self, request: GenerationRequest) -> bool:
         reason = self._work.refusal(request)
         if reason is not None:
-            self._output.reject(request, reason)
+            self._output.reject(request, Rejection(reason))
             self._queue.end(request)
         return reason is not None
 
@@ -210,17 +210,18 @@ class Output:
         request, verdict = finished.request, finished.verdict
         self._check_finite(verdict.reason)
         if verdict.reason is not None:
-            self.reject(request, verdict.reason, _small_picture(finished))
+            picture = _small_picture(finished)
+            self.reject(request, Rejection(verdict.reason, picture, verdict.scores))
             return
         classes = self._work.classes_of(request)
         pixels = self._work.finish(request, to_bytes(finished.image).permute(1, 2, 0).numpy())
         self._writer.put(Entry(request.to_fields(), pixels, verdict.scores, classes))
         self.made += 1
 
-    def reject(self, request: GenerationRequest, reason: str, picture: bytes | None = None) -> None:
+    def reject(self, request: GenerationRequest, rejection: Rejection) -> None:
         """Record a request as rejected, so that no process tries it again."""
-        self._store.reject(request.key, request.to_fields(), reason, picture)
-        self.rejected[reason] += 1
+        self._store.reject(request.key, request.to_fields(), rejection)
+        self.rejected[rejection.reason] += 1
 
     def flush(self) -> None:
         """Return when everything is committed."""

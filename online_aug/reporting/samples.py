@@ -178,6 +178,7 @@ def _rejected_samples(
             or names[request.target_label],
             method=request.method if len(experiment.methods) > 1 else "",
             strength=request.strength,
+            scores=rejected[request].scores,
             reason=rejected[request].reason,
         )
         for request in chosen

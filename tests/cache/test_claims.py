@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from cache_samples import FORK
 
-from cache import CacheError, Owner, Store, request_key
+from cache import CacheError, Owner, Rejection, Store, request_key
 
 ELSEWHERE = Owner(host="elsewhere", pid=1, started=1)
 
@@ -139,7 +139,7 @@ def test_two_processes_never_get_the_same_key(tmp_path):
 def test_all_rejections_are_found_with_their_requests(store, make_entries):
     requests = {request_key(entry.request): entry.request for entry in make_entries(3)}
     for key, request in requests.items():
-        store.reject(key, request, "blank")
+        store.reject(key, request, Rejection("blank"))
     found = store.rejections()
     assert {key: rejection.request for key, rejection in found.items()} == requests
     assert store.rejections([]) == {}

@@ -10,7 +10,7 @@ import lmdb
 import numpy as np
 from cache_samples import FORK, exit_status, in_child, large
 
-from cache import Entry, Store, request_key
+from cache import Entry, Rejection, Store, request_key
 from cache.backend import environment, opening
 
 
@@ -126,7 +126,7 @@ def is_in_use_elsewhere(path):
 
 def test_a_name_longer_than_a_key_of_lmdb_is_counted(store):
     request = {"method": "m" * 2000}
-    store.reject(request_key(request), request, "r" * 2000)
+    store.reject(request_key(request), request, Rejection("r" * 2000))
     store.put_many([Entry({**request, "variant": 1}, np.zeros((2, 2, 3), np.uint8))])
     assert store.stats()["rejected"] == 1
     assert store.verify().is_clean

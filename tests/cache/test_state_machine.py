@@ -21,6 +21,7 @@ from cache import (
     Keys,
     Oldest,
     RecipeFirst,
+    Rejection,
     ServedFirst,
     Store,
     recipe_of,
@@ -163,7 +164,7 @@ class CacheMachine(RuleBasedStateMachine):
             other.put_many([ENTRIES[number] for number in chosen])
             other.note_served([KEYS[number] for number in served])
             for number in others:
-                other.reject(KEYS[number], ENTRIES[number].request, "else")
+                other.reject(KEYS[number], ENTRIES[number].request, Rejection("else"))
             other.put_saliency("one", {"s0": data})
             adopted = self.store.adopt(other)
         rejected = {KEYS[n] for n in others} - {KEYS[n] for n in chosen}
@@ -185,7 +186,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, reason=st.sampled_from(["blank", "nan"]))
     def reject(self, number, reason):
-        self.store.reject(KEYS[number], ENTRIES[number].request, reason)
+        self.store.reject(KEYS[number], ENTRIES[number].request, Rejection(reason))
         self.model.reject(KEYS[number], reason)
 
     @rule(chosen=some)

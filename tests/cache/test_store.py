@@ -1,5 +1,6 @@
 import pickle
 import threading
+from math import nan
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_rejected_key_cannot_be_claimed(store):
     key = request_key(request)
     owner = Owner.current()
     assert store.claim([key], owner) == [key]
-    store.reject(key, request, "blank")
+    store.reject(key, request, Rejection("blank"))
     assert store.status([key]) == ["rejected"]
     assert store.claim([key], owner) == []
     assert store.stats()["claims_live"] == 0
@@ -98,18 +99,18 @@ def test_a_rejected_key_cannot_be_claimed(store):
 def test_storing_an_image_ends_the_rejection_of_its_key(store, make_entries):
     (entry,) = make_entries(1)
     key = request_key(entry.request)
-    store.reject(key, entry.request, "blank")
-    store.reject(key, entry.request, "nan")
+    store.reject(key, entry.request, Rejection("blank"))
+    store.reject(key, entry.request, Rejection("nan"))
     store.put_many([entry])
     assert store.status([key]) == ["present"]
     assert store.stats()["rejected_by_reason"] == {}
-    store.reject(key, entry.request, "late")
+    store.reject(key, entry.request, Rejection("late"))
     assert store.status([key]) == ["present"]
 
 
 def test_a_rejection_needs_the_key_of_its_request(store):
     with pytest.raises(CacheError, match="key must be the request's own"):
-        store.reject(bytes(32), {"x": 1}, "blank")
+        store.reject(bytes(32), {"x": 1}, Rejection("blank"))
 
 
 @pytest.mark.parametrize("key", [b"", b"short", "0" * 32, bytes(33)])
@@ -184,7 +185,7 @@ def test_a_readonly_store_changes_nothing(tmp_path, make_entries):
         lambda: reader.put_many(make_entries(2)),
         lambda: reader.claim([bytes(32)], Owner.current()),
         lambda: reader.release([bytes(32)], Owner.current()),
-        lambda: reader.reject(request_key({}), {}, "blank"),
+        lambda: reader.reject(request_key({}), {}, Rejection("blank")),
         lambda: reader.evict(Oldest()),
         lambda: reader.note_served([bytes(32)]),
         lambda: reader.pin([bytes(32)], Owner.current()),
@@ -240,18 +241,21 @@ def test_a_failed_call_leaves_the_store_usable(store, make_entries, monkeypatch)
     assert store.verify().is_clean
 
 
-def test_a_rejection_says_why_and_keeps_its_picture(store):
+def test_a_rejection_says_why_and_keeps_scores_and_picture(store):
     requests = [{"x": 1}, {"x": 2}, {"x": 3}]
     keys = [request_key(request) for request in requests]
-    store.reject(keys[0], requests[0], "blank", b"picture")
-    store.reject(keys[1], requests[1], "nan")
+    store.reject(keys[0], requests[0], Rejection("blank", b"picture", {"clip": 0.25, "nan": nan}))
+    store.reject(keys[1], requests[1], Rejection("nan"))
     found = store.rejections(keys)
-    assert found == {keys[0]: Rejection("blank", b"picture"), keys[1]: Rejection("nan")}
+    assert found == {
+        keys[0]: Rejection("blank", b"picture", {"clip": 0.25}),
+        keys[1]: Rejection("nan"),
+    }
 
 
 def test_only_the_first_rejections_of_a_reason_keep_their_pictures(store):
     requests = [{"x": number} for number in range(PICTURES_OF_A_REASON + 3)]
     for request in requests:
-        store.reject(request_key(request), request, "blank", b"picture")
+        store.reject(request_key(request), request, Rejection("blank", b"picture"))
     pictures = [r.picture for r in store.rejections(list(map(request_key, requests))).values()]
     assert pictures == [b"picture"] * PICTURES_OF_A_REASON + [None] * 3

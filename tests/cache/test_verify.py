@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cache_samples import overwrite
 
-from cache import CorruptRecordError, Entry, Oldest, Owner, Store, request_key
+from cache import CorruptRecordError, Entry, Oldest, Owner, Rejection, Store, request_key
 from cache.backend import index
 from cache.record import Draft
 
@@ -68,7 +68,7 @@ def test_verify_reports_its_progress(store, make_entries):
 
 def test_stats_count_what_is_there(store, make_entries):
     store.put_many([*make_entries(3), Entry({"method": "other"}, np.zeros((4, 4, 3), np.uint8))])
-    store.reject(request_key({"x": 1}), {"x": 1}, "blank")
+    store.reject(request_key({"x": 1}), {"x": 1}, Rejection("blank"))
     store.claim([request_key({"x": 2})], Owner.current())
     stats = store.stats()
     assert (stats["entries"], stats["position"], stats["rejected"]) == (4, 4, 1)

@@ -5,7 +5,7 @@ import pytest
 from experiment_samples import make_config, make_experiment, write_judge
 from pydantic import ValidationError
 
-from cache import Entry, Store
+from cache import Entry, Rejection, Store
 from online_aug.errors import UserError
 
 ADAPTIVE = {"tried_strengths": [0.5, 0.75, 1.0], "trials_per_class": 6}
@@ -34,7 +34,7 @@ def decide(experiment, store, limits):
         if request.strength <= limits[request.target_label]:
             store.put_many([Entry(request.to_fields(), np.zeros((8, 8, 3), np.uint8), {}, {})])
         else:
-            store.reject(request.key, request.to_fields(), "off-class")
+            store.reject(request.key, request.to_fields(), Rejection("off-class"))
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_a_plan_whose_trials_are_not_decided_is_refused(make, store, is_begun):
     experiment = make()
     if is_begun:
         store.reject(
-            experiment.strengths.trials[0].key, experiment.strengths.trials[0].to_fields(), "black"
+            experiment.strengths.trials[0].key,
+            experiment.strengths.trials[0].to_fields(),
+            Rejection("black"),
         )
     assert not experiment.plan_is_known
     with pytest.raises(UserError, match=r"must hold the trials of method\.strength adaptive"):

@@ -19,7 +19,7 @@ from mixing_samples import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from cache import CacheFullError, Entry, Store
+from cache import CacheFullError, Entry, Rejection, Store
 from cache.backend import index
 from online_aug.errors import UserError
 from online_aug.loader.batch import Collated, collate
@@ -369,7 +369,7 @@ def test_waiting_ends_when_the_image_is_there(store):
 
 
 def test_waiting_ends_when_the_image_was_rejected(store):
-    store.reject(KEYS[3], PLAN[3].to_fields(), "blank")
+    store.reject(KEYS[3], PLAN[3].to_fields(), Rejection("blank"))
     assert WaitFor(store, KEYS, None)(3) is False
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from request_samples import CLASSES, digest_of, make_plan, make_request, make_sources
 
-from cache import Entry, Owner
+from cache import Entry, Owner, Rejection
 from online_aug.config.sections import ScheduleConfig
 from online_aug.producer import request_queue
 from online_aug.producer.request_queue import (
@@ -236,7 +236,7 @@ def test_stored_and_rejected_requests_are_skipped_and_only_stored_ones_count_as_
     store, queue
 ):
     store_all(store, SMALL[:7])
-    store.reject(SMALL[7].key, SMALL[7].to_fields(), "flat")
+    store.reject(SMALL[7].key, SMALL[7].to_fields(), Rejection("flat"))
     assert take_all(queue, 5) == SMALL[8:]
     assert queue.reused == 7
 

@@ -230,7 +230,7 @@ def test_the_log_says_at_the_end_what_was_rejected_and_why(store, caplog):
     assert caplog.messages[-1] == f"finished: {made} images made, rejected: 1 not finite, 2 white"
 
 
-def test_images_off_class_are_not_stored_and_the_others_carry_their_scores(store):
+def test_images_off_class_are_not_stored_and_all_carry_their_scores(store):
     def classify(images):
         sure = images[:, 0, 0, 0] < 0.5  # as good as any rule: some images pass and some do not
         return torch.where(sure[:, None], torch.full((4,), 0.25), torch.zeros(4))
@@ -241,7 +241,8 @@ def test_images_off_class_are_not_stored_and_the_others_carry_their_scores(store
     assert 0 < rejected == trainer.told[-1].rejected < len(PLAN)
     stored = [store.get(r.key) for r in PLAN if store.contains([r.key])[0]]
     assert len(stored) == len(PLAN) - rejected
-    assert all(set(r.scores) == {"probability_source", "probability_target"} for r in stored)
+    judged = [*stored, *store.rejections().values()]
+    assert all(set(r.scores) == {"probability_source", "probability_target"} for r in judged)
 
 
 def test_the_generator_pauses_when_it_is_far_ahead_and_goes_on_when_images_are_served(store):

@@ -75,11 +75,14 @@ def test_the_loss_is_the_divergence_from_the_soft_label(experiment, store):
 
 def test_rejected_images_come_with_reason_and_picture_of_every_reason(experiment, store):
     picture = small_picture(np.zeros((8, 8, 3), np.uint8), 8)
-    reasons = {request: Rejection("off-class", picture) for request in experiment.plan[:-1]}
+    reasons = {
+        request: Rejection("off-class", picture, {"clip": 0.2}) for request in experiment.plan[:-1]
+    }
     reasons[experiment.plan[-1]] = Rejection("source mask too small")
     found = chosen(experiment, store, reasons).of("rejected")
     assert {sample.reason for sample in found} == {"off-class", "source mask too small"}
     assert [*found[0].pictures] == ["source", "rejected"]
+    assert found[0].scores == {"clip": 0.2}
     assert len(found) == min(SHOWN, len(experiment.plan) - 1) + 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from cache_samples import overwrite
 from exchange_samples import assert_refused, write_image
 
-from cache import Entry, Store, content_digest, request_key
+from cache import Entry, Rejection, Store, content_digest, request_key
 from cache.html_page import entries
 from cache.html_page.entries import Entries
 from cache.html_page.page import write_page
@@ -69,7 +69,9 @@ def mixed(tmp_path):
                 picture.save(buffer, "WEBP")
                 kept = buffer.getvalue() if number == 8 else None
                 store.reject(
-                    request_key(request), request, "blank" if number % 2 else HOSTILE, kept
+                    request_key(request),
+                    request,
+                    Rejection("blank" if number % 2 else HOSTILE, kept, {"clip": 0.125}),
                 )
     return tmp_path / "c"
 
@@ -94,6 +96,7 @@ def test_every_image_and_rejection_is_a_row_with_a_picture(mixed, tmp_path, run)
             assert row["scores"] == {"clip": 0.25, "top": None}
     assert [row["status"] for row in page.rows] == ["accepted"] * 6 + ["rejected"] * 3
     assert [row["picture"] is None for row in page.rows[6:]] == [False, True, True]
+    assert all(row["scores"] == {"clip": 0.125} for row in page.rows[6:])
     assert {(row["source"], row["target"]) for row in page.rows} == {("wren", HOSTILE)}
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cache import Entry, Store, request_key
+from cache import Entry, Rejection, Store, request_key
 from cache.commands import show
 
 BLACK = np.zeros((2, 2, 3), np.uint8)
@@ -15,7 +15,7 @@ BLACK = np.zeros((2, 2, 3), np.uint8)
 def thirty(store, make_entries):
     """The directory of a cache of thirty records and a rejection."""
     store.put_many(make_entries(30))
-    store.reject(request_key({"x": 1}), {"x": 1}, "blank")
+    store.reject(request_key({"x": 1}), {"x": 1}, Rejection("blank"))
     store.close()
     return store.path
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exchange_samples import assert_refused, bird, contents
 
-from cache import Entry, Store, request_key
+from cache import Entry, Rejection, Store, request_key
 from cache.backend import index
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +87,7 @@ def annotated(two):
     ):
         with Store(path) as store:
             for variant, reason in rejected.items():
-                store.reject(key_of(variant), bird(variant).request, reason)
+                store.reject(key_of(variant), bird(variant).request, Rejection(reason))
             store.note_served([key_of(v) for v, times in served.items() for _ in range(times)])
             store.put_saliency("v", maps)
     return two

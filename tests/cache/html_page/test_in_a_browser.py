@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from benchmarks._browser import BROWSER, DRIVER, Browser, driver_port
-from cache import Entry, Store, content_digest, request_key
+from cache import Entry, Rejection, Store, content_digest, request_key
 
 HOSTILE = "</script><b>bold</b><img src=x onerror=\"document.title='run'\">"
 
@@ -44,7 +44,9 @@ def page(tmp_path, run):
         store.put_many(entries)
         for n in range(600, 660):
             request = request_of(n, digest)
-            store.reject(request_key(request), request, "blank" if n % 2 else "off-class")
+            store.reject(
+                request_key(request), request, Rejection("blank" if n % 2 else "off-class")
+            )
     assert run("show", store.path, "--html", tmp_path / "p.html", "--sources", tmp_path / "src")
     return tmp_path / "p.html"
 
