@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -103,18 +105,31 @@ def check_header(path: Path) -> None:
         BadImageError: If it is not an image, has more than `MAX_PIXELS` pixels, has been cut, or
             the range of its values is unknown.
     """
-    try:
-        with open_regular(path) as file, _opened(file) as image:
-            _check_range(image)
-            is_whole = _ends_whole(file, image.format or "")
-    except Exception as error:  # as in decode_image
-        raise _bad(str(path), error) from error
-    if not is_whole:
+    if not _is_whole(partial(open_regular, path), str(path)):
         read_image(path)
 
 
+def check_content(content: bytes, name: str) -> None:
+    """Check an image in memory as `check_header` does; errors call it `name`.
+
+    Raises:
+        BadImageError: As `check_header`.
+    """
+    if not _is_whole(partial(io.BytesIO, content), name):
+        decode_image(content, name)
+
+
+def _is_whole(open_file: Callable[[], BinaryIO], name: str) -> bool:
+    try:
+        with open_file() as file, _opened(file) as image:
+            _check_range(image)
+            return _ends_whole(file, image.format or "")
+    except Exception as error:  # as in decode_image
+        raise _bad(name, error) from error
+
+
 def _ends_whole(file: BinaryIO, format: str) -> bool:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if format == "WEBP":
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= size
@@ -131,13 +146,26 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         BadImageError: As `check_header`.
     """
+    return _size(partial(open_regular, path), str(path))
+
+
+def content_size(content: bytes, name: str) -> tuple[int, int]:
+    """Return the size of an image in memory as `image_size` does; errors call it `name`.
+
+    Raises:
+        BadImageError: As `check_header`.
+    """
+    return _size(partial(io.BytesIO, content), name)
+
+
+def _size(open_file: Callable[[], BinaryIO], name: str) -> tuple[int, int]:
     try:
-        with open_regular(path) as file, _opened(file) as image:
+        with open_file() as file, _opened(file) as image:
             width, height = image.size
             is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
             return (width, height) if is_turned else (height, width)
     except Exception as error:  # as in decode_image
-        raise _bad(str(path), error) from error
+        raise _bad(name, error) from error
 
 
 def read_levels(path: Path, *, numbers_palette: bool = False) -> Float[np.ndarray, "h w"]:

@@ -12,7 +12,7 @@ from published_samples import WRITERS, accept_small_flowers
 from online_aug.cli.train import main
 from online_aug.config.loading import find_recipe, load_config
 from online_aug.config.schema import fields, json_schema
-from online_aug.data.published import PUBLISHED
+from online_aug.data.published.sets import PUBLISHED
 
 FOLDER = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

@@ -11,7 +11,7 @@ from published_samples import write_cub, write_pets, write_waterbirds
 from online_aug.config import Config
 from online_aug.data.image_sets import FolderSet
 from online_aug.data.images import image_size
-from online_aug.data.published import published_splits
+from online_aug.data.published.sets import published_splits
 from online_aug.errors import UserError
 from online_aug.experiment.foregrounds import ensure_saliency
 from online_aug.experiment.mask_files import MaskFiles

@@ -28,7 +28,7 @@ from torchvision import datasets
 from online_aug.config import DataConfig
 from online_aug.data.image_sets import file_names_of, groups_of
 from online_aug.data.images import BadImageError
-from online_aug.data.published import PUBLISHED, published_splits
+from online_aug.data.published.sets import PUBLISHED, published_splits
 from online_aug.data.sources import load_splits
 from online_aug.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from online_aug.data.image_sets import FolderSet, ImageSet
-from online_aug.data.published_readers import (
+from online_aug.data.published.readers import (
     CUB,
     DOGS,
     PETS,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online_aug.data.sources import few_shot, long_tail, stratified_split
+from online_aug.data.cuts import few_shot, long_tail, stratified_split
 from online_aug.seeding import numpy_rng
 
 FRACTIONS = (0.7, 0.1, 0.2)

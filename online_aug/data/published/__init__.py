@@ -1,0 +1,1 @@
+"""The data sets that papers report on: the files of their authors, and their readers."""
