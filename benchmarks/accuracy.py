@@ -65,8 +65,15 @@ BLOCKS = {
     "birds_tail": Block(
         BIRDS, ("data.imbalance_factor=0.1", "data.many_few=[30,15]", "data.epoch_repeats=3")
     ),
+    "digits_tail": Block(
+        DIGITS,
+        (
+            *("data.examples_per_class=null", "data.imbalance_factor=0.02"),
+            *("data.many_few=[60,20]", "data.epoch_repeats=2", "run.epochs=30"),
+        ),
+    ),
 }
-"""Data by name; all of birds but the tail have 1,350 optimizer steps, all of digits 400."""
+"""Data by name; but for the tails all of birds have 1,350 optimizer steps, all of digits 400."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,10 @@ ROWS = {
     "randaugment": Kind(None, ("data.auto_augment=rand-m9-mstd0.5-inc1",), is_vanilla=True),
     "mixup": Kind(None, ("optim.mixup=0.8",), is_vanilla=True),
     "cutmix": Kind(None, ("optim.cutmix=1.0",), is_vanilla=True),
+    "balanced_softmax": Kind(None, ("optim.loss=balanced_softmax",), is_vanilla=True),
+    "ldam": Kind(None, ("optim.loss=ldam",), is_vanilla=True),
+    "drw": Kind(None, ("optim.reweight_after=24",), is_vanilla=True),
+    "cmo": Kind(None, ("optim.cmo=1", "optim.mix_probability=0.5"), is_vanilla=True),
     "recipe": Kind(),
     "paste": Kind("paste", PASTED),
     "true_masks": Kind("paste", (*PASTED, "saliency.method=masks")),
@@ -99,8 +110,10 @@ ROWS = {
     "diff_mix": Kind("diff_mix"),
     "sgd_mix": Kind("sgd_mix"),
 }
-"""What each row is, by its name; `paste` is SGD-Mix without its refinement."""
-USUAL = [name for name in ROWS if name not in ("recipe", "true_masks", "real_mix")]
+"""What each row is, by its name; `paste` is SGD-Mix without its refinement, `drw` re-weights the
+last of 30 epochs, a fifth as published."""
+TAIL = ("balanced_softmax", "ldam", "drw", "cmo")
+USUAL = [name for name in ROWS if name not in ("recipe", "true_masks", "real_mix", *TAIL)]
 """The rows of a block if none is named."""
 
 
