@@ -34,7 +34,7 @@ from online_aug.classifier.model import build_classifier
 from online_aug.config import Config
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.config.schema import fields
-from online_aug.config.sections import GenerationConfig
+from online_aug.config.sections import FinetuneConfig, GenerationConfig
 from online_aug.config.training import ClassifierConfig
 from online_aug.data.settings import DataConfig
 from online_aug.data.sources import load_splits
@@ -303,7 +303,7 @@ def _adapters(place: Path, rng: np.random.Generator) -> None:
     _spoil(path, rng)
     if files := find_adapters(folder):
         mode = "lora" if files.lora else "textual_inversion"
-        import_adapters(files, named_concepts(["emu"], "bird"), mode, model)
+        import_adapters(files, named_concepts(["emu"], "bird"), FinetuneConfig(mode=mode), model)
 
 
 def _weights(place: Path, rng: np.random.Generator) -> None:

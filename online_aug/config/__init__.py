@@ -163,6 +163,11 @@ def _schedule(config: Config) -> Iterator[str]:
 
 def _finetune(config: Config) -> Iterator[str]:
     finetune = config.finetune
+    if finetune.mode == "lora" and (finetune.num_vectors > 1 or finetune.initializer is not None):
+        yield (
+            "finetune.num_vectors and finetune.initializer must be left out with finetune.mode "
+            "lora, which learns no tokens"
+        )
     if finetune.per_class and finetune.mode not in ("textual_inversion", "staged"):
         yield (
             "finetune.per_class must be false unless finetune.mode is textual_inversion or "

@@ -143,6 +143,12 @@ class FinetuneConfig(Section):
     per_class: bool = False
     """Learn the tokens of each class in a run of its own (DA-Fusion) instead of all in one
     (Diff-Mix); only with `textual_inversion` and `staged`, since all classes share one LoRA."""
+    num_vectors: Count = 1
+    """Embeddings that a class token stands for, as in diffusers' textual inversion; more can hold
+    more of a class (DA-Fusion's second version has 4)."""
+    initializer: Text | None = None
+    """Words at whose mean embedding a class token starts, `{class}` for the name of its class
+    (DA-Fusion); null is `data.metaclass`."""
     steps: Count = 2000
     """Optimizer steps: of the LoRA with `staged`, of each class with `per_class`."""
     token_steps: Count | None = None

@@ -17,6 +17,7 @@ from online_aug.diffusion.adapters import (
     AdapterFiles,
     Adapters,
     Concept,
+    check_vectors,
     class_concepts,
     find_adapters,
     is_finetuned,
@@ -87,7 +88,7 @@ class Adaptation:
             numbers += self.config.rank * sum(sides)
         if mode != "lora":
             width = int(unet_settings(model).get("cross_attention_dim") or 0)
-            numbers += width * len(self.class_names)
+            numbers += width * self.config.num_vectors * len(self.class_names)
         return _FLOAT_BYTES * numbers
 
     def is_ready(self, result: Path | None) -> bool:
@@ -99,12 +100,16 @@ class Adaptation:
 
         Raises:
             UserError: If the model has no layers for LoRA or predicts something that cannot be
-                trained here, or adapters made elsewhere do not fit the classes or the model.
+                trained here, adapters made elsewhere do not fit the classes or the model, or a
+                token has more vectors than the text encoder reads.
         """
         if self.imported:
-            self._import(self.imported, model)
+            tokens = self._import(self.imported, model).tokens.values()
+            most = max((len(rows) for rows in tokens if rows.ndim == 2), default=1)
+            check_vectors(model, self.concepts, most, "finetune.path")
         elif self.is_wanted:
             check_prediction(model)
+            check_vectors(model, self.concepts, self.config.num_vectors, "finetune.num_vectors")
             if self.config.mode != "textual_inversion":
                 check_lora_layers(model, self.config.mode)
 
@@ -134,7 +139,7 @@ class Adaptation:
         return digest_folder(result) if result else None
 
     def _import(self, files: AdapterFiles, model: Path) -> Adapters:
-        return import_adapters(files, self.concepts, self.config.mode, model)
+        return import_adapters(files, self.concepts, self.config, model)
 
 
 def finetuned_folder(

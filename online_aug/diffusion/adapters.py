@@ -3,7 +3,8 @@
 A result of our own fine-tuning is a folder with `pytorch_lora_weights.safetensors` (diffusers' LoRA
 format) if LoRA was learned, `tokens_emb.safetensors` (one tensor `clip_l` of n x d, the format of
 diffusers' pivotal tuning) if tokens were, and `concepts.json` (class, token and prompt of each
-row). Stock diffusers loads the first two, each in one call.
+class). A token of several vectors has as many rows, one after the other. Stock diffusers loads the
+first two, each in one call.
 
 People also have adapters from elsewhere: diffusers' textual inversion, Diff-Mix's tokens,
 DA-Fusion's merged tokens. `find_adapters` finds them; import_adapters.py reads them.
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from online_aug.config.sections import PLACE, PROMPT
 from online_aug.diffusion.lora_files import holds_lora
-from online_aug.documents import read_json
+from online_aug.documents import read_json, read_object
 from online_aug.errors import UserError, one_line
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -84,6 +85,20 @@ def _prompt(template: str, named: str, metaclass: str) -> str:
     return template.replace(PLACE, f"{named} {metaclass}".strip()).strip()
 
 
+def vector_tokens(token: str, num_vectors: int) -> list[str]:
+    """Return diffusers' names of the vectors that a token stands for: itself, itself_1, ..."""
+    return [token, *(f"{token}_{number}" for number in range(1, num_vectors))]
+
+
+def rows_of_each(rows: Tensor, count: int) -> list[Tensor]:
+    """Split the rows of all tokens: one row for each token, or a matrix if it has several.
+
+    Raises:
+        RuntimeError: If the tokens do not have equally many.
+    """
+    return [part.squeeze(0) for part in rows.reshape(count, -1, rows.shape[-1])]
+
+
 @dataclass(frozen=True)
 class Adapters:
     """Additions to a base model, ready to be loaded."""
@@ -110,7 +125,8 @@ def read_result(folder: Path) -> Adapters:
         try:
             concepts = read_json(folder / CONCEPTS_FILE)
             rows = load_file(folder / TOKENS_FILE)["clip_l"]
-            tokens = {concept["token"]: row for concept, row in zip(concepts, rows, strict=True)}
+            names = [concept["token"] for concept in concepts]
+            tokens = dict(zip(names, rows_of_each(rows, len(names)), strict=True))
         except Exception as error:  # whatever a damaged file makes the libraries raise
             raise UserError(
                 f"finetune.path must hold whole results, got {folder} ({one_line(error)}): remove "
@@ -196,6 +212,35 @@ def _files_by_class(folder: Path) -> tuple[Path, ...]:
     paths = [path for pattern in _TOKENS_BY_CLASS for path in folder.glob(pattern)]
     found = {path.parent: path for path in paths if _holds_tensors(path)}
     return tuple(found[place] for place in sorted(found))
+
+
+def check_vectors(model: Path, concepts: Sequence[Concept], num_vectors: int, key: str) -> None:
+    """Raise if prompts are longer than a text encoder reads once a token is several vectors.
+
+    Args:
+        model: Directory of the model.
+        concepts: The classes, whose prompts differ in their tokens alone.
+        num_vectors: Vectors of a token.
+        key: The key that says how many, for the error.
+
+    Raises:
+        UserError: If so; names the most that fit.
+    """
+    if num_vectors == 1:
+        return
+    from transformers import CLIPTokenizer  # slow to import, rarely needed
+
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
+    read = read_object(model / "text_encoder" / "config.json").get("max_position_embeddings")
+    limit = min(tokenizer.model_max_length, int(read or tokenizer.model_max_length))
+    prompt, token = concepts[0].prompt, str(concepts[0].token)
+    words = len(tokenizer(prompt.replace(token, "")).input_ids)  # with the marks of both ends
+    most = (limit - words) // prompt.count(token)
+    if num_vectors > most:
+        raise UserError(
+            f"{key} must give a token at most {most} vectors, beside which the text encoder reads "
+            f"the other words of generation.prompt within its {limit} tokens, got {num_vectors}"
+        )
 
 
 def check_prompts(model: Path, prompts: Mapping[str, str]) -> None:

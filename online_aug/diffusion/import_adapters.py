@@ -2,6 +2,7 @@
 
 Token files differ in how they name classes: Diff-Mix's holds a table of names, DA-Fusion's and
 diffusers' have the class in the token, diffusers' pivotal tuning has rows in the order of classes.
+A token may stand for several vectors: a matrix, or rows under its name with _1, _2, ... behind it.
 LoRA files are read in lora_files.py.
 """
 
@@ -13,36 +14,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from online_aug.diffusion.adapters import CONCEPTS_FILE, AdapterFiles, Adapters, Concept
+from online_aug.config.sections import FinetuneConfig
+from online_aug.diffusion.adapters import (
+    CONCEPTS_FILE,
+    AdapterFiles,
+    Adapters,
+    Concept,
+    rows_of_each,
+)
 from online_aug.diffusion.lora_files import LoraFile
 from online_aug.diffusion.parts import read_settings
 from online_aug.diffusion.weights import read_tensors
 from online_aug.documents import DocumentError, read_json
 from online_aug.errors import UserError, one_line
 
+_FURTHER_VECTOR = re.compile(r"(?P<token>.+>)_\d+")
 _SHOWN = 4
 """Names listed in an error before the rest is only counted."""
 
 
 def import_adapters(
-    files: AdapterFiles, concepts: Sequence[Concept], mode: str, model: Path
+    files: AdapterFiles, concepts: Sequence[Concept], config: FinetuneConfig, model: Path
 ) -> Adapters:
     """Read adapters that were made elsewhere and give each class's token our name for it.
 
     Args:
         files: The files that were found.
         concepts: Class and token, by label; tokens are None if the prompts hold class names.
-        mode: `finetune.mode`, which says whether tokens and LoRA must be there.
+        config: Its mode says whether tokens and LoRA must be there; its number of vectors is that
+            of tokens without names, all others tell theirs.
         model: Directory of the base model.
 
     Raises:
         UserError: If tokens or LoRA are missing or not asked for, a class has no token, or they are
             of another model.
     """
-    _check_kinds(files, mode)
+    _check_kinds(files, config.mode)
     tokens: dict[str, Tensor] = {}
     if files.tokens:
-        found = {name: row for path in files.tokens for name, row in _read_tokens(path).items()}
+        parts = [_read_tokens(path, config.num_vectors) for path in files.tokens]
+        found = {name: row for part in parts for name, row in part.items()}
         tokens = _tokens_of_classes(found, concepts, files.tokens[0])
         _check_width(tokens, files.tokens[0], model)
     if files.lora is None:
@@ -63,20 +74,34 @@ def _check_kinds(files: AdapterFiles, mode: str) -> None:
         )
 
 
-def _read_tokens(path: Path) -> dict[str, Tensor]:
+def _read_tokens(path: Path, num_vectors: int) -> dict[str, Tensor]:
     """Read embeddings by class name, by class number, or by the class in the token."""
     content = read_tensors(path, "finetune.path")
     if "learned_embeds_dict" in content:
         return _diff_mix_tokens(content, path)
     if "clip_l" in content:
-        return _rows_by_class(content, path)
+        return _rows_by_class(content, path, num_vectors)
     if all(isinstance(value, Mapping) for value in content.values()):
         content = {name: next(iter(inner.values()), None) for name, inner in content.items()}
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"finetune.path must hold an embedding for each token, got {path}")
     if path.stem == "learned_embeds" and len(content) == 1:
         content[path.parent.name] = next(iter(content.values()))
-    return content
+    return _joined(content)
+
+
+def _joined(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the vectors of a token together if each has a name: `<jay>`, `<jay>_1`, `<jay>_2`."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        further = _FURTHER_VECTOR.fullmatch(name)
+        if further and further["token"] in content:
+            continue
+        rows = [tensor]
+        while name.endswith(">") and f"{name}_{len(rows)}" in content:
+            rows.append(content[f"{name}_{len(rows)}"])
+        found[name] = torch.stack(rows) if len(rows) > 1 else tensor
+    return found
 
 
 def _diff_mix_tokens(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -90,7 +115,9 @@ def _diff_mix_tokens(content: Mapping[str, Any], path: Path) -> dict[str, Tensor
     return {name: rows[token] for name, token in named.items()} or dict(rows)
 
 
-def _rows_by_class(content: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _rows_by_class(
+    content: Mapping[str, Tensor], path: Path, num_vectors: int
+) -> dict[str, Tensor]:
     rows = content["clip_l"]
     if "clip_g" in content:
         raise UserError(
@@ -98,11 +125,17 @@ def _rows_by_class(content: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
         )
     concepts = path.parent / CONCEPTS_FILE
     if not concepts.is_file():
-        return {f"<class_{number}>": row for number, row in enumerate(rows)}
+        if len(rows) % num_vectors:
+            raise UserError(
+                f"finetune.path must hold {num_vectors} vectors for each token, as "
+                f"finetune.num_vectors says, got {len(rows)} in {path}"
+            )
+        parts = rows_of_each(rows, len(rows) // num_vectors)
+        return {f"<class_{number}>": part for number, part in enumerate(parts)}
     try:
         names = [str(concept["name"]) for concept in read_json(concepts)]
-        return dict(zip(names, rows, strict=True))
-    except (DocumentError, TypeError, KeyError, ValueError) as error:
+        return dict(zip(names, rows_of_each(rows, len(names)), strict=True))
+    except (DocumentError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"finetune.path must name the class of each row of {path}, cannot use {concepts}: "
             f"{one_line(error)}"

@@ -15,9 +15,9 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from online_aug.config.sections import FinetuneConfig, GenerationConfig
+from online_aug.config.sections import PLACE, FinetuneConfig, GenerationConfig
 from online_aug.diffusion.adaptation import LORA_LAYERS, Stage
-from online_aug.diffusion.adapters import CONCEPTS_FILE, TOKENS_FILE, Concept
+from online_aug.diffusion.adapters import CONCEPTS_FILE, TOKENS_FILE, Concept, vector_tokens
 from online_aug.diffusion.loading import DTYPES
 from online_aug.distributed.world import World, sum_gradients, total
 from online_aug.finetuning.validation import draw_validation
@@ -45,7 +45,7 @@ class Learner:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False)
         has_tokens, has_lora = config.mode != "lora", config.mode != "textual_inversion"
-        self._tokens = [_add_tokens(pipeline, concepts, config.seed)] if has_tokens else []
+        self._tokens = [_add_tokens(pipeline, concepts, config)] if has_tokens else []
         self._lora = _add_lora(pipeline, config.rank, config.seed) if has_lora else []
         self._convert_frozen(DTYPES[config.dtype])
         if config.gradient_checkpointing:
@@ -166,19 +166,29 @@ class ExtendedEmbedding(nn.Module):
 
 
 def _add_tokens(
-    pipeline: StableDiffusionImg2ImgPipeline, concepts: Sequence[Concept], seed: int
+    pipeline: StableDiffusionImg2ImgPipeline, concepts: Sequence[Concept], config: FinetuneConfig
 ) -> nn.Parameter:
-    """Add tokens that start around the mean of the metaclass's words; return their rows, n x d."""
-    words = concepts[0].prompt.partition(str(concepts[0].token))[2].strip()
+    """Add tokens that start around the mean of some words; return their rows, class by class."""
     known = pipeline.text_encoder.get_input_embeddings()
-    ids = pipeline.tokenizer(words or "object", add_special_tokens=False).input_ids
-    start = known.weight.detach()[ids].mean(0)
-    spread = TOKEN_SPREAD * known.weight.detach().std()
-    noise = torch.randn(len(concepts), len(start), generator=torch_rng(seed)).to(start)
-    pipeline.tokenizer.add_tokens([concept.token for concept in concepts])
-    embedding = ExtendedEmbedding(known, start + spread * noise).to(known.weight.device)
+    weights, count = known.weight.detach(), config.num_vectors
+    words = [_first_words(concept, config.initializer) for concept in concepts]
+    ids = [pipeline.tokenizer(one, add_special_tokens=False).input_ids for one in words]
+    start = torch.stack([weights[some].mean(0) for some in ids]).repeat_interleave(count, 0)
+    noise = torch.randn(start.shape, generator=torch_rng(config.seed)).to(start)
+    tokens = [name for one in concepts for name in vector_tokens(str(one.token), count)]
+    pipeline.tokenizer.add_tokens(tokens)
+    first = start + TOKEN_SPREAD * weights.std() * noise
+    embedding = ExtendedEmbedding(known, first).to(known.weight.device)
     pipeline.text_encoder.set_input_embeddings(embedding)
     return embedding.new
+
+
+def _first_words(concept: Concept, initializer: str | None) -> str:
+    if initializer is not None:
+        words = initializer.replace(PLACE, concept.name.replace("_", " "))
+    else:
+        words = concept.prompt.partition(str(concept.token))[2]
+    return words.strip() or "object"
 
 
 def _add_lora(pipeline: StableDiffusionImg2ImgPipeline, rank: int, seed: int) -> list[nn.Parameter]:

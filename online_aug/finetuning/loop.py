@@ -124,7 +124,7 @@ def _prompt_ids(
 ) -> Int[Tensor, "k t"]:
     tokenizer = pipeline.tokenizer
     ids: Tensor = tokenizer(
-        list(prompts),
+        pipeline.maybe_convert_prompt(list(prompts), tokenizer),  # tokens of several vectors
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,

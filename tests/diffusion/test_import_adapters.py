@@ -8,6 +8,7 @@ import torch
 from finetuning_samples import CONCEPTS, NAMED, NAMES, config_with, lora_of, run, tokens_of
 from safetensors.torch import save_file
 
+from online_aug.config.sections import FinetuneConfig
 from online_aug.diffusion.adapters import (
     CONCEPTS_FILE,
     LORA_FILE,
@@ -37,10 +38,10 @@ def rows(result):
     return tokens_of(result)
 
 
-def read(path, model, mode="joint", concepts=CONCEPTS):
+def read(path, model, mode="joint", concepts=CONCEPTS, **settings):
     files = find_adapters(path)
     assert files is not None
-    return import_adapters(files, concepts, mode, model)
+    return import_adapters(files, concepts, FinetuneConfig(mode=mode, **settings), model)
 
 
 def attention_processors(result):
@@ -133,6 +134,25 @@ def test_a_token_of_several_vectors_stands_for_all_of_them(tiny_model, rows, tmp
     load_adapters(pipeline, read(tmp_path, tiny_model, TOKENS))
     prompt = pipeline.maybe_convert_prompt(CONCEPTS[2].prompt, pipeline.tokenizer)
     assert prompt == "a photo of a <class_2> <class_2>_1 <class_2>_2 digit"
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_rows_of_several_vectors_are_put_together(tiny_model, rows, tmp_path, is_named):
+    """Each under a name of its own, or in a table without names, whose number is configured."""
+    several = torch.stack([rows, rows + 1], dim=1)
+    if is_named:
+        later = {f"<{name}>_1": row + 1 for name, row in zip(NAMES, rows, strict=True)}
+        torch.save(later | by_class_name(rows), tmp_path / "tokens.pt")
+    else:
+        save_file({"clip_l": several.flatten(0, 1)}, tmp_path / TOKENS_FILE)
+    found = read(tmp_path, tiny_model, TOKENS, num_vectors=1 if is_named else 2)
+    torch.testing.assert_close(torch.stack(list(found.tokens.values())), several)
+
+
+def test_a_table_that_is_no_multiple_of_the_vectors_is_refused(tiny_model, rows, tmp_path):
+    save_file({"clip_l": rows}, tmp_path / TOKENS_FILE)
+    with pytest.raises(UserError, match="2 vectors for each token, as finetune.num_vectors says, "):
+        read(tmp_path, tiny_model, TOKENS, num_vectors=2)
 
 
 def test_names_are_the_same_with_blanks_underscores_and_capitals(tiny_model, rows, tmp_path):

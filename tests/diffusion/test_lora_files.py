@@ -8,6 +8,7 @@ import torch
 from finetuning_samples import NAMED
 from safetensors.torch import save_file
 
+from online_aug.config.sections import FinetuneConfig
 from online_aug.diffusion.adapters import find_adapters
 from online_aug.diffusion.import_adapters import import_adapters
 from online_aug.diffusion.loading import load_adapters, load_img2img
@@ -61,7 +62,7 @@ def read(path, model):
     files = find_adapters(path)
     assert files is not None
     assert files.tokens == ()
-    return import_adapters(files, NAMED, "lora", model)
+    return import_adapters(files, NAMED, FinetuneConfig(mode="lora"), model)
 
 
 def first_query(model, adapters):

@@ -245,6 +245,14 @@ CASES = {
         ["finetune.path={place}/tokens.pt"],
         r"must hold LoRA and tokens for finetune\.mode joint, got tokens in .*textual_inversion to",
     ),
+    "a token of too many vectors": (
+        ["finetune.num_vectors=60"],
+        r"finetune\.num_vectors must give a token at most \d+ vectors, .* its 48 tokens, got 60$",
+    ),
+    "vectors of no token": (
+        ["finetune.mode=lora", "finetune.num_vectors=2"],
+        r"finetune\.num_vectors and .* left out with finetune\.mode lora, which learns no tokens$",
+    ),
     "a LoRA for each class": (
         ["finetune.per_class=true"],
         r"finetune\.per_class must be false unless finetune\.mode is .* share one LoRA$",

@@ -10,6 +10,7 @@ from finetuning_samples import (
     CONCEPTS,
     CONFIG,
     NAMED,
+    NAMES,
     config_with,
     examples,
     lora_of,
@@ -28,9 +29,10 @@ from online_aug.diffusion.adapters import (
     TOKENS_FILE,
     is_finetuned,
     read_result,
+    vector_tokens,
 )
 from online_aug.diffusion.loading import DTYPES, load_adapters, load_img2img
-from online_aug.finetuning import loop
+from online_aug.finetuning import learner, loop
 from online_aug.finetuning.learner import ExtendedEmbedding
 from online_aug.generation.engine import ImageGenerator
 from online_aug.seeding import numpy_rng, torch_rng
@@ -220,6 +222,59 @@ def test_a_class_run_learns_from_its_own_images_only(tiny_model, tmp_path):
     run(tiny_model, tmp_path / "other", config, labels=(0, 0, 2, 2, 1, 1))
     is_same = (tokens_of(tmp_path / "some") == tokens_of(tmp_path / "other")).all(dim=1)
     assert is_same.tolist() == [True, False, False]
+
+
+@pytest.fixture(scope="module")
+def several(tiny_model, tmp_path_factory):
+    """A result with tokens of three vectors, and the pipeline that learned it."""
+    folder = tmp_path_factory.mktemp("finetuned") / "several"
+    return folder, run(tiny_model, folder, config_with(mode="textual_inversion", num_vectors=3))
+
+
+def test_every_vector_of_a_token_is_learned_and_saved(tiny_model, several, tmp_path):
+    folder, _ = several
+    config = config_with(mode="textual_inversion", num_vectors=3, steps=1)
+    run(tiny_model, tmp_path / "less", config)
+    assert tokens_of(folder).shape[0] == 3 * len(NAMES)
+    assert (tokens_of(folder) != tokens_of(tmp_path / "less")).any(dim=1).all()
+    assert len({tuple(row.tolist()) for row in tokens_of(folder)}) == 3 * len(NAMES)
+
+
+def test_a_loaded_token_of_several_vectors_means_what_was_learned(tiny_model, several):
+    folder, trained = several
+    loaded = load_img2img(tiny_model, "float32")
+    load_adapters(loaded, read_result(folder))
+    assert [part.shape[0] for part in read_result(folder).tokens.values()] == [3, 3, 3]
+    with torch.no_grad():
+        words, again = (
+            pipe.encode_prompt(PROMPT, "cpu", 1, False)[0] for pipe in (trained, loaded)
+        )
+        ids = loop._prompt_ids(trained, [PROMPT])
+        taught = trained.text_encoder(ids)[0]
+    torch.testing.assert_close(words, again, rtol=0, atol=1e-5)
+    torch.testing.assert_close(words, taught, rtol=0, atol=1e-5)
+
+
+def test_stock_diffusers_loads_tokens_of_several_vectors_in_one_call(tiny_model, several):
+    folder, trained = several
+    stock = load_img2img(tiny_model, "float32")
+    names = [name for one in CONCEPTS for name in vector_tokens(one.token, 3)]
+    stock.load_textual_inversion(tokens_of(folder), token=names)
+    with torch.no_grad():
+        found, learned = (
+            pipe.encode_prompt(PROMPT, "cpu", 1, False)[0] for pipe in (stock, trained)
+        )
+    torch.testing.assert_close(found, learned, rtol=0, atol=1e-5)
+
+
+def test_tokens_start_at_the_words_that_are_named(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(learner, "TOKEN_SPREAD", 0.0)
+    config = config_with(steps=1, token_lr=1e-30, initializer="{class} bird")
+    pipeline = run(tiny_model, tmp_path / "named", config)
+    known = pipeline.text_encoder.get_input_embeddings().known.weight
+    for row, name in zip(tokens_of(tmp_path / "named"), NAMES, strict=True):
+        ids = pipeline.tokenizer(f"{name} bird", add_special_tokens=False).input_ids
+        torch.testing.assert_close(row, known[ids].mean(0))
 
 
 def test_class_balance_changes_what_is_learned(tiny_model, tmp_path):
