@@ -10,6 +10,7 @@ from cache.keys import Scalar, request_key
 PipelineKind = Literal["image_to_image", "instruct"]
 """Image-to-image of a text-to-image model, or editing by instruction (InstructPix2Pix)."""
 StartsFrom = Literal["image", "noise"]
+Keeps = Literal["nothing", "foreground", "background"]
 
 
 class Servable(Protocol):
@@ -77,8 +78,10 @@ class GenerationRequest:
     """Fraction of the diffusion trajectory replayed, in (0, 1]."""
     starts_from: StartsFrom = "image"
     """Start of the trajectory: the noised source, or noise alone, so that only its class counts."""
-    keeps_foreground: bool = False
-    """Whether the foreground is put back after every step, as noisy as the rest."""
+    keeps: Keeps = "nothing"
+    """The part that is put back after every step, as noisy as the rest."""
+    mask_growth: float = 0.0
+    """Window within which the foreground's mask is widened, fraction of the side."""
     guidance_scale: float
     image_guidance_scale: float | None = None
     num_inference_steps: int

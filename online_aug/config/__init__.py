@@ -188,8 +188,7 @@ def _saliency(config: Config) -> Iterator[str]:
         if saliency.follows_classifier and method.needs_saliency and not method.uses_saliency:
             yield (
                 "saliency.teacher must be a file of weights, or saliency.method one that needs no "
-                f"training, for method.keeps_object of {method.name}, got the classifier in "
-                "training"
+                f"training, for the parts that {method.name} keeps, got the classifier in training"
             )
     if saliency.chosen_method == "segmenter" and saliency.segmenter is None:
         yield (

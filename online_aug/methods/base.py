@@ -236,7 +236,7 @@ class Method(ABC):
         """
         return images
 
-    def foreground(
+    def kept(
         self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
     ) -> Bool[np.ndarray, "b s s"]:
         """Mark the pixels of the starting images, `side` px large, that have to stay."""

@@ -1,10 +1,10 @@
 """Diff-Mix (arXiv:2403.19600) and the baselines of its paper: image-to-image translation."""
 
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from online_aug.labels import one_hot, rare_class_weights, translation_label
 from online_aug.methods.adaptive import StrengthSettings, draw_strength
@@ -17,6 +17,7 @@ from online_aug.methods.base import (
     Source,
     within_class,
 )
+from online_aug.methods.foreground_mix import saliency_table, source_masks, widened
 from online_aug.request import GenerationRequest, Servable
 from online_aug.settings import Fraction, Positive, Strengths
 
@@ -74,11 +75,31 @@ class RealMix(DiffMix):
     uses_finetuning: ClassVar[bool] = False
 
 
-class DiffAug(Method):
-    """Translate within the own class."""
+NO_OBJECT = "saliency: no object found"
+NOTHING_TO_EDIT = "saliency: nothing is left to draw anew"
 
-    Settings: ClassVar[type[MethodSettings]] = StrengthSettings
-    settings: StrengthSettings
+
+class WithinClassSettings(StrengthSettings):
+    """The keys of translation within the own class."""
+
+    edits: Literal["all", "object", "background"] = "all"
+    """Part that is drawn anew, the rest keeps its pixels: all of the image, the object alone, or
+    all but the object (DA-Fusion's `mask` and `inverted`); `saliency` says where the object is."""
+    mask_growth: Fraction = 1 / 32
+    """If a part is kept: width of the window within which the object's mask is widened first, a
+    fraction of the side (DA-Fusion: 16 of 512 px)."""
+
+
+class DiffAug(Method):
+    """Translate within the own class, all of an image or a part of it."""
+
+    Settings: ClassVar[type[MethodSettings]] = WithinClassSettings
+    settings: WithinClassSettings
+
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether a part of the image is kept."""
+        return self.settings.edits != "all"
 
     def check(self, config: SharedSections) -> None:
         """Raise `ValueError` if a strength would run no step."""
@@ -90,7 +111,36 @@ class DiffAug(Method):
         """Draw strength and noise."""
         rng.choice(context.num_classes)  # Diff-Mix's draw, so that strength and noise are its own
         strength = draw_strength(self.settings, source, variant, source.label, context, rng)
-        return self.request(source, variant, context, rng, strength=strength)
+        kept = self._kept_part(context) if self.needs_saliency else {}
+        return self.request(source, variant, context, rng, strength=strength, **kept)
+
+    def _kept_part(self, context: MethodContext) -> dict[str, Any]:
+        return {
+            "keeps": "background" if self.settings.edits == "object" else "foreground",
+            "mask_growth": self.settings.mask_growth,
+            "saliency_version": saliency_table(context, self.name).version,
+        }
+
+    def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
+        """Return why not to draw a part anew: no object was found, or nothing is left beside it."""
+        if request.keeps == "nothing":
+            return None
+        side = request.resolution
+        if not source_masks([request], context, side).any():
+            return NO_OBJECT
+        return NOTHING_TO_EDIT if self.kept([request], context, side).all() else None
+
+    def kept(
+        self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
+    ) -> Bool[np.ndarray, "b s s"]:
+        """Mark the part of each image that is not drawn anew."""
+        kept = np.zeros((len(requests), side, side), np.bool_)
+        for place, request in enumerate(requests):
+            if request.keeps != "nothing":
+                (mask,) = source_masks([request], context, side)
+                mask = widened(mask, round(request.mask_growth * side))
+                kept[place] = mask if request.keeps == "foreground" else ~mask
+        return kept
 
     def misfit(self, image: Servable) -> str | None:
         """Return the reason against an image between two classes."""
@@ -119,6 +169,11 @@ class DiffGen(DiffAug):
 
     Settings = MethodSettings
 
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether a part of an image is kept, which is of no image here."""
+        return False
+
     def check(self, config: SharedSections) -> None:
         """Accept everything: there is no strength."""
 
@@ -137,7 +192,7 @@ class RealGen(DiffGen):
     uses_finetuning: ClassVar[bool] = False
 
 
-class DaFusionSettings(StrengthSettings):
+class DaFusionSettings(WithinClassSettings):
     """The keys of DA-Fusion."""
 
     strength: Literal["adaptive"] | Strengths = (1.0, 0.75, 0.5, 0.25)

@@ -85,7 +85,7 @@ class ForegroundMix(Method):
         Raises:
             ValueError: If the context has no saliency table, or the source is not in it.
         """
-        table = _table(context, self.name)
+        table = saliency_table(context, self.name)
         drawn = {**self.drawn(source, variant, context, rng), "saliency_version": table.version}
         request = self.request(source, variant, context, rng, **drawn)
         background = self.draw_background(table, table.place(source.digest), rng)
@@ -120,7 +120,7 @@ class ForegroundMix(Method):
 
         The paper's break conditions are the source's foreground and the background that is left.
         """
-        table = _table(context, self.name)
+        table = saliency_table(context, self.name)
         source, background = (table.place(digest) for digest in _digests(request))
         return self.fault(table, source, background)
 
@@ -162,7 +162,7 @@ class ForegroundMix(Method):
             size: Height and width, px.
         """
         pairs = [digest for request in requests for digest in _digests(request)]
-        masks = _table(context, self.name).masks(pairs, self.mask_side(size))
+        masks = saliency_table(context, self.name).masks(pairs, self.mask_side(size))
         return stretched(masks[0::2] | masks[1::2], size)
 
     def mask_side(self, size: tuple[int, int]) -> int:
@@ -194,7 +194,7 @@ class ForegroundMix(Method):
         rng: np.random.Generator,
     ) -> Mapping[str, Picture]:
         """Return source, saliency map, union mask, background, their mix, and the result."""
-        start, table = image_of(request.source_digest), _table(context, self.name)
+        start, table = image_of(request.source_digest), saliency_table(context, self.name)
         size = start.shape[:2]
         saliency = table.large_maps([request.source_digest], max(size)).numpy()
         mask = self.union_masks([request], context, size)
@@ -214,7 +214,17 @@ def source_masks(
 ) -> Bool[np.ndarray, "b s s"]:
     """Mark the pixels at which the source shows its foreground."""
     digests = [request.source_digest for request in requests]
-    return _table(context, requests[0].method).masks(digests, side)
+    return saliency_table(context, requests[0].method).masks(digests, side)
+
+
+def widened(mask: Bool[np.ndarray, "s s"], window_px: int) -> Bool[np.ndarray, "s s"]:
+    """Mark all pixels with a marked one in the square window around them."""
+    if window_px <= 1:
+        return mask
+    import cv2
+
+    window = np.ones((window_px, window_px), np.uint8)
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), window).astype(np.bool_))
 
 
 def stretched(
@@ -228,7 +238,12 @@ def stretched(
     return np.asarray(values.take(rows, axis=1).take(columns, axis=2))
 
 
-def _table(context: MethodContext, name: str) -> "SaliencyTable":
+def saliency_table(context: MethodContext, name: str) -> "SaliencyTable":
+    """Return the foregrounds of all training images.
+
+    Raises:
+        ValueError: If there are none.
+    """
     if context.saliency is None:
         raise ValueError(f"context.saliency must be a table for {name}, got None")
     return context.saliency

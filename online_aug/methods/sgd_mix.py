@@ -38,17 +38,17 @@ class SgdMix(ForegroundMix):
         label = source.label
         return {
             "strength": draw_strength(self.settings, source, variant, label, context, rng),
-            "keeps_foreground": self.settings.keeps_foreground,
+            "keeps": "foreground" if self.settings.keeps_foreground else "nothing",
         }
 
-    def foreground(
+    def kept(
         self, requests: Sequence[GenerationRequest], context: MethodContext, side: int
     ) -> Bool[np.ndarray, "b s s"]:
         """Mark the source's own mask if it is to be kept.
 
         Source pixels that only cover the background's foreground may be drawn anew.
         """
-        if not any(request.keeps_foreground for request in requests):
-            return super().foreground(requests, context, side)
-        kept = np.array([request.keeps_foreground for request in requests])
-        return np.asarray(source_masks(requests, context, side) & kept[:, None, None])
+        keeps = np.array([request.keeps == "foreground" for request in requests])
+        if not keeps.any():
+            return super().kept(requests, context, side)
+        return np.asarray(source_masks(requests, context, side) & keeps[:, None, None])

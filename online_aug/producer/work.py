@@ -130,17 +130,17 @@ class _Preparation:
                 pictures = images[places].permute(0, 2, 3, 1).numpy()
                 started = method.prepare(pictures, some, context, self._picture_of)
                 images[places] = torch.from_numpy(started).permute(0, 3, 1, 2)
-                stays = method.foreground(some, context, self._resolution)
+                stays = method.kept(some, context, self._resolution)
                 kept[places, 0] = torch.from_numpy(stays).byte()
         return torch.cat([images, kept], dim=1)
 
     def finish(self, request: GenerationRequest, made: Picture) -> Picture:
         """Show the source's own pixels where they are to be kept, which the autoencoder blurs."""
-        if not request.keeps_foreground:
+        if request.keeps == "nothing":
             return made
         method = self._experiment.methods[request.method]
         context = self._experiment.context_for(request)
-        stays = method.foreground([request], context, self._resolution)[0]
+        stays = method.kept([request], context, self._resolution)[0]
         return np.where(stays[..., None], self._picture_of(request.source_digest), made)
 
     def _picture_of(self, digest: str) -> Picture:

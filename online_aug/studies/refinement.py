@@ -15,7 +15,7 @@ from online_aug.config import Config
 from online_aug.errors import UserError
 from online_aug.methods import Picture
 from online_aug.methods.foreground_mix import ForegroundMix, source_masks
-from online_aug.request import GenerationRequest
+from online_aug.request import GenerationRequest, Keeps
 from online_aug.settings import decided
 from online_aug.studies import Study
 from online_aug.studies.frame import images as frame
@@ -44,6 +44,8 @@ TRAINED = {
     "refined, source kept": ("method.keeps_foreground=true",),
 }
 """Overrides that train with each."""
+REFINED: tuple[tuple[Keeps, str], ...] = (("nothing", "refined"), ("foreground", "kept"))
+"""What refining leaves alone, and the name of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,9 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     with frame.image_maker(experiment) as maker:
         arms = [Arm(name="mix alone", images=maker.starts(drawn))]
         for strength in strengths:
-            for keeps, name in ((False, "refined"), (True, "kept")):
+            for keeps, name in REFINED:
                 title = f"{name} at {strength:g}"
-                wanted = [replace(r, strength=strength, keeps_foreground=keeps) for r in drawn]
+                wanted = [replace(r, strength=strength, keeps=keeps) for r in drawn]
                 made = maker.make(wanted, title)
                 arms.append(Arm(name=title, images=[one.image for one in made]))
     judge = open_judge(config, options.judge, folder)

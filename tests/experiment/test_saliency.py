@@ -236,7 +236,7 @@ def test_a_method_that_composes_by_the_foreground_has_its_table_whatever_the_pla
 
 
 def test_keeping_the_object_by_the_classifier_in_training_is_refused(tmp_path, tiny_editor):
-    with pytest.raises(ValueError, match=r"for method\.keeps_object of diffusemix, got the class"):
+    with pytest.raises(ValueError, match="for the parts that diffusemix keeps, got the class"):
         make_experiment(
             tmp_path,
             tiny_editor,

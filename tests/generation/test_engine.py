@@ -173,7 +173,7 @@ def generate_around(generator, requests, mask):
     [*[("random", name) for name in ("dpmsolver++", "ddim", "euler")], ("predicts noise", "ddim")],
 )
 def test_a_kept_region_is_put_back_as_diffusers_inpainting_does(folder_of, model, scheduler):
-    settings = {"scheduler": scheduler, "num_inference_steps": 7, "keeps_foreground": True}
+    settings = {"scheduler": scheduler, "num_inference_steps": 7, "keeps": "foreground"}
     strengths = (0.5, 0.75, 0.3, 0.9)
     requests = [
         replace(request, strength=strength)

@@ -173,7 +173,7 @@ def test_preparing_gives_an_image_a_request_and_writes_into_no_input(method):
 
 def test_nothing_has_to_stay_unless_the_request_says_so(method):
     requests = [plan(method, source, 0) for source in SOURCES[:3]]
-    assert not any(request.keeps_foreground for request in requests)
-    kept = method.foreground(requests, CONTEXT, 32)
+    assert not any(request.keeps != "nothing" for request in requests)
+    kept = method.kept(requests, CONTEXT, 32)
     assert kept.shape == (3, 32, 32)
     assert not kept.any()

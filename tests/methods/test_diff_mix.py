@@ -1,9 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from request_samples import CLASSES, make_context, make_method, make_request, make_sources
+from request_samples import (
+    CLASSES,
+    make_context,
+    make_method,
+    make_part,
+    make_request,
+    make_sources,
+)
+from scipy.ndimage import maximum_filter
 
+from online_aug.methods.diff_mix import NO_OBJECT, NOTHING_TO_EDIT
+from online_aug.methods.foreground_mix import widened
+from online_aug.saliency import SaliencyTable
 from online_aug.seeding import numpy_rng
 
 CONTEXT = make_context()
@@ -39,6 +52,78 @@ def test_targets_are_drawn_by_the_sizes_of_the_classes_if_asked_to(name):
 @pytest.mark.parametrize("source", SOURCES)
 def test_intra_class_baselines_stay_in_the_class_of_the_source(source, name):
     assert set(targets(name, source, 50)) == {source.label}
+
+
+EDITING = ["diff_aug", "real_guidance", "da_fusion"]
+SIDE = 64
+
+
+def foregrounds(*boxes):
+    """The foreground of each of some images: rows and columns from and to, of 32."""
+    maps = {source.digest: np.zeros((32, 32)) for source in SOURCES}
+    for source, (top, bottom, left, right) in zip(SOURCES, boxes, strict=False):
+        maps[source.digest][top:bottom, left:right] = 1
+    masks = {digest: values > 0 for digest, values in maps.items()}
+    return SaliencyTable.from_maps("v3", maps, masks)
+
+
+def edit(edits, table, source=SOURCES[0], name="da_fusion", **settings):
+    part = make_part(name, edits=edits, saliency=table, **settings)
+    return part, part.method.plan(source, 0, part.context, numpy_rng("test", 0))
+
+
+def kept(part, request, side=SIDE):
+    return part.method.kept([request], part.context, side)[0]
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_a_part_that_is_kept_changes_nothing_else_of_a_request(name):
+    _, whole = edit("all", None, name=name)
+    part, edited = edit("object", foregrounds((8, 16, 8, 16)), name=name)
+    assert part.method.needs_saliency
+    assert (edited.keeps, edited.saliency_version) == ("background", "v3")
+    plain = {"keeps": "nothing", "mask_growth": 0.0, "saliency_version": None}
+    assert replace(edited, **plain) == whole
+    assert part.method.refusal(edited, part.context) is None
+
+
+def test_the_object_is_edited_within_its_widened_mask_or_everything_beside_it():
+    """As the published code widens a mask: SciPy's maximum in a window of 16 of 512 px."""
+    table = foregrounds((3, 7, 20, 32))
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    mask[6:14, 40:64] = True
+    wide = maximum_filter(mask.astype(np.uint8), size=6) > 0
+    assert wide.sum() > mask.sum()
+    for edits, stays in (("object", ~wide), ("background", wide)):
+        part, request = edit(edits, table, mask_growth=6 / SIDE)
+        np.testing.assert_array_equal(kept(part, request), stays)
+
+
+@given(st.integers(0, 40), st.integers(0, 2**32))
+def test_a_mask_is_widened_as_by_a_maximum_filter(window, seed):
+    mask = np.random.default_rng(seed).random((33, 33)) > 0.98
+    expected = maximum_filter(mask.astype(np.uint8), size=max(1, window)) > 0
+    np.testing.assert_array_equal(widened(mask, window), expected)
+
+
+def test_an_image_without_an_object_or_without_a_rest_is_refused():
+    table = foregrounds((0, 0, 0, 0), (0, 32, 0, 32))
+    for edits, number, reason in (
+        ("object", 0, NO_OBJECT),
+        ("background", 0, NO_OBJECT),
+        ("background", 1, NOTHING_TO_EDIT),
+        ("object", 1, None),
+    ):
+        part, request = edit(edits, table, SOURCES[number])
+        assert part.method.refusal(request, part.context) == reason
+
+
+def test_images_of_all_kinds_may_be_in_one_batch():
+    part, request = edit("object", foregrounds((8, 16, 8, 16)))
+    requests = [request, replace(request, keeps="nothing"), replace(request, keeps="foreground")]
+    found = part.method.kept(requests, part.context, SIDE)
+    assert not found[1].any()
+    np.testing.assert_array_equal(found[0], ~found[2])
 
 
 def test_diff_gen_alone_starts_from_noise_and_replays_all_of_the_trajectory():

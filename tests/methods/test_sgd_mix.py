@@ -221,9 +221,9 @@ def test_the_foreground_that_has_to_stay_is_the_source_s_own_otsu_mask():
     part = part_of(keeps_foreground=True)
     requests = [plan(place, part=part) for place in range(4)]
     expected = np.stack([mask_by_hand(request.source_digest) for request in requests])
-    np.testing.assert_array_equal(part.method.foreground(requests, part.context, SIDE), expected)
+    np.testing.assert_array_equal(part.method.kept(requests, part.context, SIDE), expected)
 
 
 def test_keeping_the_foreground_changes_nothing_else_of_a_request():
     kept = plan(3, part=part_of(candidates=(30, 50), keeps_foreground=True))
-    assert replace(kept, keeps_foreground=False) == plan(3)
+    assert replace(kept, keeps="nothing") == plan(3)

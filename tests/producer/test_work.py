@@ -10,8 +10,10 @@ from experiment_samples import CLASS_NAMES, make_config, make_experiment
 from cache import content_digest
 from online_aug.config import Config
 from online_aug.errors import UserError
+from online_aug.experiment.foregrounds import ensure_saliency
 from online_aug.labels import rare_class_weights
 from online_aug.methods import Method
+from online_aug.methods.diff_mix import DaFusion
 from online_aug.producer.request_queue import Stripe
 from online_aug.producer.work import UNREADABLE, DutyCycle, share_device, work_of
 
@@ -185,18 +187,44 @@ def test_an_engine_with_a_device_of_its_own_never_rests():
     assert isinstance(share_device(worker, "cuda:0", 0.5), DutyCycle)
 
 
-@pytest.mark.parametrize("keeps_foreground", [True, False])
+@pytest.mark.parametrize("edits", ["object", "background"])
+def test_an_edit_within_or_beside_the_object_is_made_by_its_foreground(tmp_path, tiny_model, edits):
+    experiment = make_experiment(
+        tmp_path,
+        tiny_model,
+        finetune={"enabled": False},
+        method={"name": "da_fusion", "edits": edits},
+        saliency={"method": "spectral_residual", "mask": "otsu"},
+    )
+    ensure_saliency(experiment)
+    found = work_of(experiment)
+    request = next(one for one in found.plan if found.refusal(one) is None)
+    assert request.saliency_version == experiment.saliency.version
+    start = found.prepare([request])[0].permute(1, 2, 0).numpy()
+    stays = start[..., 3] > 0
+    assert 0 < stays.mean() < 1
+    made = 255 - start[..., :3]
+    expected = np.where(stays[..., None], start[..., :3], made)
+    np.testing.assert_array_equal(found.finish(request, made), expected)
+    other = {"object": "background", "background": "object"}[edits]
+    method = DaFusion(DaFusion.Settings(name="da_fusion", edits=other))
+    opposite = replace(request, keeps={"object": "background", "background": "foreground"}[other])
+    (rest,) = method.kept([opposite], experiment.context_for(request), 64)
+    np.testing.assert_array_equal(rest, ~stays)
+
+
+@pytest.mark.parametrize("keeps", ["nothing", "foreground", "background"])
 def test_a_kept_foreground_ends_with_the_source_s_own_pixels(
-    tmp_path, tiny_model, monkeypatch, keeps_foreground
+    tmp_path, tiny_model, monkeypatch, keeps
 ):
     experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False})
     found = work_of(experiment)
-    request = replace(found.plan[0], keeps_foreground=keeps_foreground)
+    request = replace(found.plan[0], keeps=keeps)
     stays = np.zeros((1, 64, 64), np.bool_)
     stays[0, :20, 5:] = True
     (method,) = experiment.methods.values()
-    monkeypatch.setattr(type(method), "foreground", lambda *_: stays)
+    monkeypatch.setattr(type(method), "kept", lambda *_: stays)
     source = found.prepare([request])[0, :3].permute(1, 2, 0).numpy()
     made = 255 - source
-    expected = np.where(stays[0][..., None], source, made) if keeps_foreground else made
+    expected = np.where(stays[0][..., None], source, made) if keeps != "nothing" else made
     np.testing.assert_array_equal(found.finish(request, made), expected)
