@@ -14,11 +14,13 @@ nodes = int(os.environ["SLURM_NNODES"])
 tasks = []
 for node in range(nodes):
     told = {"SLURM_NODEID": node, "SLURM_PROCID": node, "SLURM_LOCALID": 0, "SLURM_NTASKS": nodes}
+    told["SLURM_STEP_NUM_TASKS"] = nodes
     own = {"TMPDIR": os.path.join(os.environ["NODE_DISKS"], f"node{node}")}
     os.makedirs(own["TMPDIR"], exist_ok=True)
     environment = os.environ | own | {name: str(value) for name, value in told.items()}
     tasks.append(subprocess.Popen(words, env=environment, start_new_session=True))
-sys.exit(max(task.wait() for task in tasks))
+statuses = [task.wait() for task in tasks]
+sys.exit(max(128 - status if status < 0 else status for status in statuses))
 """
 """A task a node, each with a disk of its own; the status is the largest, as srun's is."""
 SCONTROL = """\

@@ -141,9 +141,10 @@ def test_the_package_of_the_guide_announces_its_method():
     assert (request.method, request.strength) == ("unsure", 0.8)
 
 
-def test_the_batch_script_is_one_that_bash_reads():
-    script = str(GUIDE / "two_nodes.sbatch")
-    subprocess.run(["bash", "-n", script], check=True, capture_output=True)
+@pytest.mark.parametrize("name", ["two_nodes.sbatch", "fill_two_nodes.sbatch"])
+def test_a_batch_script_is_one_that_bash_reads_and_a_page_names(name):
+    subprocess.run(["bash", "-n", str(GUIDE / name)], check=True, capture_output=True)
+    assert f"({name})" in text_of("SEVERAL_MACHINES.md")
 
 
 def image_recipe():

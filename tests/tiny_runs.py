@@ -67,15 +67,18 @@ def environment():
 class Launch:
     """A command of ours in a process of its own."""
 
-    def __init__(self, *command, is_warm=True):
-        """Start it as a fork of a process with its imports done, or cold, as a person does."""
+    def __init__(self, *command, is_warm=True, told=()):
+        """Start it as a fork of a process with its imports done, or cold, as a person does.
+
+        `told` are further variables of its environment.
+        """
         if is_warm:
-            self.process = warm_server().start(command, environment())
+            self.process = warm_server().start(command, environment() | dict(told))
         else:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, command)],
                 cwd=ROOT,
-                env=environment(),
+                env=environment() | dict(told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
