@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class PassingError(UserError):
+    """A failure of something outside that may be over at the next try, such as a busy server."""
+
+
 class RunError(RuntimeError):
     """A failure that is no wrong input here, such as a failed rank elsewhere. Exit status 1."""
 

@@ -121,3 +121,16 @@ def world():
     from online_aug.distributed.world import start_distributed
 
     return start_distributed("cpu")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An image server that is good unless told otherwise; waits between two tries are short."""
+    from edit_server import edit_server
+
+    from online_aug.image_server import connection
+
+    monkeypatch.setattr(connection, "back_off_s", lambda tried, chance: 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with edit_server() as serving:
+        yield serving

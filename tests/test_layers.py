@@ -33,6 +33,7 @@ LAYERS = (
     "online_aug.planning",
     "online_aug.config",
     "online_aug.loader",
+    "online_aug.image_server",
     "online_aug.diffusion",
     "online_aug.distributed",
     "online_aug.classifier",

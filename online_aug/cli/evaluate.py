@@ -167,7 +167,7 @@ def _judge(
         raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
     splits = load_splits(config.data, config.cache.path)
     images = splits.test
-    device = torch.device(plan_devices(config.devices).train[0])
+    device = torch.device(plan_devices(config.wished_devices).train[0])
     check_class_names(weights, "the run", images.class_names)
     settings = config.classifier.model_copy(update={"checkpoint": weights})
     classifier = build_classifier(

@@ -106,7 +106,7 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
     from online_aug.experiment.saliency import check_saliency
 
     number = launched_part().local_number
-    devices = plan_devices(config.devices, trains=False, number=number)
+    devices = plan_devices(config.wished_devices, trains=False, number=number)
     torch.set_num_threads(devices.generate_threads)
     splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)
@@ -179,7 +179,7 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
             whole = len(experiment.plan) / speed.images_per_s
             said = (
                 f"{rate(speed.images_per_s)} images/s ({speed.images} in {duration(speed.seconds)};"
-                f" {generator.slots} slots, {experiment.diffusion.dtype}, {generator.fast_paths});"
+                f" {generator.slots} slots, {generator.fast_paths});"
                 f" the {len(experiment.plan)} of the plan take {duration(whole)}"
             )
         else:

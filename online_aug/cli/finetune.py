@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from online_aug.distributed.devices import plan_devices
     from online_aug.experiment.experiment import Experiment
 
-    devices = plan_devices(config.devices)
+    devices = plan_devices(config.wished_devices)
     splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)
     experiment.check(generates=True)

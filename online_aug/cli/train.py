@@ -128,7 +128,7 @@ def check(config: Config, me: Identity) -> tuple["Experiment", "DevicePlan"]:
     if me.is_first and not me.is_ours:  # the only rank that logs
         check_trackers(config.run.trackers)
     devices = plan_devices(
-        config.devices, generates=config.needs_generator, ranks=me.local_world_size
+        config.wished_devices, generates=config.needs_generator, ranks=me.local_world_size
     )
     check_training(config, devices.train, me.launched_ranks)
     splits = load_splits(config.data, config.cache.path)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pydantic import model_validator
 
 from online_aug.config.gate import GateConfig
+from online_aug.config.image_server import ImageServerConfig, server_rules
 from online_aug.config.mixing_rules import mixing_rules
 from online_aug.config.saliency import SaliencyConfig
 from online_aug.config.sections import (
@@ -39,6 +40,7 @@ class Config(Section):
     """One method, or a list of methods that share the images of a run by their weights."""
     mixing: MixingConfig = MixingConfig()
     generation: GenerationConfig = GenerationConfig()
+    image_server: ImageServerConfig = ImageServerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     fractals: FractalConfig = FractalConfig()
@@ -90,11 +92,24 @@ class Config(Section):
         """Whether a run makes images, instead of serving those there are or none."""
         return self.is_planned and self.run.replay is None
 
+    @property
+    def asks_server(self) -> bool:
+        """Whether an image server makes the images."""
+        return self.is_planned and self.generation.engine == "openai"
+
+    @property
+    def wished_devices(self) -> DevicesConfig:
+        """The devices asked for; where a server makes the images, `auto` leaves all GPUs free."""
+        if not self.asks_server or self.devices.generate != "auto":
+            return self.devices
+        return self.devices.model_copy(update={"generate": ("cpu",)})
+
     @model_validator(mode="after")
     def _rules_hold(self) -> "Config":
         rules = (
             *(_data, mixing_rules, _generation, _prompt, _schedule, _finetune, _saliency, _devices),
-            *(_methods, _adaptive, _shared_run, _imports, _composed, training_rules),
+            *(_methods, _adaptive, _shared_run, _imports, _composed, server_rules),
+            training_rules,
         )
         if lines := [line for rule in rules for line in rule(self)]:
             raise ValueError("\n".join(lines))

@@ -199,11 +199,16 @@ PROMPT = f"a photo of a {PLACE}"
 class GenerationConfig(Section):
     """How images are made."""
 
+    engine: Literal["local", "openai"] = "local"
+    """Make images here (`local`), or ask a running image server with OpenAI's images API for them
+    (`openai`, section `image_server`), which edits images for DiffuseMix."""
     model: str = "embedded"
     """`embedded`, a directory in diffusers' format, or a hub name: Stable Diffusion 1.x or 2.x, or
-    InstructPix2Pix for DiffuseMix."""
+    InstructPix2Pix for DiffuseMix. With `engine: openai` the server's name of a model; `embedded`
+    is the only one it has."""
     revision: str | None = None
-    """Revision of a hub name."""
+    """Revision of a hub name. With `engine: openai` any word of yours for weights that the server
+    does not tell apart."""
     vae: str | None = None
     """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
     diffusers' format or a hub name, such as `madebyollin/taesd`."""

@@ -51,16 +51,21 @@ _log = logging.getLogger(__name__)
 def settle(config: Config) -> Config:
     """Return the configuration with the values of the model's own files in the place of null.
 
-    A model is looked for, and downloaded if it is a name of the hub, only if one is used.
+    A model is looked for, and downloaded if it is a name of the hub, only if one is used. If a
+    server makes the images, it is asked which model it has, and of what version.
 
     Raises:
-        UserError: If there is no such model, or the values break a rule between keys.
+        UserError: If there is no such model or server, or the values break a rule between keys.
     """
+    if config.asks_server:
+        from online_aug.image_server.identity import settle_server
+
+        config = settle_server(config)
     made = config.generation
     if made.resolution is not None and made.num_inference_steps is not None:
         return config
     resolution, steps = USUAL_SIDE, USUAL_STEPS
-    if config.uses_diffusion:
+    if config.uses_diffusion and not config.asks_server:
         methods = [find_method(settings.name) for settings in config.methods]
         first = next((method for method in methods if method.generates), methods[0])
         model = locate_model(made, first.pipeline)

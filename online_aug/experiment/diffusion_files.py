@@ -19,6 +19,7 @@ from online_aug.diffusion.few_steps import (
 from online_aug.diffusion.schedule_settings import check_schedule
 from online_aug.diffusion.weights import check_weights, digest_folder, digest_model, fingerprint
 from online_aug.experiment.training_data import TrainingData
+from online_aug.image_server.identity import server_fingerprint
 from online_aug.methods import Method
 
 
@@ -107,6 +108,8 @@ class DiffusionFiles:
         """Digest of everything here that decides pixels; empty if no request is to be made."""
         if not self.config.is_planned:
             return ""
+        if self.config.asks_server:
+            return server_fingerprint(self.config)
         adapters = self.adaptation.digest(self.finetuned)
         replaced = digest_folder(self.vae) if self.vae else None
         few_steps = digest_few_step_adapter(self.few_steps) if self.few_steps else None
@@ -119,6 +122,8 @@ class DiffusionFiles:
             UserError: If it is incomplete or of another kind, cannot be fine-tuned as configured,
                 cannot run on the device, or does not go with solver, steps and guidance.
         """
+        if self.config.asks_server:
+            return  # it was asked when the configuration was settled
         check_attention(self.config.generation.attention, self.device)
         check_weights(self.model, self.vae)
         check_schedule(self.config.generation.scheduler, self.model)

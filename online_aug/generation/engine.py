@@ -29,7 +29,7 @@ from online_aug.diffusion.loading import (
 )
 from online_aug.generation.denoiser import Denoiser, Execution, chosen_execution
 from online_aug.generation.denoising_loop import Slots, Start
-from online_aug.generation.gate import Gate, Verdict
+from online_aug.generation.gate import Finished, Gate
 from online_aug.generation.inputs import Prepare, Starter, WorkTimes
 from online_aug.generation.vae import VAE_BATCH_SIZE, Autoencoder
 from online_aug.request import GenerationRequest
@@ -37,14 +37,6 @@ from online_aug.request import GenerationRequest
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class Finished(NamedTuple):
-    """A request with its image in [0, 1] (NaN if the model made NaN) and the gate's verdict."""
-
-    request: GenerationRequest
-    image: Float[Tensor, "3 r r"]
-    verdict: Verdict
 
 
 class ImageGenerator:
@@ -114,7 +106,7 @@ class ImageGenerator:
         execution = chosen_execution(config.execution, torch.device(device))
         slots = choose_slots(config, pipeline)
         generator = cls(pipeline, slots, execution, gate)
-        generator.fast_paths = f"{attention} attention, {execution} calls"
+        generator.fast_paths = f"{dtype}, {attention} attention, {execution} calls"
         _log.info("%s on %s: %d slots, %s", model, device, slots, generator.fast_paths)
         return generator
 

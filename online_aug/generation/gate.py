@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,14 @@ class Verdict:
     """Why the image is rejected; None if it is not."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """`probability_source` and `probability_target` by a classifier, `clip` by CLIP."""
+
+
+class Finished(NamedTuple):
+    """A request with its image in [0, 1] (NaN if the model made NaN) and the gate's verdict."""
+
+    request: GenerationRequest
+    image: Float[Tensor, "3 r r"]
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

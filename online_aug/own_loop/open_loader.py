@@ -145,7 +145,7 @@ def _with_source(config: Config, source: Path) -> Config:
 def _checked(config: Config, place: Place) -> _Opening:
     """Refuse what could not be served; write nothing."""
     ranks = place.local_world_size
-    devices = plan_devices(config.devices, generates=config.needs_generator, ranks=ranks)
+    devices = plan_devices(config.wished_devices, generates=config.needs_generator, ranks=ranks)
     world = place.world(devices.train)
     if config.optim.batch_size % world.world_size:
         raise UserError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cache import CacheError, Store
 from online_aug.config.loading import load_config
-from online_aug.errors import UserError
+from online_aug.errors import PassingError, UserError
 from online_aug.producer.messages import Failed, Placement, Status, TrainerPipe, tie_to_parent
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         if trainer.wait_to_begin():
             make_images(Path(config_path), Placement.model_validate_json(placement), trainer)
     except (UserError, CacheError) as error:
-        trainer.tell(Failed(reason=str(error), is_final=True))
+        trainer.tell(Failed(reason=str(error), is_final=not isinstance(error, PassingError)))
         return 2
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

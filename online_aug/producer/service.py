@@ -15,8 +15,7 @@ from cache import CacheFullError, Entry, Owner, Rejection, Store, Writer, reques
 from cache.contact_sheet import small_picture
 from online_aug.data.transforms import to_bytes
 from online_aug.errors import UserError
-from online_aug.generation.engine import Finished
-from online_aug.generation.gate import NOT_FINITE
+from online_aug.generation.gate import NOT_FINITE, Finished
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.loader.back_pressure import AheadLimit
 from online_aug.producer.messages import State, Status, Trainer

@@ -16,9 +16,10 @@ from online_aug.data.transforms import fit_square
 from online_aug.diffusion.compatibility import MAX_SLOTS
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
-from online_aug.generation.engine import Finished, ImageGenerator
-from online_aug.generation.gate import build_gate
+from online_aug.generation.engine import ImageGenerator
+from online_aug.generation.gate import Finished, Gate, build_gate
 from online_aug.generation.inputs import Prepare
+from online_aug.generation.server import ServerEngine
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.labels import rare_class_weights
 from online_aug.loader.back_pressure import max_ahead_of_each
@@ -51,6 +52,24 @@ class ImageEngine(Protocol):
 
     def drop(self) -> None:
         """Forget what is not finished."""
+        ...
+
+
+class LoadedEngine(ImageEngine, Protocol):
+    """An engine as `load_generator` returns it: to be measured, and to be closed."""
+
+    slots: int
+    """How many images it makes at a time."""
+    fast_paths: str
+    """How it makes them, in words."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests were taken in whose images have not come out."""
+        ...
+
+    def close(self) -> None:
+        """End what it has started."""
         ...
 
 
@@ -182,21 +201,24 @@ def _weights(experiment: Experiment) -> Weights | None:
             return [1.0] * len(experiment.data.class_sizes)
 
 
-def load_generator(experiment: Experiment) -> ImageGenerator:
+def load_generator(experiment: Experiment) -> LoadedEngine:
+    """Return the engine that makes an experiment's images: a server, or `load_local_generator`.
+
+    Raises:
+        UserError: If model, adapters or gate cannot be used.
+    """
+    if experiment.config.asks_server:
+        return ServerEngine(experiment.config, _gate_of(experiment))
+    return load_local_generator(experiment)
+
+
+def load_local_generator(experiment: Experiment) -> ImageGenerator:
     """Load the experiment's model onto its device, with its gate, and embed the plan's prompts.
 
     Raises:
         UserError: If model, adapters or gate cannot be used.
     """
-    config = experiment.config
-    sources = SourceImages(experiment.splits.train, experiment.data.sources)
-    gate = build_gate(
-        experiment.judge.named_in(config),
-        len(experiment.splits.train.class_names),
-        sources.by_digest,
-        experiment.data.digests,
-        experiment.device,
-    )
+    config, gate = experiment.config, _gate_of(experiment)
     generator = ImageGenerator.load(
         experiment.diffusion.model,
         experiment.diffusion.adapters,
@@ -207,6 +229,17 @@ def load_generator(experiment: Experiment) -> ImageGenerator:
     )
     generator.embed([request.prompt for request in experiment.plan])
     return generator
+
+
+def _gate_of(experiment: Experiment) -> Gate:
+    sources = SourceImages(experiment.splits.train, experiment.data.sources)
+    return build_gate(
+        experiment.judge.named_in(experiment.config),
+        len(experiment.splits.train.class_names),
+        sources.by_digest,
+        experiment.data.digests,
+        experiment.device,
+    )
 
 
 def share_device(engine: ImageEngine, device: str, share: float) -> ImageEngine:

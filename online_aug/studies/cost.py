@@ -32,7 +32,7 @@ from online_aug.experiment.saliency import viewer_of
 from online_aug.finetuning.run import ensure_finetuned
 from online_aug.loader.pool import codec_for
 from online_aug.loader.slots import order_of
-from online_aug.producer.work import load_generator, work_of
+from online_aug.producer.work import load_local_generator, work_of
 from online_aug.saliency.maps import encode_map
 from online_aug.studies import Study
 from online_aug.studies.frame import images as frame
@@ -172,7 +172,7 @@ def _generation(experiment: Experiment, count: int) -> list[Stage]:
     if len(requests) < 2:
         raise UserError("the plan must hold images that the method accepts, got none to time")
     steps = [max(1, int(r.num_inference_steps * r.strength)) for r in ready.plan]
-    with closing(load_generator(ready)) as generator:
+    with closing(load_local_generator(ready)) as generator:
         maker = frame.ImageMaker(part_work, generator)
         maker.make(requests[:2], "warming up")
         generator.times.reset()

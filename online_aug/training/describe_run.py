@@ -33,7 +33,7 @@ def describe_start(experiment: Experiment, devices: DevicePlan, ranks: int | Non
         *_notes(experiment),
         *_memory(experiment, devices, ranks),
     ]
-    lines += _imports(experiment)
+    lines += [*_server(experiment), *_imports(experiment)]
     return "\n".join(map(printable, lines)) + "\n"
 
 
@@ -83,6 +83,12 @@ def _data(experiment: Experiment) -> Iterator[str]:
         yield f"note       {doubt}"
 
 
+def _server(experiment: Experiment) -> Iterator[str]:
+    config, server = experiment.config, experiment.config.image_server
+    if config.asks_server:
+        yield f"server     {server.url} has {config.generation.model} ({server.version})"
+
+
 def _imports(experiment: Experiment) -> Iterator[str]:
     if experiment.imports.images:
         yield f"imported   {experiment.imports}"
@@ -101,6 +107,7 @@ def _requests(experiment: Experiment) -> Iterator[str]:
     made = experiment.config.generation
     unique = len(experiment.data.digests)
     requests = unique * made.variants_per_image
+    yield from _server(experiment)
     yield (
         f"requests   {requests} ({amount(unique, 'source')} x {made.variants_per_image}), each of "
         f"{decided(made.resolution)} px in {made.num_inference_steps} steps"

@@ -5,7 +5,7 @@ import torch
 from request_samples import make_plan, make_sources
 
 from online_aug.errors import UserError
-from online_aug.generation.engine import Finished
+from online_aug.generation.gate import Finished
 from online_aug.producer.filling import measure_speed
 from online_aug.producer.work import Work
 

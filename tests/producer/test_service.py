@@ -16,8 +16,7 @@ from request_samples import make_plan, make_sources
 
 from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.errors import UserError
-from online_aug.generation.engine import Finished
-from online_aug.generation.gate import ClassRule, Gate
+from online_aug.generation.gate import ClassRule, Finished, Gate
 from online_aug.producer import request_queue, service
 from online_aug.producer.service import Service
 from online_aug.producer.work import Work

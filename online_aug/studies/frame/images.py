@@ -27,13 +27,12 @@ from online_aug.experiment.images import SourceImages
 from online_aug.experiment.judge import ensure_judge
 from online_aug.experiment.saliency import check_saliency
 from online_aug.finetuning.run import ensure_finetuned
-from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.methods import Part, Picture, make_method
 from online_aug.methods.adaptive import StrengthSettings
 from online_aug.methods.foreground_mix import ForegroundMix
 from online_aug.methods.strengths import Denoising, check_strengths
-from online_aug.producer.work import Work, load_generator, work_of
+from online_aug.producer.work import LoadedEngine, Work, load_generator, work_of
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 from online_aug.seeding import numpy_rng
@@ -153,7 +152,7 @@ def _opened(config: Config, needs: str) -> Experiment:
         )
     if config.devices.generate == "none":
         raise UserError(f"devices.generate must be auto or a device to study {needs}, got none")
-    devices = plan_devices(config.devices, trains=False)
+    devices = plan_devices(config.wished_devices, trains=False)
     torch.set_num_threads(devices.generate_threads)
     experiment = Experiment(
         settle(_with_fixed_strengths(config)),
@@ -179,7 +178,7 @@ def make_ready(experiment: Experiment, *, generates: bool = True) -> None:
         generates: Whether the generator is needed for more than for the maps.
     """
     if generates or not experiment.saliency.is_known:
-        devices = plan_devices(experiment.config.devices, trains=False)
+        devices = plan_devices(experiment.config.wished_devices, trains=False)
         ensure_finetuned(experiment, devices.finetune)
         ensure_judge(experiment)
     ensure_saliency(experiment)
@@ -250,7 +249,7 @@ class ImageMaker:
     """A loaded generator, and what prepares the images of an experiment for it."""
 
     work: Work
-    generator: ImageGenerator
+    generator: LoadedEngine
 
     def make(self, requests: Sequence[GenerationRequest], title: str) -> list[Made]:
         """Return the image of each request, in their order, and show the progress."""

@@ -107,7 +107,7 @@ def open_judge(config: Config, weights: Path | None, folder: Path) -> Judge:
         weights = _trained(config, folder)
         about = f"a {config.classifier.name} trained by the study on all real training images"
     splits = load_splits(config.data)
-    device = plan_devices(config.devices, trains=False).generator
+    device = plan_devices(config.wished_devices, trains=False).generator
     classifier = _load(config, weights, splits.test.class_names).to(device)
     accuracy = evaluate(classifier, splits.test, config.data, device).top1
     return Judge(

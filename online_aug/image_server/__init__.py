@@ -1,0 +1,1 @@
+"""A running image server with OpenAI's images API (vLLM-Omni, SGLang and others) as generator."""
