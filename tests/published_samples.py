@@ -202,7 +202,31 @@ def write_imagenet(root):
         picture(folder / f"{synset}_{k}.JPEG", label, k)
 
 
+def write_voc(root, classes=20):
+    """Write images whose largest object is of their class, beside a smaller one of the next."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    lists = {"train": [], "test": []}
+    for split, label, k in shots(classes):
+        name = f"2007_{label:03d}{k:03d}"
+        lists[split].append((name,))
+        picture(folder / "JPEGImages" / f"{name}.jpg", label, k)
+        objects = np.zeros((8, 8 + k), np.uint8)
+        objects[:2, :3], objects[3:7, 2:7], objects[2, :] = 1, 2, 255
+        kinds = np.array([0, 1 + (label + 1) % classes, 1 + label])
+        for kind, values in {
+            "SegmentationObject": objects,
+            "SegmentationClass": np.where(objects == 255, 255, kinds[objects % 255]),
+        }.items():
+            mask = Image.fromarray(values.astype(np.uint8), "P")
+            mask.putpalette([3 * n % 256 for n in range(768)])
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            mask.save(folder / kind / f"{name}.png")
+    for split, theirs in {"train": "train", "test": "val"}.items():
+        write_lines(folder / "ImageSets" / "Segmentation" / f"{theirs}.txt", lists[split])
+
+
 WRITERS = {
+    "pascal_voc": write_voc,
     "cub200": write_cub,
     "cub200_waterbirds": write_cub_waterbirds,
     "waterbirds": write_waterbirds,

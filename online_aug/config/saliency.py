@@ -36,10 +36,11 @@ class SaliencyConfig(Section):
     masks: Path | None = None
     """`masks`: folder with a mask for each training image; null is the folder that the data set
     brings, as pocket_birds does."""
-    layout: Literal["mirror", "stretched", "cub", "pets"] = "mirror"
+    layout: Literal["mirror", "stretched", "cub", "pets", "voc"] = "mirror"
     """Which mask belongs to an image: `mirror` is the file at the image's own relative path that
-    ends in .png; `stretched` the same, stretched to some other shape; `cub` and `pets` are those of
-    CUB-200-2011's `segmentations/` and of Oxford Pets' `annotations/trimaps/`."""
+    ends in .png; `stretched` the same, stretched to some other shape; `cub`, `pets` and `voc` are
+    those of CUB-200-2011's `segmentations/`, of Oxford Pets' `annotations/trimaps/`, and of Pascal
+    VOC's `SegmentationObject/`, of which the largest object counts."""
     segmenter: Text | None = None
     """`segmenter`: directory or hub name of a model that transformers loads for image segmentation
     or mask generation, or an ONNX file of U2-Net's form."""

@@ -17,7 +17,7 @@ from online_aug.console import progress
 from online_aug.data.image_sets import ImageSet, file_names_of, folder_of
 from online_aug.data.images import BadImageError, image_size, read_bytes, read_levels
 from online_aug.errors import UserError
-from online_aug.saliency.mask_files import FOLDERS, mask_map, mask_names
+from online_aug.saliency.mask_files import FOLDERS, NUMBERED, mask_map, mask_names
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
@@ -158,7 +158,7 @@ class MaskFiles:
         root = folder_of(self.images) or Path()
         size = image_size(root / file_names_of(self.images)[place])
         try:
-            levels = read_levels(path, numbers_palette=layout == "pets")
+            levels = read_levels(path, numbers_palette=layout in NUMBERED)
         except BadImageError:
             raise BadMaskError("unreadable") from None
         try:

@@ -22,6 +22,7 @@ def hard_mask(height=60, width=80, value=1):
         ("stretched", "jay/a.b.jpeg", ("train/jay/a.b.png", "jay/a.b.png")),
         ("cub", "images/001.Jay/Jay_3.jpg", ("001.Jay/Jay_3.png",)),
         ("pets", "images/Beagle_3.jpg", ("Beagle_3.png",)),
+        ("voc", "JPEGImages/2007_000032.jpg", ("2007_000032.png",)),
     ],
 )
 def test_a_layout_says_where_the_mask_of_an_image_is(layout, file, names):
@@ -52,6 +53,13 @@ def test_object_and_border_of_a_trimap_are_foreground():
     np.testing.assert_array_equal(found, levels != 2)
 
 
+def test_the_largest_of_numbered_objects_is_foreground():
+    levels = np.zeros((64, 64), np.float32)
+    levels[:, 40:] = 255  # a border, larger than both objects
+    levels[4:10, 4:10], levels[20:40, 8:30], levels[50:, :4] = 7, 3, 9
+    np.testing.assert_array_equal(mask_map(levels, (64, 64), "voc"), levels == 3)
+
+
 @pytest.mark.parametrize(
     ("levels", "layout", "fault"),
     [
@@ -59,6 +67,7 @@ def test_object_and_border_of_a_trimap_are_foreground():
         (np.full((60, 80), 255, np.float32), "mirror", "blank"),
         (np.full((60, 80), 2, np.float32), "pets", "blank"),
         (hard_mask(60, 60), "mirror", "of another aspect ratio"),
+        (hard_mask(value=255), "voc", "without an object"),
         (hard_mask(), "pets", "with other values than a trimap's 1, 2 and 3"),
     ],
 )

@@ -25,6 +25,7 @@ from online_aug.data.published.readers import (
     torchvision_reader,
     waterbirds_splits,
 )
+from online_aug.data.published.segmentation import VOC, voc_splits
 from online_aug.errors import UserError, one_line
 
 SeededReader = Callable[[Path, int], Mapping[str, ImageSet]]
@@ -157,6 +158,10 @@ _CARS = (
     + ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat")
 )  # fmt: skip
 _PETS = ("images/", "annotations/trainval.txt", "annotations/test.txt")
+_VOC = (
+    ("JPEGImages/", "SegmentationClass/", "SegmentationObject/")
+    + ("ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt")
+)  # fmt: skip
 _CIFAR10 = ("batches.meta.txt", *(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin")
 _PICKLED = "get the binary version; data.source=torch/{} reads the Python version, which is pickled"
 
@@ -165,6 +170,7 @@ PUBLISHED = {
     "cub200_waterbirds": PublishedSet(
         "CUB-200-2011 and Waterbirds", _CUB + _WATERBIRDS, cub_waterbirds_splits
     ),
+    "pascal_voc": PublishedSet("Pascal VOC 2012", _within(VOC, *_VOC), voc_splits),
     "waterbirds": PublishedSet("Waterbirds", _WATERBIRDS, waterbirds_splits),
     "fgvc_aircraft": PublishedSet(
         "FGVC-Aircraft",

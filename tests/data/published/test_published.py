@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from published_samples import (
     SPECIES,
     TEST,
@@ -28,11 +29,12 @@ from torchvision import datasets
 from online_aug.config import DataConfig
 from online_aug.data.image_sets import file_names_of, groups_of
 from online_aug.data.images import BadImageError
+from online_aug.data.published.segmentation import VOC_NAMES
 from online_aug.data.published.sets import PUBLISHED, published_splits
 from online_aug.data.sources import load_splits
 from online_aug.errors import UserError
 
-DATA_DOC = Path(__file__).parents[2] / "docs" / "DATA.md"
+DATA_DOC = Path(__file__).parents[3] / "docs" / "DATA.md"
 BIRD_NAMES = ("Black footed Albatross", "Laysan Albatross", "Scissor tailed Flycatcher")
 CLASS_NAMES = {
     "cub200": BIRD_NAMES,
@@ -44,6 +46,7 @@ CLASS_NAMES = {
     "oxford_pets": ("Abyssinian", "american bulldog", "Bengal"),
     "food101": ("apple pie", "beef tartare"),
     "cifar10": THINGS,
+    "pascal_voc": VOC_NAMES,
     "tiny_imagenet": ("goldfish", "crane (n02012849)", "crane (n03126707)"),
     "imagenet": ("n01440764", "n01443537"),
 }
@@ -392,3 +395,10 @@ def test_a_list_that_the_chosen_split_lacks_is_refused_with_its_name(tmp_path):
     (tmp_path / "fgvc-aircraft-2013b/data/images_variant_val.txt").unlink()
     with pytest.raises(UserError, match=r"cannot be read.*images_variant_val\.txt"):
         published_splits("fgvc_aircraft", tmp_path, "train")
+
+
+def test_an_image_of_pascal_without_an_object_is_named(miniature, tmp_path):
+    root = shutil.copytree(miniature("pascal_voc"), tmp_path / "copy")
+    path = root / "VOCdevkit/VOC2012/SegmentationObject/2007_004001.png"
+    Image.fromarray(np.full((8, 9), 255, np.uint8)).save(path)
+    assert "the mask of 2007_004001 is without an object" in refusal("pascal_voc", root)
