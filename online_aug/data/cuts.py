@@ -94,11 +94,12 @@ def long_tail(
 def _shuffled_classes(
     labels: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[int, Int[np.ndarray, " m"]]]:
-    streams = rng.spawn(int(labels.max()) + 1) if len(labels) else []
-    return [
-        (label, stream.permutation(np.flatnonzero(labels == label)))
-        for label, stream in enumerate(streams)
-    ]
+    if not len(labels):
+        return []
+    sizes = np.bincount(labels)
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+    streams = rng.spawn(len(sizes))
+    return [(label, streams[label].permutation(part)) for label, part in enumerate(members)]
 
 
 def _apportion(size: int, shares: np.ndarray) -> Int[np.ndarray, " parts"]:

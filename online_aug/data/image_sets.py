@@ -1,7 +1,7 @@
 """Labelled images by index: the protocol, image files, subsets, and batches in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ from online_aug.data.images import WAY_OUT, BadImageError, decode_image, image_s
 from online_aug.data.transforms import EvalTransform, resize
 from online_aug.file_digests.digests import Digests
 from online_aug.file_digests.known import KnownFiles
+from online_aug.file_digests.names import Names
 
 _MAX_THREADS = 8
 _BATCHES_AHEAD = 2
@@ -66,7 +67,7 @@ class FolderSet:
     """A split whose images are files."""
 
     root: Path
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Paths relative to `root`."""
     class_names: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
@@ -80,6 +81,11 @@ class FolderSet:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.files)
+
+    @cached_property
+    def names(self) -> Names:
+        """The same paths in little memory."""
+        return self.files if isinstance(self.files, Names) else Names.of(self.files)
 
     def path(self, index: int) -> Path:
         """Return the file of one image."""
@@ -175,12 +181,21 @@ def groups_of(images: ImageSet) -> Groups | None:
     return images.groups if isinstance(images, FolderSet) else None
 
 
-def file_names_of(images: ImageSet) -> tuple[str, ...]:
+def file_names_of(images: ImageSet) -> Names:
     """Return the files of a set's images in the set's order, or nothing if they are not files."""
-    if isinstance(images, Subset):
-        names = file_names_of(images.parent)
-        return names and tuple(names[index] for index in images.indices)
-    return images.files if isinstance(images, FolderSet) else ()
+    whole = _whole_of(images)
+    if not isinstance(whole, FolderSet):
+        return Names.of(())
+    return whole.names if whole is images else whole.names[_places_of(images)]
+
+
+def share_of_endings(images: ImageSet, suffixes: Sequence[str]) -> float:
+    """Return the share of a set's images that are files with such endings, in capitals or not."""
+    whole = _whole_of(images)
+    if not isinstance(whole, FolderSet) or not len(images):
+        return 0.0
+    are_such = np.logical_or.reduce([whole.names.ends_with(suffix) for suffix in suffixes])
+    return float(are_such[_places_of(images)].mean())
 
 
 def folder_of(images: ImageSet) -> Path | None:
@@ -245,8 +260,7 @@ def order_digest(images: ImageSet) -> str:
 
     No file is read.
     """
-    names = "\0".join(file_names_of(images)).encode(errors="surrogateescape")
-    return content_digest(images.labels.tobytes() + names)
+    return content_digest(images.labels.tobytes() + file_names_of(images).content)
 
 
 def pixel_digest(image: UInt8[np.ndarray, "h w 3"]) -> str:

@@ -19,6 +19,14 @@ from jaxtyping import Float, UInt8
 
 from online_aug.documents import open_regular
 from online_aug.errors import UserError, escaped
+from online_aug.file_digests.plain_images import (
+    END_OF_JPEG,
+    END_OF_PNG,
+    HEAD_BYTES,
+    MAX_PIXELS,
+    TAIL_BYTES,
+    is_plain_image,
+)
 
 # By Pillow's name of the format. Only decoders that run in this process: for an EPS file Pillow
 # would call Ghostscript.
@@ -43,13 +51,9 @@ if find_spec("pillow_heif"):
     _SUFFIXES["HEIF"] = HEIF_SUFFIXES
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 """Endings of the file names that count as images, in lower case."""
-MAX_PIXELS = 64 * 2**20
-"""Largest number of pixels that is decoded: 192 MiB as RGB."""
 WAY_OUT = "mend or remove it, or set data.on_bad_image=skip"
-_END_OF_JPEG = b"\xff\xd9"
-_ENDS = {"JPEG": _END_OF_JPEG, "PNG": b"IEND"}
+_ENDS = {"JPEG": END_OF_JPEG, "PNG": END_OF_PNG}
 """What the last bytes of a whole file hold, by its format."""
-_TAIL_BYTES = 1024
 # A colour profile or text of a PNG may unpack to more than Pillow's limit of 1 MiB.
 PIL.PngImagePlugin.MAX_TEXT_CHUNK = max(PIL.PngImagePlugin.MAX_TEXT_CHUNK, 2**26)
 
@@ -121,9 +125,13 @@ def check_content(content: bytes, name: str) -> None:
 
 def _is_whole(open_file: Callable[[], BinaryIO], name: str) -> bool:
     try:
-        with open_file() as file, _opened(file) as image:
-            _check_range(image)
-            return _ends_whole(file, image.format or "")
+        with open_file() as file:
+            if is_plain_image(file.read(HEAD_BYTES), _tail(file)):
+                return True
+            file.seek(0)
+            with _opened(file) as image:
+                _check_range(image)
+                return _ends_whole(file, image.format or "")
     except Exception as error:  # as in decode_image
         raise _bad(name, error) from error
 
@@ -133,11 +141,16 @@ def _ends_whole(file: BinaryIO, format: str) -> bool:
     if format == "WEBP":
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= size
-    file.seek(max(0, size - _TAIL_BYTES))
-    tail = file.read()
+    tail = _tail(file)
     if format == "GIF":
         return tail.rstrip(b"\0").endswith(b";")
     return format in _ENDS and _ENDS[format] in tail
+
+
+def _tail(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    return file.read()
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -229,7 +242,7 @@ def _check_range(image: PIL.Image.Image) -> None:
 
 def _is_plain_jpeg(image: PIL.Image.Image, content: bytes) -> bool:
     is_upright = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
-    is_whole = content.endswith(_END_OF_JPEG)  # OpenCV would fill in what is cut off
+    is_whole = content.endswith(END_OF_JPEG)  # OpenCV would fill in what is cut off
     return image.format == "JPEG" and image.mode == "RGB" and is_upright and is_whole
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from cache import content_digest
 from online_aug.console import Report, terminal_progress
@@ -27,10 +28,10 @@ from online_aug.data.settings import DataConfig
 from online_aug.data.timm_sets import is_timm_name, timm_splits
 from online_aug.errors import UserError, escaped
 from online_aug.file_digests.index import in_parts
-from online_aug.file_digests.known import KnownFiles
+from online_aug.file_digests.known import HEADERS, PIXELS, KnownFiles
 from online_aug.seeding import numpy_rng
 
-_CHECKS = {"error": (1, check_header), "skip": (2, read_image)}
+_CHECKS = {"error": (HEADERS, check_header), "skip": (PIXELS, read_image)}
 """Level by which a check is remembered, and the check, by what is done about a bad image."""
 
 
@@ -56,7 +57,9 @@ def load_splits(data: DataConfig, cache: Path | None = None) -> Splits:
     with terminal_progress("checking images") as report:
         for split, images in found.items():
             if cache is not None and isinstance(images, FolderSet):
-                images = replace(images, known=KnownFiles(cache, images.root, images.files))
+                images = replace(images, known=KnownFiles(cache, images.root, images.names))
+                if split == "train" and _keeps_all(data) and images.known is not None:
+                    images.known.read(np.arange(len(images)), report)  # errors come with the check
             found[split], bad = check_images(images, data.on_bad_image, report)
             skipped += bad
     _check_classes(found)
@@ -86,6 +89,11 @@ def data_set_name(source: str, class_names: Sequence[str]) -> str:
         name = folder.parent.name if is_split_name(folder.name) else folder.name
     listed = json.dumps(list(class_names)).encode()
     return f"{escaped(name)}-{content_digest(listed)[:6]}"
+
+
+def _keeps_all(data: DataConfig) -> bool:
+    """Whether the digests of about all images of the training split will be asked for."""
+    return data.examples_per_class is None and data.imbalance_factor is None
 
 
 def _kinds_left_out(found: Mapping[str, ImageSet]) -> list[str]:
@@ -155,20 +163,21 @@ def _problems(
 ) -> dict[int, str]:
     """Return what is wrong with the files that are not known to have passed this check."""
     known = images.known
-    todo = list(range(len(images))) if known is None else known.unchecked(level)
+    todo = np.arange(len(images)) if known is None else known.unchecked(level)
     reasons: dict[int, str] = {}
 
-    def look(part: Sequence[int]) -> list[str | None]:
-        return [_problem(read, images.path(index)) for index in part]
+    def look(part: Int[np.ndarray, " m"]) -> list[str | None]:
+        return [_problem(read, images.root / name) for name in images.names[part]]
 
     done = 0
     for part, found in in_parts(look, todo):
-        reasons |= {i: why for i, why in zip(part, found, strict=True) if why is not None}
+        pairs = zip(part.tolist(), found, strict=True)
+        reasons |= {index: why for index, why in pairs if why is not None}
         done += len(part)
         if progress:
             progress(done, len(todo))
     if known is not None:
-        known.note_checked([index for index in todo if index not in reasons], level)
+        known.note_checked(np.setdiff1d(todo, np.array(list(reasons), np.int64)), level)
         known.save()
     return reasons
 

@@ -7,17 +7,20 @@ the rest: the names, each ended by a zero, and an array of `ENTRY`.
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from cache import content_digest
 from online_aug.documents import open_regular
+from online_aug.file_digests.names import Names
+from online_aug.file_digests.plain_images import is_plain_image
 
 ENTRY = np.dtype(
     [
@@ -40,8 +43,9 @@ Result = TypeVar("Result", covariant=True)
 _VERSION = 1
 _RACY_NS = 2 * 10**9
 """The coarsest clock of a file system (FAT's), within which a second change leaves no trace."""
-_PART, _THREADS = 256, 8
+_PART, _THREADS = 1024, 8
 _TRIES = 3
+_NOWHERE = (0, 0, 0)
 _NAMES = {"version": int, "root": str, "files": int, "digest": str}
 
 
@@ -50,7 +54,7 @@ class Index:
     """Content of an index."""
 
     root: Path
-    files: tuple[str, ...]
+    files: Names
     """Paths in `root`."""
     entries: Entries
 
@@ -58,17 +62,13 @@ class Index:
         """Return this index with the files of another that this one lacks."""
         if other is None or other.files == self.files:
             return self
-        own = set(self.files)
-        more = [place for place, name in enumerate(other.files) if name not in own]
-        return Index(
-            self.root,
-            (*self.files, *(other.files[place] for place in more)),
-            np.concatenate([self.entries, other.entries[more]]),
-        )
+        more = np.flatnonzero(other.files.places_in(self.files) < 0)
+        entries = np.concatenate([self.entries, other.entries[more]])
+        return Index(self.root, self.files + other.files[more], entries)
 
     def packed(self) -> bytes:
         """Return the content of the index's file."""
-        rest = b"".join(os.fsencode(name) + b"\0" for name in self.files) + self.entries.tobytes()
+        rest = self.files.content + self.entries.tobytes()
         head = {
             "version": _VERSION,
             "root": os.fsencode(self.root.resolve()).hex(),
@@ -77,12 +77,11 @@ class Index:
         }
         return json.dumps(head).encode() + b"\n" + rest
 
-    def of(self, files: Sequence[str]) -> Entries:
+    def of(self, files: Names) -> Entries:
         """Return the entries of these files, empty for those that are not in the index."""
-        if tuple(files) == self.files:
+        if files == self.files:
             return self.entries
-        places = {name: place for place, name in enumerate(self.files)}
-        chosen = np.array([places.get(name, -1) for name in files], np.int64)
+        chosen = files.places_in(self.files)
         found = self.entries[chosen] if len(self.files) else np.zeros(len(files), ENTRY)
         found[chosen < 0] = np.zeros((), ENTRY)
         return found
@@ -99,12 +98,13 @@ def read_index(path: Path) -> Index | None:
         if head["version"] != _VERSION or head["digest"] != content_digest(rest):
             return None
         size = head["files"] * ENTRY.itemsize
-        *names, end = rest[: len(rest) - size].split(b"\0")
-        if end or len(names) != head["files"]:
+        names = rest[: len(rest) - size]
+        if not 0 <= size <= len(rest) or not names.endswith(b"\0"):
             return None
+        files = Names(names)
         entries = np.frombuffer(rest, ENTRY, head["files"], len(rest) - size)
         root = Path(os.fsdecode(bytes.fromhex(head["root"])))
-        return Index(root, tuple(map(os.fsdecode, names)), entries)
+        return Index(root, files, entries) if len(files) == len(entries) else None
     except (OSError, ValueError, AttributeError, RecursionError, MemoryError):
         return None
 
@@ -122,24 +122,58 @@ def is_same(entries: Entries, kept: Entries) -> Same:
     return np.asarray(same & (kept["inode"] > 0))
 
 
-def states_of(root: Path, files: Sequence[str]) -> Entries:
+def states_of(root: Path, files: Names) -> Entries:
     """Look at files in parallel; a missing one has no inode."""
     entries = np.zeros(len(files), ENTRY)
-    folder = str(root)
 
-    def look(places: Sequence[int]) -> list[State]:
-        return [_state_at(os.path.join(folder, files[place])) for place in places]  # noqa: PTH118
+    def look(part: Int[np.ndarray, " m"]) -> list[State]:
+        return _states(root, files[part])
 
-    for places, states in in_parts(look, range(len(files))):
+    for part, states in in_parts(look, np.arange(len(files))):
         for name, column in zip(
             ("size", "mtime_ns", "inode"), zip(*states, strict=True), strict=True
         ):
-            entries[name][places] = column
+            entries[name][part] = column
     return entries
 
 
-def digest_of(path: str, state: State) -> tuple[State, bytes]:
-    """Read a file; return its state while it was read and the digest of its content.
+def _states(root: Path, names: Names) -> list[State]:
+    found, folder, place = list[State](), -1, None
+    try:
+        for name in names:
+            above, _, own = name.rpartition("/")
+            if above != place:  # shorter paths are found faster, and names lie folder by folder
+                folder = _opened_folder(root / above, folder)
+                place = above
+            found.append(_state_at(own, folder) if folder >= 0 else _NOWHERE)
+    finally:
+        _opened_folder(None, folder)
+    return found
+
+
+def _opened_folder(folder: Path | None, before: int) -> int:
+    """Open a folder, if one is given, and close the one that was open; -1 if it cannot be."""
+    if before >= 0:
+        os.close(before)
+    try:
+        return -1 if folder is None else os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return -1  # reading a file in it says why
+
+
+class Reading(NamedTuple):
+    """Result of reading a file."""
+
+    state: State
+    """State of the file while it was read."""
+    digest: bytes
+    """Digest of its content."""
+    is_plain: bool
+    """Whether it is surely a whole image of an ordinary kind."""
+
+
+def read_whole(path: str, state: State) -> Reading:
+    """Read a file until it has stood still meanwhile.
 
     Args:
         path: The file.
@@ -149,25 +183,42 @@ def digest_of(path: str, state: State) -> tuple[State, bytes]:
         OSError: If it cannot be read, or changes whenever it is read.
     """
     for _ in range(_TRIES):
-        with open_regular(Path(path)) as file:
-            content = file.read()
-            now = _state(os.fstat(file.fileno()))
+        content, now = _content(path, state[0])
         if now == state and len(content) == now[0]:
-            return state, bytes.fromhex(content_digest(content))
+            digest = bytes.fromhex(content_digest(content))
+            return Reading(state, digest, is_plain_image(content, content))
         state = now
     raise OSError(errno.EBUSY, "it changes while it is read", path)
+
+
+def _content(path: str, size: int) -> tuple[bytes, State]:
+    """Return the content of a regular file that should have a size, and its state afterwards."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        parts = [os.read(descriptor, size + 1)] if stat.S_ISREG(found.st_mode) else []
+        while 0 < sum(map(len, parts)) < size and parts[-1]:  # beyond what is read at once
+            parts.append(os.read(descriptor, size))
+        found = os.fstat(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)
+    if not parts:
+        open_regular(Path(path)).close()  # says what it is
+    return b"".join(parts), _state(found)
 
 
 class PartWork(Protocol[Result]):
     """Work on the items of a part, in a thread."""
 
-    def __call__(self, part: Sequence[int], /) -> Result:
+    def __call__(self, part: Int[np.ndarray, " m"], /) -> Result:
         """Return the result of a part."""
 
 
 def in_parts(
-    work: PartWork[Result], items: Sequence[int]
-) -> Iterator[tuple[Sequence[int], Result]]:
+    work: PartWork[Result], items: Int[np.ndarray, " n"]
+) -> Iterator[tuple[Int[np.ndarray, " m"], Result]]:
     """Work on parts of the items in threads; yield each part with its result, in order."""
     size = max(1, min(_PART, len(items) // (2 * _THREADS)))
     parts = [items[at : at + size] for at in range(0, len(items), size)]
@@ -175,11 +226,11 @@ def in_parts(
         yield from zip(parts, pool.map(work, parts), strict=True)
 
 
-def _state_at(path: str) -> State:
+def _state_at(name: str, folder: int) -> State:
     try:
-        return _state(os.stat(path))  # noqa: PTH116 - faster, for millions
+        return _state(os.stat(name, dir_fd=folder))
     except OSError:
-        return 0, 0, 0  # reading it says why
+        return _NOWHERE  # reading it says why
 
 
 def _state(found: os.stat_result) -> State:

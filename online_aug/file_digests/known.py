@@ -7,7 +7,7 @@ it is replaced as a whole, under a lock, and a writer first takes over what othe
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +22,24 @@ from online_aug.file_digests.index import (
     ENTRY,
     Entries,
     Index,
+    Reading,
     State,
-    digest_of,
     in_parts,
     is_same,
     read_index,
+    read_whole,
     states_of,
 )
+from online_aug.file_digests.names import Names
 from online_aug.files import alone, write_atomically
 
 FOLDER, SUFFIX = "digests", ".files"
 """Folder of the indexes in the directory of a cache, and how their names end."""
+HEADERS, PIXELS = 1, 2
+"""Levels of checks: a file's header and end, and all its pixels."""
 Progress = Callable[[int, int], object]
 
+_STATE = ["size", "mtime_ns", "inode"]
 _SAVED_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ _log = logging.getLogger(__name__)
 class KnownFiles:
     """Digests and checks of files, by their places in a list."""
 
-    def __init__(self, cache: Path, root: Path, files: Sequence[str]) -> None:
+    def __init__(self, cache: Path, root: Path, files: Names) -> None:
         """Look into nothing yet.
 
         Args:
@@ -51,7 +56,7 @@ class KnownFiles:
             root: Folder of the files.
             files: Their paths in it.
         """
-        self._cache, self._root, self._files = cache, root, tuple(files)
+        self._cache, self._root, self._files = cache, root, files
         self._entries: Entries | None = None
         self._is_new = np.zeros(len(files), bool)
 
@@ -64,12 +69,11 @@ class KnownFiles:
         name = content_digest(os.fsencode(self._root.resolve()))
         return self._cache / FOLDER / f"{name}{SUFFIX}"
 
-    def unchecked(self, level: int) -> list[int]:
+    def unchecked(self, level: int) -> Int[np.ndarray, " m"]:
         """Return the files that have not passed a check of this level since they changed."""
-        places: list[int] = (self._known["checked"] < level).nonzero()[0].tolist()
-        return places
+        return np.flatnonzero(self._known["checked"] < level)
 
-    def note_checked(self, places: Sequence[int], level: int) -> None:
+    def note_checked(self, places: Sequence[int] | Int[np.ndarray, " m"], level: int) -> None:
         """Note that files named by `unchecked` have passed a check."""
         checked = self._known["checked"]
         checked[places] = np.maximum(checked[places], level)
@@ -88,12 +92,28 @@ class KnownFiles:
             OSError: If a file cannot be read, or changes whenever it is read.
         """
         chosen = np.asarray(places, np.int64)
-        if not self._known["has_digest"][chosen].all():
-            with self._alone():  # others who want the same digests find them afterwards
-                missing = np.unique(chosen[~self._known["has_digest"][chosen]])
-                self._read(missing.tolist(), progress)
-                self._write()
+        if errors := self.read(chosen, progress):
+            raise next(iter(errors.values()))
         return Digests(self._known["digest"][chosen].view(np.uint8).reshape(-1, 16))
+
+    def read(
+        self, places: Int[np.ndarray, " m"], progress: Progress | None = None
+    ) -> dict[int, OSError]:
+        """Read the files whose digests are not known; return the errors of those that cannot be.
+
+        A file that is surely a whole image has passed the check of headers with it.
+
+        Args:
+            places: Of the files in the list.
+            progress: Is told how many files are read and how many are to be.
+        """
+        if self._known["has_digest"][places].all():
+            return {}
+        with self._alone():  # others who want the same digests find them afterwards
+            missing = np.unique(places[~self._known["has_digest"][places]])
+            errors = self._read(missing, progress)
+            self._write()
+        return errors
 
     def save(self) -> None:
         """Keep what this process has found, if there is a cache."""
@@ -126,33 +146,38 @@ class KnownFiles:
         for name in ("digest", "has_digest"):
             entries[name][lacking] = kept[name][lacking]
 
-    def _read(self, places: Sequence[int], progress: Progress | None) -> None:
+    def _read(self, places: Int[np.ndarray, " m"], progress: Progress | None) -> dict[int, OSError]:
         entries, folder = self._known, str(self._root)
 
-        def read(part: Sequence[int]) -> list[tuple[State, bytes]]:
-            states = entries[["size", "mtime_ns", "inode"]][part].tolist()
-            paths = [os.path.join(folder, self._files[place]) for place in part]  # noqa: PTH118
-            return list(map(digest_of, paths, states))
+        def read(part: Int[np.ndarray, " m"]) -> list[Reading | OSError]:
+            states = entries[_STATE][part].tolist()
+            paths = [os.path.join(folder, name) for name in self._files[part]]  # noqa: PTH118
+            return list(map(_tried, paths, states))
 
-        done, saved_s = 0, time.monotonic()
+        done, saved_s, errors = 0, time.monotonic(), dict[int, OSError]()
         for part, found in in_parts(read, places):
-            self._note_digests(part, found)
+            pairs = list(zip(part.tolist(), found, strict=True))
+            errors |= {place: each for place, each in pairs if isinstance(each, OSError)}
+            self._note({place: each for place, each in pairs if isinstance(each, Reading)})
             done += len(part)
             if progress:
                 progress(done, len(places))
             if time.monotonic() - saved_s > _SAVED_EVERY_S:
                 self._write()
                 saved_s = time.monotonic()
+        return errors
 
-    def _note_digests(self, part: Sequence[int], found: list[tuple[State, bytes]]) -> None:
-        entries = self._known
-        for place, (state, digest) in zip(part, found, strict=True):
-            entry = entries[place]
-            if state != (entry["size"], entry["mtime_ns"], entry["inode"]):
-                entries[place] = (*state, entry["read_ns"], 0, False, bytes(16))
-            entries["digest"][place] = np.void(digest)
-        entries["has_digest"][part] = True
-        self._is_new[part] = True
+    def _note(self, found: Mapping[int, Reading]) -> None:
+        entries, places = self._known, list(found)
+        states = entries[_STATE][places].tolist()
+        for (place, each), state in zip(found.items(), states, strict=True):
+            if each.state != state:
+                entries[place] = (*each.state, entries[place]["read_ns"], 0, False, bytes(16))
+        entries["digest"][places] = np.frombuffer(b"".join(r.digest for r in found.values()), "V16")
+        entries["has_digest"][places] = True
+        plain = np.array([each.is_plain for each in found.values()], np.uint8)
+        entries["checked"][places] = np.maximum(entries["checked"][places], plain * HEADERS)
+        self._is_new[places] = True
 
     @property
     def _is_kept(self) -> bool:
@@ -220,14 +245,16 @@ def verify(path: Path, progress: Progress | None = None) -> Verified | None:
         states = states_of(index.root, index.files)
         known = index.entries["has_digest"]
         same = known & is_same(states, index.entries)
-        wrong, done, places = [], 0, same.nonzero()[0].tolist()
+        wrong, done, places = [], 0, same.nonzero()[0]
 
-        def read(part: Sequence[int]) -> list[bytes | None]:
-            return [_content(index.root / index.files[place], states[place]) for place in part]
+        def read(part: Int[np.ndarray, " m"]) -> list[bytes | None]:
+            paths = [str(index.root / name) for name in index.files[part]]
+            found = map(_tried, paths, states[_STATE][part].tolist())
+            return [each.digest if isinstance(each, Reading) else None for each in found]
 
         for part, found in in_parts(read, places):
-            stored = [index.entries["digest"][place].tobytes() for place in part]
-            pairs = zip(part, found, stored, strict=True)
+            stored = [digest.tobytes() for digest in index.entries["digest"][part]]
+            pairs = zip(part.tolist(), found, stored, strict=True)
             wrong += [place for place, digest, told in pairs if digest not in (None, told)]
             done += len(part)
             if progress:
@@ -240,8 +267,8 @@ def verify(path: Path, progress: Progress | None = None) -> Verified | None:
     return Verified(index.root, int(known.sum()), int(known.sum() - same.sum()), files)
 
 
-def _content(path: Path, state: Any) -> bytes | None:
+def _tried(path: str, state: State) -> Reading | OSError:
     try:
-        return digest_of(str(path), (state["size"], state["mtime_ns"], state["inode"]))[1]
-    except OSError:
-        return None  # it has gone meanwhile
+        return read_whole(path, state)
+    except OSError as error:
+        return error

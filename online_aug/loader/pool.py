@@ -17,7 +17,7 @@ import numpy as np
 from cache import CacheError, Oldest, Owner, Policy, ServedFirst, Store, cache_exists
 from cache.codecs import DEFAULT_CODEC
 from online_aug.config import Config
-from online_aug.data.image_sets import ImageSet, file_names_of
+from online_aug.data.image_sets import ImageSet, share_of_endings
 from online_aug.errors import UserError
 from online_aug.loader.choices import NumberSet
 from online_aug.loader.slots import Kind
@@ -68,9 +68,7 @@ def codec_for(codec: str, train: ImageSet) -> str:
     """Return the codec for images generated from `train`; `auto` follows the files of the set."""
     if codec != "auto":
         return codec
-    names = file_names_of(train)
-    jpegs = sum(name.lower().endswith(_JPEG_SUFFIXES) for name in names)
-    return "jpeg" if 2 * jpegs > len(names) else DEFAULT_CODEC
+    return "jpeg" if share_of_endings(train, _JPEG_SUFFIXES) > 0.5 else DEFAULT_CODEC
 
 
 def eviction_policy(config: Config) -> Policy | None:

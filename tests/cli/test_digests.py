@@ -10,8 +10,9 @@ from online_aug.cli.digests import main
 from online_aug.cli.main import run_command
 from online_aug.errors import UserError
 from online_aug.file_digests.known import KnownFiles
+from online_aug.file_digests.names import Names
 
-FILES = tuple(f"cat/{number}.png" for number in range(30))
+FILES = Names.of(f"cat/{number}.png" for number in range(30))
 LONG_AGO = (10**9, 10**9)
 
 

@@ -212,14 +212,15 @@ def test_a_file_that_passed_a_check_is_checked_again_only_if_it_changes(
         looked.clear()
     digests_of(load_splits(data, cache).train)
     assert sorted(path.relative_to(ready).parts[0] for path in looked) == (
-        ["test"] * 8 + ["train"] + ["val"] * 6 if policy == "error" else ["train", "val"]
+        ["test"] * 8 + ["val"] * 6 if policy == "error" else ["train", "val"]
     )
     seen += digests_of(load_splits(data, cache).train)
     assert seen == digests(load_splits(data).train)
 
 
 def test_a_file_that_vanishes_is_named_with_the_way_out(ready, tmp_path):
-    train = load_splits(DataConfig(source=str(ready)), tmp_path / "cache").train
+    data = DataConfig(source=str(ready), examples_per_class=10)  # its images are read afterwards
+    train = load_splits(data, tmp_path / "cache").train
     (ready / "train" / "cat" / "000.png").unlink()
     with pytest.raises(BadImageError, match=r"000\.png.*No such file.*on_bad_image=skip"):
         digests_of(train)

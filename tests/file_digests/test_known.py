@@ -1,19 +1,23 @@
 """Digests of files are kept, known again, mended, shared and verified."""
 
+import io
 import json
 import os
 import pickle
 import threading
 import time
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from cache import Store, content_digest
 from online_aug.file_digests import index as file_index
-from online_aug.file_digests.index import digest_of, read_index, states_of
-from online_aug.file_digests.known import KnownFiles, indexes, verify
+from online_aug.file_digests.index import read_index, read_whole, states_of
+from online_aug.file_digests.known import HEADERS, KnownFiles, indexes, verify
+from online_aug.file_digests.names import Names
 
-FILES = ("a/0.png", "a/1.png", "b/0.png")
+FILES = Names.of(["a/0.png", "a/1.png", "b/0.png"])
 LONG_AGO_S = 1_000_000_000
 
 
@@ -39,9 +43,9 @@ def reads(monkeypatch):
 
     def noted(path, state):
         seen.append(path)
-        return digest_of(path, state)
+        return read_whole(path, state)
 
-    monkeypatch.setattr("online_aug.file_digests.known.digest_of", noted)
+    monkeypatch.setattr("online_aug.file_digests.known.read_whole", noted)
     return seen
 
 
@@ -71,7 +75,7 @@ def test_a_file_that_changed_and_one_that_is_new_are_read_alone(cache, root, rea
     reads.clear()
     write(root / FILES[1], "something else", LONG_AGO_S + 1)
     write(root / "c/0.png", "one more")
-    files = ("a/0.png", "a/1.png", "b/0.png", "c/0.png")
+    files = Names.of(["a/0.png", "a/1.png", "b/0.png", "c/0.png"])
     assert digests(cache, root, files) == right(root, files)
     assert sorted(reads) == [str(root / "a/1.png"), str(root / "c/0.png")]
 
@@ -110,31 +114,31 @@ def test_files_of_the_future_are_read_again_as_when_the_clock_was_set_back(cache
 def test_a_file_that_changes_while_it_is_read_is_read_until_it_is_whole(root, monkeypatch):
     path = root / FILES[0]
     state = states_of(root, FILES[:1])[["size", "mtime_ns", "inode"]].tolist()[0]
-    opened = []
+    read, opened = file_index._content, []
 
-    def changing(where):
+    def changing(where, size):
         opened.append(where)
         if len(opened) == 1:
             write(path, "now another", LONG_AGO_S + 5)
-        return where.open("rb")
+        return read(where, size)
 
-    monkeypatch.setattr(file_index, "open_regular", changing)
-    found, digest = digest_of(str(path), state)
-    assert digest.hex() == content_digest(b"now another")
-    assert found != state
+    monkeypatch.setattr(file_index, "_content", changing)
+    found = read_whole(str(path), state)
+    assert found.digest.hex() == content_digest(b"now another")
+    assert found.state != state
     assert len(opened) == 2
 
 
 def test_a_file_that_never_stands_still_is_refused(root, monkeypatch):
-    path, count = root / FILES[0], iter(range(100))
+    path, count, read = root / FILES[0], iter(range(100)), file_index._content
 
-    def changing(where):
+    def changing(where, size):
         write(path, "again", LONG_AGO_S + next(count))
-        return where.open("rb")
+        return read(where, size)
 
-    monkeypatch.setattr(file_index, "open_regular", changing)
+    monkeypatch.setattr(file_index, "_content", changing)
     with pytest.raises(OSError, match="it changes while it is read"):
-        digest_of(str(path), (1, 2, 3))
+        read_whole(str(path), (1, 2, 3))
 
 
 def test_a_file_that_has_gone_is_an_error_that_names_it(cache, root):
@@ -211,19 +215,19 @@ def test_several_writers_lose_nothing(cache, root, reads):
     for thread in threads:
         thread.join()
     assert len(reads) == 3
-    assert KnownFiles(cache, root, FILES).unchecked(2) == [2]
+    assert KnownFiles(cache, root, FILES).unchecked(2).tolist() == [2]
     assert digests(cache, root) == right(root)
 
 
 def test_a_check_is_remembered_until_the_file_changes(cache, root):
     known = KnownFiles(cache, root, FILES)
-    assert known.unchecked(1) == [0, 1, 2]
+    assert known.unchecked(1).tolist() == [0, 1, 2]
     known.note_checked([0, 2], 1)
     known.save()
     write(root / FILES[2], "changed", LONG_AGO_S + 1)
     again = KnownFiles(cache, root, FILES)
-    assert again.unchecked(1) == [1, 2]
-    assert again.unchecked(2) == [0, 1, 2]
+    assert again.unchecked(1).tolist() == [1, 2]
+    assert again.unchecked(2).tolist() == [0, 1, 2]
 
 
 def test_an_index_that_cannot_be_written_is_only_logged(cache, root, monkeypatch, caplog):
@@ -257,6 +261,33 @@ def test_verifying_finds_what_size_time_and_inode_do_not_tell_and_takes_it_out(c
 
 
 def test_the_names_of_files_may_be_any_bytes(cache, root):
-    name = os.fsdecode(b"a/\xff\n.png")
-    write(root / name, "strange")
-    assert digests(cache, root, (name,)) == digests(cache, root, (name,)) == right(root, (name,))
+    names = Names.of([os.fsdecode(b"a/\xff\n.png")])
+    write(root / names[0], "strange")
+    assert digests(cache, root, names) == digests(cache, root, names) == right(root, names)
+
+
+def test_a_whole_image_has_passed_the_check_of_headers_when_it_was_read(cache, root):
+    content = io.BytesIO()
+    PIL.Image.new("RGB", (3, 2)).save(content, "PNG")
+    for name, cut in zip(FILES, (None, -12, None), strict=True):
+        (root / name).write_bytes(content.getvalue()[:cut])
+        os.utime(root / name, (LONG_AGO_S, LONG_AGO_S))
+    (root / FILES[2]).write_bytes(b"no image")
+    assert digests(cache, root) == right(root)
+    assert KnownFiles(cache, root, FILES).unchecked(HEADERS).tolist() == [1, 2]
+
+
+def test_files_that_cannot_be_read_are_told_and_the_others_are_read(cache, root):
+    (root / FILES[1]).unlink()
+    (root / FILES[1]).mkdir()
+    errors = KnownFiles(cache, root, FILES).read(np.arange(3))
+    assert list(errors) == [1]
+    assert "it is a folder" in str(errors[1])
+    assert digests(cache, root, FILES[::2]) == right(root, FILES[::2])
+
+
+def test_a_pipe_is_refused_and_not_waited_for(cache, root):
+    (root / FILES[1]).unlink()
+    os.mkfifo(root / FILES[1])
+    with pytest.raises(OSError, match="it is a pipe"):
+        digests(cache, root)
