@@ -226,7 +226,9 @@ class GenerationConfig(Section):
     """Weight of the prompt in classifier-free guidance; 1 turns guidance off."""
     image_guidance_scale: Annotated[float, Field(ge=1, le=50), Exponent] = 1.5
     """DiffuseMix: weight of the source image in InstructPix2Pix; 1 turns this guidance off."""
-    scheduler: Literal["dpmsolver++", "ddim", "euler", "euler_ancestral", "lcm"] = "dpmsolver++"
+    scheduler: Literal["dpmsolver++", "ddim", "euler", "euler_ancestral", "pndm", "lcm"] = (
+        "dpmsolver++"
+    )
     """Solver of the denoising steps."""
     resolution: Annotated[Pixels, Field(multiple_of=8)] | None = None
     """Side of the generated square, px, a multiple of 8; null is the side that the model was

@@ -6,7 +6,7 @@ here, before anything starts. tests/diffusion/test_schedule_settings.py has ever
 scheduler of diffusers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ _CLASS_OF = {
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "pndm": "PNDMScheduler",
     "lcm": "LCMScheduler",
 }
 _MAX_TRAIN_TIMESTEPS = 100_000
@@ -49,56 +50,105 @@ class _Rule(NamedTuple):
 
 _THRESHOLDS = ("dpmsolver++", "ddim", "lcm")
 _OF_FLOW = "a model of rectified flow, which cannot be run yet, not one of diffusion"
-_RULES: Mapping[str, _Rule] = {
-    "thresholding": _Rule(
-        bool,
-        "dynamic thresholding is made for pixels and wrong for latents, which leave [-1, 1]: set "
-        "it to false there",
-        _THRESHOLDS,
+_RULES: Sequence[tuple[str, _Rule]] = (
+    (
+        "thresholding",
+        _Rule(
+            bool,
+            "dynamic thresholding is made for pixels and wrong for latents, which leave [-1, 1]: "
+            "set it to false there",
+            _THRESHOLDS,
+        ),
     ),
-    "use_flow_sigmas": _Rule(bool, _OF_FLOW),
-    "variance_type": _Rule(
-        lambda value: value in ("learned", "learned_range"),
-        "a network that predicts variances too, which no Stable Diffusion does",
+    ("use_flow_sigmas", _Rule(bool, _OF_FLOW)),
+    (
+        "variance_type",
+        _Rule(
+            lambda value: value in ("learned", "learned_range"),
+            "a network that predicts variances too, which no Stable Diffusion does",
+        ),
     ),
-    "prediction_type": _Rule(
-        lambda value: value not in PREDICTIONS, f"it must be {', '.join(PREDICTIONS)}"
+    (
+        "prediction_type",
+        _Rule(lambda value: value not in PREDICTIONS, f"it must be {', '.join(PREDICTIONS)}"),
     ),
-    "algorithm_type": _Rule(
-        lambda value: value not in ("dpmsolver++", "sde-dpmsolver++"),
-        "generation.scheduler dpmsolver++ runs no other than dpmsolver++ and sde-dpmsolver++: set "
-        "it to one of them there, or name another generation.scheduler",
-        ("dpmsolver++",),
-        of_own_class=True,
+    (
+        "prediction_type",
+        _Rule(
+            lambda value: value == "sample",
+            "generation.scheduler pndm needs a network that predicts noise or velocity: name "
+            "another generation.scheduler",
+            ("pndm",),
+        ),
     ),
-    "solver_order": _Rule(
-        lambda value: value not in (1, 2),
-        "generation.scheduler dpmsolver++ is of first or second order: set it to 1 or 2 there, or "
-        "name another generation.scheduler",
-        ("dpmsolver++",),
-        of_own_class=True,
+    (
+        "skip_prk_steps",
+        _Rule(
+            lambda value: not value,
+            "generation.scheduler pndm runs without Runge-Kutta steps, as Stable Diffusion does: "
+            "set it to true there, or name another generation.scheduler",
+            ("pndm",),
+            of_own_class=True,
+        ),
     ),
-    "solver_type": _Rule(
-        lambda value: value not in ("midpoint", "heun"),
-        "generation.scheduler dpmsolver++ is the midpoint or Heun's method: set it to midpoint or "
-        "heun there, or name another generation.scheduler",
-        ("dpmsolver++",),
-        of_own_class=True,
+    (
+        "rescale_betas_zero_snr",
+        _Rule(
+            bool,
+            "diffusers' PNDM does not rescale betas: name another generation.scheduler",
+            ("pndm",),
+        ),
     ),
-    "num_train_timesteps": _Rule(
-        lambda value: not _is_whole(value) or not 1 <= value <= _MAX_TRAIN_TIMESTEPS,
-        f"it must be a whole number from 1 to {_MAX_TRAIN_TIMESTEPS}",
+    (
+        "algorithm_type",
+        _Rule(
+            lambda value: value not in ("dpmsolver++", "sde-dpmsolver++"),
+            "generation.scheduler dpmsolver++ runs no other than dpmsolver++ and sde-dpmsolver++: "
+            "set it to one of them there, or name another generation.scheduler",
+            ("dpmsolver++",),
+            of_own_class=True,
+        ),
     ),
-    "beta_start": _Rule(
-        lambda value: not _is_number(value) or not 0 < value < 1, "it must be in (0, 1)"
+    (
+        "solver_order",
+        _Rule(
+            lambda value: value not in (1, 2, 3),
+            "generation.scheduler dpmsolver++ is of first to third order: set it to 1, 2 or 3 "
+            "there, or name another generation.scheduler",
+            ("dpmsolver++",),
+            of_own_class=True,
+        ),
     ),
-    "beta_end": _Rule(
-        lambda value: not _is_number(value) or not 0 < value < 1, "it must be in (0, 1)"
+    (
+        "solver_type",
+        _Rule(
+            lambda value: value not in ("midpoint", "heun"),
+            "generation.scheduler dpmsolver++ is the midpoint or Heun's method: set it to midpoint "
+            "or heun there, or name another generation.scheduler",
+            ("dpmsolver++",),
+            of_own_class=True,
+        ),
     ),
-    "steps_offset": _Rule(
-        lambda value: not _is_whole(value) or value not in (0, 1), "it must be 0 or 1"
+    (
+        "num_train_timesteps",
+        _Rule(
+            lambda value: not _is_whole(value) or not 1 <= value <= _MAX_TRAIN_TIMESTEPS,
+            f"it must be a whole number from 1 to {_MAX_TRAIN_TIMESTEPS}",
+        ),
     ),
-}
+    (
+        "beta_start",
+        _Rule(lambda value: not _is_number(value) or not 0 < value < 1, "it must be in (0, 1)"),
+    ),
+    (
+        "beta_end",
+        _Rule(lambda value: not _is_number(value) or not 0 < value < 1, "it must be in (0, 1)"),
+    ),
+    (
+        "steps_offset",
+        _Rule(lambda value: not _is_whole(value) or value not in (0, 1), "it must be 0 or 1"),
+    ),
+)
 
 
 def check_schedule(solver: str, model: Path) -> None:
@@ -118,7 +168,9 @@ def check_schedule(solver: str, model: Path) -> None:
             "generation.model must have a scheduler of diffusion in discrete steps, got "
             f"{own_class!r} in {model}"
         )
-    for name, rule in _RULES.items():
+    if own_class == "PNDMScheduler":
+        known = {"skip_prk_steps": False, **known}  # diffusers' default where it is silent
+    for name, rule in _RULES:
         counts = solver in rule.solvers and (
             not rule.of_own_class or own_class == _CLASS_OF[solver]
         )

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from online_aug.generation.denoiser import Conditions, Denoiser
-from online_aug.generation.solvers import Step, Trajectory, advance
+from online_aug.generation.solver_tables import Step
+from online_aug.generation.solvers import Trajectory, advance, nothing_before
 from online_aug.request import GenerationRequest
 
 
@@ -61,8 +62,8 @@ class Start:
     rng: torch.Generator
     """Draws the request's further noise, on the CPU, so that it is the same for every device."""
     done_steps: int = 0
-    previous: Float[Tensor, "c h w"] | None = None
-    """Data predicted in the last step, which some solvers use."""
+    previous: Float[Tensor, "m c h w"] | None = None
+    """Data predicted in the last steps, which some solvers use."""
     noise: Float[Tensor, "c h w"] | None = None
     """Noise for the next step, if it was drawn already."""
 
@@ -95,7 +96,7 @@ class Slots:
         self._device = device
         self._occupants: list[_Occupant | None] = [None] * count
         self._latents = zeros_like(like.latent)
-        self._previous = zeros_like(like.latent)
+        self._previous = nothing_before(self._latents)
         self._no_noise = zeros_like(like.latent)
         self._prompts = zeros_like(like.prompt)
         self._sources = None if like.source is None else zeros_like(like.source)
@@ -122,7 +123,7 @@ class Slots:
         self._occupants[slot] = _Occupant(start, start.done_steps, start.noise)
         self._latents[slot].copy_(start.latent, non_blocking=True)
         # Not left as it was: NaN of an earlier image would remain NaN even times 0.
-        self._previous[slot] = 0 if start.previous is None else start.previous
+        self._previous[:, slot] = 0 if start.previous is None else start.previous
         self._prompts[slot].copy_(start.prompt, non_blocking=True)
         if self._sources is not None and start.source is not None:
             self._sources[slot].copy_(start.source, non_blocking=True)
@@ -153,7 +154,7 @@ class Slots:
                 occupant.start,
                 latent=self._latents[slot].clone(),
                 done_steps=occupant.done_steps,
-                previous=self._previous[slot].clone(),
+                previous=self._previous[:, slot].clone(),
                 noise=occupant.noise,
             )
             for slot, occupant in enumerate(self._occupants)

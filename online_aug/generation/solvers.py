@@ -1,7 +1,6 @@
-"""Solvers of the reverse process as tables of coefficients, vectorised over slots.
+"""Solvers of the reverse process, vectorised over slots.
 
-Every solver here is linear in the latent, the network's output, the data predicted one step before
-and fresh noise. So a row of coefficients describes a step, and one step of any mix of solvers,
+A row of coefficients describes a step (`solver_tables`), so one step of any mix of solvers,
 strengths and positions is the same few multiplications over all slots. Time steps and noise levels
 are those of diffusers' schedulers, with the settings of the model's directory.
 """
@@ -9,7 +8,7 @@ are those of diffusers' schedulers, with the settings of the model's directory.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,163 +18,14 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
+    PNDMScheduler,
 )
 from jaxtyping import Float
 from torch import Tensor
 
 from online_aug.errors import UserError, one_line
-
-Column: TypeAlias = Float[np.ndarray, " n"]
-
-
-class Step(NamedTuple):
-    """The columns of a solver's table, or one row of it for each slot, shaped to multiply latents.
-
-    Before the step `latent = alpha * data + sigma * noise`. The network reads
-    `input_latent * latent` at `timestep` and gives `output`; then
-
-        data   = data_latent * latent + data_output * output
-        latent = next_latent * latent + next_data * data + next_previous * previous
-                 + next_noise * noise
-
-    with `previous` the `data` of one step before and `noise` fresh, of unit variance.
-    """
-
-    alpha: Any
-    sigma: Any
-    timestep: Any
-    input_latent: Any
-    data_latent: Any
-    data_output: Any
-    next_latent: Any
-    next_data: Any
-    next_previous: Any = 0.0
-    next_noise: Any = 0.0
-
-
-def _ddim(scheduler: Any) -> Step:
-    """Tabulate DDIM (arXiv:2010.02502), equation 12 with its sigma 0."""
-    config, timesteps = scheduler.config, scheduler.timesteps.numpy()
-    before = timesteps - config.num_train_timesteps // len(timesteps)
-    kept = scheduler.alphas_cumprod.double().numpy()
-    after = np.where(before >= 0, kept[before], float(scheduler.final_alpha_cumprod))
-    alpha, sigma = np.sqrt(kept[timesteps]), np.sqrt(1 - kept[timesteps])
-    shrink = np.sqrt(1 - after) / sigma
-    return Step(
-        alpha,
-        sigma,
-        timesteps,
-        1.0,
-        *_data_prediction(config.prediction_type, alpha, sigma),
-        next_latent=shrink,
-        next_data=np.sqrt(after) - shrink * alpha,
-    )
-
-
-def _euler(scheduler: Any) -> Step:
-    """Tabulate Euler's method on the probability flow (arXiv:2206.00364, algorithm 2, no churn)."""
-    levels = _levels(scheduler)
-    return _euler_step(scheduler, levels[1:], np.zeros(len(levels) - 1))
-
-
-def _euler_ancestral(scheduler: Any) -> Step:
-    """Tabulate k-diffusion's ancestral step: Euler to below the next level, then noise up to it."""
-    levels = _levels(scheduler)
-    now, after = levels[:-1], levels[1:]
-    up = after * np.sqrt(now**2 - after**2) / now
-    return _euler_step(scheduler, np.sqrt(after**2 - up**2), up)
-
-
-def _levels(scheduler: Any) -> Column:
-    # With interpolation_type log_linear diffusers lists one more than it uses.
-    levels: Column = scheduler.sigmas.double().numpy()[: len(scheduler.timesteps) + 1]
-    return levels
-
-
-def _euler_step(scheduler: Any, down: Column, up: Column) -> Step:
-    # Latents here are data + sigma * noise; the network reads them scaled to unit variance.
-    sigma = _levels(scheduler)[:-1]
-    scale = 1 / np.sqrt(sigma**2 + 1)
-    kind = scheduler.config.prediction_type
-    data_latent, data_output = _data_prediction(kind, scale, sigma * scale)
-    return Step(
-        1.0,
-        sigma,
-        scheduler.timesteps.numpy(),
-        input_latent=scale,
-        data_latent=data_latent * scale,
-        data_output=data_output,
-        next_latent=down / sigma,
-        next_data=1 - down / sigma,
-        next_noise=up,
-    )
-
-
-def _dpm_solver(scheduler: Any) -> Step:
-    """Tabulate DPM-Solver++ of one step or two (arXiv:2211.01095), the last step as in diffusers.
-
-    Its stochastic form adds the noise that it takes away beyond the data's.
-    """
-    config, timesteps = scheduler.config, scheduler.timesteps.numpy()
-    levels = scheduler.sigmas.double().numpy()
-    alpha = 1 / np.sqrt(levels**2 + 1)
-    sigma = levels * alpha
-    width = np.diff(-np.log(levels))  # of the log signal-to-noise ratio
-    is_random = config.algorithm_type == "sde-dpmsolver++"
-    over = width * (2 if is_random else 1)
-    pull = -alpha[1:] * np.expm1(-over)
-    turn = np.zeros_like(pull)
-    if config.solver_order == 2:
-        bend = alpha[1:] - pull / over if config.solver_type == "heun" else 0.5 * pull
-        turn[1:] = bend[1:] * width[1:] / width[:-1]
-    is_short = config.lower_order_final and len(timesteps) < 15
-    if config.euler_at_final or is_short or config.final_sigmas_type == "zero":
-        turn[-1] = 0
-    return Step(
-        alpha[:-1],
-        sigma[:-1],
-        timesteps,
-        1.0,
-        *_data_prediction(config.prediction_type, alpha[:-1], sigma[:-1]),
-        next_latent=sigma[1:] / sigma[:-1] * (np.exp(-width) if is_random else 1.0),
-        next_data=pull + turn,
-        next_previous=-turn,
-        next_noise=sigma[1:] * np.sqrt(-np.expm1(-over)) if is_random else 0.0,
-    )
-
-
-def _lcm(scheduler: Any) -> Step:
-    """Tabulate multistep consistency sampling of latents (arXiv:2310.04378), algorithm 3."""
-    config, timesteps = scheduler.config, scheduler.timesteps.numpy()
-    kept = scheduler.alphas_cumprod.double().numpy()[timesteps]
-    alpha, sigma = np.sqrt(kept), np.sqrt(1 - kept)
-    scaled = timesteps * config.timestep_scaling
-    skip, out = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
-    after = np.append(alpha[1:], 1.0)  # the last step ends at the data
-    return Step(
-        alpha,
-        sigma,
-        timesteps,
-        1.0,
-        *_data_prediction(config.prediction_type, alpha, sigma),
-        next_latent=after * skip,
-        next_data=after * out,
-        next_noise=np.append(sigma[1:], 0.0),
-    )
-
-
-def _data_prediction(kind: str, alpha: Column, sigma: Column) -> tuple[Column, Column]:
-    # Weights of latent and output in the data, for latents `alpha * data + sigma * noise`. Velocity
-    # is that of arXiv:2202.00512, appendix D.
-    if kind == "epsilon":
-        return 1 / alpha, -sigma / alpha
-    if kind == "v_prediction":
-        return alpha, -sigma
-    if kind == "sample":
-        return np.zeros_like(alpha), np.ones_like(alpha)
-    raise UserError(
-        f"generation.model must predict epsilon, v_prediction or sample, its scheduler says {kind}"
-    )
+from online_aug.generation import solver_tables as tables
+from online_aug.generation.solver_tables import REMEMBERED, Step
 
 
 class SolverKind(NamedTuple):
@@ -185,20 +35,22 @@ class SolverKind(NamedTuple):
     """diffusers' scheduler class, which knows the time steps and noise levels."""
     settings: Mapping[str, Any]
     """Settings that override those of the model's directory."""
-    table: Callable[[Any], Step]
-    """Returns the table of a whole trajectory from a scheduler whose time steps are set."""
+    table: Callable[[Any, int], Step]
+    """Returns the table of a whole trajectory from a scheduler whose time steps are set, and the
+    number of the first step that is run."""
 
 
 _UNCLIPPED = {"clip_sample": False, "thresholding": False}
 _SECOND_ORDER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 SOLVERS: Mapping[str, SolverKind] = {
     "dpmsolver++": SolverKind(
-        DPMSolverMultistepScheduler, _SECOND_ORDER | {"thresholding": False}, _dpm_solver
+        DPMSolverMultistepScheduler, _SECOND_ORDER | {"thresholding": False}, tables.dpm_solver
     ),
-    "ddim": SolverKind(DDIMScheduler, _UNCLIPPED, _ddim),
-    "euler": SolverKind(EulerDiscreteScheduler, {}, _euler),
-    "euler_ancestral": SolverKind(EulerAncestralDiscreteScheduler, {}, _euler_ancestral),
-    "lcm": SolverKind(LCMScheduler, _UNCLIPPED, _lcm),
+    "ddim": SolverKind(DDIMScheduler, _UNCLIPPED, tables.ddim),
+    "euler": SolverKind(EulerDiscreteScheduler, {}, tables.euler),
+    "euler_ancestral": SolverKind(EulerAncestralDiscreteScheduler, {}, tables.euler_ancestral),
+    "pndm": SolverKind(PNDMScheduler, {"skip_prk_steps": True}, tables.pndm),
+    "lcm": SolverKind(LCMScheduler, _UNCLIPPED, tables.lcm),
 }
 """Solvers by the names of `generation.scheduler`."""
 
@@ -221,7 +73,7 @@ class Trajectory:
     start_image: float
     """Weight of the source's latents in the first noisy latent."""
     start_noise: float
-    rows: Float[Tensor, "n 10"]
+    rows: Float[Tensor, "n 13"]
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -250,7 +102,8 @@ class Solver:
         """Return the trajectory from a noised source: the last `int(steps * strength)` steps.
 
         With `lcm` as many begin at the strength itself, rounded up, as in diffusers' pipeline for
-        LCM: few steps of a fixed grid would leave few strengths to choose from.
+        LCM: few steps of a fixed grid would leave few strengths to choose from. With `pndm` there
+        is one more, as its first step is taken twice.
 
         Args:
             num_inference_steps: Steps of the whole trajectory.
@@ -264,8 +117,8 @@ class Solver:
             steps = min(math.ceil(num_inference_steps * strength), most)
             rows = self._rows(steps, strength=strength)
         else:
-            rows = self._rows(num_inference_steps)
-            rows = _without_history(rows[len(rows) - int(num_inference_steps * strength) :])
+            first = num_inference_steps - int(num_inference_steps * strength)
+            rows = self._rows(num_inference_steps, first)
         return self._checked(rows, rows[0][0], rows[0][1])
 
     def from_noise(self, num_inference_steps: int) -> Trajectory:
@@ -274,10 +127,12 @@ class Solver:
         Raises:
             UserError: If this solver has no such trajectory.
         """
-        rows = _without_history(self._rows(num_inference_steps))
+        rows = self._rows(num_inference_steps)
         return self._checked(rows, 0.0, float(self._scheduler.init_noise_sigma))
 
-    def _rows(self, num_inference_steps: int, **settings: float) -> Float[np.ndarray, "n 10"]:
+    def _rows(
+        self, num_inference_steps: int, first: int = 0, **settings: float
+    ) -> Float[np.ndarray, "n 13"]:
         try:
             self._scheduler.set_timesteps(num_inference_steps, **settings)
         except (TypeError, ValueError, RuntimeError) as error:  # too many steps for an LCM, ...
@@ -285,11 +140,11 @@ class Solver:
         with np.errstate(
             divide="ignore", invalid="ignore"
         ):  # `_checked` looks at the steps that are run
-            columns = SOLVERS[self._name].table(self._scheduler)
-        return np.stack(np.broadcast_arrays(*columns), axis=1)
+            columns = SOLVERS[self._name].table(self._scheduler, first)
+        return np.stack(np.broadcast_arrays(*columns), axis=1)[first:]
 
     def _checked(
-        self, rows: Float[np.ndarray, "n 10"], start_image: float, start_noise: float
+        self, rows: Float[np.ndarray, "n 13"], start_image: float, start_noise: float
     ) -> Trajectory:
         if not np.isfinite(rows).all():
             raise UserError(
@@ -320,17 +175,26 @@ def advance(
     step: Step,
     latent: Float[Tensor, "s c h w"],
     output: Float[Tensor, "s c h w"],
-    previous: Float[Tensor, "s c h w"],
+    previous: Float[Tensor, "m s c h w"],
     noise: Float[Tensor, "s c h w"],
-) -> tuple[Float[Tensor, "s c h w"], Float[Tensor, "s c h w"]]:
-    """Advance each latent by its own row; return the latents and the data predicted on the way."""
+) -> tuple[Float[Tensor, "s c h w"], Float[Tensor, "m s c h w"]]:
+    """Advance each latent by its own row; return the latents and what is remembered now.
+
+    Args:
+        step: The row of each latent.
+        latent: The latents before the step.
+        output: What the network says of them.
+        previous: Their `data` of the steps before, the last one first (`nothing_before`).
+        noise: Fresh noise.
+    """
     data = step.data_latent * latent + step.data_output * output
     ahead = step.next_latent * latent + step.next_data * data
-    return ahead + step.next_previous * previous + step.next_noise * noise, data
+    weights = (step.next_previous, step.next_second, step.next_third, step.next_fourth)
+    for weight, before in zip(weights, previous, strict=True):
+        ahead = ahead + weight * before
+    return ahead + step.next_noise * noise, torch.cat([data.unsqueeze(0), previous[:-1]])
 
 
-def _without_history(rows: Float[np.ndarray, "n 10"]) -> Float[np.ndarray, "n 10"]:
-    # For the first step that is run, the data predicted before it counts as the same: first order.
-    first = Step(*rows[0])
-    alone = first._replace(next_data=first.next_data + first.next_previous, next_previous=0.0)
-    return np.concatenate([[alone], rows[1:]])
+def nothing_before(latents: Float[Tensor, "*s c h w"]) -> Float[Tensor, "m *s c h w"]:
+    """Return what is remembered before the first step of such latents."""
+    return latents.new_zeros(REMEMBERED, *latents.shape)

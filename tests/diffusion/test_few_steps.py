@@ -18,7 +18,8 @@ from online_aug.diffusion.few_steps import (
 from online_aug.diffusion.loading import load_few_step_adapter, load_img2img
 from online_aug.diffusion.weights import tensor_shapes
 from online_aug.errors import UserError
-from online_aug.generation.solvers import Solver, Step
+from online_aug.generation.solver_tables import Step
+from online_aug.generation.solvers import Solver
 
 LAYER = "mid_block.resnets.0.conv1"
 

@@ -11,7 +11,8 @@ from tiny_model import copy_with
 
 from online_aug.diffusion.schedule_settings import SCHEDULERS, check_schedule
 from online_aug.errors import UserError
-from online_aug.generation.solvers import SOLVERS, Solver, Step, advance
+from online_aug.generation.solver_tables import Step
+from online_aug.generation.solvers import SOLVERS, Solver, advance, nothing_before
 
 SHAPE = (1, 4, 4, 4)
 STEPS = 6
@@ -40,6 +41,8 @@ HONOURED = {
     "original_inference_steps": [40],
     "timestep_scaling": [8.0],
     "rescale_betas_zero_snr": [True],
+    "skip_prk_steps": [True],
+    "solver_order": [1, 3],
 }
 """Settings that decide time steps and noise levels, with other values than the defaults."""
 WITHOUT_EFFECT = {
@@ -52,7 +55,6 @@ WITHOUT_EFFECT = {
     "time_shift_type": ["linear"],
     "shift_terminal": [0.1],
     "variance_type": ["fixed_small"],
-    "skip_prk_steps": [True],
     "predict_x0": [False],
     "solver_p": [None],
     "disable_corrector": [[0]],
@@ -68,7 +70,9 @@ REFUSED = {
     "variance_type": ("learned_range", list(SOLVERS)),
     "prediction_type": ("flow_prediction", list(SOLVERS)),
     "algorithm_type": ("sde-dpmsolver", ["dpmsolver++"]),
-    "solver_order": (3, ["dpmsolver++"]),
+    "solver_order": (4, ["dpmsolver++"]),
+    "skip_prk_steps": (False, ["pndm"]),
+    "rescale_betas_zero_snr": (True, ["pndm"]),
     "solver_type": ("logrho", ["dpmsolver++"]),
     "num_train_timesteps": (10**12, list(SOLVERS)),
     "beta_start": ("small", list(SOLVERS)),
@@ -76,6 +80,8 @@ REFUSED = {
     "steps_offset": (7, list(SOLVERS)),
 }
 """A refused value, and the solvers that would have to heed it."""
+OF_PNDM = {"skip_prk_steps": True, "rescale_betas_zero_snr": False}
+"""Settings with which PNDM can be followed, as in Stable Diffusion's directories."""
 OTHER_MODELS = {
     *("AmusedScheduler", "BlockRefinementScheduler", "CMStochasticIterativeScheduler"),
     *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "ConsistencyDecoderScheduler"),
@@ -125,6 +131,8 @@ def test_every_setting_of_every_scheduler_that_is_followed_is_in_a_table():
 
 def trained_with(solver, **changes):
     known = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    if solver == "pndm":
+        known["skip_prk_steps"] = True  # as Stable Diffusion's directories say
     return (
         known | {"_class_name": SOLVERS[solver].schedule.__name__, "clip_sample": False} | changes
     )
@@ -151,7 +159,7 @@ def ours(solver, settings):
     way = Solver(solver, settings).from_noise(STEPS)
     rng = torch.Generator().manual_seed(3)
     latents = torch.randn(SHAPE, generator=rng) * way.start_noise
-    previous = torch.zeros(SHAPE)
+    previous = nothing_before(latents)
     for row in way.rows:
         step = Step(*row)
         output = network(step.input_latent * latents, step.timestep)
@@ -179,7 +187,7 @@ FOLLOWED = [
     for name, values in {**HONOURED, **WITHOUT_EFFECT}.items()
     for value in values
     if name in settings_of(SOLVERS[solver].schedule)
-    and (solver, value) != ("euler_ancestral", "sample")  # diffusers has no such step
+    and (solver, value) not in [("euler_ancestral", "sample"), ("pndm", "sample")]  # nor has it
 ]
 
 
@@ -202,12 +210,20 @@ def refused(model, solver):
 def test_a_setting_that_would_be_left_out_is_refused_by_name(tiny_model, tmp_path, name):
     value, solvers = REFUSED[name]
     for solver in SOLVERS:
-        own = {"_class_name": SOLVERS[solver].schedule.__name__}
+        own = {"_class_name": SOLVERS[solver].schedule.__name__, **OF_PNDM}
         model = copy_with(tiny_model, tmp_path / solver, "scheduler", **own | {name: value})
         if solver in solvers:
             assert f"got {name} {value!r} in " in refused(model, solver)
         else:
             check_schedule(solver, model)
+
+
+def test_pndm_with_its_runge_kutta_steps_is_refused_where_the_directory_leaves_it_to_diffusers(
+    tiny_model, tmp_path
+):
+    own = {"_class_name": "PNDMScheduler", "rescale_betas_zero_snr": False}
+    model = copy_with(tiny_model, tmp_path / "model", "scheduler", **own)
+    assert "got skip_prk_steps False in " in refused(model, "pndm")
 
 
 def test_thresholding_is_wrong_for_latents_and_that_is_said(tiny_model, tmp_path):

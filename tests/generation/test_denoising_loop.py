@@ -82,7 +82,7 @@ def test_the_network_is_called_at_one_shape_however_many_slots_are_taken(strengt
 @given(
     strengths=strengths,
     solvers=st.lists(
-        st.sampled_from(["ddim", "dpmsolver++", "euler_ancestral", "lcm"]), min_size=12
+        st.sampled_from(["ddim", "dpmsolver++", "euler_ancestral", "pndm", "lcm"]), min_size=12
     ),
     data=st.data(),
 )

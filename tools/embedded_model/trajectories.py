@@ -19,7 +19,8 @@ from online_aug.console import counted
 from online_aug.diffusion.directory import scheduler_settings
 from online_aug.diffusion.loading import load_img2img
 from online_aug.generation.denoiser import Conditions, Denoiser
-from online_aug.generation.solvers import Solver, Step, advance
+from online_aug.generation.solver_tables import Step
+from online_aug.generation.solvers import Solver, advance, nothing_before
 from online_aug.seeding import numpy_rng, torch_rng
 from tools.embedded_model.architecture import MAX_TOKENS
 from tools.embedded_model.corpus import Corpus, build_corpus
@@ -80,13 +81,13 @@ class Teacher:
         words = self.embed(captions)
         unguided = torch.ones(len(clean))
         given = Conditions(words, None, unguided, unguided)
-        previous, states = torch.zeros_like(latents), []
+        previous, states = nothing_before(latents), []
         for row in way.rows:
             step = Step(*row)
             states.append(latents)
             times = step.timestep.expand(len(latents)).to(self._device)
             output = self._denoiser(latents, times, given, is_guided=False)
-            latents, previous = advance(step, latents, output, previous, previous)
+            latents, previous = advance(step, latents, output, previous, previous[0])
         is_kept = way.rows[:, 2] >= FIRST_TIMESTEP
         return {
             "states": torch.stack(states)[is_kept].half().cpu(),
