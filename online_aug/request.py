@@ -11,6 +11,8 @@ PipelineKind = Literal["image_to_image", "instruct"]
 """Image-to-image of a text-to-image model, or editing by instruction (InstructPix2Pix)."""
 StartsFrom = Literal["image", "noise"]
 Keeps = Literal["nothing", "foreground", "background"]
+SourceFilter = Literal["bilinear", "bicubic"]
+"""How a source is brought to the generator's square."""
 
 
 class Servable(Protocol):
@@ -90,6 +92,8 @@ class GenerationRequest:
     scheduler: str
     resolution: int
     """Side of the generated square, px."""
+    source_filter: SourceFilter = "bilinear"
+    """Filter by which the source, and whatever it is mixed with, is brought to that square."""
     variant: int
     """Number of the image among those of its source, from 0."""
     noise_seed: int

@@ -121,6 +121,7 @@ VALUES = {
     "num_inference_steps": _numbers,
     "scheduler": _texts,
     "resolution": _numbers,
+    "source_filter": st.sampled_from(["bilinear", "bicubic"]),
     "variant": _numbers,
     "noise_seed": _numbers,
     "saliency_version": st.none() | _texts,

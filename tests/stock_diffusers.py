@@ -21,8 +21,8 @@ def stock_pipeline(kind, model, vae=None):
 def stock(kind, model, request, vae=None, **own):
     """Return the image that diffusers makes with the settings of a request."""
     pipeline, known = stock_pipeline(kind, model, vae)
-    own = {"skip_prk_steps": True} if request.scheduler == "pndm" else {}
-    pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(known, **own)
+    plms = {"skip_prk_steps": True} if request.scheduler == "pndm" else {}
+    pipeline.scheduler = SOLVERS[request.scheduler].schedule.from_config(known, **plms)
     return pipeline(
         prompt=request.prompt,
         num_inference_steps=request.num_inference_steps,

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from cache import Scalar, Store, label_of
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, Splits, file_names_of, fitted
+from online_aug.data.transforms import fit_square
 from online_aug.errors import UserError
 from online_aug.experiment.training_data import Sources
 from online_aug.methods import Method, Part, Picture, Source, draw_part, make_method
 from online_aug.methods.base import PictureOf
-from online_aug.request import GenerationRequest, ImportedImage, Servable
+from online_aug.request import GenerationRequest, ImportedImage, Servable, SourceFilter
 from online_aug.seeding import numpy_rng
 
 if TYPE_CHECKING:
@@ -327,6 +329,19 @@ class SourceImages:
             BadImageError: If it can no longer be read.
         """
         return self.by_index(self._places[digest])
+
+    def square(self, digest: str, side: int, source_filter: SourceFilter) -> UInt8[Tensor, "3 s s"]:
+        """Return an image as the generator starts from it, its aspect lost.
+
+        Raises:
+            BadImageError: If it can no longer be read.
+        """
+        image = self.by_digest(digest)
+        if source_filter == "bilinear" or image.shape[1:] == (side, side):
+            return fit_square(image, side)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        made = np.array(picture.resize((side, side), Image.Resampling.BICUBIC))
+        return torch.from_numpy(made).permute(2, 0, 1)
 
     def by_index(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """Return the image at this index of the training set."""

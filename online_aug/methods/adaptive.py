@@ -19,6 +19,7 @@ from online_aug.methods.base import (
     Source,
 )
 from online_aug.methods.strengths import check_strengths
+from online_aug.request import SourceFilter
 from online_aug.settings import Count, Fraction, Strengths
 
 ADAPTIVE = "adaptive"
@@ -52,6 +53,10 @@ class StrengthSettings(MethodSettings):
     min_accepted: Fraction = 0.8
     """`adaptive`: share of a class's images that the gate must accept at a strength, as a part of
     that at the strength of which it accepts most, [0, 1]: a judge also errs on good images."""
+
+    source_filter: SourceFilter = "bilinear"
+    """Filter by which the source is made the square that is translated; the published code of
+    Diff-Mix and DA-Fusion has `bilinear`, DiffDA-Eval `bicubic`."""
 
     @property
     def is_adaptive(self) -> bool:

@@ -196,7 +196,8 @@ class Method(ABC):
                 the target's prompt and strength 1.
         """
         target = drawn.setdefault("target_label", source.label)
-        decided = {"prompt": context.prompts[target], "strength": 1.0} | drawn
+        source_filter = getattr(self.settings, "source_filter", "bilinear")
+        usual = {"prompt": context.prompts[target], "strength": 1.0, "source_filter": source_filter}
         return GenerationRequest(
             method=self.name,
             method_version=self.version,
@@ -211,7 +212,7 @@ class Method(ABC):
             generator_fingerprint=context.generator_fingerprint,
             code_digest=self.code_digest,
             gate_version=context.gate_version,
-            **decided,
+            **usual | drawn,
         )
 
     def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:

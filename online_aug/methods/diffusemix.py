@@ -24,7 +24,7 @@ from online_aug.methods.base import (
     within_class,
 )
 from online_aug.methods.fractals import FractalBank, bank_of
-from online_aug.request import GenerationRequest, PipelineKind, Servable
+from online_aug.request import GenerationRequest, PipelineKind, Servable, SourceFilter
 from online_aug.settings import Exponent, Fraction, Text, decided
 
 OBJECT_PX = 64
@@ -63,6 +63,9 @@ class DiffuseMixSettings(MethodSettings):
     fractal_weight: Annotated[float, Field(ge=0, lt=1), Exponent] = 0.2
     """Share of the fractal in the final image, the paper's lambda; 0 blends none in and makes none
     (its ablation without fractals)."""
+    source_filter: SourceFilter = "bicubic"
+    """Filter by which the source is made the square that is edited; the released code has
+    Pillow's default, which is bicubic."""
     keeps_object: bool = False
     """Take the mirror image of the drawn mask if that leaves more of the object real; `saliency`
     says where the object is. The paper draws masks blindly."""

@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from online_aug.data.images import BadImageError
-from online_aug.data.transforms import fit_square
 from online_aug.diffusion.compatibility import MAX_SLOTS
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
@@ -24,8 +23,9 @@ from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.labels import rare_class_weights
 from online_aug.loader.back_pressure import max_ahead_of_each
 from online_aug.methods import Picture
+from online_aug.methods.base import PictureOf
 from online_aug.producer.request_queue import Stripe, Weights, part_of
-from online_aug.request import GenerationRequest
+from online_aug.request import GenerationRequest, SourceFilter
 from online_aug.settings import decided
 
 ClassesOf: TypeAlias = Callable[[GenerationRequest], Mapping[str, str]]
@@ -139,7 +139,7 @@ class _Preparation:
 
     def prepare(self, requests: Sequence[GenerationRequest]) -> UInt8[Tensor, "b 4 r r"]:
         """Return starting images; the fourth channel is above 0 where an image has to stay."""
-        images = torch.stack([self._image_of(request.source_digest) for request in requests])
+        images = torch.stack([self._source(request) for request in requests])
         kept = torch.zeros_like(images[:, :1])
         for name, method in self._experiment.methods.items():
             places = [place for place, request in enumerate(requests) if request.method == name]
@@ -147,7 +147,7 @@ class _Preparation:
                 some = [requests[place] for place in places]
                 context = self._experiment.context_for(some[0])  # all are of one plan
                 pictures = images[places].permute(0, 2, 3, 1).numpy()
-                started = method.prepare(pictures, some, context, self._picture_of)
+                started = method.prepare(pictures, some, context, self._pictures(some[0]))
                 images[places] = torch.from_numpy(started).permute(0, 3, 1, 2)
                 stays = method.kept(some, context, self._resolution)
                 kept[places, 0] = torch.from_numpy(stays).byte()
@@ -160,10 +160,13 @@ class _Preparation:
         method = self._experiment.methods[request.method]
         context = self._experiment.context_for(request)
         stays = method.kept([request], context, self._resolution)[0]
-        return np.where(stays[..., None], self._picture_of(request.source_digest), made)
+        return np.where(stays[..., None], self._pictures(request)(request.source_digest), made)
 
-    def _picture_of(self, digest: str) -> Picture:
-        return self._image_of(digest).permute(1, 2, 0).numpy()
+    def _source(self, request: GenerationRequest) -> UInt8[Tensor, "3 r r"]:
+        return self._image_of(request.source_digest, request.source_filter)
+
+    def _pictures(self, request: GenerationRequest) -> PictureOf:
+        return lambda digest: self._image_of(digest, request.source_filter).permute(1, 2, 0).numpy()
 
     def refusal(self, request: GenerationRequest) -> str | None:
         """Say why a request cannot be prepared; None if it can."""
@@ -175,13 +178,13 @@ class _Preparation:
     def _is_readable(self, request: GenerationRequest) -> bool:
         try:
             for digest in filter(None, [request.source_digest, request.target_digest]):
-                self._image_of(digest)
+                self._image_of(digest, request.source_filter)
         except BadImageError:
             return False
         return True
 
-    def _read(self, digest: str) -> UInt8[Tensor, "3 r r"]:
-        return fit_square(self._sources.by_digest(digest), self._resolution)
+    def _read(self, digest: str, source_filter: SourceFilter) -> UInt8[Tensor, "3 r r"]:
+        return self._sources.square(digest, self._resolution, source_filter)
 
 
 def _most_images_under_way(slots: Literal["auto"] | int) -> int:

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from cache import CacheError, Store
 from cache.contact_sheet import FAINT, INK, LINE, PAPER, font, png_file, scaled, shortened
 from online_aug.data.images import BadImageError
-from online_aug.data.transforms import fit_square
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import ComposedSamples, SourceImages
 from online_aug.files import write_atomically
@@ -327,7 +326,7 @@ def _composed(
         return known | {"generated": generated}, label
 
     def image_of(digest: str) -> Picture:
-        square = fit_square(images.by_digest(digest), request.resolution)
+        square = images.square(digest, request.resolution, request.source_filter)
         return square.permute(1, 2, 0).numpy()
 
     context = experiment.context_for(request)

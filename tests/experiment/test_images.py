@@ -11,7 +11,7 @@ from cache import CacheError, Entry, Store, request_key
 from online_aug.distributed.devices import plan_devices
 from online_aug.distributed.world import World
 from online_aug.errors import UserError
-from online_aug.experiment.images import ImportFinder
+from online_aug.experiment.images import ImportFinder, SourceImages
 from online_aug.experiment.training_data import read_image_weights
 from online_aug.file_digests.digests import Digests
 from online_aug.reporting.gallery import gallery_rows
@@ -51,6 +51,18 @@ def found(experiment):
         (image.source_label, image.target_label, image.strength)
         for image in experiment.imports.images
     ]
+
+
+@pytest.mark.parametrize("source_filter", ["bilinear", "bicubic"])
+def test_a_source_is_made_a_square_as_pillow_does_it(experiment_of, source_filter):
+    experiment = experiment_of()
+    images = SourceImages(experiment.splits.train, experiment.data.sources)
+    digest = experiment.data.sources[0].digest
+    whole = Image.fromarray(images.by_digest(digest).permute(1, 2, 0).numpy())
+    expected = np.array(whole.resize((48, 48), Image.Resampling[source_filter.upper()]))
+    made = images.square(digest, 48, source_filter).permute(1, 2, 0).numpy()
+    assert np.abs(made.astype(int) - expected).max() <= (source_filter == "bilinear")
+    assert np.ptp(expected) > 0
 
 
 def test_the_names_of_the_classes_give_the_labels_whatever_numbers_the_importer_gave_them(

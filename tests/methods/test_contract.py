@@ -54,6 +54,12 @@ def test_a_method_pickles_to_other_processes(method):
     assert (type(copied), copied.settings) == (type(method), method.settings)
 
 
+def test_a_source_is_resized_as_where_the_method_was_published(name, method):
+    published = {"diffusemix": "bicubic"}  # Pillow's default; the others ask for bilinear
+    request = plan(method, SOURCES[0], 0)
+    assert request.source_filter == published.get(name, "bilinear")
+
+
 @given(seeds, st.integers(0, 7), st.integers(0, 9))
 def test_a_plan_is_a_pure_function_of_its_arguments(method, seed, index, variant):
     source = SOURCES[index]

@@ -126,6 +126,14 @@ def test_images_of_all_kinds_may_be_in_one_batch():
     np.testing.assert_array_equal(found[0], ~found[2])
 
 
+@pytest.mark.parametrize("name", [*BETWEEN, "diff_aug", "real_guidance", "da_fusion", "sgd_mix"])
+def test_the_filter_of_the_source_is_a_setting_and_part_of_the_request(name):
+    made = [make_method(name, source_filter=kind) for kind in ("bilinear", "bicubic")]
+    requests = [method.plan(SOURCES[1], 0, CONTEXT, numpy_rng("test", 1)) for method in made]
+    assert [request.source_filter for request in requests] == ["bilinear", "bicubic"]
+    assert requests[0].key != requests[1].key
+
+
 def test_diff_gen_alone_starts_from_noise_and_replays_all_of_the_trajectory():
     plans = {
         name: make_method(name).plan(SOURCES[0], 0, CONTEXT, numpy_rng("test", 0))

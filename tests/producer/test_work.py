@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from experiment_samples import CLASS_NAMES, make_config, make_experiment
 
 from cache import content_digest
 from online_aug.config import Config
 from online_aug.errors import UserError
 from online_aug.experiment.foregrounds import ensure_saliency
+from online_aug.experiment.images import SourceImages
 from online_aug.labels import rare_class_weights
 from online_aug.methods import Method
 from online_aug.methods.diff_mix import DaFusion
@@ -121,6 +123,28 @@ def test_images_of_several_methods_are_prepared_each_by_its_own(tmp_path, tiny_m
     assert {request for _, request in prepared} == set(experiment.plan)
     assert {name for name, _ in prepared} == {"diff_mix", "diff_aug"}
     assert all(name == request.method for name, request in prepared)
+
+
+def test_sources_and_what_they_are_mixed_with_are_resized_as_the_request_says(
+    tmp_path, tiny_model, monkeypatch
+):
+    experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False})
+    one, other = experiment.plan[0], experiment.plan[1]
+    sources, seen = SourceImages(experiment.splits.train, experiment.data.sources), []
+
+    def prepare(self, images, requests, context, image_of):
+        seen.append(image_of(other.source_digest))
+        return images
+
+    monkeypatch.setattr(Method, "prepare", prepare)
+    for kind in ("bilinear", "bicubic"):
+        request = replace(one, source_filter=kind)
+        started = work_of(experiment).prepare([request])[0, :3]
+        side = request.resolution
+        assert torch.equal(started, sources.square(one.source_digest, side, kind))
+        expected = sources.square(other.source_digest, side, kind).permute(1, 2, 0)
+        np.testing.assert_array_equal(seen[-1], expected)
+    assert not np.array_equal(*seen)
 
 
 class Worker:

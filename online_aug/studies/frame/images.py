@@ -290,7 +290,7 @@ def part_named(experiment: Experiment, name: str) -> Part:
 
 
 def picture_of(experiment: Experiment, digest: str, side: int) -> Picture:
-    """Return a training image as a square, as the generator sees it.
+    """Return a training image as a square, its aspect lost.
 
     Raises:
         BadImageError: If it can no longer be read.
