@@ -19,6 +19,8 @@ REAL = ("run", "data", "mixing", "classifier", "optim")
 """Sections that decide a run without synthetic images."""
 MAY_DIFFER_HERE = MAY_DIFFER - {"run.epochs"}
 """Keys that do not change what a comparison finds."""
+OF_PROMPTS = frozenset({"data.metaclass"})
+"""Keys of those sections that do not change a run without synthetic images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +168,13 @@ def twin_differences(twin: "Row", other: "Row") -> Iterator[str]:
 
 def _differences(trained: Mapping[str, Any], config: Config) -> Iterator[str]:
     sections = config.model_dump(mode="json")
+    may_differ = MAY_DIFFER_HERE if config.mixing.is_synthetic else MAY_DIFFER_HERE | OF_PROMPTS
     for section in sections if config.mixing.is_synthetic else REAL:
         before = _keys(trained.get(section, {}))
         for key, value in _keys(sections[section]).items():
             name = f"{section}.{key}"
             # A key that is new since then had no effect.
-            if before.get(key, value) != value and name not in MAY_DIFFER_HERE:
+            if before.get(key, value) != value and name not in may_differ:
                 yield f"{name} ({before[key]} there, {value} now)"
 
 
