@@ -604,8 +604,8 @@ def test_the_codecs_are_those_of_the_cache_and_auto():
 def test_a_key_of_another_method_is_refused_with_the_methods_that_take_it(empty):
     assert error_lines(empty, "method.name=sgd_mix", "method.seam=0.1") == [
         "method.seam is no key of sgd_mix but of diffusemix, got 0.1; sgd_mix takes name, weight, "
-        "strength, tried_strengths, trials_per_class, min_accepted, candidates, max_union_share, "
-        "min_source_share, max_draws, keeps_foreground"
+        "strength, tried_strengths, trials_per_class, min_accepted, source_filter, candidates, "
+        "max_union_share, min_source_share, max_draws, keeps_foreground"
     ]
 
 
