@@ -26,14 +26,15 @@ SUMMARY = (
     "Make the images of a configuration ahead of training, or on another machine, fine-tuning the "
     "generator first if that is due. Ctrl-C stops it after storing what is finished, and the "
     "same command goes on. Started by torchrun, deepspeed or srun, each process begins with its "
-    "own part of the plan. Afterwards `online-aug train` finds the images in cache.path; "
+    "own part of the plan; how several machines share one is told in "
+    "docs/guide/SEVERAL_MACHINES.md. Afterwards `online-aug train` finds the images in cache.path; "
     "devices.generate=none makes it train on them alone."
 )
 EXAMPLES = """\
 cub_diff_mix
 cub_diff_mix --print-speed
 cub_diff_mix generation.slots=16 devices.generate=cuda:1 cache.path=/data/cub
-cub_diff_mix cache.path=/local/cub schedule.helps=false
+cub_diff_mix cache.path=/local/part schedule.stripes=2 schedule.stripe=0 schedule.helps=false
 """
 SWITCHES = {"--print-speed": "make images for ten seconds, store none, and say how fast it was"}
 SPEED_S = 10.0
@@ -179,7 +180,7 @@ def print_speed(experiment: "Experiment", devices: "DevicePlan") -> int:
             whole = len(experiment.plan) / speed.images_per_s
             said = (
                 f"{rate(speed.images_per_s)} images/s ({speed.images} in {duration(speed.seconds)};"
-                f" {generator.slots} slots, {generator.fast_paths});"
+                f" {generator.slots} at a time, {generator.fast_paths});"
                 f" the {len(experiment.plan)} of the plan take {duration(whole)}"
             )
         else:

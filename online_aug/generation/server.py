@@ -203,8 +203,8 @@ class ServerEngine:
         if found != self._identity:
             raise UserError(
                 f"image_server.version must be that of the server, {self._connection.url} has "
-                f"{found}, and the images of this plan are of {self._identity}; start again "
-                "without image_server.version to go on with what it has now"
+                f"{found}, and the images of this plan are of {self._identity}; another "
+                "run makes a plan of what it has now"
             )
 
     def _fields(self, request: GenerationRequest) -> dict[str, str]:

@@ -16,7 +16,7 @@ from online_aug.data.images import BadImageError, decode_image
 from online_aug.documents import DocumentError, parse_json
 from online_aug.errors import UserError, escaped
 
-MAX_ANSWER_BYTES = 256 * 2**20
+MAX_ANSWER_BYTES = 128 * 2**20
 """Longest answer that is read."""
 _REFUSED = frozenset({"moderation_blocked", "content_policy_violation"})
 """Codes by which a server says that it makes no image of just this request."""

@@ -6,13 +6,17 @@ import json
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache.text import nearest_names
 from online_aug.config import Config
 from online_aug.config.loading import changed
 from online_aug.errors import PassingError, UserError, escaped
-from online_aug.image_server.connection import Connection
+
+if TYPE_CHECKING:
+    from online_aug.image_server.connection import Connection
+
+# httpx takes a while to import: what needs it is imported where a server is asked.
 
 T = TypeVar("T")
 EMBEDDED = "embedded"
@@ -35,7 +39,7 @@ class Identity:
         return f"{self.model} ({self.version})"
 
 
-async def identify(connection: Connection, model: str) -> Identity:
+async def identify(connection: "Connection", model: str) -> Identity:
     """Ask a server which model of this name it has, and of what version.
 
     If it does not tell any version, its address stands for it: images of two such servers are
@@ -61,6 +65,7 @@ def settle_server(config: Config) -> Config:
     server, model = config.image_server, config.generation.model
     if server.version is not None and model != EMBEDDED:
         return config
+    from online_aug.image_server.connection import Connection
 
     async def ask() -> Identity:
         async with Connection(server, retries=0) as connection:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from online_aug.data.images import BadImageError
 from online_aug.diffusion.compatibility import MAX_SLOTS
+from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import SourceImages
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.gate import Finished, Gate, build_gate
 from online_aug.generation.inputs import Prepare
-from online_aug.generation.server import ServerEngine
 from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.labels import rare_class_weights
 from online_aug.loader.back_pressure import max_ahead_of_each
@@ -211,6 +211,8 @@ def load_generator(experiment: Experiment) -> LoadedEngine:
         UserError: If model, adapters or gate cannot be used.
     """
     if experiment.config.asks_server:
+        from online_aug.generation.server import ServerEngine
+
         return ServerEngine(experiment.config, _gate_of(experiment))
     return load_local_generator(experiment)
 
@@ -219,8 +221,12 @@ def load_local_generator(experiment: Experiment) -> ImageGenerator:
     """Load the experiment's model onto its device, with its gate, and embed the plan's prompts.
 
     Raises:
-        UserError: If model, adapters or gate cannot be used.
+        UserError: If model, adapters or gate cannot be used, or an image server is configured.
     """
+    if experiment.config.asks_server:
+        raise UserError(
+            "generation.engine must be local where the steps of the model are measured, got openai"
+        )
     config, gate = experiment.config, _gate_of(experiment)
     generator = ImageGenerator.load(
         experiment.diffusion.model,

@@ -225,6 +225,40 @@ def test_the_speed_is_known_before_fine_tuning(call, tmp_path, monkeypatch):
     assert not (tmp_path / "finetuned").exists()
 
 
+@pytest.mark.slow
+def test_an_image_server_makes_the_plan_and_its_speed_is_measured(
+    call, tmp_path, monkeypatch, server
+):
+    monkeypatch.delattr(ImageGenerator, "load")
+    monkeypatch.setattr(command, "SPEED_S", 0.05)
+    asks = {
+        "method": {"name": "diffusemix"},
+        "generation": {"engine": "openai", "model": "editor-1"},
+        "image_server": {"url": server.url},
+    }
+    status, lines = call("--print-speed", **asks)
+    assert status == 0
+    assert f"8 at a time, editor-1 at {server.url}); the 16 of the plan take" in lines[-1]
+    status, lines = call(**asks)
+    assert status == 0
+    assert lines[-1].startswith(f"cache {tmp_path}/cache: 16 of the plan's 16 images, ")
+    assert len(store_of(tmp_path / "cache")) == 16
+
+
+@pytest.mark.slow
+def test_a_server_that_is_busy_for_long_is_one_line_that_keeps_what_is_made(call, tmp_path, server):
+    server.answers = [200] * 6 + [503] * 99
+    with pytest.raises(UserError, match=r"^image_server\.url must be a server that is reachable"):
+        call(
+            method={"name": "diffusemix"},
+            generation={"engine": "openai", "model": "editor-1"},
+            image_server={"url": server.url, "concurrency": 1, "retries": 1},
+        )
+    assert len(store_of(tmp_path / "cache")) == 6
+    with Store(tmp_path / "cache", readonly=True) as store:
+        assert store.stats()["claims_live"] == 0
+
+
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         command.main(["--help"])

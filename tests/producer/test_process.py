@@ -7,11 +7,12 @@ from experiment_samples import make_experiment
 from cache import Store
 from online_aug.config.loading import resolved_yaml
 from online_aug.data.transforms import fit_square
-from online_aug.errors import UserError
+from online_aug.errors import PassingError, UserError
 from online_aug.experiment.images import SourceImages
 from online_aug.generation.engine import ImageGenerator
+from online_aug.producer import __main__ as process
 from online_aug.producer.__main__ import make_images
-from online_aug.producer.messages import Placement
+from online_aug.producer.messages import Failed, Placement
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,9 @@ class Trainer:
 
     def tell(self, status):
         self.told.append(status)
+
+    def wait_to_begin(self):
+        return True
 
 
 def generate(experiment, folder):
@@ -89,6 +93,27 @@ def test_more_slots_than_fit_into_memory_are_an_error_line_before_anything_is_ma
         generate(experiment, tmp_path)
     with Store(experiment.config.cache.path, readonly=True) as store:
         assert len(store) == 0
+
+
+@pytest.mark.parametrize(("kind", "is_final"), [(UserError, True), (PassingError, False)])
+def test_a_failure_that_may_pass_is_told_as_one_after_which_a_restart_helps(
+    monkeypatch, kind, is_final
+):
+    trainer = Trainer()
+
+    def fail(*_):
+        raise kind("image_server.url must be free")
+
+    for name, stand_in in (
+        ("tie_to_parent", lambda: None),
+        ("TrainerPipe", lambda: trainer),
+        ("import_libraries", lambda _: None),
+        ("make_images", fail),
+    ):
+        monkeypatch.setattr(process, name, stand_in)
+    placement = Placement(device="cpu", threads=1)
+    assert process.main(["config.yaml", placement.model_dump_json()]) == 2
+    assert trainer.told[-1] == Failed(reason="image_server.url must be free", is_final=is_final)
 
 
 def test_a_missing_fine_tuning_result_is_an_error_line(tmp_path, tiny_model):
