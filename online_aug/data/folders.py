@@ -50,7 +50,7 @@ def folder_splits(root: Path) -> dict[str, FolderSet]:
     if places:
         return read_splits(places)
     names = _class_names(root)
-    if all(_split_named(name) for name in names):
+    if all(split_named(name) for name in names):
         raise UserError(
             f"{root} must hold a folder for each class, or splits with class folders in them, got "
             f"{', '.join(names)} without class folders"
@@ -62,7 +62,7 @@ def doubtful_folders(root: Path) -> tuple[str, ...]:
     """Say in lines what was made of folders that might have been meant otherwise."""
     places, names = _split_places(root), _sub_folders(root)
     if not places:
-        like_splits = [name for name in names if _split_named(name)]
+        like_splits = [name for name in names if split_named(name)]
         return tuple(
             f"{root / name} counts as a class: it is named like a split but holds no class folders"
             for name in like_splits
@@ -82,9 +82,9 @@ def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
         UserError: If a folder holds no class folders, a class that `train` lacks, or no images.
     """
     train = _class_names(places["train"])
-    found = {}
+    known, found = set(train), {}
     for split, place in places.items():
-        unknown = [name for name in _class_names(place) if name not in train]
+        unknown = [name for name in _class_names(place) if name not in known]
         refuse_unknown_classes(unknown, split, place)
         found[split] = _read_split(place, train)
     return found
@@ -92,7 +92,7 @@ def read_splits(places: Mapping[str, Path]) -> dict[str, FolderSet]:
 
 def _split_places(root: Path) -> dict[str, Path]:
     """Return the folders of the splits; none if `root` holds the classes themselves."""
-    named = {name: split for name in _sub_folders(root) if (split := _split_named(name))}
+    named = {name: split for name in _sub_folders(root) if (split := split_named(name))}
     if not any(_sub_folders(root / name) for name in named):
         return {}
     found: dict[str, Path] = {}
@@ -111,12 +111,8 @@ def _split_places(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLIT_FOLDERS if split in found}
 
 
-def is_split_name(name: str) -> bool:
-    """Tell whether a folder of this name would be a split."""
-    return _split_named(name) is not None
-
-
-def _split_named(name: str) -> str | None:
+def split_named(name: str) -> str | None:
+    """Return the split that a folder of this name would be, or None."""
     return next((s for s, names in SPLIT_FOLDERS.items() if name.casefold() in names), None)
 
 
@@ -192,6 +188,11 @@ def _is_passed_over(folder_name: str) -> bool:
 def image_files(folder: Path) -> list[str]:
     """Return the images in a folder and those below it, relative to it, in sorted order."""
     return sorted(_images(folder, Counter()))
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether there is an image in a folder or below it."""
+    return bool(_images(folder, Counter()))
 
 
 def _images(folder: Path, passed_over: Counter[str]) -> list[str]:

@@ -17,6 +17,7 @@ from cache import content_digest
 from online_aug.console import terminal_progress
 from online_aug.cores import usable_cores
 from online_aug.data.images import WAY_OUT, BadImageError, decode_image, image_size, read_bytes
+from online_aug.data.shards.shard_set import ShardSet
 from online_aug.data.transforms import EvalTransform, resize
 from online_aug.file_digests.digests import Digests
 from online_aug.file_digests.known import KnownFiles
@@ -160,7 +161,9 @@ class Splits:
         """Keep checks and digests of the files beside the cache, now that there is one."""
         for images in (self.train, self.val, self.test):
             whole = _whole_of(images)
-            if isinstance(whole, FolderSet) and whole.known is not None:
+            if isinstance(whole, ShardSet):
+                whole.save()
+            elif isinstance(whole, FolderSet) and whole.known is not None:
                 whole.known.save()
 
     def __str__(self) -> str:
@@ -182,17 +185,20 @@ def groups_of(images: ImageSet) -> Groups | None:
 
 
 def file_names_of(images: ImageSet) -> Names:
-    """Return the files of a set's images in the set's order, or nothing if they are not files."""
+    """Return the files of a set's images in the set's order, or nothing if they are not files.
+
+    For an image in a shard it is the shard, and its name in it.
+    """
     whole = _whole_of(images)
-    if not isinstance(whole, FolderSet):
+    if not isinstance(whole, FolderSet | ShardSet):
         return Names.of(())
     return whole.names if whole is images else whole.names[_places_of(images)]
 
 
 def share_of_endings(images: ImageSet, suffixes: Sequence[str]) -> float:
-    """Return the share of a set's images that are files with such endings, in capitals or not."""
+    """Return the share of a set's images whose files have such endings, in capitals or not."""
     whole = _whole_of(images)
-    if not isinstance(whole, FolderSet) or not len(images):
+    if not isinstance(whole, FolderSet | ShardSet) or not len(images):
         return 0.0
     are_such = np.logical_or.reduce([whole.names.ends_with(suffix) for suffix in suffixes])
     return float(are_such[_places_of(images)].mean())
@@ -212,6 +218,8 @@ def digests_of(images: ImageSet) -> Digests:
         BadImageError: If a file cannot be read.
     """
     whole = _whole_of(images)
+    if isinstance(whole, ShardSet):
+        return whole.digests(_places_of(images))
     if not isinstance(whole, FolderSet) or whole.known is None:
         return Digests.of(images.digest(index) for index in range(len(images)))
     try:
@@ -243,6 +251,8 @@ def size_of(images: ImageSet, index: int) -> tuple[int, int]:
         return size_of(images.parent, int(images.indices[index]))
     if isinstance(images, FolderSet):
         return image_size(images.path(index))
+    if isinstance(images, ShardSet):
+        return images.size(index)
     height, width, _ = images.load(index).shape
     return height, width
 

@@ -24,9 +24,18 @@ class DataConfig(Section):
 
     source: str = "digits"
     """`digits`, `pocket_birds`, a published set such as `cub200` (docs/DATA.md), an image
-    folder, or a timm data set such as `torch/cifar10`."""
+    folder, shards (a folder of `.tar`, `.parquet` or `.arrow` files, or a pattern such as
+    `shards/pets-{0000..0012}.tar`), or a timm data set such as `torch/cifar10` or `wds/pets`."""
     root: Path = Path("data")
     """Folder in which embedded sets are written, and published and timm sets are looked for."""
+    image_key: Text | None = None
+    """Shards: column of the images, or the ending of their names in a tar; null finds it."""
+    label_key: Text | None = None
+    """Shards: column of the labels, or their key in the `.json` members of a tar; null finds the
+    column, and reads the `.cls` members of a tar."""
+    class_names: Text | None = None
+    """Shards: file with the name of a class on each line (or a JSON list), or a list of timm's such
+    as `imagenet-22k`; null takes the names that the shards hold, or numbers."""
     image_size: Pixels = 64
     """Side of the square the classifier sees, px."""
     metaclass: str = ""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,22 +17,34 @@ from online_aug.data.embedded import EMBEDDED_SETS, embedded_splits
 from online_aug.data.folders import (
     doubtful_folders,
     folder_splits,
-    is_split_name,
     said_of_kinds,
+    split_named,
 )
 from online_aug.data.image_sets import FolderSet, ImageSet, Splits, Subset
-from online_aug.data.images import WAY_OUT, BadImageError, check_header, read_image
+from online_aug.data.images import (
+    WAY_OUT,
+    BadImageError,
+    check_content,
+    check_header,
+    decode_image,
+    read_image,
+)
 from online_aug.data.map_style.copied import CopiedSet, is_copy, open_copy
 from online_aug.data.published.sets import PUBLISHED, published_splits
 from online_aug.data.settings import DataConfig
+from online_aug.data.shards.places import stem_of
+from online_aug.data.shards.shard_set import ShardSet
+from online_aug.data.shards.splits import shard_splits
 from online_aug.data.timm_sets import is_timm_name, timm_splits
 from online_aug.errors import UserError, escaped
 from online_aug.file_digests.index import in_parts
 from online_aug.file_digests.known import HEADERS, PIXELS, KnownFiles
 from online_aug.seeding import numpy_rng
 
-_CHECKS = {"error": (HEADERS, check_header), "skip": (PIXELS, read_image)}
-"""Level by which a check is remembered, and the check, by what is done about a bad image."""
+_LEVELS = {"error": HEADERS, "skip": PIXELS}
+"""Level by which a check is remembered, by what is done about a bad image."""
+_CHECKS = {HEADERS: (check_header, check_content), PIXELS: (read_image, decode_image)}
+"""Checks of a file and of an image in a shard, by their level."""
 
 
 def load_splits(data: DataConfig, cache: Path | None = None) -> Splits:
@@ -51,7 +63,7 @@ def load_splits(data: DataConfig, cache: Path | None = None) -> Splits:
     Raises:
         UserError: If the source cannot be found or used, or is too small for the cuts.
     """
-    found = _open(data)
+    found = _open(data, cache)
     kinds = _kinds_left_out(found)
     skipped: list[str] = []
     with terminal_progress("checking images") as report:
@@ -85,8 +97,8 @@ def data_set_name(source: str, class_names: Sequence[str]) -> str:
     known = source in EMBEDDED_SETS or source in PUBLISHED or is_timm_name(source)
     name = source
     if not known:
-        folder = Path(source).expanduser().resolve()
-        name = folder.parent.name if is_split_name(folder.name) else folder.name
+        folder = Path(stem_of(source)).expanduser().resolve()
+        name = folder.parent.name if split_named(folder.name) else folder.name
     listed = json.dumps(list(class_names)).encode()
     return f"{escaped(name)}-{content_digest(listed)[:6]}"
 
@@ -109,24 +121,24 @@ def check_images(
 
     With `error` only headers are read, so that large sets start fast; a file damaged further on
     fails in `load`, with its name. With `skip` every file is decoded, so that no later reader meets
-    a bad one. A set whose images are not files is returned as it is.
+    a bad one. A set whose images are neither files nor in shards is returned as it is.
 
     Raises:
         BadImageError: If `on_bad_image` is `error` and a file cannot be read.
     """
-    if not isinstance(images, FolderSet):
+    if not isinstance(images, FolderSet | ShardSet):
         return images, ()
-    reasons = _problems(images, *_CHECKS[on_bad_image], progress)
+    reasons = _problems(images, _LEVELS[on_bad_image], progress)
     if not reasons:
         return images, ()
     if on_bad_image == "error":
         others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise BadImageError(f"{next(iter(reasons.values()))}{others}; {WAY_OUT}")
     good = np.setdiff1d(np.arange(len(images)), list(reasons))
-    return Subset(images, good), tuple(escaped(str(images.path(index))) for index in reasons)
+    return Subset(images, good), tuple(escaped(_title(images, index)) for index in reasons)
 
 
-def _open(data: DataConfig) -> dict[str, ImageSet]:
+def _open(data: DataConfig, cache: Path | None) -> dict[str, ImageSet]:
     if data.train_split is not None and data.source not in PUBLISHED:
         raise UserError(
             f"data.train_split must be null unless data.source is a published set, got "
@@ -140,14 +152,18 @@ def _open(data: DataConfig) -> dict[str, ImageSet]:
     folder = Path(data.source).expanduser()
     if is_copy(folder):
         return {"train": open_copy(folder)}
+    shards = shard_splits(data, cache)
+    if shards is not None:
+        return dict(shards)
     if folder.is_dir():
         return dict(folder_splits(folder))
     if is_timm_name(data.source):
-        return timm_splits(data.source, data.root)
+        return timm_splits(data, cache)
     names = ", ".join((*EMBEDDED_SETS, *PUBLISHED))
     raise UserError(
-        f"data.source must be {names}, an image folder that exists, or a timm name such as "
-        f"torch/cifar10 or hfds/<name>, got {data.source}"
+        f"data.source must be {names}, an image folder that exists, a folder of .tar or .parquet "
+        "shards or a pattern for them, or a timm name such as torch/cifar10 or hfds/<name>, got "
+        f"{data.source}"
     )
 
 
@@ -158,16 +174,14 @@ def _doubts(data: DataConfig) -> tuple[str, ...]:
     return doubtful_folders(folder) if folder.is_dir() else ()
 
 
-def _problems(
-    images: FolderSet, level: int, read: Callable[[Path], object], progress: Report | None
-) -> dict[int, str]:
-    """Return what is wrong with the files that are not known to have passed this check."""
-    known = images.known
+def _problems(images: FolderSet | ShardSet, level: int, progress: Report | None) -> dict[int, str]:
+    """Return what is wrong with the images that are not known to have passed this check."""
+    known = images if isinstance(images, ShardSet) else images.known
     todo = np.arange(len(images)) if known is None else known.unchecked(level)
     reasons: dict[int, str] = {}
 
     def look(part: Int[np.ndarray, " m"]) -> list[str | None]:
-        return [_problem(read, images.root / name) for name in images.names[part]]
+        return [_problem(images, index, level) for index in part.tolist()]
 
     done = 0
     for part, found in in_parts(look, todo):
@@ -182,12 +196,20 @@ def _problems(
     return reasons
 
 
-def _problem(read: Callable[[Path], object], path: Path) -> str | None:
+def _problem(images: FolderSet | ShardSet, index: int, level: int) -> str | None:
+    of_file, of_content = _CHECKS[level]
     try:
-        read(path)
+        if isinstance(images, FolderSet):
+            of_file(images.path(index))
+        else:
+            of_content(images.content(index), images.title(index))
     except BadImageError as error:
         return str(error)
     return None
+
+
+def _title(images: FolderSet | ShardSet, index: int) -> str:
+    return images.title(index) if isinstance(images, ShardSet) else str(images.path(index))
 
 
 def _check_classes(found: Mapping[str, ImageSet]) -> None:

@@ -1,10 +1,12 @@
 """Data sets that `timm.data.create_dataset` opens: torchvision's and those of the Hugging Face hub.
 
-Planning asks for any image at any time. A set that can only be read from front to back (a stream)
-is therefore copied once into an image folder, with its exact pixels (PNG) and timm's classes.
+Planning asks for any image at any time. The hub's sets lie in Arrow files, which are read in place.
+A set that can only be read from front to back (a stream) is copied once into an image folder, with
+its exact pixels (PNG) and timm's classes.
 """
 
 import logging
+import os
 from collections.abc import Container, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,11 +29,15 @@ from online_aug.data.folders import (
 )
 from online_aug.data.image_sets import FolderSet, ImageSet, pixel_digest
 from online_aug.data.images import BadImageError, decode_image, to_rgb
+from online_aug.data.settings import DataConfig
+from online_aug.data.shards.content import ShardFile
+from online_aug.data.shards.places import HFDS, WDS, Shards
+from online_aug.data.shards.splits import splits_of
 from online_aug.errors import UserError, one_line
 
 _LOG = logging.getLogger(__name__)
-_PREFIXES = ("torch", "hfds")
-_STREAM_PREFIXES = ("hfids", "tfds", "wds")
+_PREFIXES = ("torch", HFDS)
+_STREAM_PREFIXES = ("hfids", "tfds")
 _STREAM_FORMAT = 1
 _FOLDERS = ("folder", "image_folder")
 # If a torchvision set lacks a split, timm returns another one (the test split for `validation`), so
@@ -43,35 +49,75 @@ _TRAIN_VAL = ("imagenet", "places365", "inaturalist", "inat")
 def is_timm_name(source: str) -> bool:
     """Return whether `source` has the form of a timm data set name, such as `torch/cifar10`."""
     prefix, _, name = source.partition("/")
-    return bool(name) and prefix.lower() in _PREFIXES + _STREAM_PREFIXES
+    return bool(name) and prefix.lower() in (*_PREFIXES, *_STREAM_PREFIXES, WDS)
 
 
-def timm_splits(source: str, root: Path) -> dict[str, ImageSet]:
+def timm_splits(data: DataConfig, cache: Path | None) -> dict[str, ImageSet]:
     """Open the labelled splits of a timm data set: `train`, and `val` and `test` if it has them.
 
     Nothing is downloaded for `torch/` names; `hfds/` names come from the hub or its cache. Streams
-    (`wds/`, `tfds/`, `hfids/`) are copied into an image folder under `root` on first use.
+    (`tfds/`, `hfids/`) are copied into an image folder under `data.root` on first use.
+
+    Args:
+        data: Names the set and its folder.
+        cache: Directory of the cache beside which an index is kept, as for shards.
 
     Raises:
         UserError: If the name is unknown, or files or a package are missing.
     """
+    source, root = data.source, data.root
     prefix, _, name = source.partition("/")
     if prefix.lower() in _STREAM_PREFIXES:
         return dict(folder_splits(_copied(source, root)))
     if prefix.lower() == "torch" and name.lower() in _FOLDERS:
         return dict(folder_splits(root))
     train = _create(source, root, "train")
+    others = _other_splits(source, train)
+    opened = {split: _create(source, root, timm_split) for split, timm_split in others.items()}
+    in_place = _arrow_splits({"train": train, **opened}, data, cache)
+    if in_place is not None:
+        return in_place
     class_names = tuple(_names_by_value(train, source).values())
     found: dict[str, ImageSet] = {
         "train": _image_set(train, TimmName(source, root, "train"), class_names)
     }
-    for split, timm_split in _other_splits(source, train).items():
-        dataset = _create(source, root, timm_split)
+    for split, timm_split in others.items():
+        dataset = opened[split]
         if set(_raw_labels(dataset, source)) == {-1}:
             _LOG.warning("the labels of %s (%s) are withheld: split not used", source, timm_split)
             continue
         found[split] = _image_set(dataset, TimmName(source, root, timm_split), class_names)
     return found
+
+
+def _arrow_splits(
+    opened: Mapping[str, Any], data: DataConfig, cache: Path | None
+) -> dict[str, ImageSet] | None:
+    """Return the splits of a set of the hub if its images lie in Arrow files, else None."""
+    rows = {split: _arrow_files(dataset) for split, dataset in opened.items()}
+    if not all(rows.values()):
+        return None
+    folder = Path(os.path.commonpath([path.parent for paths in rows.values() for path in paths]))
+    files = {}
+    for split, paths in rows.items():
+        keys = opened[split].reader.image_key, opened[split].reader.label_key
+        files[split] = [ShardFile(path.relative_to(folder).as_posix(), *keys) for path in paths]
+    found = splits_of(Shards(folder, files), data, cache)
+    counts = {
+        split: sum(k.content.samples for k in images.shards) for split, images in found.items()
+    }
+    # A set that is a part of its files, or has their rows in another order, is read by datasets.
+    return dict(found) if all(n == len(opened[s]) for s, n in counts.items()) else None
+
+
+def _arrow_files(dataset: Any) -> list[Path]:
+    """Return the files in which the images of a set lie; none if they are elsewhere."""
+    reader: Any = getattr(dataset, "reader", None)
+    table: Any = getattr(reader, "dataset", None)
+    files = [Path(row["filename"]) for row in getattr(table, "cache_files", None) or ()]
+    if not files or not len(dataset) or not (table[0][reader.image_key] or {}).get("bytes"):
+        return []
+    return files
 
 
 @dataclass(frozen=True)

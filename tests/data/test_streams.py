@@ -1,11 +1,7 @@
-"""Streams of timm are copied once: real WebDataset shards, and a fake for the rest."""
+"""Streams of timm are copied once; a fake stands for the readers that need TensorFlow or the hub."""
 
-import io
-import json
-import tarfile
 from types import SimpleNamespace
 
-import numpy as np
 import PIL.Image
 import pytest
 
@@ -13,91 +9,6 @@ from online_aug.data.settings import DataConfig
 from online_aug.data.sources import load_splits
 from online_aug.data.timm_sets import write_stream
 from online_aug.errors import UserError
-
-
-def write_shard(root, split, members):
-    """Write one tar as WebDataset does: `key.png` and `key.cls`."""
-    with tarfile.open(root / f"pets-{split}-0.tar", "w") as tar:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-
-
-def noise_images(labels, seed):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (6, 5, 3), dtype=np.uint8) for _ in labels]
-
-
-def encoded(pixels):
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_wds(root, splits):
-    """Write shards with the `_info.json` that timm's reader expects; return the images."""
-    info, made = {}, {}
-    for seed, (split, labels) in enumerate(splits.items()):
-        made[split] = noise_images(labels, seed)
-        members = []
-        for number, (pixels, label) in enumerate(zip(made[split], labels, strict=True)):
-            members.append((f"{number:04d}.png", encoded(pixels)))
-            members.append((f"{number:04d}.cls", str(label).encode()))
-        write_shard(root, split, members)
-        info[split] = {
-            "name": split,
-            "num_samples": len(labels),
-            "filenames": [f"pets-{split}-0.tar"],
-            "shard_lengths": [len(labels)],
-        }
-    (root / "_info.json").write_text(json.dumps({"splits": info}))
-    return made
-
-
-def open_wds(root):
-    return load_splits(DataConfig(source="wds/pets", root=root))
-
-
-def test_shards_become_splits_with_every_pixel_and_label(tmp_path):
-    labels = {"train": [2, 0, 1, 1, 0, 2], "validation": [1, 0], "test": [0, 2, 1]}
-    made = write_wds(tmp_path, labels)
-    splits = open_wds(tmp_path)
-    for ours, theirs in (("train", "train"), ("val", "validation"), ("test", "test")):
-        found = getattr(splits, ours)
-        pairs = {(found.load(i).tobytes(), int(found.labels[i])) for i in range(len(found))}
-        expected = zip(made[theirs], labels[theirs], strict=True)
-        assert pairs == {(pixels.tobytes(), label) for pixels, label in expected}
-
-
-def test_a_set_is_copied_once(tmp_path):
-    write_wds(tmp_path, {"train": [0, 1, 0, 1], "validation": [0, 1], "test": [0, 1]})
-    before = open_wds(tmp_path)
-    (tmp_path / "pets-train-0.tar").unlink()
-    assert [open_wds(tmp_path).train.digest(i) for i in range(4)] == [
-        before.train.digest(i) for i in range(4)
-    ]
-
-
-def test_a_broken_image_is_left_out_and_counted(tmp_path, caplog):
-    write_wds(tmp_path, {"train": [0, 1, 0, 1], "validation": [0, 1], "test": [0, 1]})
-    members = [("a.png", encoded(noise_images([0], 5)[0])), ("a.cls", b"0")]
-    members += [("b.png", b"no image"), ("b.cls", b"1")]
-    members += [
-        ("c.png", encoded(noise_images([0], 6)[0])),
-        ("c.cls", b"1"),
-        ("d.png", b""),
-        ("d.cls", b"0"),
-    ]
-    write_shard(tmp_path, "train", members)
-    assert len(open_wds(tmp_path).train) == 2
-    assert "2 images of wds/pets (train) could not be read" in caplog.text
-
-
-def test_a_folder_without_shards_is_refused_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="timm can open, got wds/pets") as caught:
-        open_wds(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["tfds/cifar10", "hfids/pets"])
@@ -126,6 +37,22 @@ class Stream:
 
 def image():
     return PIL.Image.new("RGB", (3, 3))
+
+
+def test_a_set_is_copied_once_with_every_pixel(tmp_path):
+    colours = [(1, 2, 3), (250, 0, 9)]
+    items = [(PIL.Image.new("RGB", (3, 2), colour), k) for k, colour in enumerate(colours)]
+    folder = write_stream("tfds/x", tmp_path, {"train": Stream(items)})
+    assert write_stream("tfds/x", tmp_path, {"train": Stream([])}) == folder
+    found = [PIL.Image.open(path).getpixel((2, 1)) for path in sorted(folder.rglob("*.png"))]
+    assert found == colours
+
+
+def test_images_that_the_stream_lost_are_counted(tmp_path, caplog):
+    stream = Stream([(image(), 0), (image(), 1)])
+    stream.__class__ = type("Longer", (Stream,), {"__len__": lambda self: 4})
+    write_stream("tfds/x", tmp_path, {"train": stream})
+    assert "2 images of tfds/x (train) could not be read" in caplog.text
 
 
 def test_classes_keep_the_names_and_order_of_timm(tmp_path):
