@@ -197,8 +197,10 @@ def test_a_file_that_passed_a_check_is_checked_again_only_if_it_changes(
     for path in ready.rglob("*.png"):
         os.utime(path, (10**9, 10**9))
     looked, seen = [], []
-    level, read = sources._CHECKS[policy]
-    monkeypatch.setitem(sources._CHECKS, policy, (level, lambda p: looked.append(p) or read(p)))
+    level = sources._LEVELS[policy]
+    read, of_content = sources._CHECKS[level]
+    noted = (lambda path: looked.append(path) or read(path), of_content)
+    monkeypatch.setitem(sources._CHECKS, level, noted)
     data = DataConfig(source=str(ready), on_bad_image=policy)
     if policy == "error":
         with pytest.raises(BadImageError, match=r"000\.png cannot be read"):

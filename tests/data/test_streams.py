@@ -1,4 +1,4 @@
-"""Streams of timm are copied once; a fake stands for the readers that need TensorFlow or the hub."""
+"""Streams of timm are copied once; a fake stands for readers that need TensorFlow or the hub."""
 
 from types import SimpleNamespace
 

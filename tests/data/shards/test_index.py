@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,11 +239,11 @@ def test_files_are_closed_with_the_set_and_few_are_open_at_once(root, monkeypatc
 
     monkeypatch.setattr(open_shard, "_MOST_OPEN", 2)
     images = images_of(root)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     assert pairs_of(images) == expected(0, 1, 2)
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 2
     del images
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_checks_of_whole_images_are_remembered(root, monkeypatch):
