@@ -305,7 +305,8 @@ def refusal(folder, **settings):
 def test_the_error_for_an_unknown_source_says_what_is_allowed(source):
     message = refusal(source)
     assert message.startswith("data.source must be digits, pocket_birds, cub200, ")
-    assert "imagenet, an image folder that exists, or a timm name" in message
+    assert ", an image folder that exists, a folder of .tar or .parquet shards or a" in message
+    assert "pattern for them, or a timm name such as torch/cifar10" in message
     assert message.endswith(f"got {source}")
 
 

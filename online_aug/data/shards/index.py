@@ -18,11 +18,11 @@ import numpy as np
 
 from cache import cache_exists, content_digest
 from online_aug.console import Report, terminal_progress
-from online_aug.data.shards.arrow import read_arrow
 from online_aug.data.shards.content import IMAGE, Content, Images, ShardFile, shown
 from online_aug.data.shards.index_file import Known, packed, read_index
-from online_aug.data.shards.parquet import read_parquet
-from online_aug.data.shards.tar import read_tar
+from online_aug.data.shards.readers.arrow import read_arrow
+from online_aug.data.shards.readers.parquet import read_parquet
+from online_aug.data.shards.readers.tar import read_tar
 from online_aug.errors import UserError, one_line
 from online_aug.file_digests.index import ENTRY, State, is_same
 from online_aug.file_digests.known import FOLDER

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from online_aug.data.images import content_size, decode_image
-from online_aug.data.shards.blocks import unpacked
 from online_aug.data.shards.content import Images, shown
 from online_aug.data.shards.index import ShardIndex
 from online_aug.data.shards.index_file import Known
 from online_aug.data.shards.open_shard import OpenShards
+from online_aug.data.shards.readers.blocks import unpacked
 from online_aug.errors import escaped
 from online_aug.file_digests.digests import Digests
 from online_aug.file_digests.names import Names

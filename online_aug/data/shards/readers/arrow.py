@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from online_aug.data.shards.columns import columns_of, not_whole, rows_of
 from online_aug.data.shards.content import (
     WITHOUT_IMAGE,
     Content,
@@ -13,7 +12,8 @@ from online_aug.data.shards.content import (
     import_arrow,
     shown,
 )
-from online_aug.data.shards.parquet import only_a_path, row_name
+from online_aug.data.shards.readers.columns import columns_of, not_whole, rows_of
+from online_aug.data.shards.readers.parquet import only_a_path, row_name
 from online_aug.errors import UserError
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from online_aug.data.shards.blocks import Block, blocks_of
 from online_aug.data.shards.content import import_arrow
+from online_aug.data.shards.readers.blocks import Block, blocks_of
 
 _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3
 """Kinds of pages."""

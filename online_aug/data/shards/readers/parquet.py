@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from online_aug.data.shards.columns import Columns, Row, columns_of, not_whole, rows_of
 from online_aug.data.shards.content import (
     BLOCK,
     WITHOUT_IMAGE,
@@ -17,7 +16,8 @@ from online_aug.data.shards.content import (
     import_arrow,
     shown,
 )
-from online_aug.data.shards.pages import Places, UnknownPageError
+from online_aug.data.shards.readers.columns import Columns, Row, columns_of, not_whole, rows_of
+from online_aug.data.shards.readers.pages import Places, UnknownPageError
 from online_aug.errors import UserError, escaped
 
 _CODECS = {"uncompressed": "", "lz4": "lz4_raw"}

@@ -12,7 +12,7 @@ from shard_samples import LONG_AGO_S, age, encoded, noise, table_of, write_parqu
 
 from online_aug.data.settings import DataConfig
 from online_aug.data.shards.content import ShardFile
-from online_aug.data.shards.parquet import read_parquet
+from online_aug.data.shards.readers.parquet import read_parquet
 from online_aug.data.shards.shard_set import ShardSet
 from online_aug.data.sources import load_splits
 from online_aug.data.timm_sets import timm_splits

@@ -1,0 +1,1 @@
+"""Readers of shards, by kind of file: tar, Parquet and Arrow."""
