@@ -119,3 +119,12 @@ def test_a_run_ends_in_one_line_when_the_server_changes(recipe, server):
     assert processes_of("online_aug.producer", recipe.parent) == []
     with Store(recipe.parent / "cache", readonly=True) as store:
         assert len(store) <= 2
+
+
+@pytest.mark.nightly
+def test_a_run_outlives_a_server_that_is_busy_for_longer_than_it_is_asked(recipe, server):
+    server.answers = [200, 503]
+    train(recipe, "busy", "image_server.retries=0", "image_server.concurrency=1").succeed()
+    summary = read_summary(run_folder(recipe, "busy"))
+    assert (summary["generator_restarts"], summary["epochs"]) == (1, 3)
+    assert summary["generated"] == PLANNED
