@@ -56,12 +56,16 @@ class ServerEngine:
         Args:
             config: Names the server, its model and version.
             gate: Judges finished images; None rejects only those that are blank.
+
+        Raises:
+            UserError: If the key cannot be sent.
         """
         server = config.image_server
         self.slots = server.concurrency
         self.fast_paths = f"{config.generation.model} at {server.url}"
         self._config, self._gate = config, gate or Gate()
         self._identity = Identity(model=config.generation.model, version=decided(server.version))
+        self._connection = Connection(server)
         self._in_flight = 0
         self._done: queue.SimpleQueue[_Made | BaseException] = queue.SimpleQueue()
         self._error: BaseException | None = None
@@ -70,7 +74,6 @@ class ServerEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._connection = Connection(server)
         self._asking = asyncio.Semaphore(self.slots)
         self._looking, self._looked_at = asyncio.Lock(), _NEVER
         _log.info("%s: %d images at a time", self._identity, self.slots)

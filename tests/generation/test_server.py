@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -281,6 +282,14 @@ def test_the_key_is_sent_and_never_said(server, engine_of, monkeypatch, caplog):
     assert "wrong key ***" in str(caught.value)
     assert KEY not in str(caught.value) + caplog.text
     assert "wrong key ***" in caplog.text
+
+
+def test_a_key_that_cannot_be_sent_leaves_no_thread_behind(server, engine_of, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "two\nlines")
+    before = threading.active_count()
+    with pytest.raises(UserError, match=r"^image_server\.key_variable must name a variable of pl"):
+        engine_of()
+    assert threading.active_count() == before
 
 
 def test_no_key_is_sent_if_there_is_none(server, engine_of):
