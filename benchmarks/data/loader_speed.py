@@ -92,6 +92,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--classes", type=int, default=CLASSES)
     parser.add_argument("--codec", default="webp_lossless")
     parser.add_argument("--resolution", type=int, default=256, help="of the generated images, px")
     parser.add_argument("--workers", type=int, default=0)
@@ -103,7 +104,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Store(Path(folder) / "cache", codec=options.codec) as store,
     ):
-        images = write_images(Path(folder) / "images", options.images)
+        images = write_images(Path(folder) / "images", options.images, options.classes)
         if options.paste:
             _print_paste(images, store, options.workers, options.turns)
             return
@@ -194,11 +195,11 @@ def _epoch(loader: Iterable[Any]) -> Callable[[int], object]:
     return lambda turn: sum(1 for _ in loader)
 
 
-def write_images(folder: Path, count: int) -> ImageSet:
+def write_images(folder: Path, count: int, classes: int = CLASSES) -> ImageSet:
     """Return noise like a photograph's, equally strong at every scale."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        place = folder / f"class_{number % CLASSES}"
+        place = folder / f"class_{number % classes:05d}"
         place.mkdir(parents=True, exist_ok=True)
         _picture(rng, 500, 375).save(place / f"{number}.jpg", quality=90)
     return folder_splits(folder)["train"]

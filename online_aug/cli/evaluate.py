@@ -13,6 +13,7 @@ from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.errors import UserError
+from online_aug.files import check_folder
 from online_aug.reporting.run_directory import CONFIG_FILE, run_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from online_aug.classifier.evaluation import Evaluation
+    from online_aug.reporting.class_results import Mistake
     from online_aug.reporting.disturbed import Disturb
 
 # Whatever needs torch is imported in the function that uses it: a mistake is reported before.
@@ -36,6 +38,7 @@ runs/quickstart-seed0 --best --json
 runs/quickstart-seed0 --attack fgsm --epsilon 8/255
 runs/quickstart-seed0 --attack pgd --corruptions
 runs/quickstart-seed0 --corruptions=noise,JPEG
+runs/quickstart-seed0 --table classes.csv
 """
 EPSILON, ALL = "8/255", "all"
 
@@ -59,10 +62,14 @@ def main(argv: Sequence[str]) -> None:
         add_options=add_options,
     )
     disturbances = _disturbances(command.options)
+    if command.options.table is not None:
+        check_folder(command.options.table.absolute().parent, "--table")
     config = command.load_config()
     run = folder or run_folder(config.run, command.config_path)
     weights = run / (BEST_FILE if "--best" in command.switches else MODEL_FILE)
     result, disturbed = _judge(config, weights, disturbances)
+    if command.options.table is not None:
+        _write_table(result, command.options.table)
     if "--json" in command.switches:
         more = {"disturbed": disturbed} if disturbed else {}
         sys.stdout.write(json.dumps(asdict(result) | more, indent=2) + "\n")
@@ -74,7 +81,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add what an evaluation can disturb images by."""
+    """Add where the table of classes goes, and what an evaluation can disturb images by."""
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="also write a CSV file with a row for each class, worst first: what is recognised, "
+        "and what it is most taken for",
+    )
     parser.add_argument(
         "--attack",
         choices=("fgsm", "pgd"),
@@ -191,6 +205,7 @@ def _judge(
 
 def _print(result: "Evaluation", console: "Console") -> None:
     from online_aug.console import percent
+    from online_aug.reporting.class_results import EXTREMES, SHOWN, mistakes
 
     parts = {
         "class": result.per_class,
@@ -199,13 +214,51 @@ def _print(result: "Evaluation", console: "Console") -> None:
     }
     for title, shares in parts.items():
         if shares:
-            console.print(_table(title, shares))
+            _print_shares(title, shares, console)
+    if len(result.per_class) > SHOWN and (found := mistakes(result.confusion, EXTREMES)):
+        console.print(_mistakes_table(found))
     worst = result.worst_group
     console.print(
         f"top1 {percent(result.top1)}, top5 {percent(result.top5)} of {result.images} images, "
         + (f"worst group {percent(worst)}, " if worst is not None else "")
         + f"loss {result.loss:.4f}"
     )
+
+
+def _print_shares(title: str, shares: Mapping[str, float], console: "Console") -> None:
+    """Print what is recognised; of many classes the worst, the best and a line on all."""
+    from online_aug.reporting.class_results import EXTREMES, SHOWN, ordered, spread_of
+
+    if len(shares) <= SHOWN:
+        console.print(_table(title, shares))
+        return
+    classes = ordered(shares)
+    console.print(_table(f"{EXTREMES} worst of {title}", dict(classes[:EXTREMES])))
+    console.print(_table(f"{EXTREMES} best of {title}", dict(classes[-EXTREMES:])))
+    console.print(f"{spread_of(shares)} (--table FILE writes all)", soft_wrap=True)
+
+
+def _mistakes_table(found: "Sequence[Mistake]") -> "Table":
+    from rich.table import Table
+
+    from online_aug.console import percent
+
+    table = Table("class", "taken for", "images", "of the class", title="commonest mistakes")
+    for each in found:
+        table.add_row(each.true, each.taken, f"{each.images:,}", percent(each.share))
+    return table
+
+
+def _write_table(result: "Evaluation", path: Path) -> None:
+    from online_aug.files import write_atomically
+    from online_aug.reporting.class_results import class_table
+
+    try:
+        write_atomically(path, class_table(result))
+    except OSError as error:
+        raise UserError(
+            f"--table must be a file that can be written, got {path}: {error}"
+        ) from None
 
 
 def _table(title: str, shares: Mapping[str, float]) -> "Table":

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -57,7 +58,7 @@ class Batch(tuple[Tensor, ...]):
 
     @property
     def labels(self) -> Float[Tensor, "b k"]:
-        """Soft labels, before label smoothing and mixup."""
+        """Soft labels, before label smoothing and mixup; a sparse tensor if the loader says so."""
         return self[1]
 
     def to(self, *args: Any, **options: Any) -> Self:
@@ -77,12 +78,60 @@ class Batch(tuple[Tensor, ...]):
         return type(self)((images, labels), served=self.served, indices=self.indices)
 
 
+class SoftLabel(NamedTuple):
+    """A soft label by the few classes that have a share in it."""
+
+    classes: Int[np.ndarray, " m"]
+    """The classes, ascending."""
+    shares: Float[np.ndarray, " m"]
+    """Their shares, float32."""
+    num_classes: int
+
+    @classmethod
+    def of(cls, label: Float[np.ndarray, " k"] | Float[Tensor, " k"]) -> Self:
+        """Return the classes and shares of a distribution over all classes."""
+        values = np.asarray(label, np.float32)
+        classes = np.flatnonzero(values)
+        return cls(classes, values[classes], len(values))
+
+
+class SoftLabels(NamedTuple):
+    """The soft labels of a batch: as many bytes as there are shares, whatever the classes."""
+
+    places: Int[Tensor, "2 m"]
+    """Row and class of each share."""
+    shares: Float[Tensor, " m"]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, labels: Sequence[SoftLabel]) -> Self:
+        """Return the soft labels of samples."""
+        rows = np.repeat(np.arange(len(labels)), [len(label.classes) for label in labels])
+        classes = np.concatenate([label.classes for label in labels])
+        return cls(
+            torch.from_numpy(np.stack([rows, classes])),
+            torch.from_numpy(np.concatenate([label.shares for label in labels])),
+            (len(labels), labels[0].num_classes),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.places.nbytes + self.shares.nbytes
+
+    def tensor(self) -> Float[Tensor, "b k"]:
+        """Return the labels as a sparse tensor; `to_dense` makes the dense one, on any device."""
+        return torch.sparse_coo_tensor(
+            self.places, self.shares, self.shape, is_coalesced=True, check_invariants=False
+        )
+
+
 @dataclass(frozen=True)
 class Sample:
     """A transformed image, its soft label, and how the slot was filled in the end."""
 
     image: Shaped[Tensor, " *image"]
-    label: Float[Tensor, " k"]
+    label: SoftLabel
     kind: Kind
     refusal: str | None = None
     """Why nothing was composed, if that was planned."""
@@ -92,7 +141,7 @@ class Collated(NamedTuple):
     """Stacked samples, how each slot was filled, and why nothing was composed for some."""
 
     images: Shaped[Tensor, "b *image"]
-    labels: Float[Tensor, "b k"]
+    labels: SoftLabels
     kinds: list[Kind]
     refusals: list[str]
 
@@ -112,7 +161,7 @@ def collate(samples: Sequence[Sample]) -> Collated:
         )
     return Collated(
         torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.label for sample in samples]),
+        SoftLabels.of([sample.label for sample in samples]),
         [sample.kind for sample in samples],
         [sample.refusal for sample in samples if sample.refusal],
     )

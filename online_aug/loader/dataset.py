@@ -21,7 +21,7 @@ from online_aug.config.training import CMO_RESTS
 from online_aug.data.image_sets import ImageSet, fitted, size_of
 from online_aug.data.images import BadImageError
 from online_aug.labels import one_hot
-from online_aug.loader.batch import Sample
+from online_aug.loader.batch import Sample, SoftLabel
 from online_aug.loader.slots import Kind, Slot
 from online_aug.methods.cmo import RareForegrounds, rare_class_chances
 from online_aug.request import Servable
@@ -83,7 +83,7 @@ class MixedDataset(Dataset[Sample]):
         image, label = self.transform(pixels.permute(2, 0, 1), rng), torch.from_numpy(found.label)
         if self.foregrounds is not None:
             image, label = self._pasted_on(slot, image, label, self.foregrounds)
-        return Sample(image, label, found.kind, found.refusal)
+        return Sample(image, SoftLabel.of(label), found.kind, found.refusal)
 
     def _pasted_on(
         self, slot: Slot, image: Tensor, label: Tensor, foregrounds: RareForegrounds

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from online_aug.errors import UserError
 from online_aug.loader.back_pressure import GeneratorProcess
-from online_aug.loader.batch import Batch
 from online_aug.loader.slots import Slot
 from online_aug.request import Counts
 
@@ -66,8 +65,10 @@ class Received:
     """How the slots of this run were filled, and what earlier launches generated."""
     refusals: Counter[str] = field(default_factory=Counter)
     """How often nothing was composed for a slot of this run, by reason."""
-    labels: deque[Batch] = field(default_factory=lambda: deque(maxlen=REMEMBERED_BATCHES))
-    """The latest batches, without their images."""
+    labels: deque[tuple[Tensor, Tensor]] = field(
+        default_factory=lambda: deque(maxlen=REMEMBERED_BATCHES)
+    )
+    """Indices and sparse soft labels of the latest batches."""
 
     @classmethod
     def resumed(cls, state: dict[str, Any]) -> Self:
@@ -86,9 +87,9 @@ class Received:
         self.times.update(slot.number for slot in slots if slot.number >= 0)
         self.counts += served
 
-    def remember(self, batch: Batch) -> None:
-        """Keep the labels of a batch."""
-        self.labels.append(Batch((batch.indices, batch.labels)))
+    def remember(self, indices: Int[Tensor, " b"], labels: Float[Tensor, "b k"]) -> None:
+        """Keep the sparse soft labels of a batch."""
+        self.labels.append((indices, labels))
 
     def losses(
         self, indices: Iterable[int] | Tensor, losses: Iterable[float] | Tensor
@@ -110,10 +111,12 @@ class Received:
             )
         for kept, labels in reversed(self.labels):
             if torch.equal(kept, chosen):  # as nearly always
-                return values.float(), labels
+                return values.float(), labels.to_dense()
         rows: dict[int, Tensor] = {}
         for kept, labels in self.labels:
-            rows.update(zip(kept.tolist(), labels, strict=True))
+            wanted = torch.isin(kept, chosen).nonzero().ravel()
+            some = labels.index_select(0, wanted).to_dense()
+            rows.update(zip(kept[wanted].tolist(), some, strict=True))
         if unknown := [index for index in chosen.tolist() if index not in rows]:
             raise UserError(
                 f"indices must be batch.indices of one of the last {REMEMBERED_BATCHES} batches, "

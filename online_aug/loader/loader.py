@@ -89,13 +89,14 @@ class OnlineAugLoader(DataLoader[Batch]):
         """The wait before the first batch, if there is one."""
         self.mode: Literal["batches", "index"] = "batches"
         """`index` yields lists of slots for `dataset.read`, which count as served at once."""
+        self.gives_sparse_labels = False
+        """Whether labels are a sparse tensor, which is to be made dense on the device."""
         self.feedback: Feedback | None = None
         """Takes what the loop tells by `report_losses` and `publish`; None does nothing."""
         self.scratch: Path | None = None
         """Folder that is removed at the end, unless the `with` block ends by an exception."""
-        self._notes, self._pace = ServedNotes(dataset.store), Pace()
-        self._received, self._batch_bytes = Received(), 0
-        self._plan_starts: list[int] = []
+        self._notes, self._pace, self._received = ServedNotes(dataset.store), Pace(), Received()
+        self._batch_bytes, self._plan_starts = 0, list[int]()
         self._iteration: weakref.ref[Iteration] | None = None
         self._is_begun = self._moves_on = self._is_closed = False
         self._ending: Ending | None = None
@@ -164,12 +165,12 @@ class OnlineAugLoader(DataLoader[Batch]):
         for images, labels, kinds, refusals in self._fetched():
             self._batch_bytes = images.nbytes + labels.nbytes
             slots = self._batches.planned.popleft()
-            served = self._receive(slots, kinds, refusals)
+            served, few = self._receive(slots, kinds, refusals), labels.tensor()
             indices = torch.tensor([slot.index for slot in slots])
-            batch = Batch.of(images, labels, served=served, indices=indices)
             if self.feedback is not None:
-                self._received.remember(batch)
-            yield batch
+                self._received.remember(indices, few)
+            given = few if self.gives_sparse_labels else few.to_dense()
+            yield Batch.of(images, given, served=served, indices=indices)
 
     def _fetched(self) -> Iterator[Collated]:
         begin = super().__iter__

@@ -218,8 +218,7 @@ def _memory(experiment: Experiment, devices: DevicePlan, ranks: int | None) -> I
     if not devices.train:
         return
     config, here = experiment.config, len(devices.train)
-    outputs = len(experiment.splits.train.class_names)
-    sample_bytes = _RAW_BYTES * config.data.image_size**2 + _FLOAT_BYTES * outputs
+    sample_bytes = _RAW_BYTES * config.data.image_size**2
     batch_bytes = config.optim.batch_size // (ranks or here) * sample_bytes
     if said := shared_memory_warning(workers_of(config, devices), here, batch_bytes):
         yield f"note       {said}"

@@ -116,7 +116,7 @@ class TrainingEngine:
         """Do one optimizer step and return the loss of this rank's batch, still on the device."""
         optim, device = self._config.optim, self._world.device
         images = normalise(batch.images.to(device, non_blocking=True), self._mean, self._std)
-        labels = batch.labels.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True).to_dense()
         images, labels = mix_batch(images, labels, optim, numpy_rng("mixup", *self._entropy()))
         images = images.contiguous(memory_format=self._format)
         for group in self._engine.optimizer.param_groups:

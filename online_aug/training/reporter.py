@@ -19,11 +19,10 @@ from online_aug.console import duration, open_console
 from online_aug.distributed.world import World
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import ComposedSamples
-from online_aug.files import to_json, write_atomically
 from online_aug.loader.back_pressure import GeneratorProcess, GeneratorStatus
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
-from online_aug.reporting.confusion import draw_confusion
+from online_aug.reporting.class_results import draw_confusion, write_results
 from online_aug.reporting.gallery import draw_run_gallery
 from online_aug.reporting.html_report import write_report
 from online_aug.reporting.live import GeneratorView, LiveReport, print_summary
@@ -35,7 +34,7 @@ from online_aug.reporting.metrics import (
 )
 from online_aug.reporting.publication.model_card import CardContent, write_model_card
 from online_aug.reporting.refusals import refusal_warning, refused_shares
-from online_aug.reporting.run_directory import EVALUATION_FILE, write_summary
+from online_aug.reporting.run_directory import write_summary
 from online_aug.reporting.samples import Judge, choose_samples, write_samples
 from online_aug.reporting.tables import BOTH, COMPOSED, GENERATED
 from online_aug.reporting.trackers.tracking import Trackers, start_trackers
@@ -306,7 +305,7 @@ class TrainingReport:
         )
         write_samples(self._directory, samples)
         write_report(self._directory, summary=summary, evaluation=last)
-        write_atomically(self._directory / EVALUATION_FILE, to_json(last, indent=2) + "\n")
+        write_results(self._directory, last)
         write_model_card(
             self._directory,
             CardContent(

@@ -87,6 +87,7 @@ class TrainingRun:
         self._before_s = before_s
         self._experiment, self._config, self._world = experiment, experiment.config, world
         self._loader, self._directory = loader, directory
+        loader.gives_sparse_labels = True  # of thousands of classes nearly all shares are 0
         self._publisher = SaliencyPublisher(experiment, loader, world, directory)
         self._engine = TrainingEngine(
             classifier,

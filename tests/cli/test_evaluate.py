@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from classifier_samples import make_config
 from PIL import Image
+from rich.console import Console
+from run_records import evaluation
 
 from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.classifier.evaluation import evaluate
 from online_aug.classifier.model import build_classifier
+from online_aug.cli.evaluate import _print as print_result
 from online_aug.cli.evaluate import main
 from online_aug.config.loading import resolved_yaml
 from online_aug.data.sources import load_splits
@@ -61,6 +64,31 @@ def test_the_table_names_every_class(finished, capsys):
     assert "first" in out
     assert "second" in out
     assert f"{100 * finished[1].top1:.1f} %" in out
+
+
+def test_of_many_classes_the_worst_the_best_and_a_line_are_printed(capsys):
+    confusion = {f"class {n:05d}": {f"class {n:05d}": n, "other": 2000 - n} for n in range(1, 1001)}
+    print_result(evaluation(confusion), Console(width=100))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 90
+    text = "\n".join(lines)
+    assert "20 worst of class" in text
+    assert "20 best of class" in text
+    assert "1,000 classes: median 25.0 %, 0 at 90 % or more, 999 below 50 %" in text
+    assert "commonest mistakes" in text
+    assert "class 00021" not in text
+
+
+def test_the_table_of_all_classes_is_written_where_it_is_wanted(finished, tmp_path, capsys):
+    main([str(finished[0]), "--table", str(tmp_path / "classes.csv")])
+    rows = (tmp_path / "classes.csv").read_text().splitlines()
+    assert {row.partition(",")[0] for row in rows} == {"class", "first", "second"}
+
+
+def test_a_table_that_cannot_be_written_is_one_line_before_anything_is_judged(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--table must be a folder that can be written, got"):
+        main([str(finished[0]), "--table", str(tmp_path / "file" / "classes.csv")])
 
 
 def test_a_run_without_a_model_is_one_line(finished):

@@ -14,7 +14,7 @@ from online_aug.data.images import BadImageError
 from online_aug.errors import UserError
 from online_aug.experiment.images import BoundCompose
 from online_aug.labels import one_hot
-from online_aug.loader.batch import Sample, collate, count_kinds
+from online_aug.loader.batch import Sample, SoftLabel, SoftLabels, collate, count_kinds
 from online_aug.loader.dataset import foregrounds_of
 from online_aug.loader.slots import Kind, Slot
 from online_aug.request import Counts, ImportedImage
@@ -40,7 +40,7 @@ def test_a_real_slot_gives_the_image_and_its_one_hot_label(store):
     sample = Setup(store).dataset()[slot(index=6)]
     assert (sample.image == 6).all()
     assert sample.image.shape == (3, 8, 8)
-    assert sample.label.tolist() == [0, 0, 1, 0]
+    assert dense(sample.label).tolist() == [0, 0, 1, 0]
     assert sample.kind is Kind.REAL
 
 
@@ -56,7 +56,7 @@ def test_a_box_of_another_training_image_is_put_onto_any_sample(store):
         expected = sum(
             share * one_hot(int(labels[other]), CLASSES) for other, share in shares.items()
         )
-        np.testing.assert_allclose(sample.label, expected, atol=1e-6)
+        np.testing.assert_allclose(dense(sample.label), expected, atol=1e-6)
         again = mixing[slot(index=6, epoch=9, position=position)]
         assert torch.equal(sample.image, again.image)
     early = mixing[slot(index=6, epoch=3)]
@@ -70,8 +70,8 @@ def test_a_synthetic_slot_gives_the_generated_image_and_the_label_of_its_request
     sample = Setup(store).dataset()[slot(kind=kind, number=BETWEEN)]
     assert sample.image[:, 0, 0].tolist() == [255, BETWEEN, BETWEEN]
     moved = request.strength**PART.method.settings.gamma
-    assert float(sample.label[request.target_label]) == pytest.approx(moved, abs=1e-6)
-    assert float(sample.label[request.source_label]) == pytest.approx(1 - moved, abs=1e-6)
+    assert float(dense(sample.label)[request.target_label]) == pytest.approx(moved, abs=1e-6)
+    assert float(dense(sample.label)[request.source_label]) == pytest.approx(1 - moved, abs=1e-6)
     assert sample.kind is kind
 
 
@@ -107,6 +107,10 @@ def test_an_image_of_unknown_source_keeps_its_size(store):
     dataset = replace(Setup(store, images=TallImages()).dataset(), restores_size=True)
     dataset.plan[BETWEEN] = unknown
     assert dataset[slot(kind=Kind.CACHED, number=BETWEEN)].image.shape == (3, 8, 8)
+
+
+def dense(label):
+    return SoftLabels.of([label]).tensor().to_dense()[0]
 
 
 class Spy:
@@ -158,7 +162,7 @@ def test_labels_are_made_at_read_time_so_one_image_serves_every_gamma(store):
         Setup(store).dataset(), compose=BoundCompose({"diff_mix": make_part(gamma=0.1)})
     )
     labels = [
-        dataset[slot(kind=Kind.CACHED, number=BETWEEN)].label
+        dense(dataset[slot(kind=Kind.CACHED, number=BETWEEN)].label)
         for dataset in (Setup(store).dataset(), other)
     ]
     target = PLAN[BETWEEN].target_label
@@ -174,7 +178,7 @@ def test_a_starved_slot_gives_the_real_image(store):
 def test_a_record_that_is_gone_is_replaced_by_the_real_image_and_counted(store):
     sample = Setup(store).dataset()[slot(index=2, kind=Kind.FRESH, number=9)]
     assert (sample.image == 2).all()
-    assert sample.label.tolist() == [0, 0, 1, 0]
+    assert dense(sample.label).tolist() == [0, 0, 1, 0]
     assert sample.kind is Kind.STARVED
 
 
@@ -198,7 +202,7 @@ def test_a_broken_image_is_replaced_by_the_next_readable_one_if_bad_images_are_s
     dataset = Setup(store, images=BrokenImages(), skips_bad_images=True).dataset()
     sample = dataset[slot(index=3)]
     assert (sample.image == 5).all()
-    assert sample.label.argmax() == 5 % CLASSES
+    assert dense(sample.label).argmax() == 5 % CLASSES
 
 
 def test_a_set_without_any_readable_image_is_one_clear_error(store):
@@ -239,16 +243,16 @@ def test_a_dataset_pickles_to_a_worker_and_reads_the_same_there(store):
 
 def test_a_batch_counts_how_its_slots_were_filled_in_the_end():
     kinds = [Kind.REAL, Kind.FRESH, Kind.STARVED, Kind.REAL, Kind.CACHED, Kind.REAL]
-    image, label = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.tensor([1.0, 0.0])
+    image, label = torch.zeros(3, 2, 2, dtype=torch.uint8), SoftLabel.of(one_hot(0, 2))
     images, labels, told, refusals = collate([Sample(image, label, kind) for kind in kinds])
     assert count_kinds(told) == Counts(real=3, fresh=1, cached=1, starved=1)
     assert (told, refusals) == (kinds, [])
     assert images.shape == (6, 3, 2, 2)
-    assert labels.shape == (6, 2)
+    assert labels.tensor().to_dense().tolist() == [[1, 0]] * 6
 
 
 def test_images_of_several_shapes_are_one_clear_error():
-    label = torch.tensor([1.0, 0.0])
+    label = SoftLabel.of(one_hot(0, 2))
     samples = [Sample(torch.zeros(3, side, 4), label, Kind.REAL) for side in (4, 6, 4)]
     with pytest.raises(UserError, match=r"^transform must make images of one shape, got .3, 4, 4"):
         collate(samples)

@@ -353,7 +353,9 @@ def test_pinning_pins_the_tensors_of_a_batch(mixed, monkeypatch):
     collated = collate([dataset[slot] for slot in slots])
     same = pin_memory(collated)
     assert isinstance(same, Collated)
-    assert [tensor.shape for tensor in pinned] == [same.images.shape, same.labels.shape]
+    expected = [same.images.shape, same.labels.places.shape, same.labels.shares.shape]
+    assert [tensor.shape for tensor in pinned] == expected
+    assert torch.equal(same.labels.tensor().to_dense(), collated.labels.tensor().to_dense())
 
 
 def test_waiting_ends_when_the_image_is_there(store):

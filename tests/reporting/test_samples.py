@@ -11,7 +11,7 @@ from PIL import Image
 from cache import Entry, Rejection, Store
 from cache.contact_sheet import small_picture
 from online_aug.errors import UserError
-from online_aug.reporting.confusion import draw_confusion
+from online_aug.reporting.class_results import draw_confusion
 from online_aug.reporting.samples import (
     SAMPLES_FILE,
     SHOWN,

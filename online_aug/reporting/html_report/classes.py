@@ -1,10 +1,20 @@
 """Tables of what a classifier recognises: by class, group and class size, and the confusions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
 from online_aug.console import percent
+from online_aug.reporting.class_results import (
+    CLASSES_FILE,
+    EXTREMES,
+    MOST_DRAWN,
+    SHOWN,
+    Confusion,
+    mistakes,
+    ordered,
+    spread_of,
+)
 from online_aug.reporting.html_report.page import (
     bar,
     folded,
@@ -17,18 +27,12 @@ from online_aug.reporting.html_report.recorded_run import RecordedRun
 
 CONFUSIONS = 15
 """Pairs of classes that the table of confusions lists."""
-CLASSES = 40
-"""Classes up to which their table is shown unfolded."""
-WORST = 15
-"""Classes that are shown of more."""
+FOLDED = 2000
+"""Classes up to which the page has the whole table; of more it is in a file alone."""
 MOST_NAMED = 24
 """Classes up to which the confusion matrix names rows and columns."""
 LONGEST_NAME = 16
 """Characters of a class name beside the matrix."""
-MOST_DRAWN = 250
-"""Classes up to which it is drawn at all."""
-Confusion = Mapping[str, Mapping[str, int]]
-"""How many images of each class were taken for each class; zeros are left out."""
 
 
 def confusion_chart(names: Sequence[str], counts: Confusion) -> str:
@@ -116,7 +120,7 @@ def class_sections(run: RecordedRun) -> Iterator[str]:
     confusion = run.evaluation.confusion if run.evaluation else {}
     classes = _accuracies(summary.per_class, confusion)
     parts = [
-        table((title, "", "recognised"), _bars(shares), numbers=(2,))
+        table((title, "", "recognised"), _bars(ordered(shares)), numbers=(2,))
         for title, shares in summary.parts.items()
     ]
     about = paragraph("After the last epoch, worst first.")
@@ -125,28 +129,34 @@ def class_sections(run: RecordedRun) -> Iterator[str]:
     yield section("Confusions", side_by_side(matrix, _pairs(confusion)))
 
 
-def _bars(accuracies: Mapping[str, float]) -> list[list[str]]:
-    ordered = sorted(accuracies.items(), key=lambda entry: entry[1])
-    return [[name, bar(share), percent(share)] for name, share in ordered]
+def _bars(accuracies: Iterable[tuple[str, float]]) -> list[list[str]]:
+    return [[name, bar(share), percent(share)] for name, share in accuracies]
 
 
 def _accuracies(per_class: Mapping[str, float], confusion: Confusion) -> str:
-    sizes = {name: f"{sum(row.values()):,}" for name, row in confusion.items()}
-    rows = [[*cells, sizes.get(cells[0], "-")] for cells in _bars(per_class)]
-    heads = ("class", "", "recognised", "test images")
-    drawn = table(heads, rows, numbers=(2, 3))
-    if len(rows) <= CLASSES:
-        return drawn
-    return table(heads, rows[:WORST], numbers=(2, 3)) + folded(f"All {len(rows)} classes", drawn)
+    classes = ordered(per_class)
+    if len(classes) <= SHOWN:
+        return _table_of(classes, confusion)
+    extremes = _table_of([*classes[:EXTREMES], *classes[-EXTREMES:]], confusion)
+    if len(classes) <= FOLDED:
+        whole = folded(f"All {len(classes):,} classes", _table_of(classes, confusion))
+    else:
+        whole = paragraph(f"All of them are in {CLASSES_FILE} in the run directory.")
+    said = f"{spread_of(per_class)}. The {EXTREMES} worst and the {EXTREMES} best:"
+    return paragraph(said) + extremes + whole
+
+
+def _table_of(classes: Iterable[tuple[str, float]], confusion: Confusion) -> str:
+    rows = [
+        [*cells, f"{sum(confusion[cells[0]].values()):,}" if cells[0] in confusion else "-"]
+        for cells in _bars(classes)
+    ]
+    return table(("class", "", "recognised", "test images"), rows, numbers=(2, 3))
 
 
 def _pairs(confusion: Confusion) -> str:
-    wrong = [
-        (count, true, taken, count / _images(row))
-        for true, row in confusion.items()
-        for taken, count in row.items()
-        if true != taken
+    rows = [
+        (each.true, each.taken, f"{each.images:,}", percent(each.share))
+        for each in mistakes(confusion, CONFUSIONS)
     ]
-    commonest = sorted(wrong, key=lambda each: (-each[0], -each[3]))[:CONFUSIONS]
-    rows = [(true, taken, f"{count:,}", percent(share)) for count, true, taken, share in commonest]
     return table(("class", "taken for", "images", "of the class"), rows, numbers=(2, 3))

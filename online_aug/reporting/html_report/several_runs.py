@@ -10,6 +10,7 @@ from online_aug.comparison.paired import Estimate, difference, estimate
 from online_aug.console import duration, percent
 from online_aug.errors import UserError
 from online_aug.reporting.html_report.charts import Line, line_chart
+from online_aug.reporting.html_report.classes import FOLDED
 from online_aug.reporting.html_report.one_run import method_of, served_by
 from online_aug.reporting.html_report.page import (
     change_bar,
@@ -280,7 +281,9 @@ def _changes(recipe: Recipe, base: Recipe) -> str:
     if len(rows) <= CLASSES:
         return section(title, paragraph(said), table(heads, rows, numbers=(2, 3, 4)))
     some = [*rows[:EXTREMES], *rows[-EXTREMES:]]
-    whole = folded(f"All {len(rows)} classes", table(heads, rows, numbers=(2, 3, 4)))
+    whole = ""
+    if len(rows) <= FOLDED:
+        whole = folded(f"All {len(rows):,} classes", table(heads, rows, numbers=(2, 3, 4)))
     said = f"{said} The {EXTREMES} largest of each:"
     return section(title, paragraph(said), table(heads, some, numbers=(2, 3, 4)), whole)
 
