@@ -175,7 +175,8 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "--order",
         type=Path,
         metavar="FILE",
-        help="training images, CLASS/FILE a line, that DA-Fusion's aug-INDEX-NUMBER.png count",
+        help="training images, CLASS/FILE a line, that DA-Fusion's aug-INDEX-NUMBER.png or "
+        "CLASS-INDEX-NUMBER.png count",
     )
     add_classes(parser)
     _add_max_gib(parser)

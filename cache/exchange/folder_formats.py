@@ -47,7 +47,11 @@ _DIFFUSEMIX_PATH = re.compile(
 )
 
 
-_DA_FUSION_PATH = re.compile(r"aug-(?P<index>\d{1,18})-(?P<number>\d{1,18})\.png")
+_DA_FUSION_PATH = re.compile(
+    r"(?P<name>[^/]+)-(?P<index>\d{1,18})-(?P<number>\d{1,18})\.png", re.DOTALL
+)
+_ANY_CLASS = "aug"
+"""Name of all images of DA-Fusion's training script; its other one names them by their class."""
 
 
 class LeftOutError(CacheError):
@@ -215,12 +219,14 @@ def read_diffusemix(source: ImportFolder) -> Iterator[FoundImage]:
 
 
 def is_da_fusion(root: Path) -> bool:
-    """Return whether a folder looks like the images that DA-Fusion's training script keeps."""
+    """Return whether a folder looks like the images that DA-Fusion's scripts keep."""
     return root.is_dir() and bool(_DA_FUSION_PATH.fullmatch(next(walk_images(root), "")))
 
 
 def read_da_fusion(source: ImportFolder) -> Iterator[FoundImage]:
-    """Find the images `aug-INDEX-NUMBER.png`, made of the training image at this index, from 0.
+    """Find `aug-INDEX-NUMBER.png` or `CLASS-INDEX-NUMBER.png`, of the training image at this index.
+
+    The index counts from 0.
 
     Raises:
         CacheError: If the list of training images is missing or holds something else.
@@ -251,10 +257,14 @@ def _load_da_fusion(
 ) -> Record:
     match = _DA_FUSION_PATH.fullmatch(name)
     if match is None:
-        raise CacheError("name must be aug-INDEX-NUMBER.png")
+        raise CacheError("name must be aug-INDEX-NUMBER.png or CLASS-INDEX-NUMBER.png")
     if int(match["index"]) >= len(images):
         raise CacheError(f"index in the name must be below the {len(images)} images of --order")
     folder, file = images[int(match["index"])]
+    if match["name"] not in (_ANY_CLASS, folder.replace(" ", "_")):
+        raise CacheError(
+            f"class in the name must be that of the image at its index in --order, {folder}"
+        )
     content = read_inside(source.root, name)
     fields = _one_class(folder, classes) | {"source_file": file, "variant": int(match["number"])}
     return from_file(content, describe_foreign(source.method or "da_fusion", content, fields))

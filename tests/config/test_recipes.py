@@ -178,7 +178,10 @@ def test_the_page_of_the_papers_agrees_with_the_heads():
 
 def test_every_recipe_that_the_page_of_the_papers_names_is_there():
     named = set(
-        re.findall(r"(?:diffda/)?\b(?:cub|aircraft|cars|dogs|flowers)_\w+_\w+", PAGE.read_text())
+        re.findall(
+            r"(?:diffda/|da_fusion/)?\b(?:cub|aircraft|cars|dogs|flowers|pascal)_\w+_\w+",
+            PAGE.read_text(),
+        )
     )
     assert named
     for name in named:

@@ -176,6 +176,24 @@ def test_da_fusion_s_images_get_class_and_source_from_the_list_of_training_image
     assert {one["method"] for one in requests(tmp_path / "c")} == {"da_fusion"}
 
 
+def test_da_fusion_s_other_script_names_the_class_which_must_be_that_of_the_list(tmp_path, run):
+    root, order = tmp_path / "out", tmp_path / "order.txt"
+    order.write_text("dining table/7.jpg\ncrow/9.jpg\n")
+    for name in ("dining_table-0-0", "dining_table-0-1", "crow-1-0", "crow-0-2"):
+        write_image(root / f"{name}.png", len(name))
+    status, out, _ = run("import", tmp_path / "c", root, "--order", order, "--json")
+    assert (status, json.loads(out)["done"], json.loads(out)["broken"]) == (1, 3, 1)
+    found = {
+        (one["source_file"], one["variant"], one["source_class"])
+        for one in requests(tmp_path / "c")
+    }
+    assert found == {
+        ("7.jpg", 0, "dining table"),
+        ("7.jpg", 1, "dining table"),
+        ("9.jpg", 0, "crow"),
+    }
+
+
 def test_da_fusion_s_images_need_the_list(da_fusion, tmp_path, run):
     status, _, said = run("import", tmp_path / "c", da_fusion[0])
     assert status == 2
