@@ -39,7 +39,7 @@ STAGES = {
     "online_aug.data.sources:load_splits": "data",
     "online_aug.experiment.training_data:digests_of": "data",
     "online_aug.cli.train:check": "checks",
-    "online_aug.training.build_loader:agreed_plan": "plan",
+    "online_aug.training.build_loader:check_same_plan": "plan",
     "online_aug.training.build_loader:check_served": "plan",
     "online_aug.training.describe_run:describe_start": "plan",
     "online_aug.experiment.experiment:Experiment.plan_of": "plan",

@@ -105,11 +105,11 @@ class Reader:
             return list_recipes(txn, tables)
 
     def requests(
-        self, recipe: Mapping[str, Scalar] | None
-    ) -> Iterator[tuple[bytes, dict[str, Scalar]]]:
-        """Yield keys and requests of the records that match."""
+        self, recipe: Mapping[str, Scalar] | None, after: int
+    ) -> Iterator[tuple[int, bytes, dict[str, Scalar]]]:
+        """Yield positions, keys and requests of the records above `after` that match."""
         with self._environment.transaction() as (txn, tables):
-            positions = index.positions_of_recipe(txn, tables, recipe)
+            positions = index.positions_of_recipe(txn, tables, recipe, after)
         for start in range(0, len(positions), _REQUESTS_PART):
             part = positions[start : start + _REQUESTS_PART]
             with self._environment.transaction(buffers=True) as (txn, tables):
@@ -131,14 +131,15 @@ class Reader:
 
 def _requests_at(
     txn: Transaction, tables: Tables, positions: Iterable[int]
-) -> list[tuple[bytes, dict[str, Scalar]]]:
+) -> list[tuple[int, bytes, dict[str, Scalar]]]:
     found = []
     for position in positions:
         with suppress(CorruptRecordError):
             row = index.row_at(txn, tables, position)
             value = None if row is None else txn.get(row.key, db=tables.records)
             if row is not None and value is not None:
-                found.append((row.key, read_summary(row.key, value).request))
+                request = read_summary(row.key, value).request
+                found.append((position, row.key, request))
     return found
 
 

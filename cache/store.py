@@ -168,13 +168,14 @@ class Store:
         return self._reader.recipes()
 
     def requests(
-        self, recipe: Mapping[str, Scalar] | None = None
-    ) -> Iterator[tuple[bytes, dict[str, Scalar]]]:
-        """Yield keys and requests of the records that match `recipe`, as in `sample`, oldest first.
+        self, recipe: Mapping[str, Scalar] | None = None, after: int = 0
+    ) -> Iterator[tuple[int, bytes, dict[str, Scalar]]]:
+        """Yield log positions above `after`, keys and requests, oldest first.
 
-        Records that are evicted meanwhile, or whose request cannot be read, are left out.
+        Records that are evicted meanwhile, or whose request cannot be read, are left out; with
+        `recipe` also those that do not match it, as in `sample`.
         """
-        return self._reader.requests(recipe)
+        return self._reader.requests(recipe, after)
 
     def by_source(self, source_digest: str) -> list[bytes]:
         """Return the keys of the records made from a source, oldest first."""

@@ -13,6 +13,8 @@ StartsFrom = Literal["image", "noise"]
 Keeps = Literal["nothing", "foreground", "background"]
 SourceFilter = Literal["bilinear", "bicubic"]
 """How a source is brought to the generator's square."""
+SPREAD_BYTES = 4
+"""Bytes of a source's digest that `GenerationRequest.spread` takes."""
 
 
 class Servable(Protocol):
@@ -107,6 +109,11 @@ class GenerationRequest:
     def key(self) -> bytes:
         """The cache key: 32 bytes, BLAKE2b of the canonical encoding of the fields."""
         return request_key(self.to_fields())
+
+    @property
+    def spread(self) -> int:
+        """An evenly spread number by source and variant: it decides who makes the image."""
+        return int(self.source_digest[: 2 * SPREAD_BYTES], 16) + self.variant
 
     def to_fields(self) -> dict[str, Scalar]:
         """Return the request as the flat mapping that the cache stores and digests."""

@@ -17,10 +17,12 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool
 from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Order, Probability
+from online_aug.planning import Images, ListedRequests, Plan, Served
 
 IMAGES = 24
 PART = make_part()
 PLAN = make_plan(make_sources(IMAGES), 2)
+AS_FUNCTION = Plan([PART], Images.of(make_sources(IMAGES)), 2)
 KEYS = [request.key for request in PLAN]
 
 
@@ -80,8 +82,14 @@ def compose_alone(index, rng):
 
 
 def make_pool(store, *, rank=0, world_size=1, limit=None, plan=PLAN, local=None):
+    part = AS_FUNCTION if plan is PLAN else ListedRequests(plan)
     return SamplePool(
-        plan, store, rank=rank, world_size=world_size, max_times_sampled=limit, local=local
+        Served([part]),
+        store,
+        rank=rank,
+        world_size=world_size,
+        max_times_sampled=limit,
+        local=local,
     )
 
 
@@ -165,8 +173,10 @@ class Setup:
 
     def loader(self, *, workers=0, process=None, ledger=None):
         sampler, pressure = self.parts(process)
+        dataset = self.dataset()
+        dataset.plan = sampler.pool.requests
         return OnlineAugLoader(
-            self.dataset(),
+            dataset,
             sampler,
             workers=workers,
             pin_memory=False,

@@ -6,8 +6,9 @@ from dataclasses import fields
 import numpy as np
 from hypothesis import strategies as st
 
-from online_aug.methods import METHODS, Method, MethodContext, Part, Source, plan_requests
+from online_aug.methods import METHODS, Method, MethodContext, Part, Source
 from online_aug.methods import make_method as method_of
+from online_aug.planning import Images, Plan
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 
@@ -56,7 +57,7 @@ def make_part(name="diff_mix", **changes):
 
 def make_plan(sources, variants, name="diff_mix", **changes):
     """Every request of one method."""
-    return plan_requests([make_part(name, **changes)], sources, variants)
+    return list(Plan([make_part(name, **changes)], Images.of(sources), variants))
 
 
 def make_sources(count):

@@ -45,8 +45,8 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool
 from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Order, order_of
-from online_aug.methods import METHODS, MethodContext, Part, Source, make_method, plan_requests
-from online_aug.request import GenerationRequest
+from online_aug.methods import METHODS, MethodContext, Part, Source, make_method
+from online_aug.planning import Images, Plan, Served
 from online_aug.saliency import SaliencyTable
 from online_aug.seeding import torch_rng
 
@@ -165,9 +165,7 @@ def _pasted_samples(images: ImageSet) -> ComposedSamples:
     )
 
 
-def _print_main_process(
-    images: ImageSet, store: Store, plan: list[GenerationRequest], part: Part
-) -> None:
+def _print_main_process(images: ImageSet, store: Store, plan: Plan, part: Part) -> None:
     loader = _loader(images, store, plan, part, 0.5, workers=1)
     next(iter(loader))  # the worker starts
     spent_s, served = _thread_time(lambda: list(loader)), len(loader) * BATCH_SIZE
@@ -235,11 +233,11 @@ def _context(images: ImageSet, resolution: int) -> MethodContext:
     )
 
 
-def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[GenerationRequest], Part]:
+def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[Plan, Part]:
     sources, context = _sources(images), _context(images, resolution)
     settings = METHODS["diff_mix"].Settings(name="diff_mix", strength=(0.7,))
     part = Part(method=make_method(settings), context=context)
-    plan = plan_requests([part], sources, 1)
+    plan = Plan([part], Images.of(sources), 1)
     rng = np.random.default_rng(1)
     for request in plan:
         picture = np.asarray(_picture(rng, resolution, resolution))
@@ -250,12 +248,12 @@ def _fill(store: Store, images: ImageSet, resolution: int) -> tuple[list[Generat
 def _sampler(
     images: ImageSet,
     store: Store,
-    plan: list[GenerationRequest],
+    plan: Plan,
     share: float,
     composed_share: float = 0.0,
 ) -> BatchSampler:
     order = replace(_order(images, share), composed_share=composed_share)
-    pool = SamplePool(plan, store)
+    pool = SamplePool(Served([plan]), store)
     mixing = MixingConfig(synthetic_probability=share)
     return BatchSampler(order, pool, Mixing(order, pool, mixing))
 
@@ -272,15 +270,16 @@ def _order(images: ImageSet, share: float) -> Order:
 def _loader(
     images: ImageSet,
     store: Store,
-    plan: list[GenerationRequest],
+    plan: Plan,
     maker: Part | ComposedSamples | None,
     share: float,
     workers: int,
 ) -> OnlineAugLoader:
     composed = maker if isinstance(maker, ComposedSamples) else None
+    sampler = _sampler(images, store, plan, share, 0.0 if composed is None else 1.0)
     dataset = MixedDataset(
         images=images,
-        plan=list(plan),
+        plan=sampler.pool.requests,
         places={images.digest(index): index for index in range(len(images))},
         compose=BoundCompose({"diff_mix": maker}) if isinstance(maker, Part) else None,
         compose_alone=composed,
@@ -289,7 +288,6 @@ def _loader(
         seed=0,
         skips_bad_images=False,
     )
-    sampler = _sampler(images, store, plan, share, 0.0 if composed is None else 1.0)
     return OnlineAugLoader(
         dataset,
         sampler,

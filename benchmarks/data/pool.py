@@ -22,6 +22,7 @@ from cache import Entry, Store, request_key
 from online_aug.console import terminal_progress
 from online_aug.loader.pool import SamplePool
 from online_aug.loader.slots import Kind
+from online_aug.planning import Listed, Served
 
 VARIANTS = 10
 COMMIT = 4096
@@ -95,7 +96,7 @@ def _filled(store: Store, count: int) -> list[Planned]:
 
 def _compare_takes(store: Store, plan: Sequence[Planned], few: int, *, is_local: bool) -> float:
     """Print what taking a fresh image costs; return how many times as long it takes with many."""
-    pool = SamplePool(plan, store)
+    pool = SamplePool(Served([Listed(plan)]), store)
     seconds: dict[int, list[float]] = {few: [], len(plan): []}
     for _ in range(ROUNDS):
         for backlog, found in seconds.items():
@@ -121,7 +122,7 @@ def _seconds_of_takes(pool: SamplePool, newest: Sequence[Planned], *, is_local: 
 
 def _offer(store: Store, plan: Sequence[Planned]) -> float:
     """Print and return the seconds in which a pool takes in all images of the cache."""
-    pool = SamplePool(plan, store)
+    pool = SamplePool(Served([Listed(plan)]), store)
     started = clock_s()
     pool.start(store.position(), {})
     offer_s = clock_s() - started

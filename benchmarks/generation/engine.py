@@ -41,6 +41,7 @@ from online_aug.generation.denoiser import Network
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.inputs import WorkTimes
 from online_aug.generation.vae import VAE_BATCH_SIZE
+from online_aug.planning import ListedRequests
 from online_aug.producer.service import Service
 from online_aug.producer.work import Work
 from online_aug.request import GenerationRequest
@@ -74,7 +75,7 @@ class Bench:
     """One experiment, a model for each side, and the requests of all sides."""
 
     def __init__(self, experiment: Experiment, generator: ImageGenerator) -> None:
-        self.requests = experiment.plan[:IMAGES]
+        self.requests = list(experiment.plan[:IMAGES])
         self.generator = generator
         self.commit_time = WorkTimes("commit")
         self._experiment = experiment
@@ -90,7 +91,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
             self._count_commits(store)
             work = Work(
-                plan=self.requests,
+                plan=ListedRequests(self.requests),
                 plan_of=None,
                 prepare=lambda some: torch.stack([self._source(request) for request in some]),
                 refusal=lambda request: None,

@@ -32,6 +32,7 @@ from online_aug.errors import UserError
 from online_aug.generation.denoiser import Execution
 from online_aug.generation.engine import ImageGenerator
 from online_aug.generation.solvers import sampling_scheduler
+from online_aug.planning import ListedRequests
 from online_aug.producer.filling import measure_speed
 from online_aug.producer.work import Work
 from online_aug.request import GenerationRequest
@@ -85,7 +86,7 @@ class Bench:
         image = torch.randint(256, (3, requests[0].resolution, requests[0].resolution))
         pixels = image.to(torch.uint8)
         work = Work(
-            plan=requests,
+            plan=ListedRequests(requests),
             plan_of=None,
             prepare=lambda some: pixels.expand(len(some), -1, -1, -1),
             refusal=lambda request: None,

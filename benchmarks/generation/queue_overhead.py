@@ -19,7 +19,9 @@ import numpy as np
 
 from benchmarks._timing import faster, in_turns
 from cache import Entry, Owner, Rejection, Store
-from online_aug.producer.request_queue import LOOKUP_BATCH, RequestQueue, Stripe
+from online_aug.planning import ListedRequests
+from online_aug.producer.request_order import Stripe
+from online_aug.producer.request_queue import LOOKUP_BATCH, RequestQueue
 from online_aug.request import GenerationRequest
 
 CLASSES = 200
@@ -28,7 +30,7 @@ BARE = "Store.status alone"
 
 def digest_of(image: int) -> str:
     """Return the digest of a source image."""
-    return f"{image:032x}"
+    return f"{image:032x}"[::-1]  # the first digits decide who makes an image
 
 
 ORDERS = {
@@ -95,7 +97,7 @@ def sides_of(store: Store, plan: Sequence[GenerationRequest]) -> dict[str, Calla
             store.status(keys[first : first + LOOKUP_BATCH])
 
     def work_off(some: Sequence[GenerationRequest], order: str) -> None:
-        queue = RequestQueue(some, store, Owner.current(), *ORDERS[order])
+        queue = RequestQueue(ListedRequests(some), store, Owner.current(), *ORDERS[order])
         if queue.take(1):
             raise AssertionError("there must be nothing left to make")
 

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -246,28 +246,41 @@ def position_of_member(txn: Transaction, tables: Tables, recipe_id: bytes, ordin
 
 
 def positions_of_recipe(
-    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None
+    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None, after: int = 0
 ) -> list[int]:
-    """Return the positions of all records, or of those that match, ascending."""
-    found = []
-    with txn.cursor(tables.members) as cursor:
-        for group, _ in _matching(txn, tables, recipe):
-            is_there = cursor.set_range(group)
-            while is_there and cursor.key().startswith(group):
-                found.append(unpack_position(cursor.value()[: _POSITION.size]))
-                is_there = cursor.next()
-    return sorted(found)
+    """Return the positions above `after` of all records, or of those that match, ascending."""
+    if after or recipe is None:
+        return _later_positions(txn, tables, recipe, after)
+    groups = [group for group, _ in _matching(txn, tables, recipe)]
+    places = (place for group in groups for _, place in _items(txn, tables.members, group))
+    return sorted(unpack_position(place[: _POSITION.size]) for place in places)
+
+
+def _later_positions(
+    txn: Transaction, tables: Tables, recipe: Mapping[str, Scalar] | None, after: int
+) -> list[int]:
+    groups = {name for name, _ in _matching(txn, tables, recipe)}
+    with txn.cursor(tables.log) as cursor:  # unlike the lists of recipes in order of arrival
+        rows = cursor if cursor.set_range(_POSITION.pack(after + 1)) else ()
+        return [
+            unpack_position(place)
+            for place, raw in rows
+            if recipe is None or Row.from_bytes(raw).recipe_id in groups
+        ]
 
 
 def positions_of_source(txn: Transaction, tables: Tables, source_id: bytes) -> list[int]:
     """Return the positions of the records made from a source, ascending."""
-    found = []
-    with txn.cursor(tables.by_source) as cursor:
-        is_there = cursor.set_range(source_id)
-        while is_there and cursor.key().startswith(source_id):
-            found.append(unpack_position(cursor.key()[ID_BYTES:]))
+    found = _items(txn, tables.by_source, source_id)
+    return [unpack_position(name[ID_BYTES:]) for name, _ in found]
+
+
+def _items(txn: Transaction, table: Any, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    with txn.cursor(table) as cursor:
+        is_there = cursor.set_range(prefix)
+        while is_there and cursor.key().startswith(prefix):
+            yield cursor.key(), cursor.value()
             is_there = cursor.next()
-    return found
 
 
 def positions_served(txn: Transaction, tables: Tables, times: int) -> Iterator[int]:

@@ -266,6 +266,7 @@ class ScheduleConfig(Section):
     stripe: Annotated[int, Field(ge=0)] = 0
     """Part of the plan with which this machine begins, from 0, if several make one plan."""
     stripes: Count = 1
-    """Machines that make one plan, each a part; a request's key decides which part it is in."""
+    """Machines that make one plan, each a part: source and variant decide which one makes an
+    image."""
     helps: bool = True
     """Continue with the rest after the own part; false ends there, for caches to be merged."""

@@ -3,13 +3,15 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -195,6 +197,16 @@ def gather(world: World, content: bytes) -> list[bytes]:
     dist.all_gather(found, own, group=world.control)
     pairs = zip(found, sizes, strict=True)
     return [part.numpy().tobytes()[: int(size)] for part, size in pairs]
+
+
+def gather_counts(world: World, counts: Mapping[int, int]) -> Counter[int]:
+    """Return on all ranks the sum over the ranks of the counts of some numbers."""
+    pairs = np.array([*counts.items()], np.int64).reshape(-1, 2)
+    found: Counter[int] = Counter()
+    for content in gather(world, pairs.tobytes()):
+        for number, count in np.frombuffer(content, np.int64).reshape(-1, 2).tolist():
+            found[number] += count
+    return found
 
 
 def end_distributed() -> None:

@@ -24,9 +24,9 @@ from online_aug.methods import (
     MethodContext,
     Part,
     make_method,
-    plan_requests,
 )
 from online_aug.methods.base import Resources
+from online_aug.planning import Images, ListedRequests, Plan, Requests
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 from online_aug.settings import decided
@@ -209,24 +209,24 @@ class Experiment:
         return [self._part(name, version) for name in self.methods]
 
     @cached_property
-    def plan(self) -> list[GenerationRequest]:
+    def plan(self) -> Requests:
         """Every request known at the start, in order; empty if nothing generated is served.
 
         It is also empty if the saliency maps come from the classifier being trained.
         """
         if not self.config.is_planned or self.saliency.follows_classifier:
-            return []
+            return ListedRequests([])
         return self.plan_of(self.saliency.version)
 
-    def plan_of(self, version: str | None) -> list[GenerationRequest]:
+    def plan_of(self, version: str | None) -> Requests:
         """Return every request made with the saliency maps of a version, in order."""
         generating = [part for part in self.parts_by(version) if part.method.generates]
-        return plan_requests(
+        plan = Plan(
             [self.strengths.applied(part) for part in generating],
-            self.data.sources,
+            Images(self.data.sources.digests, self.data.sources.labels),
             self.config.generation.variants_per_image,
-            only_trials=self.only_trials,
         )
+        return plan.trials() if self.only_trials else plan
 
     def context_for(self, request: GenerationRequest) -> MethodContext:
         """Return the context of a request, with the saliency maps it was planned by.

@@ -79,7 +79,7 @@ class ImportFinder:
         """
         found = Imports()
         with Store(self.config.cache.path, readonly=True) as store:
-            for key, request in store.requests({"origin": "import"}):
+            for _, key, request in store.requests({"origin": "import"}):
                 try:
                     image = self.image(key, request)
                 except _MisfitError as error:

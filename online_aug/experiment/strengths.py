@@ -23,6 +23,7 @@ from online_aug.methods.adaptive import (
     learn_strengths,
     trials_of,
 )
+from online_aug.planning import Requests
 from online_aug.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class ExperimentStrengths:
         return all(self._evidence(name) is not None for name in self.settings)
 
     @cached_property
-    def trials(self) -> list[GenerationRequest]:
+    def trials(self) -> Requests:
         """The requests whose images decide the strengths; some may be refused by their method."""
         return replace(self.experiment, only_trials=True).plan
 

@@ -1,5 +1,6 @@
 """Ways to choose among generated images: any of a set, each in turn, or by their class."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,8 +8,7 @@ from jaxtyping import Int
 
 from online_aug.labels import rare_class_weights
 from online_aug.loader.slots import Kind
-from online_aug.request import Servable
-from online_aug.seeding import numpy_rng
+from online_aug.planning import Permutation
 
 _BLOCK = 1024
 
@@ -66,6 +66,11 @@ class NumberSet:
             self._is_in[number] = 1
             self._add(number, 1)
 
+    def update(self, numbers: Int[np.ndarray, " n"]) -> None:
+        """Put many numbers in."""
+        np.frombuffer(self._is_in, np.uint8)[numbers] = 1
+        self._sum()
+
     def discard(self, number: int) -> None:
         """Take a number out; nothing changes if it is not in."""
         if self._is_in[number]:
@@ -100,17 +105,22 @@ class Union:
     """The images generated from the images of a set, each once in a round, in an order by seed."""
 
     def __init__(
-        self, digests: Sequence[str], variants: Callable[[str], Sequence[int]], seed: int
+        self,
+        digests: Sequence[str],
+        counts: Int[np.ndarray, " n"],
+        variants: Callable[[str], Sequence[int]],
+        seed: int,
     ) -> None:
         """Count what there is to serve.
 
         Args:
             digests: Digests of the real images.
+            counts: How many requests are made from each.
             variants: Returns the requests made from an image, ascending.
             seed: Decides the order of each round.
         """
         self._digests, self._variants, self._seed = digests, variants, seed
-        self._ends = np.cumsum([len(variants(digest)) for digest in digests])
+        self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -126,8 +136,8 @@ class Union:
         rounds, places = np.divmod(turns, len(self))
         chosen = np.empty(len(turns), np.int64)
         for number in np.unique(rounds):
-            order = numpy_rng("union", self._seed, int(number)).permutation(len(self))
-            chosen[rounds == number] = order[places[rounds == number]]
+            order = Permutation(len(self), "union", self._seed, int(number))
+            chosen[rounds == number] = order.at(places[rounds == number])
         images = np.searchsorted(self._ends, chosen, side="right")
         return images, chosen - (self._ends - np.diff(self._ends, prepend=0))[images]
 
@@ -146,12 +156,24 @@ class ByClass:
         self._weights = np.asarray(weights)
         self._numbers: list[list[int]] = [[] for _ in class_sizes]
 
-    def extend(self, plan: Sequence[Servable], first: int = 0, *, oldest: int = 0) -> None:
-        """Add requests, numbered from `first`; serve none before number `oldest`."""
+    def begin(self, numbers: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> None:
+        """Begin with these requests and their target classes."""
+        order = np.lexsort((numbers, labels))
+        ends = np.searchsorted(labels[order], np.arange(len(self._numbers)), side="right")
+        parts = np.split(numbers[order], ends)
+        self._numbers = [part.tolist() for part in parts[: len(self._numbers)]]
+
+    def add(self, number: int, label: int) -> None:
+        """Add a request; nothing changes if it is there."""
+        numbers = self._numbers[label]
+        place = bisect_left(numbers, number)
+        if numbers[place : place + 1] != [number]:
+            numbers.insert(place, number)
+
+    def discard_below(self, oldest: int) -> None:
+        """Take out all requests below this number."""
         for numbers in self._numbers:
-            numbers[:] = [number for number in numbers if number >= oldest]
-        for number, request in enumerate(plan, first):
-            self._numbers[request.target_label].append(number)
+            del numbers[: bisect_left(numbers, oldest)]
 
     def take(self, rng: np.random.Generator, take: Take) -> tuple[Kind, int] | None:
         """Take an image of a drawn class; a class without any is drawn no more."""

@@ -5,7 +5,7 @@ transformed and gets its soft label.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,8 +53,8 @@ class MixedDataset(Dataset[Sample]):
     """Samples by slot; pickles to worker processes, each of which opens the cache for itself."""
 
     images: ImageSet
-    plan: list[Servable]
-    """Requests by number; grows in the main process while no worker runs."""
+    plan: Sequence[Servable]
+    """Requests by number: those of the pool. They grow in the main process while no worker runs."""
     places: Mapping[str, int]
     """Index in `images` of the source image with each digest."""
     compose: Compose | None

@@ -32,6 +32,7 @@ from online_aug.loader.pool import ServedNotes
 from online_aug.loader.sampler import BatchSampler
 from online_aug.loader.slots import Kind, LedgerWriter, Slot
 from online_aug.loader.workers import PREFETCHED, WorkerReasons, with_reasons
+from online_aug.planning import Numbered
 from online_aug.request import Counts, Servable
 from online_aug.seeding import torch_rng
 
@@ -82,7 +83,7 @@ class OnlineAugLoader(DataLoader[Batch]):
             worker_init_fn=self._reasons.begin,
             generator=torch_rng(0),  # or PyTorch's global one is drawn from in every epoch
         )
-        self.plan = dataset.plan
+        self.plan = sampler.pool.requests
         self._batches, self._pool, self._pressure = sampler, sampler.pool, pressure
         self._store, self._ledger = dataset.store, LedgerWriter(ledger, sampler.rank)
         self.head_start: HeadStart | None = None
@@ -239,7 +240,7 @@ class OnlineAugLoader(DataLoader[Batch]):
         if self.feedback is not None:
             self.feedback.publish(self.next_epoch, classifier)
 
-    def extend(self, requests: Sequence[Servable], *, version: str, epoch: int, lag: int) -> None:
+    def extend(self, requests: Numbered[Servable], *, version: str, epoch: int, lag: int) -> None:
         """Add a newer plan from the start of an epoch; call it before that epoch is iterated.
 
         Args:
@@ -251,7 +252,6 @@ class OnlineAugLoader(DataLoader[Batch]):
         self._plan_starts.append(len(self.plan))
         oldest = self._plan_starts[max(0, len(self._plan_starts) - 1 - lag)]
         self._batches.filler.extend(requests, oldest=oldest, epoch=epoch)
-        self.plan.extend(requests)
         self._iterator = None  # its workers have the older plan; new ones will have this one
         if self.process:
             self.process.publish(version)

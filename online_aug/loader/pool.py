@@ -8,19 +8,21 @@ import logging
 import math
 import os
 from bisect import bisect_left
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from itertools import compress
 
 import numpy as np
+from jaxtyping import Int
 
 from cache import CacheError, Oldest, Owner, Policy, ServedFirst, Store, cache_exists
 from cache.codecs import DEFAULT_CODEC
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, share_of_endings
 from online_aug.errors import UserError
-from online_aug.loader.choices import NumberSet
+from online_aug.loader.choices import ByClass, NumberSet
 from online_aug.loader.slots import Kind
+from online_aug.planning import Numbered, Served
+from online_aug.planning.held import Memory, held_of
 from online_aug.request import Servable
 
 _PIN_S = 366 * 86_400.0
@@ -82,47 +84,20 @@ def eviction_policy(config: Config) -> Policy | None:
             return None
 
 
-def pin_if_awaited(store: Store, config: Config, keys: Sequence[bytes]) -> None:
+def pin_if_awaited(store: Store, config: Config, plan: Sequence[Servable]) -> None:
     """Protect the images that a run waits for, again and again, from eviction."""
     if config.mixing.starvation == "wait":
-        pin(store, keys)
+        pin(store, plan)
 
 
-def pin(store: Store, keys: Sequence[bytes]) -> None:
-    """Protect images from eviction while this process lives."""
+def pin(store: Store, plan: Sequence[Servable]) -> None:
+    """Protect the images of a plan from eviction while this process lives.
+
+    Every request is made for its key, as the cache keeps a pin for each; only a cache with a limit
+    needs them.
+    """
     if store.max_gib is not None:
-        store.pin(keys, Owner.current(), _PIN_S)
-
-
-class PlanIndex:
-    """Numbers the requests of a plan and finds them by key or by source image."""
-
-    def __init__(self, plan: Sequence[Servable]) -> None:
-        """Number `plan` from 0."""
-        self.keys: list[bytes] = []
-        """Cache keys by number."""
-        self._numbers: dict[bytes, int] = {}
-        self._variants: defaultdict[str, list[int]] = defaultdict(list)
-        self.extend(plan)
-
-    def extend(self, plan: Sequence[Servable]) -> None:
-        """Add requests behind those there are."""
-        for number, request in enumerate(plan, len(self.keys)):
-            self.keys.append(request.key)
-            self._numbers[request.key] = number
-            if request.source_digest is not None:
-                self._variants[request.source_digest].append(number)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def number_of(self, key: bytes) -> int | None:
-        """Return the number of a request; None if it is not in the plan."""
-        return self._numbers.get(key)
-
-    def variants(self, source_digest: str) -> list[int]:
-        """Return the requests made from one source image, ascending."""
-        return self._variants[source_digest]
+        store.pin([request.key for request in plan], Owner.current(), _PIN_S)
 
 
 class SamplePool:
@@ -136,7 +111,7 @@ class SamplePool:
 
     def __init__(
         self,
-        plan: Sequence[Servable],
+        requests: Served,
         store: Store,
         *,
         rank: int = 0,
@@ -147,7 +122,7 @@ class SamplePool:
         """Look up what the cache holds of the plan now.
 
         Args:
-            plan: Every request.
+            requests: Every request, and every imported image; newer plans follow by `extend`.
             store: Cache of this rank's node.
             rank: Number of this process among all ranks.
             world_size: Number of all ranks.
@@ -155,12 +130,13 @@ class SamplePool:
             local: Number of this rank among those that share the cache, and how many they are; None
                 if all do.
         """
-        self.requests = PlanIndex(plan)
+        self.requests = requests
         self._oldest = 0
         self._store = store
         self.rank, self.world_size = rank, world_size
         self._turn, self.sharers = local or (rank, world_size)
         self.limit = max_times_sampled
+        self._by_class: ByClass | None = None
         self.start(store.position(), {})
 
     def start(self, position: int, times: Mapping[int, int]) -> None:
@@ -178,12 +154,21 @@ class SamplePool:
         self._seen = NumberSet(len(self.requests))
         self.made_in_run: dict[int, int] = {}
         """Requests put into the cache in this run, with their positions in the log."""
-        present = self._store.contains(self.requests.keys)
+        self._memory = Memory(self._store, self.requests, position)
+        numbers, labels = self._memory.numbers_and_labels()
+        if self._by_class is not None:
+            self._by_class.begin(numbers, labels)
         self.refresh()  # after the look-up: what comes in between is made in this run
-        for number in compress(range(len(present)), present):
-            self._seen.add(number)
-            if number not in self.made_in_run or self._times[number]:
+        self._seen.update(numbers)
+        self._offer_all(numbers[~np.isin(numbers, [*self.made_in_run])])
+        for number in self.made_in_run:
+            if self._times[number]:
                 self._offer(number)
+
+    def group(self, by_class: ByClass) -> None:
+        """Keep the requests that were ever there sorted by class, too."""
+        self._by_class = by_class
+        self.start(self.position_at_start, dict(self._times))
 
     @property
     def inserts(self) -> int:
@@ -202,38 +187,46 @@ class SamplePool:
 
     def present(self, numbers: Sequence[int]) -> list[bool]:
         """Return whether the cache holds each request."""
-        return self._store.contains([self.requests.keys[number] for number in numbers])
+        return self._store.contains([self.requests[number].key for number in numbers])
 
-    def extend(self, plan: Sequence[Servable], *, oldest: int) -> None:
+    def extend(self, plan: Numbered[Servable], *, oldest: int) -> None:
         """Add requests behind those there are; from now on serve none before number `oldest`."""
         first = len(self.requests)
-        self.requests.extend(plan)
+        self.requests.append(plan)
         self._oldest = oldest
         for number in [number for number in self._fresh if number < oldest]:
             del self._fresh[number]
         self._others.grow(len(self.requests))
         self._others.discard_below(oldest)
         self._seen.grow(len(self.requests))
-        present = self._store.contains(self.requests.keys[first:])
-        for number in compress(range(first, len(self.requests)), present):
-            self._seen.add(number)
-            self._offer(number)
+        held = held_of(self._store, plan)
+        self._seen.update(first + held.numbers)
+        if self._by_class is not None:
+            self._by_class.discard_below(oldest)
+            for number, label in zip(held.numbers.tolist(), held.labels.tolist(), strict=True):
+                self._by_class.add(first + number, label)
+        self._offer_all(first + held.numbers)
 
     def refresh(self) -> None:
         """Take in what was put into the cache since the last call."""
-        for position, key in self._store.tail(self._position):
+        for position, key, fields in self._store.requests(after=self._position):
             self._position = position
-            number = self.requests.number_of(key)
+            number = self._memory.number_of(position, key, fields)
             if number is None:
                 continue
             self.made_in_run[number] = position
-            self._seen.add(number)
+            self._see(number)
             if self._times[number] or number < self._oldest:
                 continue
             if position % self.sharers == self._turn:
                 self._fresh.setdefault(number, position)
             else:
                 self._offer(number)
+
+    def remember(self) -> None:
+        """Keep beside the cache what it holds of the plan, if much is new; one rank does."""
+        if self._turn == 0:
+            self._memory.keep(self._position)
 
     def take(
         self, rng: np.random.Generator, among: Sequence[int] | None = None
@@ -275,6 +268,20 @@ class SamplePool:
     def _drawn(self, rng: np.random.Generator, among: Sequence[int] | None) -> int | None:
         others = self._others if among is None else [n for n in among if n in self._others]
         return others[int(rng.integers(len(others)))] if others else None
+
+    def _see(self, number: int) -> None:
+        self._seen.add(number)
+        if self._by_class is not None:
+            self._by_class.add(number, self.requests[number].target_label)
+
+    def _offer_all(self, numbers: Int[np.ndarray, " n"]) -> None:
+        numbers = numbers[numbers >= self._oldest]
+        if self.limit is not None:  # of a small limit not every rank has a share
+            numbers = numbers[(self._turn - numbers) % self.sharers < self.limit]
+        self._others.update(numbers)
+        for number in self._times:
+            if self._is_used_up(number):
+                self._others.discard(number)
 
     def _offer(self, number: int) -> None:
         if number >= self._oldest and not self._is_used_up(number):

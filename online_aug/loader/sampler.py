@@ -20,6 +20,7 @@ from online_aug.loader.back_pressure import BackPressure, GeneratorProcess
 from online_aug.loader.choices import ByClass, Union
 from online_aug.loader.pool import SamplePool
 from online_aug.loader.slots import LEDGER_FOLDER, Kind, Ledger, Order, Slot
+from online_aug.planning import Numbered
 from online_aug.request import Servable
 from online_aug.seeding import numpy_rng
 
@@ -39,7 +40,7 @@ class Filler(Protocol):
     def begin(self, epoch: int) -> FillStep:
         """Return what fills the steps of an epoch, one after another."""
 
-    def extend(self, plan: Sequence[Servable], *, oldest: int, epoch: int) -> None:
+    def extend(self, plan: Numbered[Servable], *, oldest: int, epoch: int) -> None:
         """Add a newer plan from the start of an epoch; see `SamplePool.extend`."""
 
 
@@ -73,6 +74,7 @@ class BatchSampler:
             batch = fill(step, range(first, first + self._size))
             self.planned.append(batch)
             yield batch
+        self.pool.remember()
 
 
 class Mixing:
@@ -111,20 +113,19 @@ class Mixing:
         """Draws the class of a sample first; None draws all images alike."""
         self._union = self._union_of_newest()
 
-    def extend(self, plan: Sequence[Servable], *, oldest: int, epoch: int) -> None:
+    def extend(self, plan: Numbered[Servable], *, oldest: int, epoch: int) -> None:
         """Add a newer plan from the start of an epoch; see `SamplePool.extend`."""
         self._first, self._num_requests = len(self._pool.requests), len(plan)
         self._since_epoch = epoch
         self._pool.extend(plan, oldest=oldest)
-        if self.by_class is not None:
-            self.by_class.extend(plan, self._first, oldest=oldest)
         self._union = self._union_of_newest()
 
     def _union_of_newest(self) -> Union | None:
         """Return what `policy: concat` serves of the newest plan; None if there is nothing."""
         if not self._order.adds or not self._digests:
             return None
-        union = Union(self._digests, self._of_newest, self._order.seed)
+        counts = self._pool.requests.counts(self._digests, self._first)
+        union = Union(self._digests, counts, self._of_newest, self._order.seed)
         return union if len(union) else None
 
     def _of_newest(self, digest: str) -> list[int]:
@@ -248,7 +249,7 @@ class Replay:
                 f"{len(numbers)} are missing: fill the cache again, or name the one of that run"
             )
 
-    def extend(self, plan: Sequence[Servable], *, oldest: int, epoch: int) -> None:
+    def extend(self, plan: Numbered[Servable], *, oldest: int, epoch: int) -> None:
         """Add a newer plan; see `SamplePool.extend`."""
         self._pool.extend(plan, oldest=oldest)
 
@@ -285,7 +286,7 @@ class WaitFor:
     def __init__(
         self,
         store: Store,
-        keys: Sequence[bytes],
+        requests: Sequence[Servable],
         generator: GeneratorProcess | None,
         timeout_s: float = 600.0,
         is_stopping: Callable[[], bool] = lambda: False,
@@ -294,12 +295,12 @@ class WaitFor:
 
         Args:
             store: Cache that gets the images.
-            keys: Cache keys by number; may grow.
+            requests: Requests by number; may grow.
             generator: Makes the images; None if another process does.
             timeout_s: Longest wait for one image.
             is_stopping: Whether to give up.
         """
-        self._store, self._keys = store, keys
+        self._store, self._requests = store, requests
         self._generator, self._timeout_s = generator, timeout_s
         self._is_stopping = is_stopping
 
@@ -313,7 +314,7 @@ class WaitFor:
         until = time.monotonic() + self._timeout_s
         while time.monotonic() < until:
             full = self._why_full()  # asked before the cache, which then holds all that was made
-            status = self._store.status([self._keys[number]])[0]
+            status = self._store.status([self._requests[number].key])[0]
             if status in ("present", "rejected"):
                 return status == "present"
             if full is not None:

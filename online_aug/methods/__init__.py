@@ -8,7 +8,6 @@ from online_aug.methods.base import (
     Picture,
     Source,
     draw_part,
-    plan_requests,
 )
 from online_aug.methods.registry import METHODS, find_method, make_method
 
@@ -23,5 +22,4 @@ __all__ = [
     "draw_part",
     "find_method",
     "make_method",
-    "plan_requests",
 ]

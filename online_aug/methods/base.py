@@ -1,4 +1,4 @@
-"""The base class of all methods, what a method is given, and the plan of a run.
+"""The base class of all methods, what a method is given, and methods that share a plan.
 
 Images are NumPy arrays here, `h w 3` in uint8, and soft labels are float32 vectors: methods are
 imported wherever a configuration is read, and PyTorch takes seconds to load.
@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from online_aug.request import GenerationRequest, PipelineKind, Servable
-from online_aug.seeding import numpy_rng
 from online_aug.settings import Positive, Section
 
 if TYPE_CHECKING:
@@ -132,6 +131,8 @@ class Method(ABC):
     planned, prepared and composed anew in a loader process, without cache or variants."""
     uses_saliency: ClassVar[bool] = False
     """Whether planning reads `MethodContext.saliency`."""
+    keeps_class: ClassVar[bool] = False
+    """Whether every request's target class is its source's, so that it is known without `plan`."""
     uses_finetuning: ClassVar[bool] = True
     """Whether the model learns the classes first; otherwise it is taken as it is."""
     code_digest: ClassVar[str | None] = None
@@ -214,6 +215,10 @@ class Method(ABC):
             gate_version=context.gate_version,
             **usual | drawn,
         )
+
+    def prompts(self, context: MethodContext) -> Sequence[str]:
+        """Return the prompts that requests may have; others are embedded when they come."""
+        return context.prompts
 
     def refusal(self, request: GenerationRequest, context: MethodContext) -> str | None:
         """Return the reason to make no image of a request, or None if it can be made."""
@@ -304,43 +309,6 @@ class Part:
         """Tell whether the image of a request decides a strength."""
         strengths = self.context.strengths
         return strengths is not None and (source.digest, variant) in strengths.trials
-
-
-def plan_requests(
-    parts: Sequence[Part],
-    sources: Sequence[Source],
-    variants_per_image: int,
-    *,
-    only_trials: bool = False,
-) -> list[GenerationRequest]:
-    """List all requests of a run, in the order in which images are made.
-
-    Each variant goes once through all sources, in a random order of its own. A request depends on
-    the seed, the source image and the variant number, and on the saliency table and the class sizes
-    if the method uses them. So an image that is in two data sets or runs asks for the same there.
-    Copies of an image in one data set share their requests. If there are several methods, one is
-    drawn for each request by its weight; the request is the one which that method would plan alone.
-
-    Args:
-        parts: At least one; all contexts have the same seed.
-        sources: Training images.
-        variants_per_image: Requests for each image.
-        only_trials: Whether to list only those whose image decides a strength.
-    """
-    unique = list({source.digest: source for source in sources}.values())
-    seed = parts[0].context.seed
-    requests = []
-    for variant in range(variants_per_image):
-        order = numpy_rng("order", seed, variant).permutation(len(unique))
-        for source in (unique[position] for position in order):
-            part = parts[0]
-            if len(parts) > 1:
-                part = draw_part(parts, numpy_rng("method", seed, variant, source.digest))
-            if only_trials and not part.is_trial(source, variant):
-                continue
-            rng = numpy_rng("plan", seed, variant, source.digest)
-            requests.append(part.method.plan(source, variant, part.context, rng))
-    return requests
 
 
 def draw_part(parts: Sequence[Part], rng: np.random.Generator) -> Part:

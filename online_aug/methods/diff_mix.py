@@ -95,6 +95,7 @@ class DiffAug(Method):
 
     Settings: ClassVar[type[MethodSettings]] = WithinClassSettings
     settings: WithinClassSettings
+    keeps_class: ClassVar[bool] = True
 
     @property
     def needs_saliency(self) -> bool:

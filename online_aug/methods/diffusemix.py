@@ -4,7 +4,7 @@ Only the edit is generated and cached. Mask and fractal are drawn when the image
 generated image gives every mask with every fractal.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -90,6 +90,7 @@ class DiffuseMix(Method):
     settings: DiffuseMixSettings
     pipeline: ClassVar[PipelineKind] = "instruct"
     uses_finetuning: ClassVar[bool] = False
+    keeps_class: ClassVar[bool] = True
 
     @property
     def needs_saliency(self) -> bool:
@@ -132,6 +133,10 @@ class DiffuseMix(Method):
             prompt=self._instruction(prompts[chosen]),
             image_guidance_scale=context.image_guidance_scale,
         )
+
+    def prompts(self, context: MethodContext) -> Sequence[str]:
+        """Return the instructions."""
+        return [self._instruction(prompt) for prompt in self.settings.prompts]
 
     def compose(
         self,

@@ -68,6 +68,7 @@ class ForegroundMix(Method):
     Settings = ForegroundMixSettings
     settings: ForegroundMixSettings
     uses_saliency: ClassVar[bool] = True
+    keeps_class: ClassVar[bool] = True
 
     def check_images(self, count: int) -> None:
         """Raise `UserError` if more candidates are asked for than there are other images."""

@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cache import CacheError, Store
+from cache import CacheError
 from online_aug.config.loading import load_config
 from online_aug.errors import PassingError, UserError
 from online_aug.producer.messages import Failed, Placement, Status, TrainerPipe, tie_to_parent
-
-if TYPE_CHECKING:
-    from online_aug.experiment.experiment import Experiment
 
 # torch and diffusers take seconds to import. They come after this process is tied to the trainer,
 # and diffusers only while there is time, or if an image is left to make.
@@ -70,13 +66,16 @@ def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -
     from online_aug.data.sources import load_splits
     from online_aug.experiment.experiment import Experiment
     from online_aug.loader.pool import open_store
+    from online_aug.planning.held import held_of
+    from online_aug.producer.standing import has_missing
 
     torch.set_num_threads(placement.threads)
     config = load_config(config_path)
     experiment = Experiment(config, load_splits(config.data, config.cache.path), placement.device)
     store = open_store(config, experiment.splits.train)
     _log.info("cache: images are stored as %s", store.codec)
-    if _is_complete(experiment, store):
+    there = held_of(store, experiment.plan).there(len(experiment.plan))
+    if not (experiment.saliency.follows_classifier or has_missing(experiment, store, there)):
         trainer.tell(Status(state="finished", reused=len(experiment.plan)))
         return
     from online_aug.distributed.devices import sole_generator
@@ -85,21 +84,8 @@ def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -
 
     with sole_generator(placement.device), closing(load_generator(experiment)) as generator:
         sharing = share_device(generator, placement.device, placement.share)
-        work = work_of(experiment, placement.number, placement.count)
+        work = work_of(experiment, placement.number, placement.count, there)
         Service(work, store, sharing, trainer).run()
-
-
-def _is_complete(experiment: "Experiment", store: Store) -> bool:
-    if experiment.saliency.follows_classifier:
-        return False  # more will be asked for
-    from online_aug.producer.request_queue import LOOKUP_BATCH, part_of
-
-    part = part_of(experiment.plan, experiment.config.schedule)
-    for first in range(0, len(part), LOOKUP_BATCH):  # keys take time: one missing image is enough
-        some = [request.key for request in part[first : first + LOOKUP_BATCH]]
-        if {"free", "claimed"} & set(store.status(some)):
-            return False
-    return True
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Making the images of a plan without a trainer: fill a cache, or measure the speed."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -16,8 +15,8 @@ from online_aug.generation.vae import VAE_BATCH_SIZE
 from online_aug.loader.pool import pin
 from online_aug.processes import Interrupt
 from online_aug.producer.messages import Status
-from online_aug.producer.request_queue import part_of
 from online_aug.producer.service import Service
+from online_aug.producer.standing import Standing, standing_of
 from online_aug.producer.work import ImageEngine, Work, load_generator, work_of
 from online_aug.request import GenerationRequest
 
@@ -36,18 +35,17 @@ def make_missing(
     Raises:
         UserError: If the cache is full before the end.
     """
-    work = work_of(experiment)
-    found = zip(work.plan, _status(work.plan, store), strict=True)
-    missing = [request for request, status in found if status in ("free", "claimed")]
-    if not missing:
+    found = standing_of(experiment, store)
+    if not found.missing:
         return False
-    pin(store, [request.key for request in work.plan])
+    work = work_of(experiment, there=found.there)
+    pin(store, experiment.plan)
     with (
         closing(load_generator(experiment)) as generator,
-        progress(title, len(missing)) as bar,
+        progress(title, found.missing) as bar,
     ):
-        display = FillDisplay(bar, store, interrupt)
-        Service(replace(work, plan=missing, max_ahead=None), store, generator, display).run()
+        display = FillDisplay(bar, store, interrupt, found)
+        Service(replace(work, max_ahead=None), store, generator, display).run()
     if display.status.state == "full":
         raise UserError(
             f"cache.path must have room for the plan, {store.path} is full after {bar.done} of "
@@ -63,9 +61,19 @@ class FillDisplay:
     saliency_version = None
     class_losses = None
 
-    def __init__(self, bar: Tally, store: Store, interrupt: Interrupt) -> None:
-        """Take the progress bar, the cache that grows, and the signals that end the work."""
+    def __init__(
+        self, bar: Tally, store: Store, interrupt: Interrupt, begun_with: Standing
+    ) -> None:
+        """Take what is shown.
+
+        Args:
+            bar: The progress bar.
+            store: The cache that grows.
+            interrupt: The signals that end the work.
+            begun_with: What the cache had before.
+        """
         self._bar, self._store, self._interrupt = bar, store, interrupt
+        self._present = int(begun_with.there.sum())
         self.status = Status(state="loading")
 
     @property
@@ -76,7 +84,8 @@ class FillDisplay:
     def tell(self, status: Status) -> None:
         """Show the state of the work."""
         self.status = status
-        done = status.generated + status.rejected + status.reused
+        reused = max(0, status.reused - self._present)
+        done = status.generated + status.rejected + reused
         self._bar.advance(done - self._bar.done, note=self._note(status))
 
     def _note(self, status: Status) -> str:
@@ -89,14 +98,10 @@ class FillDisplay:
 
 def describe_plan(experiment: Experiment, store: Store) -> str:
     """Say in one line how much of an experiment's plan a cache has."""
-    status = Counter(_status(part_of(experiment.plan, experiment.config.schedule), store))
-    rejected = f", {status['rejected']} rejected" if status["rejected"] else ""
-    there = f"{status['present']} of the plan's {status.total()} images"
+    found = standing_of(experiment, store)
+    rejected = f", {found.rejected} rejected" if found.rejected else ""
+    there = f"{found.present} of the plan's {found.planned} images"
     return f"cache {store.path}: {there}{rejected}, {_size_of(store)} in all"
-
-
-def _status(requests: Sequence[GenerationRequest], store: Store) -> Sequence[str]:
-    return store.status([request.key for request in requests])
 
 
 def _rejections(reasons: Mapping[str, int]) -> str:
@@ -146,7 +151,7 @@ def measure_speed(
     Raises:
         UserError: If no request of the plan can be prepared.
     """
-    waiting = _endless(_accepted(work))
+    waiting = _accepted(work)
     images, started, latest = 0, 0.0, 0.0
     is_warm = False
     while not is_stopping() and (not images or latest - started < seconds):
@@ -161,15 +166,14 @@ def measure_speed(
     return Speed(images=images, seconds=latest - started)
 
 
-def _accepted(work: Work) -> list[GenerationRequest]:
-    accepted = [request for request in work.plan if work.refusal(request) is None]
-    if not accepted:
-        reason = work.refusal(work.plan[0]) if work.plan else "it is empty"
-        raise UserError(f"plan must hold an image that the method accepts, got none: {reason}")
-    return accepted
-
-
-def _endless(plan: Sequence[GenerationRequest]) -> Iterator[GenerationRequest]:
+def _accepted(work: Work) -> Iterator[GenerationRequest]:
+    reason: str | None = "it is empty"
     for times in count():
-        for request in plan:
-            yield replace(request, noise_seed=(request.noise_seed + times) % 2**63)
+        accepted = 0
+        for request in work.plan:
+            reason = work.refusal(request)
+            if reason is None:
+                accepted += 1
+                yield replace(request, noise_seed=(request.noise_seed + times) % 2**63)
+        if not accepted:
+            raise UserError(f"plan must hold an image that the method accepts, got none: {reason}")

@@ -45,7 +45,7 @@ class Service:
         """Take the work, the cache, the engine and the trainer."""
         owner = Owner.current()
         self._work, self._engine, self._trainer = work, engine, trainer
-        self._queue = RequestQueue(work.plan, store, owner, work.stripe, work.weights)
+        self._queue = RequestQueue(work.plan, store, owner, work.stripe, work.weights, work.there)
         self._output = Output(store, owner, work)
         self._reporter = StatusReporter(trainer, self._output, self._queue)
         self._version: str | None = None

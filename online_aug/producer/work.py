@@ -24,7 +24,8 @@ from online_aug.labels import rare_class_weights
 from online_aug.loader.back_pressure import max_ahead_of_each
 from online_aug.methods import Picture
 from online_aug.methods.base import PictureOf
-from online_aug.producer.request_queue import Stripe, Weights, part_of
+from online_aug.planning import Requests
+from online_aug.producer.request_order import Stripe, There, Weights
 from online_aug.request import GenerationRequest, SourceFilter
 from online_aug.settings import decided
 
@@ -77,9 +78,9 @@ class LoadedEngine(ImageEngine, Protocol):
 class Work:
     """The requests of one process in their order, and the preparation of their images."""
 
-    plan: Sequence[GenerationRequest]
+    plan: Requests
     """Requests that are known at the start."""
-    plan_of: Callable[[str], Sequence[GenerationRequest]] | None
+    plan_of: Callable[[str], Requests] | None
     """Makes the plan by a version of the saliency maps; None if there is only the first plan."""
     prepare: Prepare
     """Makes the starting images of requests of one plan, at the engine's resolution."""
@@ -91,30 +92,34 @@ class Work:
     """Returns the image to store, given the one that was made."""
     classes_of: ClassesOf = lambda request: {}
     stripe: Stripe | None = None
-    """Part of the plan that this process begins with."""
+    """Part of the plan that this process begins with, and outside of which it makes nothing if its
+    machine does not help others."""
     weights: Weights | None = None
     """Weights of classes or images at the start; None keeps the order of the plan."""
+    there: There | None = None
+    """Requests of the first plan that the cache is known to hold; None if none is."""
     follows_losses: bool = False
     """Whether the weights follow the classifier's losses."""
 
 
-def work_of(experiment: Experiment, number: int = 0, count: int = 1) -> Work:
+def work_of(
+    experiment: Experiment, number: int = 0, count: int = 1, there: There | None = None
+) -> Work:
     """Return the work of one process of an experiment.
 
     Args:
         experiment: Ready to be planned.
         number: Number of this process among those of this machine, from 0; it decides its part.
         count: How many processes this machine has.
+        there: Requests of the plan that the cache is known to hold; None if none is.
     """
     config, schedule = experiment.config, experiment.config.schedule
     sources = _Preparation(experiment)
 
-    def plan_of(version: str) -> list[GenerationRequest]:
-        return part_of(experiment.plan_of(version), schedule)
-
     return Work(
-        plan=part_of(experiment.plan, schedule),
-        plan_of=plan_of if experiment.saliency.follows_classifier else None,
+        plan=experiment.plan,
+        there=there,
+        plan_of=experiment.plan_of if experiment.saliency.follows_classifier else None,
         prepare=sources.prepare,
         refusal=sources.refusal,
         finish=sources.finish,
@@ -236,7 +241,9 @@ def load_local_generator(experiment: Experiment) -> ImageGenerator:
         experiment.device,
         gate,
     )
-    generator.embed([request.prompt for request in experiment.plan])
+    for name, method in experiment.methods.items():
+        if method.generates:
+            generator.embed(method.prompts(experiment.contexts[name]))
     return generator
 
 

@@ -16,6 +16,8 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import ComposedSamples, SourceImages
 from online_aug.files import write_atomically
 from online_aug.methods import Picture
+from online_aug.planning import Numbered
+from online_aug.planning.held import held_of
 from online_aug.request import GenerationRequest, Servable
 from online_aug.seeding import numpy_rng
 
@@ -212,25 +214,27 @@ def _draw_bar(draw: ImageDraw.ImageDraw, columns: _Columns, y: int, bar: _Bar) -
 
 
 ROWS = 16
+_LOOKED_AT = 4096
+"""Cached images among which as many of each method are looked for."""
 
 
 def draw_run_gallery(
-    experiment: Experiment, plan: Sequence[Servable], store: Store, path: Path
+    experiment: Experiment, plan: Numbered[Servable], store: Store, path: Path
 ) -> None:
     """Draw up to `ROWS` images, cached ones of the plan and composed; write nothing without any."""
-    composed = composed_rows(experiment, ROWS // 2 if plan else ROWS)
+    composed = composed_rows(experiment, ROWS // 2 if len(plan) else ROWS)
     if rows := [*gallery_rows(experiment, plan, store, ROWS - len(composed)), *composed]:
         names = " and ".join(experiment.methods)
         draw_gallery(rows, path, title=f"{names} on {experiment.config.data.source}")
 
 
 def gallery_rows(
-    experiment: Experiment, plan: Sequence[Servable], store: Store, count: int
+    experiment: Experiment, plan: Numbered[Servable], store: Store, count: int
 ) -> list[GalleryRow]:
     """Choose cached images of the plan, equally many of each method, and order them by strength."""
-    keys = [request.key for request in plan]
-    made = [r for r, there in zip(plan, store.contains(keys), strict=True) if there]
-    drawn = [made[place] for place in numpy_rng("gallery").permutation(len(made))]
+    numbers = np.unique(held_of(store, plan).numbers)
+    order = numpy_rng("gallery").permutation(len(numbers))[:_LOOKED_AT]
+    drawn = [plan[int(number)] for number in numbers[order]]
     chosen = _by_turns(drawn, experiment.methods)[:count]
     return [
         row

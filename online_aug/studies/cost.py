@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from online_aug.finetuning.run import ensure_finetuned
 from online_aug.loader.pool import codec_for
 from online_aug.loader.slots import order_of
 from online_aug.producer.work import load_local_generator, work_of
+from online_aug.reporting.refusals import MOST_ASKED
 from online_aug.saliency.maps import encode_map
 from online_aug.studies import Study
 from online_aug.studies.frame import images as frame
@@ -168,10 +170,12 @@ def _generation(experiment: Experiment, count: int) -> list[Stage]:
         ready = Experiment(plain, experiment.splits, experiment.device)
     frame.make_ready(ready)
     part_work, plan = work_of(ready), len(ready.plan)
-    requests = [r for r in ready.plan if part_work.refusal(r) is None][:count]
+    accepted = (request for request in ready.plan if part_work.refusal(request) is None)
+    requests = list(islice(accepted, count))
     if len(requests) < 2:
         raise UserError("the plan must hold images that the method accepts, got none to time")
-    steps = [max(1, int(r.num_inference_steps * r.strength)) for r in ready.plan]
+    some = ready.plan[:: max(1, plan // MOST_ASKED)]
+    steps = [max(1, int(r.num_inference_steps * r.strength)) for r in some]
     with closing(load_local_generator(ready)) as generator:
         maker = frame.ImageMaker(part_work, generator)
         maker.make(requests[:2], "warming up")

@@ -5,6 +5,8 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from cache import Store
 from online_aug.config import Config
 from online_aug.console import counted
@@ -14,6 +16,8 @@ from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.generation.clip import ClipFeatures
 from online_aug.loader.pool import open_store
+from online_aug.planning import View
+from online_aug.planning.held import held_of
 from online_aug.reporting.image_quality import ImageQuality, judge_class, overall
 from online_aug.seeding import numpy_rng
 from online_aug.studies import Study
@@ -104,8 +108,7 @@ def _experiment(config: Config) -> Experiment:
 def _chosen(experiment: Experiment, store: Store, options: Namespace) -> dict[int, list[bytes]]:
     """Return the keys of images in the cache by class, drawn from the plan."""
     plan = experiment.plan
-    has = store.contains([request.key for request in plan])
-    held = [request for request, is_there in zip(plan, has, strict=True) if is_there]
+    held = View(plan, np.unique(held_of(store, plan).numbers).tolist())
     if not held:
         raise UserError(
             f"cache.path must hold images of the recipe's plan, {experiment.config.cache.path} "

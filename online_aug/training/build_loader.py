@@ -5,8 +5,7 @@ set. What is checked or said about a run before it starts stands behind it.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,9 +27,13 @@ from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import SamplePool, open_store, pin_if_awaited
 from online_aug.loader.sampler import BatchSampler, Filler, Mixing, Replay, WaitFor
 from online_aug.loader.slots import LEDGER_FOLDER, Ledger, Order, order_of
+from online_aug.planning import Listed, Served
+from online_aug.planning.held import held_of, holds_any, rejected_of
 from online_aug.processes import Interrupt
+from online_aug.producer.request_order import There
+from online_aug.producer.standing import is_being_made
 from online_aug.reporting.run_directory import CONFIG_FILE, check_same_sequence
-from online_aug.request import ImportedImage, Servable
+from online_aug.request import ImportedImage
 from online_aug.training import checkpoints
 from online_aug.training.generators import Generation, build_generators, node_folder
 
@@ -61,7 +64,8 @@ def build_loader(
     """
     config = experiment.config
     store = open_store(config, experiment.splits.train)
-    pin_if_awaited(store, config, agreed_plan(experiment, world))
+    check_same_plan(experiment, world)
+    pin_if_awaited(store, config, experiment.plan)
     generation = generation or _own_generation(config, devices, world, run_directory)
     generator = generation.processes
 
@@ -69,12 +73,12 @@ def build_loader(
         return interrupt is not None and bool(interrupt.received) and world.world_size == 1
 
     experiment.write_resources()
-    served: list[Servable] = [*experiment.plan, *agreed_imports(experiment, world)]
+    served = Served([experiment.plan, Listed(agreed_imports(experiment, world))])
     pool = pool_of(experiment, store, served, world)
     if generation.position is not None and generation.position < pool.position_at_start:
         pool.start(generation.position, {})  # what was made meanwhile was made in this run
     pressure = BackPressure(pool, generator, limiter_of(config))
-    wait_for = WaitFor(store, pool.requests.keys, generator, is_stopping=is_stopping)
+    wait_for = WaitFor(store, served, generator, is_stopping=is_stopping)
     filler = filler_of(experiment, pool, pressure, wait_for)
     sampler = BatchSampler(order_of(config, experiment.splits.train), pool, filler)
     dataset = _dataset(experiment, store, served)
@@ -107,7 +111,7 @@ def _own_generation(
     return Generation(build_generators(devices, folder))
 
 
-def _dataset(experiment: Experiment, store: Store, served: list[Servable]) -> MixedDataset:
+def _dataset(experiment: Experiment, store: Store, served: Served) -> MixedDataset:
     config = experiment.config
     return MixedDataset(
         images=experiment.splits.train,
@@ -124,19 +128,17 @@ def _dataset(experiment: Experiment, store: Store, served: list[Servable]) -> Mi
     )
 
 
-def agreed_plan(experiment: Experiment, world: World) -> list[bytes]:
-    """Return the keys of the plan.
+def check_same_plan(experiment: Experiment, world: World) -> None:
+    """Refuse a run whose plan is not the same on all ranks.
 
     Raises:
-        UserError: On every rank, if they are not the same on all of them.
+        UserError: On every rank, if so.
     """
-    keys = [request.key for request in experiment.plan]
-    if not is_same_everywhere(world, keys):
+    if not is_same_everywhere(world, [experiment.plan.digest]):
         raise UserError(
             "the plan must be the same on every node: give each the same images, the same model "
             "and a finetune.path and gate.path that all share"
         )
-    return keys
 
 
 def agreed_imports(experiment: Experiment, world: World) -> list[ImportedImage]:
@@ -185,7 +187,7 @@ def check_shared(world: World, run_directory: Path) -> None:
 
 
 def pool_of(
-    experiment: Experiment, store: Store, served: Sequence[Servable], world: World | None = None
+    experiment: Experiment, store: Store, served: Served, world: World | None = None
 ) -> SamplePool:
     """Return the pool of a rank; without a world it may serve all images."""
     return SamplePool(
@@ -213,7 +215,7 @@ def filler_of(
     filler = Mixing(order, pool, config.mixing, wait_for, pressure=pressure, digests=digests)
     if config.mixing.class_balance and experiment.is_synthetic:
         filler.by_class = ByClass(experiment.data.class_sizes, config.mixing.class_balance)
-        filler.by_class.extend([*experiment.plan, *experiment.imports.images])
+        pool.group(filler.by_class)
     return filler
 
 
@@ -240,7 +242,8 @@ def check_sequence(experiment: Experiment, resolved_yaml: str) -> None:
     if not cache_exists(config.cache.path):
         raise UserError(f"cache.path must be the cache of run.replay, {config.cache.path} is none")
     with Store(config.cache.path, readonly=True) as store:
-        pool = pool_of(experiment, store, [*experiment.plan, *experiment.imports.images])
+        served = Served([experiment.plan, Listed(experiment.imports.images)])
+        pool = pool_of(experiment, store, served)
         _replay(experiment, pool, config.run.replay).check(config.run.epochs)
 
 
@@ -295,19 +298,22 @@ def check_served(experiment: Experiment, *, generates: bool) -> None:
         return
     if not experiment.plan_is_known:  # nothing is planned, or its maps come epoch by epoch
         return
-    keys = [request.key for request in experiment.plan]
+    plan = experiment.plan
     if cache_exists(config.cache.path):
+        is_awaited = config.mixing.starvation == "wait"
         with Store(config.cache.path, readonly=True) as store:
-            status = store.status(keys)
-        if "claimed" in status:  # by a process that is filling the cache
-            return
-        if config.mixing.starvation == "wait":
-            _check_whole(status, needed_of(experiment), config)
-        if "present" in status:
+            if not is_awaited and holds_any(store, plan):
+                return
+            there = held_of(store, plan).there(len(plan))
+            if is_being_made(store, plan, there):  # by a process that is filling the cache
+                return
+            if is_awaited:
+                _check_whole(experiment, store, there)
+        if there.any():
             return
     raise UserError(
         f"cache.path must hold images of this recipe if devices.generate is none, got 0 of "
-        f"{len(keys)} in {config.cache.path}: make them first (online-aug fill), or train without "
+        f"{len(plan)} in {config.cache.path}: make them first (online-aug fill), or train without "
         "(mixing.synthetic_probability=0)"
     )
 
@@ -325,8 +331,12 @@ def needed_of(experiment: Experiment) -> int:
     return min(wanted, planned)
 
 
-def _check_whole(status: Sequence[str], needed: int, config: Config) -> None:
-    missing = Counter(status[:needed])["free"]
+def _check_whole(experiment: Experiment, store: Store, there: There) -> None:
+    config, needed = experiment.config, needed_of(experiment)
+    is_missing = ~there[:needed]
+    rejected = [number for number in rejected_of(store, experiment.plan) if number < needed]
+    is_missing[rejected] = False
+    missing = int(is_missing.sum())
     if missing:
         raise UserError(
             f"cache.path must hold all images that the run waits for if devices.generate is none, "

@@ -12,6 +12,7 @@ from online_aug.distributed.devices import DevicePlan
 from online_aug.experiment.experiment import Experiment
 from online_aug.loader.slots import order_of
 from online_aug.loader.workers import shared_memory_warning
+from online_aug.planning.held import held_of
 from online_aug.settings import decided
 from online_aug.training.build_loader import workers_of
 from online_aug.training.checkpoints import KEPT
@@ -175,7 +176,7 @@ def _present(experiment: Experiment) -> int:
     if not cache_exists(path):
         return 0
     with Store(path, readonly=True) as store:
-        return sum(store.contains([request.key for request in experiment.plan]))
+        return int(held_of(store, experiment.plan).there(len(experiment.plan)).sum())
 
 
 def _notes(experiment: Experiment) -> Iterator[str]:

@@ -123,7 +123,7 @@ class SaliencyPublisher:
         self.published.append(newest)
         plan = self._experiment.plan_of(newest.version)
         with open_store(self._experiment.config, self._experiment.splits.train) as store:
-            pin_if_awaited(store, self._experiment.config, [request.key for request in plan])
+            pin_if_awaited(store, self._experiment.config, plan)
         self._loader.extend(
             plan,
             version=newest.version,

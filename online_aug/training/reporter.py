@@ -22,6 +22,7 @@ from online_aug.experiment.images import ComposedSamples
 from online_aug.loader.back_pressure import GeneratorProcess, GeneratorStatus
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.pool import open_store
+from online_aug.planning.held import rejected_of
 from online_aug.reporting.class_results import draw_confusion, write_results
 from online_aug.reporting.gallery import draw_run_gallery
 from online_aug.reporting.html_report import write_report
@@ -289,11 +290,10 @@ class TrainingReport:
             reached: `wall_s`, `first_step_s`, `first_fresh_s`, `skipped`, `reused`, `most_served`
                 and `refusals`.
         """
-        keys = self._store.rejections([one.key for one in self._loader.plan])
-        rejected = {one: keys[one.key] for one in self._loader.plan if one.key in keys}
+        plan, gallery = self._loader.plan, self._directory / "gallery.png"
+        rejected = {plan[number]: why for number, why in rejected_of(self._store, plan).items()}
         summary = self._summary(counts, last, best, rejected, **reached)
-        gallery = self._directory / "gallery.png"
-        draw_run_gallery(self._experiment, self._loader.plan, self._store, gallery)
+        draw_run_gallery(self._experiment, plan, self._store, gallery)
         assert self._log  # opened on the first rank, which alone finishes
         assert self._trackers
         names = self._experiment.splits.train.class_names

@@ -18,7 +18,7 @@ from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.classifier.evaluation import Evaluation, evaluate, log_probabilities
 from online_aug.classifier.hub_format import write_hub_config
 from online_aug.data.image_sets import ImageSet, order_digest
-from online_aug.distributed.world import World, agree, barrier, gather, total
+from online_aug.distributed.world import World, agree, barrier, gather, gather_counts, total
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.loader.batch import Batch
@@ -287,9 +287,8 @@ class TrainingRun:
         last, wall_s = self._evaluate(self._experiment.splits.test), self._wall_s
         counts = self._over_ranks(self._loader.counts)
         reused, times = self._loader.reused(), self._loader.times_served
-        numbers = range(len(self._loader.plan))
-        flags = total(self._world, [float(n in reused) for n in numbers])
-        served = total(self._world, [times[n] for n in numbers])
+        whole = gather_counts(self._world, dict.fromkeys(reused, 1))
+        served = gather_counts(self._world, times)
         refusals = gather(self._world, json.dumps(self._loader.refusals).encode())
         fresh = gather(self._world, json.dumps(self._state.first_fresh_s).encode())
         if last is None:
@@ -301,8 +300,8 @@ class TrainingRun:
             wall_s=wall_s, skipped=self._state.skipped,
             first_step_s=float(self._state.first_step_s or 0.0),
             first_fresh_s=_earliest(json.loads(each) for each in fresh),
-            reused=sum(flag > 0 for flag in flags),
-            most_served=int(max(served, default=0)),
+            reused=len(whole),
+            most_served=max(served.values(), default=0),
             refusals=dict(sum((Counter(json.loads(each)) for each in refusals), Counter[str]())),
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from benchmarks import start_up
-from benchmarks.data import pool
+from benchmarks.data import planning, pool
 
 
 def test_an_inner_stage_stops_the_clock_of_the_outer_one(monkeypatch):
@@ -56,3 +56,10 @@ def test_the_pool_is_measured_with_few_and_many_images(capsys):
     assert re.fullmatch(r"take a fresh image: .* us of 10, .* us of 50, .* times", lines[0])
     assert re.fullmatch(r"take a fresh image of one source: .* of 10, .* of 50, .*", lines[1])
     assert lines[2].startswith("look up and offer 100 images: ")
+
+
+def test_a_plan_is_measured_beside_a_list_of_its_requests(capsys):
+    planning.main(["--images", "500", "--records", "60"])
+    said = capsys.readouterr().out
+    assert "diff_mix, 5,000 requests of 500 images" in said
+    assert "images of the plan in a cache of 60" in said

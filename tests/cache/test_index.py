@@ -64,7 +64,10 @@ def test_requests_of_a_recipe_come_in_order_of_arrival_without_evicted_ones(stor
     store.put_many(offered)
     store.evict(Keys((keys_of(offered)[2],)))
     expected = [(request_key(e.request), e.request) for e in (offered[n] for n in (0, 4, 6, 8))]
-    assert list(store.requests({"method": "a"})) == expected
+    assert [pair for _, *pair in store.requests({"method": "a"})] == [[*e] for e in expected]
+    later = [pair for _, *pair in store.requests({"method": "a"}, after=5)]
+    assert later == [[*e] for e in expected[2:]]
+    assert [position for position, *_ in store.requests(after=6)] == [7, 8, 9]
     assert len(list(store.requests())) == 8
 
 
@@ -75,7 +78,7 @@ def test_requests_evicted_during_the_walk_are_left_out(store, monkeypatch):
     walk = store.requests()
     first = next(walk)
     store.evict(Keys((keys_of(offered)[3],)))
-    assert [key for key, _ in (first, *walk)] == [
+    assert [key for _, key, _ in (first, *walk)] == [
         key for n, key in enumerate(keys_of(offered)) if n != 3
     ]
 

@@ -121,7 +121,7 @@ class CacheMachine(RuleBasedStateMachine):
             for _, key in self.model.log()
             if key in matching
         ]
-        assert list(self.store.requests(recipe)) == expected
+        assert [(key, request) for _, key, request in self.store.requests(recipe)] == expected
 
     @rule(version=versions, source=st.integers(0, 3))
     def get_saliency(self, version, source):

@@ -14,6 +14,7 @@ from online_aug.errors import UserError
 from online_aug.experiment.images import ImportFinder, SourceImages
 from online_aug.experiment.training_data import read_image_weights
 from online_aug.file_digests.digests import Digests
+from online_aug.planning import Listed
 from online_aug.reporting.gallery import gallery_rows
 from online_aug.training.build_loader import agreed_imports
 from online_aug.training.describe_run import describe_run
@@ -172,7 +173,7 @@ def test_imports_are_ignored_unless_configured(experiment_of):
 def test_a_run_of_imports_alone_needs_no_generator(experiment_of):
     experiment = experiment_of(BETWEEN)
     experiment.check(generates=False)
-    assert experiment.plan == []
+    assert len(experiment.plan) == 0
     plan = plan_devices(experiment.config.devices, cores=2, generates=False)
     assert plan.generate == ()
     said = describe_run(experiment, plan)
@@ -213,7 +214,7 @@ def test_the_gallery_shows_an_import_with_its_source_if_known(experiment_of):
     experiment = experiment_of(EDIT, BETWEEN)
     with Store(experiment.config.cache.path, readonly=True) as store:
         within, between = sorted(
-            gallery_rows(experiment, experiment.imports.images, store, 5),
+            gallery_rows(experiment, Listed(experiment.imports.images), store, 5),
             key=lambda row: -row.strength,
         )
     assert (between.source_name, between.target_name) == CLASS_NAMES

@@ -47,7 +47,7 @@ def test_the_same_evidence_gives_the_same_plan(make, store):
     first = make()
     decide(first, store, (0.5, 1.0))
     first.strengths.keep(store)
-    plan = make().plan
+    plan = list(make().plan)
     assert [request.key for request in plan] == [request.key for request in first.plan]
     trials = {request.key for request in first.strengths.trials}
     later = {(r.source_label, r.strength) for r in plan if r.key not in trials}
@@ -58,9 +58,9 @@ def test_images_that_are_evicted_do_not_change_the_plan(make, store):
     first = make()
     decide(first, store, (0.5, 1.0))
     first.strengths.keep(store)
-    plan = make().plan
+    plan = list(make().plan)
     store.evict(store.policy, count=100)
-    assert make().plan == plan
+    assert list(make().plan) == plan
 
 
 def test_a_milder_limit_needs_no_new_trials(make, store):

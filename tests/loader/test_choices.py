@@ -1,6 +1,7 @@
 """What a slot asks for: every generated image in turn with `concat`, rare classes more often."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -14,6 +15,7 @@ from online_aug.config.sections import MixingConfig
 from online_aug.loader.choices import ByClass, Union
 from online_aug.loader.sampler import BatchSampler, Mixing
 from online_aug.loader.slots import Kind
+from online_aug.planning import ListedRequests
 from online_aug.seeding import numpy_rng
 
 VARIANTS = len(PLAN) // IMAGES
@@ -75,7 +77,7 @@ def test_a_generated_image_that_is_not_there_yet_is_no_other_one(store):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(0, 3))
 def test_images_with_unequal_numbers_of_variants_are_all_in_the_union(counts, seed):
     own = {str(image): [10 * image + k for k in range(n)] for image, n in enumerate(counts)}
-    union = Union([*own], own.__getitem__, seed)
+    union = Union([*own], np.array(counts), own.__getitem__, seed)
     assert len(union) == sum(counts)
     if not len(union):
         return
@@ -85,16 +87,16 @@ def test_images_with_unequal_numbers_of_variants_are_all_in_the_union(counts, se
         assert sorted(part) == sorted(chain(*own.values()))
 
 
-def of_class(sizes, balance, plan=PLAN):
+def of_class(pool, sizes, balance):
     by_class = ByClass(sizes, balance)
-    by_class.extend(plan)
+    pool.group(by_class)
     return by_class
 
 
 def test_classes_are_served_in_proportion_to_one_over_their_images_and_one(store):
     put(store, range(len(PLAN)))
     pool, sizes = make_pool(store), [1 + 4 * label for label in range(CLASSES)]
-    by_class, rng = of_class(sizes, 1.0), numpy_rng("test")
+    by_class, rng = of_class(pool, sizes, 1.0), numpy_rng("test")
     labels = Counter(PLAN[by_class.take(rng, pool.take)[1]].target_label for _ in range(4000))
     there = {request.target_label for request in PLAN}
     whole = sum(1 / (sizes[label] + 1) for label in there)
@@ -106,13 +108,28 @@ def test_a_class_that_has_none_ready_gives_its_turn_to_another(store):
     first = PLAN[0].target_label
     numbers = [n for n, request in enumerate(PLAN) if request.target_label == first]
     put(store, numbers[:2])
-    pool, by_class = make_pool(store), of_class([100] * CLASSES, 1.0)
+    pool = make_pool(store)
+    by_class = of_class(pool, [100] * CLASSES, 1.0)
     taken = {by_class.take(numpy_rng("test", k), pool.take)[1] for k in range(20)}
     assert taken == set(numbers[:2])
 
 
 def test_nothing_ready_is_nothing_taken(store):
-    assert of_class([1] * CLASSES, 1.0).take(numpy_rng("test"), make_pool(store).take) is None
+    pool = make_pool(store)
+    assert of_class(pool, [1] * CLASSES, 1.0).take(numpy_rng("test"), pool.take) is None
+
+
+def test_images_that_come_later_are_drawn_by_class_too(store):
+    put(store, [3, 0])
+    pool = make_pool(store)
+    by_class = of_class(pool, [1] * CLASSES, 1.0)
+    put(store, [9, 4])
+    pool.refresh()
+    newer = [replace(request, saliency_version="b") for request in PLAN[:2]]
+    put(store, [1], newer)
+    pool.extend(ListedRequests(newer), oldest=4)
+    taken = {by_class.take(numpy_rng("test", k), pool.take)[1] for k in range(40)}
+    assert taken == {4, 9, len(PLAN) + 1}
 
 
 def test_the_sampler_draws_by_class(store):
@@ -121,6 +138,6 @@ def test_the_sampler_draws_by_class(store):
     pool, order = make_pool(store), setup.chosen_order
     filler = Mixing(order, pool, MixingConfig(class_balance=1))
     rare = PLAN[0].target_label
-    filler.by_class = of_class([0 if k == rare else 10**6 for k in range(CLASSES)], 1.0)
+    filler.by_class = of_class(pool, [0 if k == rare else 10**6 for k in range(CLASSES)], 1.0)
     slots = list(chain(*epochs(BatchSampler(order, pool, filler), 1)))
     assert {PLAN[slot.number].target_label for slot in slots} == {rare}

@@ -25,6 +25,7 @@ from online_aug.errors import UserError
 from online_aug.loader.batch import Collated, collate
 from online_aug.loader.sampler import StopWaiting, WaitFor
 from online_aug.loader.slots import Kind
+from online_aug.planning import ListedRequests
 from online_aug.producer.messages import Status
 from online_aug.request import Counts
 
@@ -366,34 +367,34 @@ def test_waiting_ends_when_the_image_is_there(store):
         put(store, [3])
 
     process.check = make
-    assert WaitFor(store, KEYS, process)(3) is True
+    assert WaitFor(store, PLAN, process)(3) is True
     assert process.calls == ["check"]
 
 
 def test_waiting_ends_when_the_image_was_rejected(store):
     store.reject(KEYS[3], PLAN[3].to_fields(), Rejection("blank"))
-    assert WaitFor(store, KEYS, None)(3) is False
+    assert WaitFor(store, PLAN, None)(3) is False
 
 
 def test_waiting_in_vain_is_one_clear_error(store):
     with pytest.raises(UserError, match="has waited 0 s for image 3 of the plan") as caught:
-        WaitFor(store, KEYS, None, timeout_s=0.1)(3)
+        WaitFor(store, PLAN, None, timeout_s=0.1)(3)
     assert "\n" not in str(caught.value)
 
 
 def test_waiting_for_a_process_that_failed_ends_with_its_reason(store):
     process = Process(UserError("generation process: no room"))
     with pytest.raises(UserError, match="no room"):
-        WaitFor(store, KEYS, process)(3)
+        WaitFor(store, PLAN, process)(3)
 
 
 def test_waiting_for_an_image_that_a_full_cache_did_not_take_ends_at_once(store):
     process = Process()
     process.status = Status(state="full", note="the disk is full; free space")
     put(store, [2])
-    assert WaitFor(store, KEYS, process)(2) is True
+    assert WaitFor(store, PLAN, process)(2) is True
     with pytest.raises(UserError) as caught:
-        WaitFor(store, KEYS, process)(3)
+        WaitFor(store, PLAN, process)(3)
     assert str(caught.value) == (
         "mixing.starvation: wait needs image 3 of the plan, which is not made: the disk is full; "
         "free space; the same command then goes on"
@@ -407,7 +408,7 @@ def test_an_epoch_has_as_many_batches_as_the_loader_says(store):
 
 def test_waiting_ends_when_the_run_is_to_stop(store):
     with pytest.raises(StopWaiting):
-        WaitFor(store, KEYS, None, is_stopping=lambda: True)(3)
+        WaitFor(store, PLAN, None, is_stopping=lambda: True)(3)
 
 
 NEWER = [replace(request, saliency_version="b") for request in PLAN]
@@ -426,7 +427,7 @@ def test_a_newer_plan_is_served_beside_those_within_the_lag_and_older_ones_no_mo
             _put_as(store, request, start + n)
     with Setup(store, probability=1.0).loader() as loader:
         for epoch, (plan, version) in enumerate(zip(versions, "abc", strict=True)):
-            loader.extend(plan, version=version, epoch=epoch, lag=1)
+            loader.extend(ListedRequests(plan), version=version, epoch=epoch, lag=1)
             loader.set_epoch(epoch)
             served = numbers_in(loader)
             newest = {100 + 20 * epoch + n for n in range(4)}
@@ -442,7 +443,7 @@ def test_worker_processes_know_the_newer_plan(store, workers):
         assert all(batch.served.cached == 0 for batch in loader)
         for request in NEWER[:4]:
             _put_as(store, request, 200)
-        loader.extend(NEWER[:4], version="b", epoch=1, lag=0)
+        loader.extend(ListedRequests(NEWER[:4]), version="b", epoch=1, lag=0)
         loader.set_epoch(1)
         assert numbers_in(loader) == {200}
 
@@ -450,7 +451,7 @@ def test_worker_processes_know_the_newer_plan(store, workers):
 def test_the_process_is_told_of_newer_maps(store):
     process = Process()
     with Setup(store).loader(process=process) as loader:
-        loader.extend(NEWER, version="b", epoch=1, lag=0)
+        loader.extend(ListedRequests(NEWER), version="b", epoch=1, lag=0)
     assert process.calls == ["b"]
 
 
@@ -460,7 +461,7 @@ def test_a_loader_resumes_in_a_newer_plan_like_an_uninterrupted_one(store):
 
     def extended():
         loader = Setup(store, probability=0.5, limit=3).loader()
-        loader.extend(NEWER[:6], version="b", epoch=0, lag=0)
+        loader.extend(ListedRequests(NEWER[:6]), version="b", epoch=0, lag=0)
         return loader
 
     with extended() as whole:
@@ -478,7 +479,7 @@ def test_with_wait_the_turn_decides_which_request_of_the_newest_plan_is_served(s
         _put_as(store, request, 100 + n)
     setup = Setup(store, probability=1.0, starvation="wait", wait_for=lambda number: True)
     with setup.loader() as loader:
-        loader.extend(NEWER, version="b", epoch=3, lag=0)
+        loader.extend(ListedRequests(NEWER), version="b", epoch=3, lag=0)
         loader.set_epoch(3)
         images = torch.cat([batch.images for batch in loader])
     assert images[:, 1, 0, 0].tolist() == [100 + n for n in range(len(PLAN))]

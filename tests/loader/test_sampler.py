@@ -132,9 +132,12 @@ def test_an_image_that_comes_while_the_run_starts_is_fresh_and_offered_once(stor
         """A cache into which another process puts an image right before the look-up."""
 
         def __getattr__(self, name):
-            if name == "contains":
+            if name == "requests":
                 put(store, [3])
             return getattr(store, name)
+
+        def __len__(self):
+            return len(store)
 
     pool = make_pool(Arriving(), limit=2)
     pool.refresh()

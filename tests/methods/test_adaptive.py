@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from request_samples import CLASSES, make_context, make_method, make_part, make_sources
 
-from online_aug.methods import plan_requests
 from online_aug.methods.adaptive import (
     Learning,
     Outcome,
@@ -16,11 +15,13 @@ from online_aug.methods.adaptive import (
     learn_strengths,
     trials_of,
 )
+from online_aug.planning import Images, Plan
 from online_aug.seeding import numpy_rng
 
 GRID = (0.3, 0.5, 0.7)
 SETTINGS = Learning(strengths=GRID, trials=6, min_accepted=0.8)
 SOURCES = make_sources(12)
+IMAGES = Images.of(SOURCES)
 NAMES = ("diff_mix", "diff_aug", "real_guidance", "da_fusion", "sgd_mix")
 outcomes = st.lists(
     st.builds(
@@ -114,7 +115,7 @@ def test_there_are_no_more_trials_than_requests():
 def test_what_is_no_trial_has_the_strength_of_its_class(name):
     learned = (0.3, 0.5, 0.7, 0.5)
     part = part_of(name, learned)
-    requests = plan_requests([part], SOURCES, 4)
+    requests = Plan([part], IMAGES, 4)
     later = [
         r for r in requests if (r.source_digest, r.variant) not in part.context.strengths.trials
     ]
@@ -124,8 +125,8 @@ def test_what_is_no_trial_has_the_strength_of_its_class(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trials_are_requests_of_the_plan_whatever_is_learned(name):
-    trials = plan_requests([part_of(name, None)], SOURCES, 4, only_trials=True)
-    whole = plan_requests([part_of(name, (0.7,) * CLASSES)], SOURCES, 4)
+    trials = Plan([part_of(name, None)], IMAGES, 4).trials()
+    whole = Plan([part_of(name, (0.7,) * CLASSES)], IMAGES, 4)
     assert len(trials) == 24
     assert {request.key for request in trials} <= {request.key for request in whole}
 
@@ -134,8 +135,8 @@ def test_the_trials_are_requests_of_the_plan_whatever_is_learned(name):
 def test_a_learned_strength_leaves_everything_else_as_it_was(name):
     fixed = make_part(name, strength=GRID)
     pairs = zip(
-        plan_requests([part_of(name, (0.5,) * CLASSES)], SOURCES, 4),
-        plan_requests([fixed], SOURCES, 4),
+        Plan([part_of(name, (0.5,) * CLASSES)], IMAGES, 4),
+        Plan([fixed], IMAGES, 4),
         strict=True,
     )
     assert all(replace(one, strength=1.0) == replace(other, strength=1.0) for one, other in pairs)

@@ -6,6 +6,7 @@ from request_samples import make_plan, make_sources
 
 from online_aug.errors import UserError
 from online_aug.generation.gate import Finished
+from online_aug.planning import ListedRequests
 from online_aug.producer.filling import measure_speed
 from online_aug.producer.work import Work
 
@@ -42,7 +43,7 @@ class Clockwork:
 def measure(refusal=lambda request: None, is_stopping=lambda made: False, **changes):
     generator = Clockwork()
     work = Work(
-        plan=PLAN,
+        plan=ListedRequests(PLAN),
         plan_of=None,
         prepare=lambda requests: torch.zeros(len(requests), 3, 8, 8, dtype=torch.uint8),
         refusal=refusal,

@@ -17,6 +17,7 @@ from request_samples import make_plan, make_sources
 from cache import CacheFullError, Entry, Owner, Store, Writer
 from online_aug.errors import UserError
 from online_aug.generation.gate import ClassRule, Finished, Gate
+from online_aug.planning import ListedRequests
 from online_aug.producer import request_queue, service
 from online_aug.producer.service import Service
 from online_aug.producer.work import Work
@@ -103,7 +104,7 @@ def starting_images(requests):
 def serve(store, painter=None, trainer=None, **changes):
     painter, trainer = painter or Painter(), trainer or Listener()
     settings = {
-        "plan": PLAN,
+        "plan": ListedRequests(PLAN),
         "plan_of": None,
         "prepare": starting_images,
         "refusal": lambda request: None,
@@ -173,7 +174,7 @@ def test_the_order_of_the_plan_is_kept_whatever_the_strengths(store):
 
 
 def test_images_in_the_cache_are_not_made_again(store):
-    serve(store, plan=PLAN[:30])
+    serve(store, plan=ListedRequests(PLAN[:30]))
     painter, trainer = serve(store)
     assert Counter(painter.made) == Counter(PLAN[30:])
     assert trainer.told[-1].reused == 30
@@ -469,7 +470,7 @@ def test_losses_change_nothing_if_they_are_not_followed(store):
 
 def version_of(letter):
     """Return a plan by a newer version of the saliency maps."""
-    return [replace(request, saliency_version=letter) for request in PLAN[:10]]
+    return ListedRequests([replace(request, saliency_version=letter) for request in PLAN[:10]])
 
 
 def by_versions(*letters):
@@ -488,7 +489,7 @@ def by_versions(*letters):
 
 def test_without_maps_the_service_waits_and_then_makes_the_plan_of_each_version(store):
     trainer = by_versions("a", "b")
-    painter, _ = serve(store, trainer=trainer, plan=[], plan_of=version_of)
+    painter, _ = serve(store, trainer=trainer, plan=ListedRequests([]), plan_of=version_of)
     assert Counter(painter.made) == Counter([*version_of("a"), *version_of("b")])
     assert trainer.states == [
         "waiting",
@@ -508,7 +509,9 @@ def test_newer_maps_end_the_plan_by_older_ones(store):
         elif status.state == "generating":
             trainer.saliency_version = "b"
 
-    painter, _ = serve(store, trainer=Listener(on_tell=hear), plan=[], plan_of=version_of)
+    painter, _ = serve(
+        store, trainer=Listener(on_tell=hear), plan=ListedRequests([]), plan_of=version_of
+    )
     old = [request for request in painter.made if request.saliency_version == "a"]
     assert 0 < len(old) < 2 * SLOTS  # at most the batch at work when they came
     assert set(painter.made) - set(old) == set(version_of("b"))
@@ -524,7 +527,9 @@ def test_images_by_older_maps_that_were_never_served_do_not_hold_up_newer_ones(s
             trainer.saliency_version = trainer.saliency_version or "a"
 
     trainer = Listener(on_tell=hear)
-    painter, _ = serve(store, trainer=trainer, plan=[], plan_of=version_of, max_ahead=SLOTS)
+    painter, _ = serve(
+        store, trainer=trainer, plan=ListedRequests([]), plan_of=version_of, max_ahead=SLOTS
+    )
     versions = Counter(request.saliency_version for request in painter.made)
     assert all(SLOTS <= versions[letter] < 2 * SLOTS for letter in "ab")
 

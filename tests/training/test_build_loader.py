@@ -17,14 +17,14 @@ from online_aug.distributed.world import World
 from online_aug.errors import UserError
 from online_aug.loader.pool import open_store
 from online_aug.loader.slots import order_of
-from online_aug.producer.request_queue import part_of
+from online_aug.producer.request_order import Stripe
 from online_aug.request import Counts
 from online_aug.training import build_loader as assembly
 from online_aug.training import generators
 from online_aug.training.build_loader import (
-    agreed_plan,
     build_loader,
     check_foregrounds,
+    check_same_plan,
     check_served,
     needed_of,
 )
@@ -216,9 +216,11 @@ def config_of(folder, **sections):
 @pytest.mark.parametrize("schedule", [{}, {"stripe": 1, "stripes": 3}])
 def test_the_parts_of_all_nodes_together_are_the_whole_plan(tmp_path, schedule):
     config = config_of(tmp_path, schedule=schedule | {"helps": False})
-    parts = [part_of(PLAN, generators.striped(config, world_of(r)).schedule) for r in (0, 2)]
+    machines = [Stripe.of(generators.striped(config, world_of(r)).schedule) for r in (0, 2)]
+    parts = [[request for request in PLAN if each.whole.holds(request)] for each in machines]
     together = [request.key for part in parts for request in part]
-    assert sorted(together) == sorted(r.key for r in part_of(PLAN, config.schedule))
+    own = Stripe.of(config.schedule).whole
+    assert sorted(together) == sorted(r.key for r in PLAN if own.holds(r))
     assert all(parts)
 
 
@@ -256,11 +258,10 @@ def test_a_run_directory_that_another_node_does_not_see_is_refused(monkeypatch, 
 
 def test_nodes_that_plan_other_images_are_refused(monkeypatch, tmp_path, tiny_model):
     experiment = make_experiment(tmp_path, tiny_model, finetune={"enabled": False})
-    keys = agreed_plan(experiment, world_of(0, (0,)))
-    assert keys == [request.key for request in experiment.plan]
+    check_same_plan(experiment, world_of(0, (0,)))
     monkeypatch.setattr(world, "agree", lambda world, n: max(n, 5))
     with pytest.raises(UserError, match="the plan must be the same on every node"):
-        agreed_plan(experiment, world_of(0, (0,)))
+        check_same_plan(experiment, world_of(0, (0,)))
 
 
 def test_a_run_that_makes_nothing_needs_an_image_to_serve(experiment_of):
