@@ -209,6 +209,10 @@ class GenerationConfig(Section):
     revision: str | None = None
     """Revision of a hub name. With `engine: openai` any word of yours for weights that the server
     does not tell apart."""
+    unet: Path | None = None
+    """File of weights in the place of those of the model's own U-Net, in fine-tuning too: tensors
+    by diffusers' names (`.safetensors`, `.bin`, `.pt`), such as a U-Net from which the classes were
+    erased (DA-Fusion)."""
     vae: str | None = None
     """Tiny autoencoder used instead of the model's own, except for fine-tuning: a directory in
     diffusers' format or a hub name, such as `madebyollin/taesd`."""

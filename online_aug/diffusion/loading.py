@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from online_aug.diffusion.adapters import Adapters
 from online_aug.diffusion.parts import class_of
-from online_aug.diffusion.weights import variant_of
+from online_aug.diffusion.weights import read_unet, variant_of
 from online_aug.errors import UserError, one_line
 from online_aug.request import PipelineKind
 
@@ -35,7 +35,11 @@ _PIPELINES: Mapping[PipelineKind, Any] = {
 
 
 def load_pipeline(
-    folder: Path, dtype: str, kind: PipelineKind, vae: Path | None = None
+    folder: Path,
+    dtype: str,
+    kind: PipelineKind,
+    vae: Path | None = None,
+    unet: Path | None = None,
 ) -> Pipeline:
     """Load the pipeline of a directory onto the CPU, without a safety checker.
 
@@ -44,6 +48,7 @@ def load_pipeline(
         dtype: Number format of all its networks.
         kind: Which pipeline.
         vae: Directory of a tiny autoencoder that replaces the model's own.
+        unet: File of weights that replace those of the model's U-Net.
 
     Raises:
         UserError: If a directory holds nothing that diffusers can load as this kind, or weights
@@ -53,6 +58,8 @@ def load_pipeline(
         part: _load_part(folder / part, _NETWORKS[class_of(folder, part)], dtype)
         for part in ("unet", "text_encoder", *(() if vae else ("vae",)))
     }
+    if unet is not None:
+        networks["unet"].load_state_dict(read_unet(unet, folder))
     if vae is not None:
         networks["vae"] = _load_part(vae, AutoencoderTiny, dtype, "generation.vae")
     with _quiet(), _refusing(f"generation.model {folder}"):
@@ -73,10 +80,10 @@ def load_pipeline(
 
 
 def load_img2img(
-    folder: Path, dtype: str, vae: Path | None = None
+    folder: Path, dtype: str, vae: Path | None = None, unet: Path | None = None
 ) -> StableDiffusionImg2ImgPipeline:
     """Load the image-to-image pipeline of a directory; see `load_pipeline`."""
-    pipeline = load_pipeline(folder, dtype, "image_to_image", vae)
+    pipeline = load_pipeline(folder, dtype, "image_to_image", vae, unet)
     return cast(StableDiffusionImg2ImgPipeline, pipeline)
 
 

@@ -4,7 +4,7 @@ The digests of all that decides a generator's pixels make its fingerprint, a par
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SETTINGS = {".json", ".txt"}
 _DECIDING_SUFFIXES = {".safetensors", ".bin", *_SETTINGS}
 _KEY = "generation.model"
+_UNET_KEY = "generation.unet"
+_TENSOR_FILES = (".safetensors", ".bin", ".pt")
 
 
-def check_weights(model: Path, vae: Path | None = None) -> None:
+def check_weights(model: Path, vae: Path | None = None, unet: Path | None = None) -> None:
     """Raise if weights are missing, cut short or something else; loads nothing.
 
     Args:
         model: Directory of the model.
         vae: Directory of the autoencoder that replaces the model's own.
+        unet: File of the weights that replace those of the U-Net.
 
     Raises:
         UserError: If a file is not whole; the error names it.
@@ -43,6 +46,47 @@ def check_weights(model: Path, vae: Path | None = None) -> None:
         tensor_shapes(model / part)
     if vae is not None:
         tensor_shapes(vae, "generation.vae")
+    if unet is not None:
+        _check_fit(_shapes_of_file(unet, _UNET_KEY), unet, model)
+
+
+def _check_fit(found: Mapping[str, Shape], path: Path, model: Path) -> None:
+    wanted = tensor_shapes(model / "unet")
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{_UNET_KEY} must hold the weights of the U-Net of {model} by diffusers' names, "
+                f"got {name} with shape {found.get(name, 'none')} in the place of "
+                f"{wanted.get(name, 'none')} in {path}"
+            )
+
+
+def locate_unet(path: Path | None) -> Path | None:
+    """Return the file of the weights that replace those of the U-Net; None if there are none.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if path is None:
+        return None
+    path = path.expanduser()
+    if not path.is_file() or path.suffix not in _TENSOR_FILES:
+        raise UserError(
+            f"{_UNET_KEY} must be a file of tensors ({', '.join(_TENSOR_FILES)}), got {path}, "
+            f"which is {'another file' if path.is_file() else 'missing'}"
+        )
+    return path
+
+
+def read_unet(path: Path, model: Path) -> dict[str, Any]:
+    """Read the weights that replace those of a model's U-Net.
+
+    Raises:
+        UserError: If they are not those of such a network.
+    """
+    tensors = read_tensors(path, _UNET_KEY)
+    _check_fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path, model)
+    return tensors
 
 
 def tensor_shapes(part: Path, key: str = _KEY) -> dict[str, Shape]:
@@ -57,14 +101,18 @@ def tensor_shapes(part: Path, key: str = _KEY) -> dict[str, Shape]:
     """
     found: dict[str, Shape] = {}
     for path in _weight_files(part, key):
-        try:
-            found.update(_shapes_in(path))
-        except Exception as error:  # whatever a damaged file makes torch or safetensors raise
-            raise UserError(
-                f"{key} must have whole weight files, got {path} "
-                f"({one_line(error)}): fetch or copy it again"
-            ) from error
+        found.update(_shapes_of_file(path, key))
     return found
+
+
+def _shapes_of_file(path: Path, key: str) -> dict[str, Shape]:
+    try:
+        return _shapes_in(path)
+    except Exception as error:  # whatever a damaged file makes torch or safetensors raise
+        raise UserError(
+            f"{key} must have whole weight files, got {path} "
+            f"({one_line(error)}): fetch or copy it again"
+        ) from error
 
 
 def _weight_files(part: Path, key: str) -> list[Path]:
@@ -107,7 +155,7 @@ def _shards(index: Path, key: str) -> list[Path]:
 
 
 def _shapes_in(path: Path) -> dict[str, Shape]:
-    if path.suffix == ".bin":
+    if path.suffix in (".bin", ".pt"):
         tensors = torch.load(path, map_location="meta", weights_only=True)
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with safe_open(path, framework="pt") as file:
@@ -139,10 +187,14 @@ def digest_folder(folder: Path) -> str:
     return digest_files(folder, (path for path in found if path.is_file()))
 
 
-def digest_model(model: Path) -> str:
+def digest_model(model: Path, unet: Path | None = None) -> str:
     """Return the digest of a model's settings and of the weights that are loaded.
 
     Files beside them that nothing reads, such as `*.non_ema.*`, do not count.
+
+    Args:
+        model: Directory of the model.
+        unet: File of the weights that replace those of its U-Net.
 
     Raises:
         UserError: If a part has no weights.
@@ -151,7 +203,12 @@ def digest_model(model: Path) -> str:
     settings = (path for part in parts for path in part.glob("*") if path.suffix in _SETTINGS)
     weights = (path for name in _WEIGHTED_PARTS for path in _weight_files(model / name, _KEY))
     read = {path for path in settings if ".index." not in path.name}
-    return digest_files(model, {model / INDEX, *read, *weights})
+    own = digest_files(model, {model / INDEX, *read, *weights})
+    if unet is None:
+        return own
+    with unet.open("rb") as file:
+        replaced = hashlib.file_digest(file, "blake2b").hexdigest()
+    return hashlib.blake2b(f"{own}/{replaced}".encode(), digest_size=16).hexdigest()
 
 
 def digest_files(folder: Path, files: Iterable[Path]) -> str:

@@ -17,7 +17,13 @@ from online_aug.diffusion.few_steps import (
     read_few_step_adapter,
 )
 from online_aug.diffusion.schedule_settings import check_schedule
-from online_aug.diffusion.weights import check_weights, digest_folder, digest_model, fingerprint
+from online_aug.diffusion.weights import (
+    check_weights,
+    digest_folder,
+    digest_model,
+    fingerprint,
+    locate_unet,
+)
 from online_aug.experiment.training_data import TrainingData
 from online_aug.image_server.identity import server_fingerprint
 from online_aug.methods import Method
@@ -42,8 +48,13 @@ class DiffusionFiles:
 
     @cached_property
     def model_digest(self) -> str:
-        """Digest of the base model's content."""
-        return digest_model(self.model)
+        """Digest of the base model's content, with the U-Net that it is used with."""
+        return digest_model(self.model, self.unet)
+
+    @cached_property
+    def unet(self) -> Path | None:
+        """File of weights in the place of those of the model's U-Net; None if there is none."""
+        return locate_unet(self.config.generation.unet)
 
     @cached_property
     def vae(self) -> Path | None:
@@ -125,7 +136,7 @@ class DiffusionFiles:
         if self.config.asks_server:
             return  # it was asked when the configuration was settled
         check_attention(self.config.generation.attention, self.device)
-        check_weights(self.model, self.vae)
+        check_weights(self.model, self.vae, self.unet)
         check_schedule(self.config.generation.scheduler, self.model)
         if self.few_steps:
             read_few_step_adapter(self.few_steps, self.model)

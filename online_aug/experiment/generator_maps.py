@@ -127,7 +127,7 @@ class GeneratorMaps:
         from online_aug.generation.foreground import ForegroundFinder, Glances
 
         files, config = self.experiment.diffusion, self.experiment.config
-        pipeline = load_img2img(files.model, files.dtype, files.vae)
+        pipeline = load_img2img(files.model, files.dtype, files.vae, files.unet)
         if config.saliency.finetuned and (adapters := files.adapters):
             load_adapters(pipeline, adapters)
         where = device(self.experiment.device)

@@ -150,7 +150,8 @@ def _finetune(
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
     checkpoint = newest_checkpoint(unfinished / CHECKPOINTS)
-    pipeline = load_img2img(experiment.diffusion.model, "float32").to(world.device)
+    files = experiment.diffusion
+    pipeline = load_img2img(files.model, "float32", unet=files.unet).to(world.device)
     title = "fine-tuning the generator"
     with progress(
         f"{title} from step {checkpoint.step}" if checkpoint.step else title,

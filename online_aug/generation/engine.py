@@ -27,6 +27,7 @@ from online_aug.diffusion.loading import (
     load_few_step_adapter,
     load_pipeline,
 )
+from online_aug.diffusion.weights import locate_unet
 from online_aug.generation.denoiser import Denoiser, Execution, chosen_execution
 from online_aug.generation.denoising_loop import Slots, Start
 from online_aug.generation.gate import Finished, Gate
@@ -93,7 +94,8 @@ class ImageGenerator:
             UserError: If the directory holds no Stable Diffusion, weights are not finite, slots do
                 not fit, or the attention cannot run here.
         """
-        pipeline = load_pipeline(model, dtype, kind_of(model), locate_vae(config.vae, model))
+        vae, unet = locate_vae(config.vae, model), locate_unet(config.unet)
+        pipeline = load_pipeline(model, dtype, kind_of(model), vae, unet)
         if finetuned:
             load_adapters(pipeline, finetuned)
         if few_steps := locate_few_step_adapter(config.few_step_adapter):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from safetensors.torch import load_file, save_file
 from tiny_model import copy_with
 
 from online_aug.diffusion import weights
+from online_aug.diffusion.loading import load_img2img
 from online_aug.diffusion.weights import (
     check_weights,
     digest_folder,
     digest_model,
     fingerprint,
+    locate_unet,
+    read_unet,
     tensor_shapes,
 )
 from online_aug.errors import UserError
@@ -187,3 +191,56 @@ def test_files_that_nothing_loads_do_not_change_a_model_s_digest(tiny_model, mod
 def test_what_is_loaded_is_part_of_a_model_s_digest(tiny_model, model, name):
     (model / name).write_bytes((model / name).read_bytes() + b" ")
     assert digest_model(model) != digest_model(tiny_model)
+
+
+@pytest.fixture
+def erased(tiny_model, tmp_path):
+    """Other weights for the U-Net, as ESD's script writes them."""
+    tensors = load_img2img(tiny_model, "float32").unet.state_dict()
+    path = tmp_path / "diffusers-word_crow.pt"
+    torch.save({name: tensor + 0.01 for name, tensor in tensors.items()}, path)
+    return path
+
+
+def test_other_weights_replace_those_of_the_unet_and_nothing_else(tiny_model, erased):
+    check_weights(tiny_model, unet=locate_unet(erased))
+    plain = load_img2img(tiny_model, "float32")
+    replaced = load_img2img(tiny_model, "float32", unet=erased)
+    for name, tensor in replaced.unet.state_dict().items():
+        torch.testing.assert_close(tensor, plain.unet.state_dict()[name] + 0.01)
+    for name, tensor in replaced.vae.state_dict().items():
+        torch.testing.assert_close(tensor, plain.vae.state_dict()[name])
+
+
+def test_weights_of_the_unet_count_by_their_content(tiny_model, erased, tmp_path):
+    copy = shutil.copy(erased, tmp_path / "copy.pt")
+    found = digest_model(tiny_model, erased)
+    assert found == digest_model(tiny_model, Path(copy)) != digest_model(tiny_model)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_another_network_are_refused_by_the_first_that_differs(
+    tiny_model, tmp_path, suffix
+):
+    path, tensors = tmp_path / f"other{suffix}", {"conv_in.bias": torch.zeros(3)}
+    torch.save(tensors, path) if suffix == ".pt" else save_file(tensors, path)
+    rule = "generation.unet must hold the weights of the U-Net of .* got conv_in.bias with shape"
+    for use in (lambda: check_weights(tiny_model, unet=path), lambda: read_unet(path, tiny_model)):
+        with pytest.raises(UserError, match=rule):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("none.pt", "which is missing"), ("unet.txt", "which is another file")]
+)
+def test_a_file_of_weights_that_is_none_is_refused(tmp_path, name, said):
+    (tmp_path / "unet.txt").write_text("no tensors")
+    with pytest.raises(UserError, match=rf"generation\.unet must be a file of tensors .* {said}"):
+        locate_unet(tmp_path / name)
+
+
+def test_a_damaged_file_of_weights_is_refused(tiny_model, tmp_path):
+    path = tmp_path / "unet.safetensors"
+    path.write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"generation\.unet must have whole weight files, got "):
+        check_weights(tiny_model, unet=path)

@@ -11,6 +11,7 @@ from tiny_model import copy_with, write_tiny_vae
 from online_aug.config import Config
 from online_aug.data.sources import load_splits
 from online_aug.diffusion.adapters import CONCEPTS_FILE
+from online_aug.diffusion.loading import load_img2img
 from online_aug.errors import UserError
 from online_aug.experiment.experiment import Experiment
 from online_aug.experiment.images import BoundCompose, SourceImages
@@ -173,6 +174,17 @@ def test_after_fine_tuning_lora_alone_prompts_hold_the_names(tmp_path, tiny_mode
     experiment = make_experiment(tmp_path, tiny_model, finetune={"mode": "lora"})
     finish_finetuning(experiment)
     assert experiment.contexts["diff_mix"].prompts[1] == f"a photo of a {CLASS_NAMES[1]} bird"
+
+
+def test_another_unet_leads_to_another_fine_tuning_and_other_requests(tmp_path, tiny_model):
+    path = tmp_path / "erased.pt"
+    torch.save(load_img2img(tiny_model, "float32").unet.state_dict(), path)
+    plain = make_experiment(tmp_path, tiny_model)
+    generation = {**plain.config.generation.model_dump(mode="json"), "unet": str(path)}
+    erased = make_experiment(tmp_path, tiny_model, generation=generation)
+    erased.check(generates=True)
+    assert erased.diffusion.finetuned != plain.diffusion.finetuned
+    assert erased.diffusion.model_digest != plain.diffusion.model_digest
 
 
 @pytest.fixture
