@@ -1,5 +1,7 @@
 """Soft labels: distributions over K classes, float32, each summing to 1."""
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float
 
@@ -40,6 +42,7 @@ def translation_label(
     return kept * one_hot(source, num_classes) + moved * one_hot(target, num_classes)
 
 
+@lru_cache(maxsize=4)  # asked for with every request
 def rare_class_weights(class_sizes: tuple[int, ...], balance: float) -> tuple[float, ...] | None:
     """Return the chance of each class, in proportion to 1 / (n + 1)^balance of its n images.
 
@@ -54,4 +57,5 @@ def rare_class_weights(class_sizes: tuple[int, ...], balance: float) -> tuple[fl
     if not balance:
         return None
     shares = [(size + 1) ** -balance for size in class_sizes]
-    return tuple(share / sum(shares) for share in shares)
+    total = sum(shares)
+    return tuple(share / total for share in shares)

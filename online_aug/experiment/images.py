@@ -179,8 +179,7 @@ class ImportFinder:
     @cached_property
     def _loose_labels(self) -> dict[str, int]:
         """Labels by loosely written names, as far as no two classes have the same."""
-        names = [_loose(name) for name in self.train.class_names]
-        return {name: k for k, name in enumerate(names) if names.count(name) == 1}
+        return labels_by_loose_name(self.train.class_names)
 
     @cached_property
     def _files(self) -> dict[tuple[int, str], int]:
@@ -203,6 +202,18 @@ def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
     if is_needed:
         raise _MisfitError("its strength is not known, which a label between two classes asks for")
     return 1.0  # within one class the label does not depend on it
+
+
+def labels_by_loose_name(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the labels of classes by loosely written names that no other class has.
+
+    Example:
+        >>> labels_by_loose_name(["Blue_jay", "crow", "Crow?"])
+        {'blue jay': 0}
+    """
+    names = [_loose(name) for name in class_names]
+    uses = Counter(names)
+    return {name: label for label, name in enumerate(names) if uses[name] == 1}
 
 
 def _loose(name: str) -> str:
