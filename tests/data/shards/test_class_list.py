@@ -90,14 +90,14 @@ def test_a_shard_of_21841_classes_is_opened_with_all_its_names(tmp_path, all_nam
     assert len(set(all_names)) == len(all_names) == MANY
     rng = np.random.default_rng(0)
     image = encoded(noise(1, 0)[0])
-    contents = [image + rng.bytes(8) for _ in range(2 * MANY)]
-    labels = [*range(MANY)] * 2
+    contents = [image + rng.bytes(8) for _ in range(MANY)]
+    labels = [*range(MANY)][::-1]
     write_parquet(tmp_path / "0.parquet", contents, labels, names=list(all_names))
     for _ in range(2):
         found = shard_splits(DataConfig(source=str(tmp_path)), None)["train"]
         assert found.class_names == all_names
         assert found.labels.tolist() == labels
-    assert found.content(MANY + 5) == contents[MANY + 5]
+    assert found.content(5) == contents[5]
 
 
 def test_prompts_plans_and_cuts_take_21841_classes(all_names):

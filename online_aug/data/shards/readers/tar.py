@@ -154,7 +154,9 @@ def _members(path: Path, file: BufferedReader) -> Iterator[_Member]:
                     yield _Member(info.name, info.offset_data, info.size)
             end = os.pread(file.fileno(), _BLOCK_BYTES, tar.offset)
     except tarfile.TarError as error:
-        raise UserError(f"{shown(path)} must be a whole tar file: {error}") from None
+        raise UserError(
+            f"{shown(path)} must be a whole tar file: {error}; copy or write it again"
+        ) from None
     if end != bytes(_BLOCK_BYTES):  # two empty blocks end an archive
         raise _cut_short(path) if len(end) < _BLOCK_BYTES else _damaged(path)
 
