@@ -1,9 +1,10 @@
-"""The names of the classes that weights were trained for, kept in the file of the weights.
+"""The names of classes: those that weights were trained for, kept in their file, and loose ones.
 
 Labels are places in the list of class names, so another list makes every answer a wrong one.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,3 +66,23 @@ def difference(then: Sequence[str], now: Sequence[str]) -> str:
         if before != after:
             return f"label {label} was {before!r} and is {after!r} now"
     return f"there were {len(then)} classes and are {len(now)} now"
+
+
+def labels_by_loose_name(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the labels of classes by loosely written names that no other class has.
+
+    Example:
+        >>> labels_by_loose_name(["Blue_jay", "crow", "Crow?"])
+        {'blue jay': 0}
+    """
+    names = [loose(name) for name in class_names]
+    uses = Counter(names)
+    return {name: label for label, name in enumerate(names) if uses[name] == 1}
+
+
+def loose(name: str) -> str:
+    """Write a class name without what programs change about it.
+
+    Folders have underscores, capitals get lost, and some lists doubt a name by a question mark.
+    """
+    return name.replace("_", " ").replace("/", " ").strip().rstrip("?").strip().casefold()

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cache import Scalar, Store, label_of
+from online_aug.classifier.class_names import labels_by_loose_name, loose
 from online_aug.config import Config
 from online_aug.data.image_sets import ImageSet, Splits, file_names_of, fitted
 from online_aug.data.transforms import fit_square
@@ -160,7 +161,7 @@ class ImportFinder:
     def _label(self, request: Mapping[str, Scalar], side: str) -> int:
         name, label = request.get(f"{side}_class"), label_of(request, side)
         if isinstance(name, str):
-            label = self._labels.get(name, self._loose_labels.get(_loose(name)))
+            label = self._labels.get(name, self._loose_labels.get(loose(name)))
             if label is None:
                 raise _MisfitError(f"the data set has no class {name[:80]!r}")
             return label
@@ -202,26 +203,6 @@ def _strength(request: Mapping[str, Scalar], *, is_needed: bool) -> float:
     if is_needed:
         raise _MisfitError("its strength is not known, which a label between two classes asks for")
     return 1.0  # within one class the label does not depend on it
-
-
-def labels_by_loose_name(class_names: Sequence[str]) -> dict[str, int]:
-    """Return the labels of classes by loosely written names that no other class has.
-
-    Example:
-        >>> labels_by_loose_name(["Blue_jay", "crow", "Crow?"])
-        {'blue jay': 0}
-    """
-    names = [_loose(name) for name in class_names]
-    uses = Counter(names)
-    return {name: label for label, name in enumerate(names) if uses[name] == 1}
-
-
-def _loose(name: str) -> str:
-    """Write a class name without what programs change about it.
-
-    Folders have underscores, capitals get lost, and some lists doubt a name by a question mark.
-    """
-    return name.replace("_", " ").replace("/", " ").strip().rstrip("?").strip().casefold()
 
 
 @dataclass(frozen=True)

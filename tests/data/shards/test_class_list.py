@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shard_samples import encoded, members_of, noise, write_parquet, write_tar, write_wds
 
-from online_aug.classifier.class_names import difference
+from online_aug.classifier.class_names import difference, labels_by_loose_name
 from online_aug.data.cuts import few_shot, stratified_split
 from online_aug.data.settings import DataConfig
 from online_aug.data.shards.class_list import read_class_names
@@ -14,7 +14,6 @@ from online_aug.data.shards.splits import shard_splits
 from online_aug.data.sources import data_set_name, load_splits
 from online_aug.diffusion.adapters import class_concepts, named_concepts
 from online_aug.errors import UserError
-from online_aug.experiment.images import labels_by_loose_name
 from online_aug.labels import rare_class_weights
 from online_aug.methods import METHODS, MethodContext, Source
 
