@@ -102,7 +102,7 @@ def smooth(labels: Float[Tensor, "b k"], smoothing: float) -> Float[Tensor, "b k
 
 
 def learning_rate(
-    optim: OptimConfig, step: int, *, total_steps: int, steps_per_epoch: int
+    optim: OptimConfig, step: int, *, total_steps: int, steps_per_epoch: float
 ) -> float:
     """Return the learning rate of optimizer step `step`, counted from 0.
 
@@ -111,9 +111,10 @@ def learning_rate(
     counts from the start of the run. A pure function of the step needs no saved state.
     """
     if optim.schedule_by == "epoch":
-        step, total_steps = step // steps_per_epoch, total_steps // steps_per_epoch
+        step, total_steps = (int(n // steps_per_epoch) for n in (step, total_steps))
         steps_per_epoch = 1
-    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+    warmup_steps = optim.warmup_epochs * steps_per_epoch
+    warmup_steps = int(warmup_steps) if optim.warmup == "over" else round(warmup_steps)
     risen = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if optim.warmup == "before" and step < warmup_steps:
         return optim.lr * risen
@@ -122,7 +123,7 @@ def learning_rate(
 
 
 def _scheduled(
-    optim: OptimConfig, step: int, start: int, total_steps: int, steps_per_epoch: int
+    optim: OptimConfig, step: int, start: int, total_steps: int, steps_per_epoch: float
 ) -> float:
     epochs = step / steps_per_epoch
     match optim.schedule:
@@ -136,7 +137,7 @@ def _scheduled(
         case "multistep":
             passed = sum(epochs >= after for after in optim.decay_epochs)
             return float(optim.lr * optim.decay_rate**passed)
-    return _timm_rate(optim, step, total_steps // steps_per_epoch, steps_per_epoch)
+    return _timm_rate(optim, step, int(total_steps // steps_per_epoch), round(steps_per_epoch))
 
 
 def _timm_rate(optim: OptimConfig, step: int, epochs: int, steps_per_epoch: int) -> float:

@@ -142,11 +142,17 @@ class OptimConfig(Section):
     """Epochs of linear warm-up."""
     warmup: Literal["before", "over"] = "before"
     """The warm-up comes before the cosine, or over its beginning: the cosine then runs from the
-    first step and is multiplied by the warm-up (Diff-Mix)."""
+    first step and is multiplied by the warm-up, and images that fill no whole batch at the end of
+    an epoch count for the length of both (Diff-Mix)."""
     schedule_by: Literal["step", "epoch"] = "step"
     """Change the learning rate at each step, or only at each epoch (DiffuseMix, long tails)."""
     ema: Annotated[float, Field(gt=0, lt=1), Exponent] | None = None
     """Decay of a running average of the weights, which is then evaluated; null is off."""
+
+    @property
+    def counts_left_over(self) -> bool:
+        """Whether the schedule counts the images of an epoch instead of its whole batches."""
+        return self.warmup == "over" and self.schedule_by == "step"
 
 
 CMO_RESTS = (4, 3)

@@ -54,7 +54,7 @@ class TrainingEngine:
         config: Config,
         world: World,
         *,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         class_names: Sequence[str] = (),
         class_sizes: Sequence[int] = (),
     ) -> None:
@@ -64,7 +64,8 @@ class TrainingEngine:
             classifier: The network on the CPU.
             config: The configuration of the run.
             world: This rank among all ranks.
-            steps_per_epoch: Optimizer steps in an epoch.
+            steps_per_epoch: Batches that the samples of an epoch fill; the last one is left out if
+                it is not whole, and only counts for the schedule.
             class_names: Names by label, kept with the weights; without them labels as digits.
             class_sizes: Training images by label; without them classes are taken as alike.
 
@@ -77,7 +78,7 @@ class TrainingEngine:
         self._loss = ClassifierLoss(config.optim, class_sizes or [1] * count, world.device)
         self.watch: Watch | None = None
         """Gets the logits in training, and the labels before smoothing."""
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._epoch_length = max(1, int(steps_per_epoch)), steps_per_epoch
         self._mean, self._std = input_statistics(classifier)
         self._format = (
             torch.channels_last if config.classifier.channels_last else torch.contiguous_format
@@ -105,12 +106,10 @@ class TrainingEngine:
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return learning_rate(
-            self._config.optim,
-            self.step,
-            total_steps=self._config.run.epochs * self._steps_per_epoch,
-            steps_per_epoch=self._steps_per_epoch,
-        )
+        optim = self._config.optim
+        length = self._epoch_length if optim.counts_left_over else self._steps_per_epoch
+        total = int(self._config.run.epochs * length)
+        return learning_rate(optim, self.step, total_steps=total, steps_per_epoch=length)
 
     def train_step(self, batch: Batch) -> Float[Tensor, ""]:
         """Do one optimizer step and return the loss of this rank's batch, still on the device."""

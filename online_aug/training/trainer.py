@@ -24,6 +24,7 @@ from online_aug.experiment.experiment import Experiment
 from online_aug.loader.batch import Batch
 from online_aug.loader.loader import OnlineAugLoader
 from online_aug.loader.sampler import StopWaiting
+from online_aug.loader.slots import order_of
 from online_aug.methods import Picture
 from online_aug.processes import Interrupt
 from online_aug.request import Counts
@@ -89,11 +90,12 @@ class TrainingRun:
         self._loader, self._directory = loader, directory
         loader.gives_sparse_labels = True  # of thousands of classes nearly all shares are 0
         self._publisher = SaliencyPublisher(experiment, loader, world, directory)
+        order = order_of(experiment.config, experiment.splits.train)
         self._engine = TrainingEngine(
             classifier,
             experiment.config,
             world,
-            steps_per_epoch=len(loader),
+            steps_per_epoch=order.samples / order.batch_size,
             class_names=experiment.splits.train.class_names,
             class_sizes=experiment.data.class_sizes,
         )

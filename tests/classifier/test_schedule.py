@@ -67,6 +67,19 @@ def test_the_warm_up_over_a_cosine_multiplies_its_first_steps():
     assert rates(warmup_epochs=2, warmup="over") == pytest.approx(expected)
 
 
+def test_a_warm_up_over_the_schedule_counts_the_images_left_over_at_the_end_of_an_epoch():
+    """As Diff-Mix's code on CUB: 11,238 steps planned for 120 epochs, of which 11,160 are run."""
+    optim, length = OptimConfig(lr=0.025, warmup_epochs=12, warmup="over"), 5994 / 64
+    assert optim.counts_left_over
+    assert not optim.model_copy(update={"schedule_by": "epoch"}).counts_left_over
+    found = [
+        learning_rate(optim, step, total_steps=int(120 * length), steps_per_epoch=length)
+        for step in (0, 1122, 1123, 5619, 11159)
+    ]
+    expected = [2.226180e-05, 0.02439015, 0.02438907, 0.0125, 3.048163e-06]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_schedule_by_epoch_is_that_of_pytorch_stepped_after_each():
     """As DiffuseMix's code trains: one rate for an epoch, half a cosine over all of them."""
     stepped = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
