@@ -72,11 +72,11 @@ def write_cub_waterbirds(root, train=TRAIN):
     write_waterbirds(root)
 
 
-def write_aircraft(root):
+def write_aircraft(root, train=TRAIN):
     folder = root / "fgvc-aircraft-2013b" / "data"
     variants = ("707-320", "Boeing 717", "F-16A/B")
     rows = {"trainval": [], "train": [], "val": [], "test": []}
-    for split, label, k in shots(3):
+    for split, label, k in shots(3, train):
         picture(folder / "images" / f"{label}{k:06d}.jpg", label, k)
         of_train = ("trainval", "train" if len(rows["train"]) <= len(rows["val"]) else "val")
         for part in ("test",) if split == "test" else of_train:

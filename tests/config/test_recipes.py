@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import timm
 import yaml
-from published_samples import WRITERS, accept_small_flowers
+from published_samples import WRITERS, accept_small_flowers, picture, shots
 
 from online_aug.cli.train import main
 from online_aug.config.loading import find_recipe, load_config
@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 PAPERS = [path for path in RECIPES if load_config(path, []).data.source in PUBLISHED]
 OTHERS = [path for path in RECIPES if path not in PAPERS]
+OF_DIFFDA = sorted((FOLDER / "diffda").glob("*.yaml"))
 CUB_IMAGES = {"train": 60}
 """Images of a class: leaves more than 50 to look for a background in, also in a long tail."""
 
@@ -47,6 +48,12 @@ def dry_run_on_a_miniature(path, root, models):
     model = models["instruct" if method.name == "diffusemix" else "translate"]
     words = (f"generation.model={model}", "optim.batch_size=2")
     return dry_run(path, root, root / "data", *words)
+
+
+def write_folder(root):
+    """Write an image folder with official training and test images."""
+    for split, label, k in shots(2):
+        picture(root / split / ("accordion", "airplanes")[label] / f"{k}.jpg", label, k)
 
 
 def dry_run(path, root, data, *words):
@@ -142,6 +149,25 @@ def test_a_paper_s_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
     accept_small_flowers(monkeypatch)
     models = {"translate": tiny_model, "instruct": tiny_editor}
     assert dry_run_on_a_miniature(path, tmp_path, models) == 0
+    assert "requests   " in capsys.readouterr().out
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OF_DIFFDA, ids=lambda path: path.stem)
+def test_a_recipe_of_diffda_passes_a_dry_run_on_a_miniature_of_its_data(
+    path, tmp_path, tiny_model, tiny_editor, capsys
+):
+    config, data = load_config(path, []), tmp_path / "data"
+    shots_of = config.data.examples_per_class
+    if config.data.source in PUBLISHED:
+        WRITERS[config.data.source](data, **({"train": 2 * shots_of} if shots_of else {}))
+    else:
+        write_folder(data)
+    model = tiny_editor if config.method.name == "diffusemix" else tiny_model
+    words = [f"generation.model={model}", "optim.batch_size=2"]
+    words += [] if config.data.source in PUBLISHED else [f"data.source={data}"]
+    assert dry_run(path, tmp_path, data, *words) == 0
     assert "requests   " in capsys.readouterr().out
     assert sorted(place.name for place in tmp_path.iterdir()) == ["data"]
 
