@@ -1,5 +1,8 @@
 """The recipes of DiffDA-Eval: each loads, and those of a setting have one vanilla twin."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from online_aug.cli.compare import VANILLA, rows_of
@@ -52,6 +55,36 @@ def test_a_head_says_what_a_person_asks_first(path):
     for word in ("Paper:", "Command:", "Hardware:", "Duration:", "Disk:", "Expected:"):
         assert f"# {word}" in head
     assert f"online-aug train diffda/{path.stem}" in head
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "PAPERS.md"
+
+
+def rows_of_page():
+    """Return images, generated images, disk and policy of each setting in docs/PAPERS.md."""
+    found = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        names = re.findall(r"`(\w+)`", cells[0])
+        if len(cells) == 5 and set(names) & set(SETTINGS):
+            parts = [re.split(r", (?=[\d.])", cell) for cell in cells[1:4]]
+            listed = [part if len(part) == len(names) else part * len(names) for part in parts]
+            found |= {name: (*row, cells[4]) for name, *row in zip(names, *listed, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_page_of_the_papers_agrees_with_the_heads_and_the_keys(setting):
+    images, made, disk, policy = rows_of_page()[setting]
+    wanted = {"replaced": "global", "kept beside": "concat"}[policy]
+    each = images.replace(",", "").isdigit()
+    for name, config in configs(setting).items():
+        head = find_recipe(f"diffda/{setting}_{name}").read_text().partition("\n\n")[0]
+        head = " ".join(head.replace("#", " ").split())
+        assert config.mixing.policy == wanted
+        assert f"{made if each else 'five times as many'} generated images" in head
+        if name != "diffusemix":
+            assert f"at most {disk.partition(' ')[0]} GiB" in head
 
 
 def test_recipes_of_two_trainings_are_not_put_in_one_table():
