@@ -26,7 +26,7 @@ from online_aug.methods import (
     make_method,
 )
 from online_aug.methods.base import Resources
-from online_aug.planning import Images, ListedRequests, Plan, Requests
+from online_aug.planning import ListedRequests, Plan, Requests
 from online_aug.request import GenerationRequest
 from online_aug.saliency import SaliencyTable
 from online_aug.settings import decided
@@ -223,7 +223,7 @@ class Experiment:
         generating = [part for part in self.parts_by(version) if part.method.generates]
         plan = Plan(
             [self.strengths.applied(part) for part in generating],
-            Images(self.data.sources.digests, self.data.sources.labels),
+            self.data.distinct,
             self.config.generation.variants_per_image,
         )
         return plan.trials() if self.only_trials else plan

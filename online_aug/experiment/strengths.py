@@ -68,7 +68,8 @@ class ExperimentStrengths:
             return part
         experiment = self.experiment
         made = experiment.config.generation.variants_per_image
-        trials = trials_of(experiment.data.sources, made, settings)
+        some = experiment.data.distinct.first_of_classes(settings.trials)  # others are not tried
+        trials = trials_of(some, made, settings)
         learned = None if experiment.only_trials else self._learned(part.method.name)
         table = StrengthTable(trials=trials, learned=learned)
         return replace(part, context=replace(part.context, strengths=table))

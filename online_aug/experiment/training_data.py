@@ -18,6 +18,7 @@ from online_aug.documents import DocumentError, read_object
 from online_aug.errors import UserError
 from online_aug.file_digests.digests import Digests, Places
 from online_aug.methods import Source
+from online_aug.planning import Images
 from online_aug.request import GenerationRequest
 
 _MAX_WEIGHTS_BYTES = 2**30
@@ -74,6 +75,11 @@ class TrainingData:
     def digests(self) -> Digests:
         """Digests of the training images, each once, sorted."""
         return self.sources.digests.sorted
+
+    @cached_property
+    def distinct(self) -> Images:
+        """The training images as plans number them: each content once, by its digest."""
+        return Images(self.sources.digests, self.sources.labels)
 
     @property
     def places(self) -> Places:

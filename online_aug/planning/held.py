@@ -32,7 +32,7 @@ ROW = np.dtype([("position", "<u8"), ("number", "<u8"), ("label", "<u4")])
 MOST_KEPT = 32
 """Plans of which is kept what a cache holds; the oldest files go first."""
 _LEAST_NEW, _LEAST_NEW_SHARE = 256, 8
-"""A file is written if it gets so many new rows, and an n-th of those it has."""
+"""A file is written if so many records were looked at anew, and an n-th of those before."""
 _SHOWN_FROM = 20_000
 _LOOKED_UP = 1024
 _VERSION = 1
@@ -86,7 +86,7 @@ def held_of(store: Store, plan: Numbered[Servable]) -> Held:
         elif known is not None and known.removed != removed:
             before = Held(_not_gone(store, before.rows), before.position)
         found = extended(store, plan, before)
-        if is_kept and _is_worth_it(len(found.rows) - len(before.rows), len(before.rows)):
+        if is_kept and _is_worth_it(before, found.position):
             _write(path, found, removed)
     return found
 
@@ -205,7 +205,7 @@ class Memory:
     def keep(self, position: int) -> None:
         """Keep what was found up to a position of the log, if it is worth it."""
         plan = self._requests.parts[0] if self._requests.parts else None
-        if not isinstance(plan, Plan) or not _is_worth_it(len(self._new), len(self._held.rows)):
+        if not isinstance(plan, Plan) or not _is_worth_it(self._held, position):
             return
         mine = self._held.rows[self._held.rows["number"] < self._first]
         held = Held(np.concatenate([mine, np.array(self._new, ROW)]), position)
@@ -217,8 +217,8 @@ class Memory:
         self._held, self._new = held, []
 
 
-def _is_worth_it(new: int, before: int) -> bool:
-    return new >= max(_LEAST_NEW, before // _LEAST_NEW_SHARE)
+def _is_worth_it(before: Held, position: int) -> bool:
+    return position - before.position >= max(_LEAST_NEW, before.position // _LEAST_NEW_SHARE)
 
 
 def _removed(store: Store) -> int:

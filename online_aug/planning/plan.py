@@ -74,6 +74,13 @@ class Images:
         rows = digests.rows if isinstance(digests, Digests) else Digests.of(digests).rows
         return np.asarray(self._places.ranks(rows) >= 0)
 
+    def first_of_classes(self, count: int) -> list[Source]:
+        """Return at most `count` images of each class, the first in the order of digests."""
+        order = np.argsort(self.labels, kind="stable")
+        labels = self.labels[order]
+        places_in_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
+        return [self[int(place)] for place in np.sort(order[places_in_class < count])]
+
     def spread(self, places: Numbers) -> Numbers:
         """Return an evenly spread number of each of these images."""
         rows = np.ascontiguousarray(self._places.digests.rows[places, :SPREAD_BYTES])

@@ -106,6 +106,14 @@ def test_an_image_that_is_tried_twice_is_tried_at_two_strengths():
     assert all(len(set(pair)) == 2 for pair in pairs)
 
 
+@pytest.mark.parametrize("trials", [1, 2, 3, 5, 1000])
+def test_the_first_images_of_each_class_are_enough_to_know_the_trials(trials):
+    sources = [*make_sources(11), *make_sources(30)[20:23]]
+    learning = replace(SETTINGS, trials=trials)
+    some = Images.of(sources[::-1]).first_of_classes(trials)
+    assert trials_of(some, 4, learning) == trials_of(sources, 4, learning)
+
+
 def test_there_are_no_more_trials_than_requests():
     many = replace(SETTINGS, trials=1000)
     assert len(trials_of(SOURCES, 2, many)) == 24

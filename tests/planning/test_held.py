@@ -101,7 +101,15 @@ def test_records_of_other_recipes_are_not_read(counting):
     assert counting.read == 3
 
 
-def test_a_few_new_rows_are_not_worth_a_new_file(store, monkeypatch):
+def test_records_of_other_plans_are_not_read_again(counting):
+    put(counting, range(10), make_plan(seed=8))
+    assert numbers(counting) == []
+    counting.read = 0
+    assert numbers(counting) == []
+    assert counting.read == 0
+
+
+def test_a_few_new_records_are_not_worth_a_new_file(store, monkeypatch):
     monkeypatch.setattr(module, "_LEAST_NEW", 5)
     put(store, range(4))
     assert numbers(store) == [0, 1, 2, 3]
