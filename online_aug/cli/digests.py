@@ -3,24 +3,27 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from online_aug.cli.main import Parser
 from online_aug.console import amount, terminal_progress
+from online_aug.data.shards.verification import shard_indexes, verify_shards
 from online_aug.errors import UserError, escaped
-from online_aug.file_digests.known import Verified, indexes, verify
+from online_aug.file_digests.known import Progress, Verified, indexes, verify
 
 SUMMARY = """\
 Read the real images again whose digests are kept beside a cache, and compare.
 A run knows an image again by the size, time of change and inode of its file, and
 does not read it. A file whose content changed while these stayed (a failing disk,
 a copy with its old time) is found here; its digest is taken out, so that the next
-run reads it. Ends with status 1 if there was one."""
+run reads it. Shards (tar, Parquet) are verified in the same way by their folder.
+Ends with status 1 if there was one."""
 EXAMPLES = """\
 examples:
   online-aug digests runs/cache
+  online-aug digests shards/
   online-aug digests runs/cache --json"""
 _SHOWN = 20
 
@@ -35,13 +38,14 @@ def main(argv: Sequence[str]) -> int:
         UserError: If no digests are kept there, or they cannot be written.
     """
     options = build_parser().parse_args(argv)
-    paths = indexes(options.path)
-    if not paths:
+    verifiers = dict.fromkeys(indexes(options.path), verify)
+    verifiers |= dict.fromkeys(shard_indexes(options.path), verify_shards)
+    if not verifiers:
         raise UserError(
             f"the cache must have digests beside it, got {options.path} without: a run or "
             "online-aug fill keeps them"
         )
-    found = {path: _verified(path) for path in paths}
+    found = {path: _verified(path, check) for path, check in verifiers.items()}
     if options.json:
         rows = [one and asdict(one) | {"root": str(one.root)} for one in found.values()]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
@@ -59,15 +63,17 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("path", metavar="CACHE", type=Path, help="the directory of a cache")
+    parser.add_argument(
+        "path", metavar="FOLDER", type=Path, help="the directory of a cache, or of shards"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON array instead of lines")
     return parser
 
 
-def _verified(path: Path) -> Verified | None:
+def _verified(path: Path, check: Callable[[Path, Progress], Verified | None]) -> Verified | None:
     try:
         with terminal_progress("reading images") as report:
-            return verify(path, report)
+            return check(path, report)
     except OSError as error:
         raise UserError(
             f"digests must be in a folder that can be written, got {path.parent}: {error.strerror}"

@@ -19,7 +19,7 @@ import numpy as np
 from cache import cache_exists, content_digest
 from online_aug.console import Report, terminal_progress
 from online_aug.data.shards.content import IMAGE, Content, Images, ShardFile, shown
-from online_aug.data.shards.index_file import Known, packed, read_index
+from online_aug.data.shards.index_file import IndexFile, Known, packed, read_index
 from online_aug.data.shards.readers.arrow import read_arrow
 from online_aug.data.shards.readers.parquet import read_parquet
 from online_aug.data.shards.readers.tar import read_tar
@@ -36,8 +36,9 @@ READERS: dict[str, Callable[[Path, ShardFile], Content]] = {
     ".arrow": read_arrow,
 }
 """Functions that read a shard, by the ending of its name."""
-_SUFFIX = ".shards"
-_THREADS = 8
+SUFFIX = ".shards"
+_THREADS, _THREADS_OF_GROUPS = 8, 2
+"""Threads that read shards; each holds a row group of a Parquet file in memory."""
 _TRIES = 3
 _MIB = 2**20
 _SAVED_EVERY_S = 30.0
@@ -102,7 +103,7 @@ class ShardIndex:
         if self._cache is None or not cache_exists(self._cache):
             return None
         name = content_digest(os.fsencode(self._folder.resolve()))
-        place = self._cache / FOLDER / f"{name}{_SUFFIX}"
+        place = self._cache / FOLDER / f"{name}{SUFFIX}"
         nearest = place.parent if place.parent.exists() else self._cache
         return place if os.access(nearest, os.W_OK) else None
 
@@ -115,8 +116,8 @@ class ShardIndex:
             if found is None and is_first and path.exists():
                 _log.warning("%s is broken or of another version: it is made anew", shown(path))
             for file in self._files:
-                known = (found or {}).get(file.name)
-                if known and known.file == file and _is_unchanged(self._folder, known):
+                known = found.shards.get(file.name) if found else None
+                if known and known.file == file and is_unchanged(self._folder, known):
                     self._known.setdefault(file.name, known)
 
     def _missing(self) -> list[ShardFile]:
@@ -135,7 +136,7 @@ class ShardIndex:
     def _read(self, files: Sequence[ShardFile]) -> None:
         sizes = {file.name: _state(self._folder / file.name)[0] for file in files}
         saved_s = time.monotonic()
-        with terminal_progress("indexing shards (MiB)") as report, _pool() as pool:
+        with terminal_progress("indexing shards (MiB)") as report, _pool(files) as pool:
             futures = [pool.submit(read_shard, self._folder, file) for file in files]
             done = 0
             for future in as_completed(futures):
@@ -152,11 +153,11 @@ class ShardIndex:
         place = self._place
         if place is None or not self._is_new:
             return
-        others = read_index(place) or {}
+        others = (read_index(place) or IndexFile.empty()).shards
         there = {name: known for name, known in others.items() if (self._folder / name).exists()}
         try:
             place.parent.mkdir(exist_ok=True)
-            write_atomically(place, packed(there | self._known))
+            write_atomically(place, packed(self._folder, there | self._known))
         except OSError as error:
             _log.warning("the index of %s is not kept: %s", shown(self._folder), error)
         else:
@@ -184,7 +185,8 @@ def read_shard(folder: Path, file: ShardFile) -> Known:
         ) from error
 
 
-def _is_unchanged(folder: Path, known: Known) -> bool:
+def is_unchanged(folder: Path, known: Known) -> bool:
+    """Tell whether a shard is as it was when it was read."""
     then, now = np.zeros(1, ENTRY), np.zeros(1, ENTRY)
     try:
         state = _state(folder / known.file.name)
@@ -202,9 +204,10 @@ def _state(path: Path) -> State:
 
 
 @contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
+def _pool(files: Sequence[ShardFile]) -> Iterator[ThreadPoolExecutor]:
     """Run threads; a failure leaves out those that have not begun."""
-    pool = ThreadPoolExecutor(_THREADS)
+    has_groups = any(file.name.lower().endswith(".parquet") for file in files)
+    pool = ThreadPoolExecutor(_THREADS_OF_GROUPS if has_groups else _THREADS)
     try:
         yield pool
     finally:

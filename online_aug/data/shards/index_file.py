@@ -5,6 +5,7 @@ part, a JSON object with a row for each shard. The arrays and names of the shard
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,28 @@ class Known:
     content: Content
 
 
-def packed(shards: Mapping[str, Known]) -> bytes:
-    """Return the content of the file of an index."""
+@dataclass(frozen=True, eq=False)
+class IndexFile:
+    """Content of the file of an index."""
+
+    root: Path
+    """Folder of the shards."""
+    shards: Mapping[str, Known]
+    """What is known of the shards, by their names."""
+
+    @classmethod
+    def empty(cls) -> "IndexFile":
+        """Return one that knows nothing."""
+        return cls(Path(), {})
+
+
+def packed(root: Path, shards: Mapping[str, Known]) -> bytes:
+    """Return the content of the file of an index.
+
+    Args:
+        root: Folder of the shards.
+        shards: What is known of them, by their names.
+    """
     names: dict[tuple[str, ...], int] = {}  # classes, which many shards share
     rows, parts = [], []
     for known in shards.values():
@@ -57,13 +78,14 @@ def packed(shards: Mapping[str, Known]) -> bytes:
             }
         )
         parts += arrays
-    head = json.dumps({"shards": rows, "classes": list(names)}).encode()
+    folder = os.fsencode(root.resolve()).hex()
+    head = json.dumps({"root": folder, "shards": rows, "classes": list(names)}).encode()
     rest = b"".join([head, *parts])
     first = {"version": VERSION, "digest": content_digest(rest), "rows": len(head)}
     return json.dumps(first).encode() + b"\n" + rest
 
 
-def read_index(path: Path) -> dict[str, Known] | None:
+def read_index(path: Path) -> IndexFile | None:
     """Read the file of an index; None if there is none, or if it is broken or another version's."""
     try:
         with open_regular(path) as file:
@@ -73,7 +95,9 @@ def read_index(path: Path) -> dict[str, Known] | None:
             return None
         if head["version"] != VERSION or head["digest"] != content_digest(rest):
             return None
-        return _shards(json.loads(rest[: head["rows"]]), rest, head["rows"])
+        listed = json.loads(rest[: head["rows"]])
+        root = Path(os.fsdecode(bytes.fromhex(listed["root"])))
+        return IndexFile(root, _shards(listed, rest, head["rows"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
         return None
 
