@@ -76,7 +76,7 @@ def test_a_head_says_what_a_person_asks_first(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
-    path, tmp_path, tiny_model, monkeypatch, capsys
+    path, tmp_path, miniature_of, monkeypatch, capsys
 ):
     accept_small_flowers(monkeypatch)
     source, root = load_config(path, []).data.source, tmp_path / "data"
@@ -88,7 +88,7 @@ def test_a_recipe_passes_a_dry_run_on_a_miniature_of_its_data(
         place = f"data.source={root / source}"
     folders = ("finetune.path", "cache.path", "run.dir")
     keys = [f"{key}={tmp_path / key}" for key in folders]
-    words = [place, f"generation.model={tiny_model}", "data.examples_per_class=1", *keys]
+    words = [place, f"generation.model={miniature_of(1)}", "data.examples_per_class=1", *keys]
     assert (
         main([str(path), *words, "optim.batch_size=2", "classifier.pretrained=false", "--dry-run"])
         == 0
