@@ -172,41 +172,36 @@ class Reading(NamedTuple):
     """Whether it is surely a whole image of an ordinary kind."""
 
 
-def read_whole(path: str, state: State) -> Reading:
+def read_whole(path: str) -> Reading:
     """Read a file until it has stood still meanwhile.
-
-    Args:
-        path: The file.
-        state: Its state when it was looked at.
 
     Raises:
         OSError: If it cannot be read, or changes whenever it is read.
     """
     for _ in range(_TRIES):
-        content, now = _content(path, state[0])
-        if now == state and len(content) == now[0]:
+        content, before, after = _content(path)
+        if before == after and len(content) == after[0]:
             digest = bytes.fromhex(content_digest(content))
-            return Reading(state, digest, is_plain_image(content, content))
-        state = now
+            return Reading(after, digest, is_plain_image(content, content))
     raise OSError(errno.EBUSY, "it changes while it is read", path)
 
 
-def _content(path: str, size: int) -> tuple[bytes, State]:
-    """Return the content of a regular file that should have a size, and its state afterwards."""
+def _content(path: str) -> tuple[bytes, State, State]:
+    """Return the content of a regular file, and its state before and afterwards."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = os.fstat(descriptor)
-        parts = [os.read(descriptor, size + 1)] if stat.S_ISREG(found.st_mode) else []
-        while 0 < sum(map(len, parts)) < size and parts[-1]:  # beyond what is read at once
-            parts.append(os.read(descriptor, size))
-        found = os.fstat(descriptor)
+        before = os.fstat(descriptor)
+        parts = [os.read(descriptor, before.st_size + 1)] if stat.S_ISREG(before.st_mode) else []
+        while 0 < sum(map(len, parts)) < before.st_size and parts[-1]:  # of more than 2 GiB
+            parts.append(os.read(descriptor, before.st_size))
+        after = os.fstat(descriptor)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
     if not parts:
         open_regular(Path(path)).close()  # says what it is
-    return b"".join(parts), _state(found)
+    return b"".join(parts), _state(before), _state(after)
 
 
 class PartWork(Protocol[Result]):

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from online_aug.file_digests.index import (
     Entries,
     Index,
     Reading,
-    State,
     in_parts,
     is_same,
     read_index,
@@ -107,9 +106,10 @@ class KnownFiles:
             places: Of the files in the list.
             progress: Is told how many files are read and how many are to be.
         """
-        if self._known["has_digest"][places].all():
+        reads_all = len(places) == len(self._files)
+        if not self._is_first(reads_all) and self._known["has_digest"][places].all():
             return {}
-        with self._alone():  # others who want the same digests find them afterwards
+        with self._alone(reads_all):  # others who want the same digests find them afterwards
             missing = np.unique(places[~self._known["has_digest"][places]])
             errors = self._read(missing, progress)
             self._write()
@@ -147,12 +147,11 @@ class KnownFiles:
             entries[name][lacking] = kept[name][lacking]
 
     def _read(self, places: Int[np.ndarray, " m"], progress: Progress | None) -> dict[int, OSError]:
-        entries, folder = self._known, str(self._root)
+        folder = str(self._root)
 
         def read(part: Int[np.ndarray, " m"]) -> list[Reading | OSError]:
-            states = entries[_STATE][part].tolist()
             paths = [os.path.join(folder, name) for name in self._files[part]]  # noqa: PTH118
-            return list(map(_tried, paths, states))
+            return list(map(_tried, paths))
 
         done, saved_s, errors = 0, time.monotonic(), dict[int, OSError]()
         for part, found in in_parts(read, places):
@@ -185,14 +184,19 @@ class KnownFiles:
         place = folder if folder.exists() else self._cache
         return cache_exists(self._cache) and os.access(place, os.W_OK)
 
+    def _is_first(self, reads_all: bool) -> bool:
+        """Whether nothing is known and all is read, which tells the states of the files too."""
+        return reads_all and self._entries is None and read_index(self.path) is None
+
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, reads_all: bool = False) -> Iterator[None]:
         """Keep other processes from this index, and take over what they have found."""
-        if not self._is_kept:
-            yield
-            return
-        with alone(self.path.with_suffix(".lock")):
-            self._take_over(self._known)
+        with alone(self.path.with_suffix(".lock")) if self._is_kept else nullcontext():
+            if self._is_first(reads_all):
+                self._entries = np.zeros(len(self._files), ENTRY)
+                self._entries["read_ns"] = time.time_ns()
+            elif self._is_kept:
+                self._take_over(self._known)
             yield
 
     def _write(self) -> None:
@@ -249,8 +253,9 @@ def verify(path: Path, progress: Progress | None = None) -> Verified | None:
 
         def read(part: Int[np.ndarray, " m"]) -> list[bytes | None]:
             paths = [str(index.root / name) for name in index.files[part]]
-            found = map(_tried, paths, states[_STATE][part].tolist())
-            return [each.digest if isinstance(each, Reading) else None for each in found]
+            return [
+                each.digest if isinstance(each, Reading) else None for each in map(_tried, paths)
+            ]
 
         for part, found in in_parts(read, places):
             stored = [digest.tobytes() for digest in index.entries["digest"][part]]
@@ -267,8 +272,8 @@ def verify(path: Path, progress: Progress | None = None) -> Verified | None:
     return Verified(index.root, int(known.sum()), int(known.sum() - same.sum()), files)
 
 
-def _tried(path: str, state: State) -> Reading | OSError:
+def _tried(path: str) -> Reading | OSError:
     try:
-        return read_whole(path, state)
+        return read_whole(path)
     except OSError as error:
         return error

@@ -13,7 +13,7 @@ import pytest
 
 from cache import Store, content_digest
 from online_aug.file_digests import index as file_index
-from online_aug.file_digests.index import read_index, read_whole, states_of
+from online_aug.file_digests.index import read_index, read_whole
 from online_aug.file_digests.known import HEADERS, KnownFiles, indexes, verify
 from online_aug.file_digests.names import Names
 
@@ -41,9 +41,9 @@ def reads(monkeypatch):
     """List the files that are read."""
     seen = []
 
-    def noted(path, state):
+    def noted(path):
         seen.append(path)
-        return read_whole(path, state)
+        return read_whole(path)
 
     monkeypatch.setattr("online_aug.file_digests.known.read_whole", noted)
     return seen
@@ -111,34 +111,47 @@ def test_files_of_the_future_are_read_again_as_when_the_clock_was_set_back(cache
     assert reads.count(str(root / FILES[1])) == 1
 
 
-def test_a_file_that_changes_while_it_is_read_is_read_until_it_is_whole(root, monkeypatch):
-    path = root / FILES[0]
-    state = states_of(root, FILES[:1])[["size", "mtime_ns", "inode"]].tolist()[0]
-    read, opened = file_index._content, []
+@pytest.fixture
+def changing(monkeypatch):
+    """Return what changes a file between the reading of its state and of its content."""
 
-    def changing(where, size):
-        opened.append(where)
-        if len(opened) == 1:
-            write(path, "now another", LONG_AGO_S + 5)
-        return read(where, size)
+    def begin(path, texts):
+        rest, read = enumerate(texts), os.read
 
-    monkeypatch.setattr(file_index, "_content", changing)
-    found = read_whole(str(path), state)
+        def changed(descriptor, size):
+            for number, text in rest:
+                write(path, text, LONG_AGO_S + 1 + number)
+                break
+            return read(descriptor, size)
+
+        monkeypatch.setattr(file_index.os, "read", changed)
+
+    return begin
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_until_it_is_whole(root, changing):
+    changing(root / FILES[0], ["now another"])
+    found = read_whole(str(root / FILES[0]))
     assert found.digest.hex() == content_digest(b"now another")
-    assert found.state != state
-    assert len(opened) == 2
+    assert found.state[1] == (LONG_AGO_S + 1) * 10**9
 
 
-def test_a_file_that_never_stands_still_is_refused(root, monkeypatch):
-    path, count, read = root / FILES[0], iter(range(100)), file_index._content
+def test_a_file_that_never_stands_still_is_refused(cache, root, changing):
+    changing(root / FILES[0], ["again"] * 100)
+    with pytest.raises(OSError, match="it changes while it is read") as error:
+        read_whole(str(root / FILES[0]))
+    assert error.value.filename == str(root / FILES[0])
 
-    def changing(where, size):
-        write(path, "again", LONG_AGO_S + next(count))
-        return read(where, size)
 
-    monkeypatch.setattr(file_index, "_content", changing)
-    with pytest.raises(OSError, match="it changes while it is read"):
-        read_whole(str(path), (1, 2, 3))
+def test_processes_that_start_at_once_read_each_file_once(cache, root, reads):
+    known = [KnownFiles(cache, root, FILES) for _ in range(3)]
+    threads = [threading.Thread(target=each.read, args=(np.arange(3),)) for each in known]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reads) == 3
+    assert all(list(each.digests(range(3))) == right(root) for each in known)
 
 
 def test_a_file_that_has_gone_is_an_error_that_names_it(cache, root):
