@@ -16,6 +16,7 @@ from online_aug.errors import UserError, escaped
 
 WDS, HFDS = "wds", "hfds"
 """Prefixes of timm's names whose shards are read here."""
+_TAR = ".tar"
 _INFO_FILES = ("_info.json", "info.json")
 _DISK_FILE, _DICT_FILE = "state.json", "dataset_dict.json"
 """Files in the folders of `save_to_disk`: of one split, and of several."""
@@ -149,14 +150,15 @@ def _in_folder(folder: Path, data: DataConfig) -> Shards | None:
 
 def _names(folder: Path, endings: Any, depth: int = 2) -> Iterator[str]:
     """Yield the shards in a folder and in its folders of splits, relative to it."""
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_file() and entry.name.lower().endswith(tuple(endings)):
-            yield entry.name
-        elif depth and entry.is_dir() and _may_hold_shards(entry.name):
-            for name in _names(folder / entry.name, endings, depth - 1):
-                yield f"{entry.name}/{name}"
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_file() and entry.name.lower().endswith(tuple(endings)):
+                yield entry.name
+            elif depth and entry.is_dir() and _may_hold_shards(entry.name):
+                for name in _names(folder / entry.name, endings, depth - 1):
+                    yield f"{entry.name}/{name}"
 
 
 def _may_hold_shards(name: str) -> bool:
@@ -166,7 +168,7 @@ def _may_hold_shards(name: str) -> bool:
 def _listed_on_disk(folder: Path) -> Iterator[str]:
     """Yield the files that `save_to_disk` of `datasets` has written, in their order."""
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if not (place / _DISK_FILE).is_file():
+        if not (place / _DISK_FILE).is_file() or not any(place.glob("*.arrow")):
             continue
         if place != folder and not (folder / _DICT_FILE).is_file():
             continue
@@ -175,7 +177,7 @@ def _listed_on_disk(folder: Path) -> Iterator[str]:
 
 
 def _info(folder: Path) -> Mapping[str, Any] | None:
-    if not folder.is_dir():
+    if not folder.is_dir() or next(_names(folder, (_TAR,)), None) is None:
         return None
     for name in _INFO_FILES:
         if (folder / name).is_file() and "splits" in (found := _read(folder / name)):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from online_aug.data.shards.content import import_arrow
 from online_aug.data.shards.readers.blocks import Block, blocks_of
+from online_aug.errors import one_line
 
 _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3
 """Kinds of pages."""
@@ -61,12 +62,16 @@ class Places:
         at, end = start, start + size
         while at < end:
             header, at = _read_struct(file, at)
-            packed_size = header[3]
-            self._read_page(file, at, header, levels)
-            at += packed_size
+            try:
+                self._read_page(file, at, header, levels)
+                at += header[3]
+            except (KeyError, IndexError, TypeError) as error:
+                raise UnknownPageError(f"a page that makes no sense ({one_line(error)})") from error
 
     def _read_page(self, file: Bytes, at: int, header: dict[int, Any], levels: int) -> None:
         kind, unpacked_size, size = header[1], header[2], header[3]
+        if size < 0 or unpacked_size < 0:
+            raise UnknownPageError("a page of negative size")
         if kind == _DICTIONARY:
             content, base = self._content(file, at, size, unpacked_size, is_packed=True)
             for place, length in _lengths(content, 0, header[7][1]):

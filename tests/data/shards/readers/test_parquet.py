@@ -1,5 +1,6 @@
 """Parquet and Arrow shards are read in place, whatever their pages, or refused in one line."""
 
+import contextlib
 import json
 import sys
 
@@ -258,3 +259,16 @@ def test_a_file_without_rows_is_refused(tmp_path):
     age(tmp_path / "0.parquet")
     assert (tmp_path / "0.parquet").stat().st_mtime == LONG_AGO_S
     refused("must hold labelled images, got an empty shard", tmp_path)
+
+
+@pytest.mark.parametrize("at", range(4, 30, 2))
+def test_a_damaged_header_of_a_page_is_refused_or_changes_nothing(tmp_path, at):
+    images = photos()
+    write_parquet(tmp_path / "0.parquet", images, LABELS, compression="none", use_dictionary=False)
+    content = bytearray((tmp_path / "0.parquet").read_bytes())
+    content[at] ^= 0xFF
+    (tmp_path / "0.parquet").write_bytes(content)
+    found = None
+    with contextlib.suppress(UserError):
+        found = open_all(tmp_path)
+    assert found is None or [found.content(index) for index in range(COUNT)] == images

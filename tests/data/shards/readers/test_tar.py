@@ -272,3 +272,14 @@ def test_a_broken_image_is_refused_or_left_out(tmp_path):
     assert splits.skipped == (f"x.png of {tmp_path}/0.tar",)
     with pytest.raises(BadImageError, match=r"x\.png of"):
         splits.train.parent.parent.load(20)
+
+
+def test_files_of_other_programs_do_not_make_a_folder_of_images_one_of_shards(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number, pixels in enumerate(noise(10, len(name))):
+            (tmp_path / name / f"{number}.png").write_bytes(encoded(pixels))
+    for name in ("info.json", "state.json", "dataset_dict.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "photos.tar.gz").write_bytes(b"an archive that was unpacked")
+    assert load_splits(DataConfig(source=str(tmp_path))).train.class_names == ("cat", "dog")
