@@ -169,13 +169,10 @@ class ServerEngine:
             files = await self._loop.run_in_executor(
                 self._preparing, lambda: [_to_png(image) for image in prepare(requests)]
             )
-            async with asyncio.TaskGroup() as group:
-                for request, file in zip(requests, files, strict=True):
-                    group.create_task(self._edit(request, file, done))
-        except ExceptionGroup as errors:
-            done.put(errors.exceptions[0])
         except Exception as error:
             done.put(error)
+            return
+        await asyncio.gather(*(self._edit(*one, done) for one in zip(requests, files, strict=True)))
 
     async def _edit(
         self,
@@ -183,15 +180,24 @@ class ServerEngine:
         file: bytes,
         done: "queue.SimpleQueue[_Made | BaseException]",
     ) -> None:
-        side = request.resolution
+        try:
+            pixels = await self._ask(request, file)
+            await self._look_since(self._loop.time())
+        except Exception as error:
+            async with self._looking:  # images that came before are given out first
+                done.put(error)
+        else:
+            done.put(_Made(request, pixels))
+
+    async def _ask(
+        self, request: GenerationRequest, file: bytes
+    ) -> UInt8[np.ndarray, "r r 3"] | None:
         async with self._asking:
             try:
-                pixels = await self._connection.edit(file, self._fields(request), side)
+                return await self._connection.edit(file, self._fields(request), request.resolution)
             except RefusedError as error:
                 _log.warning("%r: %s", request.prompt, error)
-                pixels = None
-        await self._look_since(self._loop.time())
-        done.put(_Made(request, pixels))
+                return None
 
     async def _look_since(self, time_s: float) -> None:
         """Return once the server was asked who it is after a time; many wait for one answer."""

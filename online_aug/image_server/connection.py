@@ -62,6 +62,7 @@ class Connection:
             limits=httpx.Limits(max_connections=config.concurrency + 2),
         )
         self._resting_until = 0.0
+        self._chance = random.Random()  # waits decide no image, and no seed may make them equal
 
     async def __aenter__(self) -> Self:
         return self
@@ -170,7 +171,7 @@ class Connection:
             await sleep(left_s)
 
     async def _back_off(self, error: AskAgainError, tried: int) -> None:
-        wait_s = back_off_s(tried, random.random())
+        wait_s = back_off_s(tried, self._chance.random())
         if error.wait_s:  # all are left alone, as long as the server wants
             wait_s = error.wait_s + wait_s / 2
             self._resting_until = max(self._resting_until, now() + error.wait_s)
