@@ -1,8 +1,8 @@
 """Tell from a few bytes that a file is surely a whole image of an ordinary kind.
 
-A library that reads all formats takes a tenth of a millisecond to find that out, ten times as long
-as reading a small file. Here only PNG and JPEG are known, and only headers in which that library
-finds nothing to refuse; whatever is less plain is left to it.
+A library that reads all formats takes as long to find that out as it takes to read a small file.
+Here only PNG and JPEG are known, and only headers in which that library finds nothing to refuse;
+whatever is less plain is left to it.
 """
 
 import struct
