@@ -66,6 +66,19 @@ def test_what_real_rows_have_is_added_to_another():
     assert config_of(rows["randaugment"]).data.auto_augment == "rand-m9-mstd0.5-inc1"
 
 
+def test_rows_of_long_tails_are_vanilla_but_for_their_loss_or_mixer():
+    names = ("balanced_softmax", "drw", "ldam+drw", "cmo+drw")
+    found = {
+        name: config_of(row) for name, row in rows_of("digits_tail", "--methods", *names).items()
+    }
+    losses = {name: config.optim.loss for name, config in found.items()}
+    plain = "cross_entropy"
+    assert losses == dict(zip(names, ("balanced_softmax", plain, "ldam", plain), strict=True))
+    assert [config.optim.reweight_after for config in found.values()] == [None, 24, 24, 24]
+    assert found["cmo+drw"].optim.cmo == 1
+    assert not any(config.mixing.is_synthetic for config in found.values())
+
+
 def test_a_vanilla_row_stays_vanilla_whatever_holds_for_all_rows():
     rows = rows_of("birds", "mixing.synthetic_probability=0.9", "--methods", "vanilla", "diff_mix")
     assert not config_of(rows["vanilla"]).mixing.is_synthetic
