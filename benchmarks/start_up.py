@@ -110,11 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = []
         for count in (min(options.images), max(options.images)):
             source = folder / f"photos{count}"
-            _write_photos(source, count)
+            write_photos(source, count)
             place = folder / str(count)
             place.mkdir()
             sys.stdout.write(f"\n{count:,} images\n")
-            read_s = _bare_read_s(source)
+            read_s = bare_read_s(source)
             found.append(_start_twice([*words, f"data.source={source}"], place, read_s))
     return _verdict(*found)
 
@@ -257,7 +257,7 @@ def _peak_mb(process: psutil.Process) -> float:
     return int(line.split()[1]) / 1000
 
 
-def _write_photos(folder: Path, count: int) -> None:
+def write_photos(folder: Path, count: int) -> None:
     """Write small PNGs that differ in a text of theirs alone."""
     content = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -273,7 +273,8 @@ def _write_photos(folder: Path, count: int) -> None:
             )
 
 
-def _bare_read_s(folder: Path) -> float:
+def bare_read_s(folder: Path) -> float:
+    """Return the seconds of reading all files in eight threads."""
     paths = list((folder / "train").glob("*/*.png"))
     started = clock_s()
     with ThreadPoolExecutor(8) as pool:

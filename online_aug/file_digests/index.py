@@ -180,28 +180,31 @@ def read_whole(path: str) -> Reading:
     """
     for _ in range(_TRIES):
         content, before, after = _content(path)
-        if before == after and len(content) == after[0]:
+        state = _state(after)
+        if before.st_mtime_ns == state[1] and before.st_size == len(content) == state[0]:
             digest = bytes.fromhex(content_digest(content))
-            return Reading(after, digest, is_plain_image(content, content))
+            return Reading(state, digest, is_plain_image(content, content))
     raise OSError(errno.EBUSY, "it changes while it is read", path)
 
 
-def _content(path: str) -> tuple[bytes, State, State]:
+def _content(path: str) -> tuple[bytes, os.stat_result, os.stat_result]:
     """Return the content of a regular file, and its state before and afterwards."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         before = os.fstat(descriptor)
-        parts = [os.read(descriptor, before.st_size + 1)] if stat.S_ISREG(before.st_mode) else []
-        while 0 < sum(map(len, parts)) < before.st_size and parts[-1]:  # of more than 2 GiB
-            parts.append(os.read(descriptor, before.st_size))
+        is_regular = stat.S_ISREG(before.st_mode)
+        content = more = os.read(descriptor, before.st_size + 1) if is_regular else b""
+        while more and len(content) < before.st_size:  # of more than 2 GiB
+            more = os.read(descriptor, before.st_size)
+            content += more
         after = os.fstat(descriptor)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
-    if not parts:
+    if not is_regular:
         open_regular(Path(path)).close()  # says what it is
-    return b"".join(parts), _state(before), _state(after)
+    return content, before, after
 
 
 class PartWork(Protocol[Result]):
