@@ -85,6 +85,7 @@ def test_keys_of_shards_are_refused_for_other_sources(tmp_path, key):
         load_splits(DataConfig(source=str(tmp_path), **{key: "x"}))
 
 
+@pytest.mark.slow
 def test_a_shard_of_21841_classes_is_opened_with_all_its_names(tmp_path, all_names):
     assert len(set(all_names)) == len(all_names) == MANY
     rng = np.random.default_rng(0)
@@ -99,6 +100,7 @@ def test_a_shard_of_21841_classes_is_opened_with_all_its_names(tmp_path, all_nam
     assert found.content(5) == contents[5]
 
 
+@pytest.mark.slow
 def test_prompts_plans_and_cuts_take_21841_classes(all_names):
     assert named_concepts(all_names, "", "a photo of {}")[5].name == all_names[5]
     assert class_concepts(all_names, "")[-1].token == f"<class_{MANY - 1}>"
@@ -132,6 +134,7 @@ def planned(names, balance):
     return method.plan(source, 0, context, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_names_are_matched_and_compared_at_21841_classes(all_names):
     loose = labels_by_loose_name([name.upper().replace(" ", "_") for name in all_names])
     assert loose["tench"] == all_names.index("tench")
