@@ -72,7 +72,7 @@ class KnownFiles:
         """Return the files that have not passed a check of this level since they changed."""
         return np.flatnonzero(self._known["checked"] < level)
 
-    def note_checked(self, places: Sequence[int] | Int[np.ndarray, " m"], level: int) -> None:
+    def note_checked(self, places: Int[np.ndarray, " m"], level: int) -> None:
         """Note that files named by `unchecked` have passed a check."""
         checked = self._known["checked"]
         checked[places] = np.maximum(checked[places], level)

@@ -220,7 +220,7 @@ def test_several_writers_lose_nothing(cache, root, reads):
     for each in known:
         each.unchecked(1)  # all have looked before any reads
     known[0].digests([0])
-    known[1].note_checked([0, 1], 2)
+    known[1].note_checked(np.array([0, 1]), 2)
     known[1].save()
     threads = [threading.Thread(target=each.digests, args=(range(3),)) for each in known]
     for thread in threads:
@@ -235,7 +235,7 @@ def test_several_writers_lose_nothing(cache, root, reads):
 def test_a_check_is_remembered_until_the_file_changes(cache, root):
     known = KnownFiles(cache, root, FILES)
     assert known.unchecked(1).tolist() == [0, 1, 2]
-    known.note_checked([0, 2], 1)
+    known.note_checked(np.array([0, 2]), 1)
     known.save()
     write(root / FILES[2], "changed", LONG_AGO_S + 1)
     again = KnownFiles(cache, root, FILES)
