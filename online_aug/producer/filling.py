@@ -16,7 +16,7 @@ from online_aug.loader.pool import pin
 from online_aug.processes import Interrupt
 from online_aug.producer.messages import Status
 from online_aug.producer.service import Service
-from online_aug.producer.standing import Standing, standing_of
+from online_aug.producer.standing import standing_of
 from online_aug.producer.work import ImageEngine, Work, load_generator, work_of
 from online_aug.request import GenerationRequest
 
@@ -44,7 +44,7 @@ def make_missing(
         closing(load_generator(experiment)) as generator,
         progress(title, found.missing) as bar,
     ):
-        display = FillDisplay(bar, store, interrupt, found)
+        display = FillDisplay(bar, store, interrupt, int(found.there.sum()))
         Service(replace(work, max_ahead=None), store, generator, display).run()
     if display.status.state == "full":
         raise UserError(
@@ -62,7 +62,7 @@ class FillDisplay:
     class_losses = None
 
     def __init__(
-        self, bar: Tally, store: Store, interrupt: Interrupt, begun_with: Standing
+        self, bar: Tally, store: Store, interrupt: Interrupt, reused_before: int = 0
     ) -> None:
         """Take what is shown.
 
@@ -70,10 +70,10 @@ class FillDisplay:
             bar: The progress bar.
             store: The cache that grows.
             interrupt: The signals that end the work.
-            begun_with: What the cache had before.
+            reused_before: Images of the plan that the cache had before, which count as reused.
         """
         self._bar, self._store, self._interrupt = bar, store, interrupt
-        self._present = int(begun_with.there.sum())
+        self._reused_before = reused_before
         self.status = Status(state="loading")
 
     @property
@@ -84,7 +84,7 @@ class FillDisplay:
     def tell(self, status: Status) -> None:
         """Show the state of the work."""
         self.status = status
-        reused = max(0, status.reused - self._present)
+        reused = max(0, status.reused - self._reused_before)
         done = status.generated + status.rejected + reused
         self._bar.advance(done - self._bar.done, note=self._note(status))
 

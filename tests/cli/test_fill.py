@@ -128,7 +128,7 @@ def test_a_signal_ends_it_after_storing_what_is_finished_and_the_next_call_makes
 def test_what_is_rejected_is_said_with_its_reason(tmp_path):
     bar = Tally("filling", 10)
     with Store(tmp_path / "cache") as store:
-        nobody = filling.FillDisplay(bar, store, None)
+        nobody = filling.FillDisplay(bar, store, None, reused_before=4)
         reasons = {"white": 2, "off-class": 1}
         nobody.tell(
             Status(
@@ -136,7 +136,7 @@ def test_what_is_rejected_is_said_with_its_reason(tmp_path):
                 generated=3,
                 rejected=3,
                 rejected_by_reason=reasons,
-                reused=1,
+                reused=5,
                 images_per_s=2.5,
             )
         )
