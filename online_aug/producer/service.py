@@ -66,6 +66,9 @@ class Service:
                     self._work_off_plan()
         except CacheFullError as error:
             state, note = "full", str(error)
+        except Exception:
+            self._reporter.tell(self._reporter.state)  # with what was stored at the end
+            raise
         finally:
             with suppress(CacheFullError):  # claims end with their process too
                 self._release_claims()

@@ -350,6 +350,19 @@ def test_a_failure_releases_what_was_claimed_and_not_begun(store):
     assert store.stats()["claims_live"] <= SLOTS
 
 
+def test_images_stored_just_before_a_failure_are_counted(store):
+    class Failing(Painter):
+        def step(self):
+            if self.batches:
+                raise RuntimeError("out of memory")
+            return super().step()
+
+    trainer = Listener()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        serve(store, Failing(), trainer)
+    assert trainer.told[-1].generated == len(store) == SLOTS
+
+
 def test_a_full_cache_ends_the_work_and_is_told(tmp_path):
     with Store(tmp_path / "cache", codec="raw", max_gib=10_000 / 2**30, policy=None) as store:
         _, trainer = serve(store)
