@@ -128,7 +128,8 @@ class OptimConfig(Section):
     mix_probability: Fraction = 1.0
     """Probability that a batch is mixed if Mixup, CutMix or CMO is on."""
     mix_by: Literal["batch", "image"] = "batch"
-    """Draw the weight, the box and whether to mix once for a batch, or for each image."""
+    """Draw the weight, the box and whether to mix once for a batch, or for each image. The partner
+    is of the same batch; Diff-Mix's code takes it from the whole training set."""
     schedule: Literal["cosine", "constant", "step", "multistep", "poly", "tanh"] = "cosine"
     """Learning rate after the warm-up; the last two are timm's."""
     decay_epochs: Annotated[tuple[Count, ...], Field(min_length=1)] = (30,)
