@@ -331,8 +331,7 @@ def _images(place: Path, rng: np.random.Generator) -> None:
     policy = "error" if rng.integers(2) else "skip"
     splits = load_splits(DataConfig(source=str(place), on_bad_image=policy))
     str(splits).encode()
-    for index in range(len(splits.train)):
-        splits.train.load(index)
+    list(map(splits.train.load, range(len(splits.train))))
 
 
 KINDS: Mapping[str, Callable[[Path, np.random.Generator], None]] = {

@@ -1,4 +1,4 @@
-"""What an image server is: its model and version, which are part of every request."""
+"""Identity of an image server: its model and version, which are part of every request."""
 
 import asyncio
 import hashlib

@@ -77,10 +77,7 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
     place = own_place(rank, world_size)
     folder = Path(mkdtemp(prefix="online-aug-"))
     try:
-        uncut = {} if dataset is None else {f"data.{key}": None for key in _CUTS}
-        chosen = _load(config, uncut | overrides, folder / CONFIG_FILE)
-        if dataset is not None:
-            chosen = _with_source(chosen, copy_of(dataset, class_names, chosen.data.root))
+        chosen = _chosen(config, overrides, dataset, class_names, folder / CONFIG_FILE)
         opening = _checked(chosen, place)
         _prepare(opening, prepare=prepare)
         loader = _build(opening, folder)
@@ -90,10 +87,23 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
     loader.mode = mode
     if transform is not None:
         loader.dataset.transform = OwnTransform(transform)  # type: ignore[attr-defined]
-    if pin_memory is not None:
-        loader.pin_memory = pin_memory
+    loader.pin_memory = loader.pin_memory if pin_memory is None else pin_memory
     loader.start()
     return loader
+
+
+def _chosen(
+    config: Config | Path | str,
+    overrides: Mapping[str, Any],
+    dataset: object,
+    class_names: Sequence[str] | None,
+    path: Path,
+) -> Config:
+    """Return the configuration that the caller's words make, with a copy of his data set."""
+    if dataset is None:
+        return _load(config, overrides, path)
+    chosen = _load(config, {f"data.{key}": None for key in _CUTS} | dict(overrides), path)
+    return _with_source(chosen, copy_of(dataset, class_names, chosen.data.root))
 
 
 def _check_words(transform: object, mode: str) -> None:

@@ -164,7 +164,7 @@ def rejected_of(store: Store, plan: Numbered[Servable]) -> dict[int, Rejection]:
 
 
 class Memory:
-    """What a cache holds of several plans, kept up while images arrive."""
+    """Keeps up what a cache holds of several plans while images arrive."""
 
     def __init__(self, store: Store, requests: Served, after: int) -> None:
         """Look up what it holds now.

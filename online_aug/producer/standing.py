@@ -12,7 +12,7 @@ from online_aug.producer.request_queue import LOOKUP_BATCH
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What became of the requests that a machine has to make."""
+    """Counts the requests that a machine has to make by what became of them."""
 
     there: There
     """For each request of the whole plan whether the cache holds its image."""

@@ -81,9 +81,8 @@ def build_loader(
     wait_for = WaitFor(store, served, generator, is_stopping=is_stopping)
     filler = filler_of(experiment, pool, pressure, wait_for)
     sampler = BatchSampler(order_of(config, experiment.splits.train), pool, filler)
-    dataset = _dataset(experiment, store, served)
     loader = OnlineAugLoader(
-        dataset,
+        _dataset(experiment, store, served),
         sampler,
         workers=workers_of(config, devices),
         pin_memory=world.device.type == "cuda",

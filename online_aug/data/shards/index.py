@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class ShardIndex:
-    """What is known of some shards of a folder."""
+    """Knowledge of some shards of a folder."""
 
     def __init__(self, folder: Path, files: Sequence[ShardFile], cache: Path | None) -> None:
         """Look into nothing yet.
@@ -96,7 +96,7 @@ class ShardIndex:
 
     @property
     def _place(self) -> Path | None:
-        """Where the index is kept, or None if it cannot be."""
+        """File in which the index is kept, or None if it cannot be."""
         beside = self._folder / INDEX_FILE
         if os.access(self._folder, os.W_OK | os.X_OK):
             return beside

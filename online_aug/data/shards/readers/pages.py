@@ -33,7 +33,7 @@ class Bytes(Protocol):
 
 @dataclass
 class Places:
-    """Where the values of a column are in a shard."""
+    """Places of the values of a column in a shard."""
 
     codec: str
     """Codec of the pages; empty if they are not packed."""
