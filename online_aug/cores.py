@@ -4,6 +4,7 @@ A container or a job on a cluster often has a share of the machine, which the nu
 does not tell. More threads than that stop one another.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,31 @@ from pathlib import Path
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 THREADS = "OMP_NUM_THREADS"
 """The variable by which a user sets the threads of a process."""
+KEPT_BYTES = 1 << 30
+"""Freed memory that a process which computes on the CPU keeps for its next step."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+
+
+def compute_with(threads: int, device: str) -> None:
+    """Set torch's threads in this process; on the CPU, keep the memory that tensors give back.
+
+    By default glibc returns the memory of each large tensor to the system, and a step then waits
+    for pages it has just had (`benchmarks.training.kept_memory`).
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Keep up to `KEPT_BYTES` of freed memory in this process; without glibc, change nothing."""
+    set_parameter = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_parameter is not None:
+        set_parameter(M_MMAP_THRESHOLD, KEPT_BYTES)
+        set_parameter(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def usable_cores() -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from online_aug.classifier.class_names import BEST_FILE, MODEL_FILE
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
+from online_aug.cores import compute_with
 from online_aug.errors import UserError
 from online_aug.files import check_folder
 from online_aug.reporting.run_directory import CONFIG_FILE, run_folder
@@ -181,7 +182,9 @@ def _judge(
         raise UserError(f"{weights} must be the weights of a finished run, not found: train first")
     splits = load_splits(config.data, config.cache.path)
     images = splits.test
-    device = torch.device(plan_devices(config.wished_devices).train[0])
+    devices = plan_devices(config.wished_devices, generates=False)
+    device = torch.device(devices.train[0])
+    compute_with(devices.train_threads, devices.train[0])
     check_class_names(weights, "the run", images.class_names)
     settings = config.classifier.model_copy(update={"checkpoint": weights})
     classifier = build_classifier(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import parse_command
 from online_aug.config import Config
 from online_aug.config.loading import changed
+from online_aug.cores import compute_with
 from online_aug.distributed.identity import launched_part
 from online_aug.errors import UserError
 from online_aug.processes import Interrupt
@@ -98,8 +99,6 @@ def check_fillable(config: Config) -> None:
 
 
 def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
-    import torch
-
     from online_aug.data.sources import load_splits
     from online_aug.diffusion.compatibility import settle
     from online_aug.distributed.devices import plan_devices
@@ -108,7 +107,7 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
 
     number = launched_part().local_number
     devices = plan_devices(config.wished_devices, trains=False, number=number)
-    torch.set_num_threads(devices.generate_threads)
+    compute_with(devices.generate_threads, devices.generator)
     splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)
     check_saliency(experiment)

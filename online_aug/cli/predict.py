@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from online_aug.cli.main import Parser
+from online_aug.cores import compute_with
 from online_aug.errors import UserError, escaped
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def _predict(
     from online_aug.distributed.devices import plan_devices
 
     model = read_hub_model(found.run)
-    device = plan_devices(DevicesConfig(generate="none"), generates=False).train[0]
+    devices = plan_devices(DevicesConfig(generate="none"), generates=False)
+    device = devices.train[0]
+    compute_with(devices.train_threads, device)
     is_hidden = sys.stdout.isatty() and not found.json
     with progress(
         "predicting", len(files), enabled=not is_hidden, console=Console(stderr=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
+from online_aug.cores import compute_with
 from online_aug.distributed.identity import LAUNCHER_PID, Identity, check_master, identify
 from online_aug.errors import UserError
 from online_aug.processes import Interrupt, age_s
@@ -206,8 +207,6 @@ def train(
         directory: Run directory.
         generators: The generation processes, if they are warmed up already.
     """
-    import torch
-
     from online_aug.distributed.world import failing_together, rank_device, start_distributed
     from online_aug.loader.pool import open_store
     from online_aug.training.build_loader import check_shared
@@ -217,7 +216,7 @@ def train(
     with open_store(config, experiment.splits.train) as store:
         position = store.position()  # on every rank before anything is made: they meet below
     begin_early(generators, config, devices)
-    torch.set_num_threads(devices.train_threads)
+    compute_with(devices.train_threads, devices.train[0])
     world = start_distributed(rank_device(devices.train))
     check_shared(world, directory)
     with (

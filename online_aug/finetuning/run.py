@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.console import open_console, print_line, progress
+from online_aug.cores import compute_with, keep_freed_memory
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square
 from online_aug.distributed.devices import plan_devices
@@ -70,6 +71,8 @@ def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> Non
         if needs_launcher(devices):
             _launch_ranks(experiment.config, devices)
         else:
+            if experiment.device == "cpu":
+                keep_freed_memory()
             _finetune(experiment, folder, single(experiment.device), lambda: None)
 
 
@@ -125,7 +128,7 @@ def join_finetuning(config: Config) -> None:
         SystemExit: With 128 plus the number of the signal that interrupted any of the ranks.
     """
     devices = plan_devices(config.devices, trains=False)
-    torch.set_num_threads(devices.generate_threads)
+    compute_with(devices.generate_threads, devices.generate[0])
     world = start_distributed(rank_device(devices.generate))
     if not world.is_first:
         logging.disable(logging.WARNING)  # the first rank reports what all of them find

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cache import CacheError
 from online_aug.config.loading import load_config
+from online_aug.cores import compute_with
 from online_aug.errors import PassingError, UserError
 from online_aug.producer.messages import Failed, Placement, Status, TrainerPipe, tie_to_parent
 
@@ -61,15 +62,13 @@ def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -
         UserError: If model or data cannot be used.
         CacheError: If the cache cannot be used.
     """
-    import torch
-
     from online_aug.data.sources import load_splits
     from online_aug.experiment.experiment import Experiment
     from online_aug.loader.pool import open_store
     from online_aug.planning.held import held_of
     from online_aug.producer.standing import has_missing
 
-    torch.set_num_threads(placement.threads)
+    compute_with(placement.threads, placement.device)
     config = load_config(config_path)
     experiment = Experiment(config, load_splits(config.data, config.cache.path), placement.device)
     store = open_store(config, experiment.splits.train)

@@ -1,5 +1,8 @@
 """The cores of a process: the quota of its cgroup, and what the user wishes."""
 
+import subprocess
+import sys
+
 import pytest
 
 from online_aug.cores import cpu_quotas, usable_cores, wished_threads
@@ -49,3 +52,30 @@ def test_a_part_of_a_core_is_a_core(monkeypatch):
 def test_a_user_may_set_the_threads(text, expected):
     assert wished_threads({"OMP_NUM_THREADS": text}) == expected
     assert wished_threads({}) is None
+
+
+PAGES = """
+import resource, sys
+import torch
+from online_aug.cores import compute_with
+if sys.argv[1:]:
+    compute_with(1, sys.argv[1])
+for number in range(24):
+    if number == 16:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages(*device):
+    output = subprocess.check_output([sys.executable, "-c", PAGES, *device], text=True)
+    return int(output)
+
+
+def test_a_process_that_computes_on_the_cpu_keeps_the_memory_of_its_tensors():
+    assert pages("cpu") * 10 < pages()
+
+
+def test_a_process_that_computes_on_a_gpu_gives_memory_back():
+    assert pages("cuda:0") * 2 > pages()

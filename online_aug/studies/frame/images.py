@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from online_aug.config import Config
 from online_aug.console import progress
+from online_aug.cores import compute_with
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square, to_bytes
 from online_aug.diffusion.compatibility import settle
@@ -153,7 +153,7 @@ def _opened(config: Config, needs: str) -> Experiment:
     if config.devices.generate == "none":
         raise UserError(f"devices.generate must be auto or a device to study {needs}, got none")
     devices = plan_devices(config.wished_devices, trains=False)
-    torch.set_num_threads(devices.generate_threads)
+    compute_with(devices.generate_threads, devices.generator)
     experiment = Experiment(
         settle(_with_fixed_strengths(config)),
         load_splits(config.data, config.cache.path),
