@@ -27,6 +27,7 @@ from online_aug.studies.frame.answers import (
     Row,
     draw_bars,
     markdown_table,
+    over_seeds,
     share,
     write_answer,
 )
@@ -48,10 +49,12 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     runs = _runs(config, options)
     images, labels = _test_images(config, options)
     rows = [_row(one, images, labels) for one in counted("judging runs", runs)]
+    means = over_seeds(rows, "run")
     data = Path(config.data.source).name
     text = "\n".join(
         [
             f"# Robustness on {len(labels)} test images of {data}\n",
+            *([markdown_table(means)] if means else []),
             markdown_table(rows),
             "FGSM changes each pixel by so many grey levels of 255, against the run's own "
             "gradient. A corruption is the mean of three severities; intervals of the same images "
@@ -61,7 +64,7 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     write_answer(folder, "robustness", text, rows)
     bars = {
         f"{row['run']}: {name}": value
-        for row in rows
+        for row in means or rows
         for name, value in row.items()
         if isinstance(value, Interval) and name in ("clean", "FGSM 4", MEAN)
     }
@@ -154,7 +157,8 @@ STUDY = Study(
         "Whether augmentation makes a classifier harder to disturb (DiffuseMix's claim). Finished "
         "runs are judged on the same test images as they are, with adversarial noise (FGSM) and "
         "with six common corruptions of our own at three severities. Needs finished runs of the "
-        "recipe's data and image size, such as those of online-aug compare. Writes robustness.md, "
+        "recipe's data and image size, such as those of online-aug compare, of which those "
+        "of several seeds are averaged too. Writes robustness.md, "
         "robustness.csv, robustness.png and robustness_sheet.png. One run "
         "on 200 digits took 12 s of one core."
     ),

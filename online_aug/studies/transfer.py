@@ -24,9 +24,11 @@ from online_aug.seeding import numpy_rng
 from online_aug.studies import Study
 from online_aug.studies.frame.answers import (
     Chart,
+    Row,
     draw_bars,
     interval_of,
     markdown_table,
+    over_seeds,
     share,
     write_answer,
 )
@@ -48,24 +50,25 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     runs = finished_runs(options.runs)
     if options.images < 2 * len(load_splits(config.data).train.class_names):
         raise UserError(f"--images must be at least two for each class, got {options.images}")
-    networks = {one.name: (one, one.classifier()) for one in runs}
+    networks = [(one.name, one, one.classifier()) for one in runs]
     first = runs[0]
-    networks[UNTRAINED] = (first, _untrained(first))
-    rows = []
-    for name in counted("training heads", list(networks)):
-        one, classifier = networks[name]
+    networks.append((UNTRAINED, first, _untrained(first)))
+    rows: list[Row] = []
+    for name, one, classifier in counted("training heads", networks):
         data = config.data.model_copy(update=_views(one.config.data))
         rows.append({"run": name, ACCURACY: _judged(classifier, data, options)})
+    means = over_seeds(rows, "run")
     source = Path(config.data.source).name
     text = "\n".join(
         [
             f"# Transfer to {source}: a linear head on the frozen features of each run\n",
+            *([markdown_table(means)] if means else []),
             markdown_table(rows),
             f"`{UNTRAINED}` are those with which the classifier of {first.name} began to learn.\n",
         ]
     )
     write_answer(folder, "transfer", text, rows)
-    bars = {str(row["run"]): interval_of(row, ACCURACY) for row in rows}
+    bars = {str(row["run"]): interval_of(row, ACCURACY) for row in means or rows}
     chart = Chart(f"Test images of {source} that are recognised", "", "share of images, %")
     draw_bars(folder / "transfer.png", chart, bars)
     return text

@@ -37,6 +37,20 @@ def test_runs_are_judged_clean_attacked_and_corrupted(call, run):
 
 
 @pytest.mark.slow
+def test_runs_of_several_seeds_are_averaged(call, run):
+    runs = [run.with_name(f"first-seed{seed}") for seed in range(2)]
+    for folder in runs:
+        shutil.copytree(run, folder)
+    text = call("robustness", f"--runs={run},{runs[0]},{runs[1]}")
+    means = text.split("| run |")[1]
+    assert re.findall(r"^\| (\S+) \| (\d) \|", means, re.MULTILINE) == [
+        ("first", "1"),
+        ("first", "2"),
+    ]
+    assert len(table(call, "robustness")) == 3
+
+
+@pytest.mark.slow
 def test_a_head_is_trained_on_each_run_s_features_and_on_those_of_the_start(call, run):
     call("transfer", f"--runs={run}", "--images=8")
     rows = table(call, "transfer")

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import NamedTuple, TypeAlias
 from online_aug.comparison.paired import CONFIDENCE, estimate
 from online_aug.files import write_atomically
 
+_SEED = re.compile(r"-seed\d+$")
+"""The end of a run's name in a comparison."""
 _COLOURS = ("#4c78a8", "#f28e2b", "#a5abb8", "#59a14f", "#b07aa1", "#c0392b")
 
 
@@ -58,6 +61,29 @@ def mean(values: Sequence[float], *, is_share: bool = True) -> Interval:
     found = estimate(values)
     low, high = found.mean - found.half_width, found.mean + found.half_width
     return Interval(found.mean, low, high, is_share)
+
+
+def over_seeds(rows: Sequence[Row], key: str) -> list[Row]:
+    """Return a row for the runs `NAME-seed0`, `NAME-seed1`, ...: means with Student's interval.
+
+    Args:
+        rows: One for each run.
+        key: The column that names the run. The others hold intervals.
+
+    Returns:
+        Nothing if no name has more than one seed; others have no interval then.
+    """
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_SEED.subn("", str(row[key])), []).append(row)
+    if len(groups) == len(rows):
+        return []
+    found: list[Row] = []
+    for (name, _), members in groups.items():
+        columns = [head for head in members[0] if head != key]
+        values = {head: mean([interval_of(row, head).value for row in members]) for head in columns}
+        found.append({key: name, "seeds": len(members), **values})
+    return found
 
 
 def interval_of(row: Row, key: str) -> Interval:
