@@ -26,6 +26,7 @@ from online_aug.studies.frame.answers import (
     Interval,
     Row,
     draw_bars,
+    interval_of,
     markdown_table,
     over_seeds,
     share,
@@ -63,10 +64,9 @@ def run(config: Config, options: Namespace, folder: Path) -> str:
     )
     write_answer(folder, "robustness", text, rows)
     bars = {
-        f"{row['run']}: {name}": value
+        f"{name}: {row['run']}": interval_of(row, name)
+        for name in ("clean", "FGSM 4", MEAN)
         for row in means or rows
-        for name, value in row.items()
-        if isinstance(value, Interval) and name in ("clean", "FGSM 4", MEAN)
     }
     chart = Chart("Test images that are recognised", "", "share of images, %")
     draw_bars(folder / "robustness.png", chart, bars)

@@ -183,6 +183,7 @@ def draw_bars(path: Path, chart: Chart, bars: Mapping[str, Interval]) -> None:
         if not math.isnan(found.low):
             ends = [scale * found.low, scale * found.high]
             axes.plot(ends, [number, number], color="#1f2430", linewidth=1.5)
+    axes.margins(y=0.5 / len(bars))
     axes.invert_yaxis()
     _finish(figure, axes, chart._replace(x=chart.y, y=chart.x), is_across=True)
     _save(figure, path)
