@@ -30,6 +30,8 @@ from online_aug.saliency import otsu_masks, upscaled
 
 CANDIDATES = 30
 """Photos of other classes among which the ground of an object is looked for."""
+METHODS = ("vanilla", "randaugment", "mixup", "cutmix", "paste", "paste+cutmix")
+"""The rows that need no generator."""
 KEYS = """
 data: {image_size: 224, resize: shortest, crop: resized, crop_area: [0.5, 1], shift: 0,
        rotate_degrees: 0, scale: [1, 1], hflip: 0.5, examples_per_class: 5, epoch_repeats: 5,
@@ -39,8 +41,8 @@ saliency: {method: masks, layout: stretched, mask: otsu}
 mixing: {synthetic_probability: 0.5}
 classifier: {name: efficientnet_lite2, mean: 0.49804, std: 0.50196, head_only: true,
              channels_last: true, precision: bfloat16}
-optim: {name: adamw, lr: 3e-3, weight_decay: 0.05, batch_size: 32}
-run: {epochs: 8}
+optim: {name: adamw, lr: 3e-2, weight_decay: 0.05, batch_size: 32}
+run: {epochs: 3}
 """
 
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keys["classifier"]["checkpoint"] = str(options.weights.resolve())
     recipe = place / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(keys))
-    given = [] if "--methods" in others or "--row" in others else ["--methods", "vanilla", "paste"]
+    given = [] if "--methods" in others or "--row" in others else ["--methods", *METHODS]
     where = ["--recipe", str(recipe), "--dir", str(place), "--also", str(grounds)]
     return accuracy.main([*others, "--cuts", *where, *given])
 
