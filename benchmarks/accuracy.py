@@ -63,7 +63,7 @@ BLOCKS = {
     "birds20": Block(BIRDS, ("data.examples_per_class=20", "data.epoch_repeats=3")),
     "birds": Block(BIRDS, ()),
     "birds_tail": Block(
-        BIRDS, ("data.imbalance_factor=0.1", "data.many_few=[30,15]", "data.epoch_repeats=3")
+        BIRDS, ("data.imbalance_factor=0.1", "data.many_few=[30,15]", "data.epoch_repeats=2")
     ),
     "digits_tail": Block(
         DIGITS,
