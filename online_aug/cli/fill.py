@@ -107,11 +107,11 @@ def _prepare(config: Config) -> tuple["Experiment", "DevicePlan"]:
 
     number = launched_part().local_number
     devices = plan_devices(config.wished_devices, trains=False, number=number)
-    compute_with(devices.generate_threads, devices.generator)
     splits = load_splits(config.data, config.cache.path)
     experiment = Experiment(settle(config), splits, devices.generator)
     check_saliency(experiment)
     experiment.check(generates=True)
+    compute_with(devices.generate_threads, devices.generator)
     return experiment, devices
 
 

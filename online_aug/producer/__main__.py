@@ -68,7 +68,6 @@ def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -
     from online_aug.planning.held import held_of
     from online_aug.producer.standing import has_missing
 
-    compute_with(placement.threads, placement.device)
     config = load_config(config_path)
     experiment = Experiment(config, load_splits(config.data, config.cache.path), placement.device)
     store = open_store(config, experiment.splits.train)
@@ -81,6 +80,7 @@ def make_images(config_path: Path, placement: Placement, trainer: TrainerPipe) -
     from online_aug.producer.service import Service
     from online_aug.producer.work import load_generator, share_device, work_of
 
+    compute_with(placement.threads, placement.device)
     with sole_generator(placement.device), closing(load_generator(experiment)) as generator:
         sharing = share_device(generator, placement.device, placement.share)
         work = work_of(experiment, placement.number, placement.count, there)
