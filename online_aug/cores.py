@@ -28,12 +28,16 @@ def compute_with(threads: int, device: str) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
 
 
-def keep_freed_memory() -> None:
-    """Keep up to `KEPT_BYTES` of freed memory in this process; without glibc, change nothing."""
+def keep_freed_memory(device: str) -> None:
+    """Keep about `KEPT_BYTES` of freed memory in this process, if it computes on the CPU by glibc.
+
+    It is for processes of our own: in a user's it would change the whole program.
+    """
+    if device != "cpu":
+        return
     set_parameter = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_parameter is not None:
         set_parameter(M_MMAP_THRESHOLD, KEPT_BYTES)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _measured(options: argparse.Namespace) -> dict[str, float]:
     """Take the steps of one side in this process."""
     if options.side != SIDES[0]:
-        keep_freed_memory()
+        keep_freed_memory("cpu")
     torch.set_num_threads(1)
     model = timm.create_model(options.classifier, num_classes=10)
     model = model.to(memory_format=torch.channels_last)

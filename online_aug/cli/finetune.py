@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from online_aug.cli.main import parse_command
+from online_aug.cores import keep_freed_memory
 from online_aug.distributed.identity import identify
 from online_aug.errors import UserError
 
@@ -56,5 +57,6 @@ def main(argv: Sequence[str]) -> None:
         sys.stdout.write(f"model      {diffusion.model}\nlearns     {config.finetune.mode}, ")
         sys.stdout.write(f"{steps} steps\nresult     {diffusion.finetuned}\n")
         return
+    keep_freed_memory(devices.generator)
     ensure_finetuned(experiment, devices.finetune)
     sys.stdout.write(f"fine-tuned: {diffusion.finetuned}\n")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from online_aug.cli.main import Command, parse_command
 from online_aug.config import Config
 from online_aug.config.loading import config_digest, resolved_yaml
-from online_aug.cores import compute_with
+from online_aug.cores import compute_with, keep_freed_memory
 from online_aug.distributed.identity import LAUNCHER_PID, Identity, check_master, identify
 from online_aug.errors import UserError
 from online_aug.processes import Interrupt, age_s
@@ -100,6 +100,7 @@ def run(
         prepare(directory, resolved_yaml(config), config_digest(config), config.run.resume)
     is_alone = not (me.is_launched or needs_launcher(devices.train))
     with warm_generators(config, devices, directory) if is_alone else nullcontext() as generators:
+        keep_freed_memory(devices.generator)
         prepare_generation(experiment, devices.finetune)
         check_served(experiment, generates=bool(devices.generate))  # the plan is known now
         if not needs_launcher(devices.train):

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from online_aug.config import Config
 from online_aug.config.loading import resolved_yaml
 from online_aug.console import open_console, print_line, progress
-from online_aug.cores import compute_with, keep_freed_memory
+from online_aug.cores import compute_with
 from online_aug.data.sources import load_splits
 from online_aug.data.transforms import fit_square
 from online_aug.distributed.devices import plan_devices
@@ -71,8 +71,6 @@ def ensure_finetuned(experiment: Experiment, devices: Sequence[str] = ()) -> Non
         if needs_launcher(devices):
             _launch_ranks(experiment.config, devices)
         else:
-            if experiment.device == "cpu":
-                keep_freed_memory()
             _finetune(experiment, folder, single(experiment.device), lambda: None)
 
 

@@ -44,16 +44,15 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
     """Open a loader whose generation process runs, for a training loop of one's own.
 
     What generation needs first, a fine-tuned model or saliency maps, is made before this returns,
-    with a progress bar. The generation process ends with `close` or the `with` block, however that
-    ends. No signal handler stays, and no global state is changed. Call it from the main thread.
+    with a progress bar. The generation process ends with `close` or the `with` block. No signal
+    handler stays, and no global state is changed. Call it from the main thread.
 
     Args:
         config: A configuration, a YAML file, or the name of a recipe that comes with the package.
         dataset: Training images in the place of `data.source`: a map-style data set of pairs
             (image, label), whose images are PIL, arrays or tensors. It is copied into `data.root`.
         class_names: Names of its classes by label; None takes its own `classes`.
-        transform: Makes a tensor of a PIL image, in the place of ours; images are then what it
-            makes, else uint8 of `data.image_size`.
+        transform: Makes a tensor of a PIL image; None makes uint8 of `data.image_size`.
         mode: `index` yields lists of slots for `loader.dataset.read`, instead of batches.
         rank: Number of this process among `world_size`; None asks torch.distributed. A batch is
             this rank's share of `optim.batch_size`.

@@ -71,7 +71,7 @@ def over_seeds(rows: Sequence[Row], key: str) -> list[Row]:
         key: The column that names the run. The others hold intervals.
 
     Returns:
-        Nothing if no name has more than one seed; others have no interval then.
+        Nothing if no name has several runs. A name with one run has no interval.
     """
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
