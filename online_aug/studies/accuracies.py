@@ -36,6 +36,7 @@ _ONLY_TARGET, _ONLY_SOURCE = 1e-6, 1e6
 """Exponents so small or large that the label is hard, but at strength 1, which is the target's."""
 _WAIT: Overrides = ("mixing.starvation=wait",)
 """All images of the plan are served, whatever the speed of the generator."""
+_UNCAPPED = "mixing.max_times_sampled=null"
 ACCURACY = "test accuracy"
 
 
@@ -88,7 +89,7 @@ def run_reuse(config: Config, options: Namespace, folder: Path) -> str:
     if not all(count >= 1 for count in options.variants):
         raise UserError("--variants must be at least 1, got one that is not")
     rows = {
-        f"{count} an image": (f"generation.variants_per_image={count}", *_WAIT)
+        f"{count} an image": (f"generation.variants_per_image={count}", _UNCAPPED, *_WAIT)
         for count in sorted(set(options.variants))
     }
     outcomes = _trained(config, options, folder, rows)
@@ -226,7 +227,8 @@ LABELS = Study(
 REUSE = Study(
     about=(
         "What more unique images bring at equal optimizer steps, each then being served less "
-        "often: generation.variants_per_image from 1 to 10, all made before they are served. "
+        "often: generation.variants_per_image from 1 to 10, all made before they are served, as "
+        "often as it takes (mixing.max_times_sampled is not heeded). "
         f"Needs a recipe with a generator. {_TIME} Writes reuse.md, reuse.csv and reuse.png."
     ),
     examples="quickstart\npocket_birds_sgd_mix --variants 1,4 --seeds 5",

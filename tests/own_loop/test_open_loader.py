@@ -8,6 +8,7 @@ import signal
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, RandomCrop, ToTensor
 
-from online_aug import OnlineAugLoader, open_loader
+from online_aug import OnlineAugLoader, cores, open_loader
 from online_aug.classifier.model import build_classifier
 from online_aug.config.loading import load_config, resolved_yaml
 from online_aug.errors import UserError
@@ -235,6 +236,18 @@ def test_the_process_s_state_is_left_as_it_was(recipe):
         assert [b.indices.tolist() for b in one] == [b.indices.tolist() for b in other]
         assert state() == before
     assert state() == before
+
+
+@pytest.mark.slow
+def test_fine_tuning_leaves_the_process_its_settings_of_memory(tmp_path, tiny_model, monkeypatch):
+    calls = []
+    libc = SimpleNamespace(mallopt=lambda *settings: calls.append(settings))
+    monkeypatch.setattr(cores, "ctypes", SimpleNamespace(CDLL=lambda _: libc))
+    with open_loader(make_config(tmp_path, tiny_model)) as loader:
+        assert len(next(iter(loader)).images) > 0
+    assert calls == []
+    cores.keep_freed_memory("cpu")
+    assert calls != []
 
 
 @pytest.mark.slow

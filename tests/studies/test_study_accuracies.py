@@ -47,9 +47,11 @@ def launched(monkeypatch):
 
 
 def test_reuse_trains_with_each_number_of_images_and_waits_for_all(call, launched):
-    text = call("reuse", "--variants=1,3", "--seeds=2", "run.epochs=1")
+    few = ("--seeds=2", "run.epochs=1", "mixing.max_times_sampled=2")
+    text = call("reuse", "--variants=1,3", *few)
     assert [run.config.generation.variants_per_image for run in launched] == [1, 3, 1, 3]
     assert {run.config.mixing.starvation for run in launched} == {"wait"}
+    assert {run.config.mixing.max_times_sampled for run in launched} == {None}
     rows = table(call, "reuse")
     assert [float(row["unique images"]) for row in rows] == [8, 24]
     assert [float(row["test accuracy"]) for row in rows] == [0.55, 0.55]
