@@ -7,12 +7,16 @@ does not tell. More threads than that stop one another.
 import ctypes
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 THREADS = "OMP_NUM_THREADS"
 """The variable by which a user sets the threads of a process."""
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""The variables by which a user sets how threads wait for one another."""
+SPINS = "4000"
+"""Turns for which a thread of libgomp, which torch uses, waits awake before it sleeps."""
 KEPT_BYTES = 1 << 30
 """Freed memory that a process which computes on the CPU keeps for its next step."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -42,6 +46,19 @@ def keep_freed_memory(device: str) -> None:
     if set_parameter is not None:
         set_parameter(M_MMAP_THRESHOLD, KEPT_BYTES)
         set_parameter(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let threads that wait give their core away soon, unless the user has said how they wait.
+
+    By default they stay awake for milliseconds, so that two runs on the same cores stop each other.
+    It holds in processes that load torch later.
+
+    Args:
+        environment: Variables of this process, which its children get as well.
+    """
+    if not any(name in environment for name in WAITING):
+        environment[WAITING[0]] = SPINS
 
 
 def usable_cores() -> int:

@@ -25,6 +25,7 @@ from cache.text import nearest_hint
 from online_aug.config import Config
 from online_aug.config.loading import find_recipe, load_config, recipe_names
 from online_aug.config.schema import describe, fields, json_schema
+from online_aug.cores import share_cores
 from online_aug.distributed.identity import LAUNCHER_S, speaks_for_node
 from online_aug.errors import RunError, UserError, escaped, one_line
 from online_aug.processes import heeded, outlive_terminal
@@ -83,10 +84,7 @@ EXAMPLES = """\
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-RECIPE_EXAMPLES = """\
-quickstart
-quickstart run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'
-"""
+RECIPE_EXAMPLES = "quickstart\nquickstart run.seed=1 optim.lr=1e-3 'method.strength=[0.7, 0.9]'\n"
 
 COMPLETE_RECIPE, COMPLETE_KEY = "_online_aug_recipe", "_online_aug_key"
 """The shell functions that complete a recipe and a key; see `_completed_words`."""
@@ -94,6 +92,7 @@ COMPLETE_RECIPE, COMPLETE_KEY = "_online_aug_recipe", "_online_aug_key"
 
 def main() -> NoReturn:
     """Run the command that the command line names, and exit with its status."""
+    share_cores()
     try:
         run_main(run_command)
     finally:

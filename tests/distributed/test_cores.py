@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from online_aug.cores import cpu_quotas, usable_cores, wished_threads
+from online_aug.cores import SPINS, cpu_quotas, share_cores, usable_cores, wished_threads
 
 
 def quotas(tmp_path, own, files):
@@ -79,3 +79,29 @@ def test_a_process_that_computes_on_the_cpu_keeps_the_memory_of_its_tensors():
 
 def test_a_process_that_computes_on_a_gpu_gives_memory_back():
     assert pages("cuda:0") * 2 > pages()
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {"GOMP_SPINCOUNT": SPINS}),
+        ({"OMP_WAIT_POLICY": "active"}, {}),
+        ({"GOMP_SPINCOUNT": "0"}, {}),
+    ],
+)
+def test_waiting_threads_give_their_core_away_unless_the_user_says_how_they_wait(given, added):
+    environment = dict(given)
+    share_cores(environment)
+    assert environment == given | added
+
+
+@pytest.mark.slow
+def test_a_command_shortens_the_waiting_before_torch_is_loaded():
+    script = (
+        "import os, sys; import online_aug.cli.main as entry; entry.run_main = lambda _: "
+        "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT']); entry.main()"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={}
+    )
+    assert said.stdout.split() == ["False", SPINS]
