@@ -45,7 +45,7 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
 
     What generation needs first, a fine-tuned model or saliency maps, is made before this returns,
     with a progress bar. The generation process ends with `close` or the `with` block. No signal
-    handler stays, and no global state is changed. Call it from the main thread.
+    handler stays, no global state is changed. Call it from the main thread.
 
     Args:
         config: A configuration, a YAML file, or the name of a recipe that comes with the package.
@@ -54,8 +54,7 @@ def open_loader(  # noqa: PLR0913 - each is a word of the caller's, by name
         class_names: Names of its classes by label; None takes its own `classes`.
         transform: Makes a tensor of a PIL image; None makes uint8 of `data.image_size`.
         mode: `index` yields lists of slots for `loader.dataset.read`, instead of batches.
-        rank: Number of this process among `world_size`; None asks torch.distributed. A batch is
-            this rank's share of `optim.batch_size`.
+        rank: Number of this process, which gets its share of each batch; None asks torch.
         world_size: Number of processes that train together.
         pin_memory: Whether batches lie in pinned memory; None does it if there is a GPU to train.
         prepare: False refuses what would have to be made first.
